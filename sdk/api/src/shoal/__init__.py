@@ -1,0 +1,1 @@
+"""Distributed Python with Ray Core's programming model, over NATS."""

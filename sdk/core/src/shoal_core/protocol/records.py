@@ -1,0 +1,241 @@
+"""The data plane's records: msgspec structs in msgpack, which travel in batches over channels.
+
+User bytes inside them are opaque to everyone but the processes that run user code. Records are arrays on
+the wire, so the order of fields is part of the protocol: new fields go last and have a default.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shoal_core.protocol.ids import FunctionId, JobId, LeaseId, NodeId, ObjectKey, ProcessId, SlotId, TaskNumber
+
+
+class Reference(msgspec.Struct, array_like=True, frozen=True):
+    """Names an object anywhere: who owns it and the owner's key for it."""
+
+    owner: ProcessId
+    key: ObjectKey
+
+
+class Inline(msgspec.Struct, array_like=True, tag=0):
+    """A value that travels in the record: its pickle, and the pickle's out-of-band buffers."""
+
+    data: bytes
+    buffers: list[bytes] = []
+    contained: list[Reference] = []
+
+
+class Stored(msgspec.Struct, array_like=True, tag=1):
+    """A value in a segment of a node's shared memory."""
+
+    node: NodeId
+    segment: str
+    size_bytes: int
+    contained: list[Reference] = []
+
+
+class Failed(msgspec.Struct, array_like=True, tag=2):
+    """An error in place of a value: its wire code, its text, and its pickle where it has one."""
+
+    code: str
+    text: str
+    data: bytes = b""
+
+
+Value = Inline | Stored | Failed
+
+
+class Task(msgspec.Struct, array_like=True, tag=1):
+    """Owner → worker: run this. Tasks of one lease run in the order of their positions."""
+
+    number: TaskNumber
+    attempt: int
+    lease: LeaseId
+    position: int
+    function: FunctionId
+    name: str
+    returns: int
+    arguments: Value
+    dependencies: list[Value] = []
+    retry_on: bytes = b""
+    trace: str = ""
+
+
+class TaskDone(msgspec.Struct, array_like=True, tag=2):
+    """Worker → owner: a task has ended. ``kept`` are references of its arguments that the worker still holds."""
+
+    number: TaskNumber
+    attempt: int
+    lease: LeaseId
+    values: list[Value]
+    seconds: float
+    retryable: bool = False
+    kept: list[Reference] = []
+
+
+class TasksReturned(msgspec.Struct, array_like=True, tag=3):
+    """Worker → owner: these tasks were never begun here and never will be."""
+
+    lease: LeaseId
+    numbers: list[TaskNumber]
+    blocked: bool
+
+
+class WorkerBlocked(msgspec.Struct, array_like=True, tag=4):
+    """Worker → its node and its owner: the task waits in get or wait (or no longer does)."""
+
+    lease: LeaseId
+    blocked: bool
+
+
+class LeaseAssigned(msgspec.Struct, array_like=True, tag=5):
+    """Node → worker: serve this lease; tasks of it may already be here."""
+
+    lease: LeaseId
+    owner: ProcessId
+    job: JobId
+    resources: dict[str, int]
+    gpus: list[str] = []
+    config: bytes = b""
+
+
+class LeaseGranted(msgspec.Struct, array_like=True, tag=6):
+    """Node → owner: the worker process is yours until you return the lease."""
+
+    lease: LeaseId
+    key: int
+    slot: SlotId
+    worker: ProcessId
+
+
+class LeaseReturned(msgspec.Struct, array_like=True, tag=7):
+    """Owner → node: the lease is over; ``kill`` where the process must not be used again."""
+
+    lease: LeaseId
+    kill: bool = False
+
+
+class LeaseRecalled(msgspec.Struct, array_like=True, tag=8):
+    """Node → owner: others wait; push nothing more on this lease and return it when it is idle."""
+
+    lease: LeaseId
+
+
+class WorkerLost(msgspec.Struct, array_like=True, tag=9):
+    """Node → owner: the worker process of a lease is gone. Positions above ``begun`` were never begun."""
+
+    lease: LeaseId
+    begun: int
+    reason: str
+    out_of_memory: bool = False
+
+
+class WorkerReady(msgspec.Struct, array_like=True, tag=10):
+    """Worker → node: the process is up and hears its channels."""
+
+    pid: int
+
+
+class Fetch(msgspec.Struct, array_like=True, tag=11):
+    """Borrower → owner: tell me the value of this object as soon as it is ready."""
+
+    key: ObjectKey
+
+
+class Fetched(msgspec.Struct, array_like=True, tag=12):
+    """Owner → borrower: the answer to ``Fetch``."""
+
+    key: ObjectKey
+    value: Value
+
+
+class Borrow(msgspec.Struct, array_like=True, tag=13):
+    """Borrower → owner: count me as a holder of this object."""
+
+    key: ObjectKey
+
+
+class Borrowed(msgspec.Struct, array_like=True, tag=14):
+    """Owner → borrower: you are counted; ``known`` is false where the object is already gone."""
+
+    key: ObjectKey
+    known: bool
+
+
+class Unborrow(msgspec.Struct, array_like=True, tag=15):
+    """Borrower → owner: I hold this object no more."""
+
+    key: ObjectKey
+
+
+class Held(msgspec.Struct, array_like=True, tag=16):
+    """Receiver → sender: the references you sent me in this transfer are counted by their owners now."""
+
+    transfer: int
+
+
+class Transfer(msgspec.Struct, array_like=True, tag=17):
+    """Sender → receiver: the next record carries these foreign references; say ``Held`` when they are counted."""
+
+    transfer: int
+    references: list[Reference]
+
+
+class SegmentFreed(msgspec.Struct, array_like=True, tag=18):
+    """Owner → node: nobody refers to the object in this segment any more."""
+
+    segment: str
+
+
+class SegmentUnpinned(msgspec.Struct, array_like=True, tag=19):
+    """Process → node: the process no longer maps this segment."""
+
+    segment: str
+
+
+class SegmentSealed(msgspec.Struct, array_like=True, tag=20):
+    """Writer → node: the segment is written; ``owner`` will free it, or its death will."""
+
+    segment: str
+    owner: ProcessId
+
+
+class ObjectUnavailable(msgspec.Struct, array_like=True, tag=21):
+    """Reader → owner: the copy of this object could not be read, since its node is gone."""
+
+    key: ObjectKey
+    node: NodeId
+
+
+Record = (
+    Task
+    | TaskDone
+    | TasksReturned
+    | WorkerBlocked
+    | LeaseAssigned
+    | LeaseGranted
+    | LeaseReturned
+    | LeaseRecalled
+    | WorkerLost
+    | WorkerReady
+    | Fetch
+    | Fetched
+    | Borrow
+    | Borrowed
+    | Unborrow
+    | Held
+    | Transfer
+    | SegmentFreed
+    | SegmentUnpinned
+    | SegmentSealed
+    | ObjectUnavailable
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[Record])
+
+encode = _encoder.encode
+"""Turn a list of records into bytes."""
+decode = _decoder.decode
+"""Turn bytes into a list of records; ``msgspec.ValidationError`` if they are not records."""

@@ -1,0 +1,189 @@
+"""Every subject of a cluster, and which role may use it. No other module spells a subject.
+
+A subject carries its audience and its sender, so that the broker's permissions alone decide who can say
+what: user code (role ``process``) cannot forge a node's grant, a scheduler's request or a death.
+
+======================================================  =====================  ==========================
+subject (below ``shoal.<cluster>``)                     published by           heard by
+======================================================  =====================  ==========================
+``gcs.public.<verb>``                                   every role             one gcs (queue group)
+``gcs.node.<verb>``                                     node                   one gcs
+``objectstore.<verb>``                                  process, node          one objectstore
+``scheduler.demand.<owner>``                            process                every scheduler
+``scheduler.public.<verb>``                             every role             one scheduler
+``node.<node>.scheduler.<verb>``                        scheduler              that node
+``node.<node>.process.<verb>``                          process, node          that node
+``channel.<to>.node.<from>``                            node                   process or node ``to``
+``channel.<to>.process.<from>``                         process                process or node ``to``
+``event.<role>.<source>.<kind>[.<detail>]``             that role              anyone
+``inbox.<role>.<id>.>``                                 whoever was asked      that id
+======================================================  =====================  ==========================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId
+
+
+class Role(StrEnum):
+    """Who a connection speaks for; the broker has one user for each."""
+
+    PROCESS = "process"
+    NODE = "node"
+    GCS = "gcs"
+    SCHEDULER = "scheduler"
+    OBJECTSTORE = "objectstore"
+    OBSERVER = "observer"
+
+
+GCS_QUEUE = "gcs"
+SCHEDULER_QUEUE = "scheduler"
+OBJECTSTORE_QUEUE = "objectstore"
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The subjects of one cluster."""
+
+    cluster: str
+
+    @property
+    def root(self) -> str:
+        """What every subject of this cluster begins with."""
+        return f"shoal.{self.cluster}"
+
+    def gcs(self, verb: str) -> str:
+        """Return where any role asks the control store."""
+        return f"{self.root}.gcs.public.{verb}"
+
+    def gcs_from_node(self, verb: str) -> str:
+        """Return where a node, and only a node, asks the control store."""
+        return f"{self.root}.gcs.node.{verb}"
+
+    def objectstore(self, verb: str) -> str:
+        """Return where the durable tier is asked."""
+        return f"{self.root}.objectstore.{verb}"
+
+    def demand(self, owner: str) -> str:
+        """Return where an owner (``*`` for all) states the leases it wants."""
+        return f"{self.root}.scheduler.demand.{owner}"
+
+    def scheduler(self, verb: str) -> str:
+        """Return where any role asks a scheduler."""
+        return f"{self.root}.scheduler.public.{verb}"
+
+    def node_from_scheduler(self, node: NodeId, verb: str) -> str:
+        """Return where a scheduler asks a node."""
+        return f"{self.root}.node.{node}.scheduler.{verb}"
+
+    def node_from_process(self, node: NodeId, verb: str) -> str:
+        """Return where a process, or another node, asks a node."""
+        return f"{self.root}.node.{node}.process.{verb}"
+
+    def channel(self, to: PeerId, role: Role, sender: PeerId) -> str:
+        """Return where the frames of the channel ``sender`` → ``to`` go."""
+        return f"{self.root}.channel.{to}.{role}.{sender}"
+
+    def channels_to(self, to: PeerId) -> str:
+        """Return the pattern of all channels that end at ``to``."""
+        return f"{self.root}.channel.{to}.*.*"
+
+    def event(self, role: Role, source: str, kind: str) -> str:
+        """Return where ``source`` (``*`` for all) tells of events of one kind."""
+        return f"{self.root}.event.{role}.{source}.{kind}"
+
+    def log(self, node: str, job: JobId) -> str:
+        """Return where a node (``*`` for all) publishes what a job's workers print."""
+        return self.event(Role.NODE, node, f"log.{job}")
+
+    def notice(self, scheduler: str, owner: ProcessId) -> str:
+        """Return where a scheduler (``*`` for all) tells an owner about its demand."""
+        return self.event(Role.SCHEDULER, scheduler, f"notice.{owner}")
+
+    def inbox(self, role: Role, identity: str) -> str:
+        """Return the prefix of one connection's replies."""
+        return f"{self.root}.inbox.{role}.{identity}"
+
+    def control_bucket(self) -> str:
+        """Return the name of the control store's JetStream key-value bucket."""
+        return f"shoal-{self.cluster}-gcs"
+
+    def object_stream(self) -> str:
+        """Return the name of the durable tier's JetStream stream."""
+        return f"shoal-{self.cluster}-objects"
+
+    def object_chunk(self, object_id: str, index: str) -> str:
+        """Return where one chunk of a durable object is stored."""
+        return f"obj.{self.cluster}.{object_id}.{index}"
+
+
+def parse_channel(subject: str) -> tuple[Role, str]:
+    """Return the role and the id of the sender that a channel's subject names."""
+    tokens = subject.rsplit(".", 2)
+    return Role(tokens[1]), tokens[2]
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """The subject patterns a role may publish to and subscribe to."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+def permissions(cluster: str, role: Role) -> Permissions:
+    """Return what the broker allows ``role`` in ``cluster``; everything else is refused."""
+    root = f"shoal.{cluster}"
+    anyone = (f"{root}.gcs.public.*", f"{root}.scheduler.public.*")
+    replies = (f"{root}.inbox.>",)
+    own_inbox = (f"{root}.inbox.{role}.>",)
+    events = (f"{root}.event.>",)
+    own_events = (f"{root}.event.{role}.>",)
+    service = ("$SRV.>",)
+    jetstream = ("$JS.API.>", "$KV.>")
+    discovery = ("$SRV.PING.>", "$SRV.INFO.>", "$SRV.STATS.>", "$SRV.PING", "$SRV.INFO", "$SRV.STATS")
+    table = {
+        Role.PROCESS: Permissions(
+            publish=(
+                *anyone,
+                f"{root}.objectstore.*",
+                f"{root}.scheduler.demand.*",
+                f"{root}.node.*.process.*",
+                f"{root}.channel.*.process.*",
+                *own_events,
+            ),
+            subscribe=(*own_inbox, *events, f"{root}.channel.*.*.*"),
+        ),
+        Role.NODE: Permissions(
+            publish=(
+                *anyone,
+                *replies,
+                f"{root}.gcs.node.*",
+                f"{root}.objectstore.*",
+                f"{root}.node.*.process.*",
+                f"{root}.channel.*.node.*",
+                *own_events,
+            ),
+            subscribe=(*own_inbox, *events, *service, f"{root}.channel.*.*.*", f"{root}.node.>"),
+        ),
+        Role.GCS: Permissions(
+            publish=(*anyone, *replies, *own_events, *jetstream),
+            subscribe=(*own_inbox, *events, *service, f"{root}.gcs.>", "$KV.>"),
+        ),
+        Role.SCHEDULER: Permissions(
+            publish=(*anyone, *replies, f"{root}.node.*.scheduler.*", *own_events),
+            subscribe=(*own_inbox, *events, *service, f"{root}.scheduler.>"),
+        ),
+        Role.OBJECTSTORE: Permissions(
+            publish=(*anyone, *replies, *own_events, "$JS.API.>", f"obj.{cluster}.>"),
+            subscribe=(*own_inbox, *events, *service, f"{root}.objectstore.*"),
+        ),
+        Role.OBSERVER: Permissions(
+            publish=(*anyone, *discovery),
+            subscribe=(*own_inbox, *events),
+        ),
+    }
+    return table[role]
