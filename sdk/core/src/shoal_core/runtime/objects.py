@@ -1,0 +1,313 @@
+"""References that users hold, and the state of the object behind each of them.
+
+All references of a process to one object are one Python object (``ObjectRef`` is interned when it is
+unpickled), so identity is equality, and hashing and comparing references cost nothing.
+
+A state's ``value`` goes from None to a value exactly once (and again only when a lost object is made anew), and is
+set by the I/O thread alone. User threads read it without a lock; to wait they register a ``Waiter`` under the
+table's lock, once for a whole list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, object_id_bytes, task_id_bytes, task_of
+from shoal_core.protocol.records import Failed, Reference, Value
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+ID_BYTES = 24
+
+
+class Home(Protocol):
+    """What a reference needs of the runtime it belongs to."""
+
+    released: deque[ObjectState]
+
+    def wake(self) -> None:
+        """Have the I/O thread look at the queues."""
+
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout_seconds: float | None) -> list[Any]:
+        """Return the values of references, waiting for them."""
+
+    def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
+        """Call back on the I/O thread once the object is ready."""
+
+    def load(self, state: ObjectState) -> Any:
+        """Return the value of an object that is ready, or raise its error."""
+
+    def pin(self, state: ObjectState) -> None:
+        """Keep the object until the job ends: a reference to it was pickled where nobody counts."""
+
+    def job_of(self, owner: ProcessId) -> JobId:
+        """Return the job that a process of this cluster works for, as far as it is known here."""
+
+
+class Waiter:
+    """One blocked user thread: released when enough of its objects are ready, or one has failed."""
+
+    __slots__ = ("_lock", "fail_fast", "needed")
+
+    def __init__(self, needed: int, fail_fast: bool) -> None:
+        self.needed = needed
+        self.fail_fast = fail_fast
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ready(self, state: ObjectState) -> None:
+        """Count an object that became ready (I/O thread, under the table's lock)."""
+        self.needed -= 1
+        if (self.needed <= 0 or (self.fail_fast and type(state.value) is Failed)) and self._lock.locked():
+            self._lock.release()
+
+    def wait(self, timeout_seconds: float | None) -> bool:
+        """Block until released; False if the time ran out first."""
+        return self._lock.acquire(timeout=-1 if timeout_seconds is None else max(0.0, timeout_seconds))
+
+
+class ObjectState:
+    """What this process knows of one object, its own or another's."""
+
+    __slots__ = ("__weakref__", "home", "key", "observers", "owner", "reference", "shared", "value", "waiters")
+
+    def __init__(self, home: Home, owner: ProcessId, key: ObjectKey) -> None:
+        self.home = home
+        self.owner = owner
+        self.key = key
+        self.value: Value | None = None
+        self.waiters: list[Waiter] | None = None
+        self.observers: list[Callable[[ObjectState], None]] | None = None
+        self.shared: Any = None
+        self.reference: weakref.ref[ObjectRef[Any]] | None = None
+
+    def wire(self) -> Reference:
+        """Return the object's name on the wire."""
+        return Reference(self.owner, self.key)
+
+
+class ObjectRef(Generic[T_co]):
+    """A reference to an object of the cluster: the future value of a task, or something ``put``.
+
+    ``get(ref)`` returns the value; ``await ref`` does so in any event loop; ``ref.future()`` is a
+    ``concurrent.futures.Future``. A reference passed as a task's own argument is replaced by its value;
+    inside a container it stays a reference. The object lives as long as any process refers to it.
+    """
+
+    __slots__ = ("__weakref__", "_state")
+
+    _state: ObjectState
+
+    def __init__(self, state: ObjectState) -> None:
+        self._state = state
+
+    def __del__(self) -> None:
+        try:
+            state = self._state
+        except AttributeError:
+            return
+        home = state.home
+        home.released.append(state)
+        home.wake()
+
+    def binary(self) -> bytes:
+        """Return the object's id: 24 bytes."""
+        return object_id_bytes(self._state.owner, self._state.key)
+
+    def hex(self) -> str:
+        """Return the object's id as 48 hex digits."""
+        return self.binary().hex()
+
+    def task_id(self) -> bytes:
+        """Return the id of the task that makes the object: 20 bytes."""
+        return task_id_bytes(self._state.owner, task_of(self._state.key))
+
+    def job_id(self) -> JobId:
+        """Return the id of the job the object belongs to."""
+        return self._state.home.job_of(self._state.owner)
+
+    def is_nil(self) -> bool:
+        """Tell whether this refers to nothing; such a reference cannot be made with Shoal."""
+        return False
+
+    def future(self) -> concurrent.futures.Future[T_co]:
+        """Return a future that gets the value, or the error, once the object is ready."""
+        future: concurrent.futures.Future[T_co] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()
+        home, state = self._state.home, self._state
+
+        def settle() -> None:
+            try:
+                value = home.load(state)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+        home.notify(state, settle)
+        return future
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        loop = asyncio.get_running_loop()
+        home, state = self._state.home, self._state
+        if state.value is None:
+            woken: asyncio.Future[None] = loop.create_future()
+
+            def wake() -> None:
+                loop.call_soon_threadsafe(_settle, woken)
+
+            home.notify(state, wake)
+            yield from woken
+        return home.load(state)  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Shoal's own pickler never comes here: this is a pickle that leaves the system.
+        self._state.home.pin(self._state)
+        return restore_reference, (self._state.owner, self._state.key)
+
+    def __copy__(self) -> ObjectRef[T_co]:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ObjectRef[T_co]:
+        return self
+
+    def __repr__(self) -> str:
+        return f"ObjectRef({self.hex()})"
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+Restore = Callable[[ProcessId, ObjectKey], ObjectRef[Any]]
+_restorers: list[Restore] = []
+
+
+def install(restore: Restore) -> None:
+    """Have references that are unpickled in this process made by ``restore`` from now on."""
+    _restorers.append(restore)
+
+
+def uninstall(restore: Restore) -> None:
+    """Undo ``install``."""
+    _restorers.remove(restore)
+
+
+def restore_reference(owner: ProcessId, key: ObjectKey) -> ObjectRef[Any]:
+    """Make the reference that a pickle names; ``RuntimeError`` outside a running cluster."""
+    if not _restorers:
+        raise RuntimeError(
+            "An ObjectRef was unpickled in a process that has not joined a cluster; call shoal.init() first."
+        )
+    return _restorers[-1](owner, key)
+
+
+class ObjectTable:
+    """The objects this process knows: its own by key, others' by owner and key.
+
+    Reading is free for every thread; ``settle`` and ``drop`` are the I/O thread's.
+    """
+
+    def __init__(self, home: Home, local: ProcessId) -> None:
+        self.home = home
+        self.local = local
+        self.owned: dict[ObjectKey, ObjectState] = {}
+        self.borrowed: dict[Reference, ObjectState] = {}
+        self.lock = threading.Lock()
+
+    def create(self, key: ObjectKey) -> ObjectRef[Any]:
+        """Make a new object of this process and its first reference (any thread)."""
+        state = ObjectState(self.home, self.local, key)
+        self.owned[key] = state
+        return ObjectRef(state)
+
+    def find(self, reference: Reference) -> ObjectState | None:
+        """Return the state of an object, if this process knows it."""
+        if reference.owner == self.local:
+            return self.owned.get(reference.key)
+        return self.borrowed.get(reference)
+
+    def restore(self, reference: Reference) -> tuple[ObjectRef[Any], bool]:
+        """Return the reference that was unpickled here, and whether it is a new one to be counted (any thread)."""
+        with self.lock:
+            state = self.find(reference)
+            if state is None:
+                state = ObjectState(self.home, reference.owner, reference.key)
+                if reference.owner == self.local:
+                    self.owned[reference.key] = state
+                else:
+                    self.borrowed[reference] = state
+            known = state.reference and state.reference()
+            if known is not None:
+                return known, False
+            ref: ObjectRef[Any] = ObjectRef(state)
+            state.reference = weakref.ref(ref)
+            return ref, True
+
+    def remember(self, ref: ObjectRef[Any]) -> None:
+        """Note that this reference is about to be pickled, so that unpickling finds it again (any thread)."""
+        state = ref._state
+        if state.reference is None or state.reference() is not ref:
+            with self.lock:
+                state.reference = weakref.ref(ref)
+
+    def register(self, waiter: Waiter, states: Iterable[ObjectState]) -> None:
+        """Add a waiter to all of the states that are not ready; those that are count at once."""
+        with self.lock:
+            for state in states:
+                if state.value is not None:
+                    waiter.ready(state)
+                elif state.waiters is None:
+                    state.waiters = [waiter]
+                else:
+                    state.waiters.append(waiter)
+
+    def unregister(self, waiter: Waiter, states: Iterable[ObjectState]) -> None:
+        """Remove a waiter that gave up."""
+        with self.lock:
+            for state in states:
+                if state.waiters is not None and waiter in state.waiters:
+                    state.waiters.remove(waiter)
+                    if not state.waiters:
+                        state.waiters = None
+
+    def settle(self, ready: Sequence[tuple[ObjectState, Value]]) -> None:
+        """Make objects ready and wake who waits for them; the lock is taken once for the batch."""
+        observed = []
+        with self.lock:
+            for state, value in ready:
+                state.value = value
+                waiters = state.waiters
+                if waiters is not None:
+                    state.waiters = None
+                    for waiter in waiters:
+                        waiter.ready(state)
+                if state.observers is not None:
+                    observed.append(state)
+        for state in observed:
+            observers, state.observers = state.observers, None
+            for observer in observers or ():
+                observer(state)
+
+    def observe(self, state: ObjectState, observer: Callable[[ObjectState], None]) -> None:
+        """Call ``observer`` on the I/O thread when the object is ready; at once if it is (I/O thread)."""
+        if state.value is not None:
+            observer(state)
+        elif state.observers is None:
+            state.observers = [observer]
+        else:
+            state.observers.append(observer)
+
+    def drop(self, reference: Reference) -> ObjectState | None:
+        """Forget an object that nobody refers to any more (I/O thread)."""
+        if reference.owner == self.local:
+            return self.owned.pop(reference.key, None)
+        return self.borrowed.pop(reference, None)

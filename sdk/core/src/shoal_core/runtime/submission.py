@@ -1,0 +1,352 @@
+"""Which task goes to which leased worker: the owner's side of the hot path, as a pure core.
+
+Tasks with the same resources and strategy share a *scheduling key*, and leases are held per key. A key's queue is pushed
+to its leases in bulk: as much as ``WINDOW_SECONDS`` of work by what its functions have been taking, never
+more than one task of a function that has not run yet, so that long tasks are not stacked up behind each other.
+
+A lease's life::
+
+    asked (a slot) ── LeaseGranted ──► held ── idle for IDLE_SECONDS, or recalled and empty ──► returned
+                                        │
+                                        └── WorkerLost ──► gone; what it had not begun is placed again for free
+
+A slot is the id of one lease asked for. A grant for a slot that is no longer wanted goes back at once. The core collects
+what is to be sent in ``outgoing`` and what has failed in ``failed``; whoever calls it empties both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber, node_of
+from shoal_core.protocol.messages import DemandEntry
+from shoal_core.protocol.records import (
+    Failed,
+    LeaseGranted,
+    LeaseReturned,
+    Record,
+    Task,
+    TaskDone,
+    TasksReturned,
+    WorkerLost,
+)
+from shoal_core.protocol.resources import Resources
+
+WINDOW_SECONDS = 0.010
+OVERHEAD_SECONDS = 20e-6
+MOST_IN_FLIGHT = 1024
+MOST_SLOTS = 256
+IDLE_SECONDS = 0.25
+REPEAT_SECONDS = 1.0
+SMOOTHING = 0.3
+
+
+class PendingTask:
+    """A task of this process that has not ended: what is sent, and what its owner needs to know beside it."""
+
+    __slots__ = ("attached", "key", "retries", "unresolved", "wire")
+
+    def __init__(self, wire: Task, key: SchedulingKey, retries: int, attached: Any = None) -> None:
+        self.wire = wire
+        self.key = key
+        self.retries = retries
+        self.attached = attached
+        self.unresolved = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingClass:
+    """What tasks must share to run on the same lease."""
+
+    resources: tuple[tuple[str, int], ...]
+    strategy: str = "DEFAULT"
+    environment: str = ""
+
+
+class Lease:
+    """A worker process that is ours for a while, and the tasks pushed to it that have not ended."""
+
+    __slots__ = ("blocked", "idle_since", "in_flight", "number", "positions", "recalled", "stalled", "worker")
+
+    def __init__(self, number: LeaseId, worker: ProcessId, now: float) -> None:
+        self.number = number
+        self.worker = worker
+        self.in_flight: dict[TaskNumber, PendingTask] = {}
+        self.positions = 0
+        self.blocked = False
+        self.stalled = False
+        self.recalled = False
+        self.idle_since = now
+
+
+class SchedulingKey:
+    """The queue, the leases and the open slots of one scheduling class."""
+
+    __slots__ = ("index", "leases", "name", "queue", "resources", "scheduling_class", "seconds", "slots")
+
+    def __init__(self, index: int, scheduling_class: SchedulingClass) -> None:
+        self.index = index
+        self.scheduling_class = scheduling_class
+        self.resources: Resources = dict(scheduling_class.resources)
+        self.queue: deque[PendingTask] = deque()
+        self.leases: dict[tuple[NodeId, LeaseId], Lease] = {}
+        self.slots: dict[SlotId, None] = {}
+        self.seconds: dict[str, float] = {}
+        self.name = ""
+
+    def window(self, function: str) -> int:
+        """Return how many tasks of a function may be at one worker."""
+        seconds = self.seconds.get(function)
+        if seconds is None:
+            return 1
+        return max(1, min(MOST_IN_FLIGHT, int(WINDOW_SECONDS / (seconds + OVERHEAD_SECONDS))))
+
+    def learn(self, function: str, seconds: float) -> None:
+        """Take one task's duration into the prediction; a surprise upwards counts at once."""
+        known = self.seconds.get(function)
+        if known is None or seconds > 4 * known + 0.001:
+            self.seconds[function] = seconds
+        else:
+            self.seconds[function] = known + SMOOTHING * (seconds - known)
+
+
+class Submission:
+    """All scheduling keys of one owner. Not thread-safe: the I/O thread's."""
+
+    def __init__(self) -> None:
+        self.outgoing: list[tuple[PeerId, Record]] = []
+        self.failed: list[tuple[PendingTask, Failed]] = []
+        self.keys: dict[SchedulingClass, SchedulingKey] = {}
+        self.demand_changed = False
+        self._by_index: list[SchedulingKey] = []
+        self._lease_keys: dict[tuple[NodeId, LeaseId], SchedulingKey] = {}
+        self._touched: dict[SchedulingKey, None] = {}
+        self._slots = 0
+        self._repeat_at = math.inf
+
+    def key_for(self, scheduling_class: SchedulingClass) -> SchedulingKey:
+        """Return the key of a scheduling class, made at its first use."""
+        key = self.keys.get(scheduling_class)
+        if key is None:
+            key = SchedulingKey(len(self._by_index), scheduling_class)
+            self.keys[scheduling_class] = key
+            self._by_index.append(key)
+        return key
+
+    # ------------------------------------------------------------------------------- inputs
+
+    def enqueue(self, task: PendingTask) -> None:
+        """Queue a task whose arguments are all there."""
+        task.key.queue.append(task)
+        self._touched[task.key] = None
+
+    def granted(self, node: NodeId, grant: LeaseGranted, now: float) -> None:
+        """A node gave us a worker process."""
+        key = self._by_index[grant.key]
+        if grant.slot not in key.slots:
+            self.outgoing.append((node, LeaseReturned(grant.lease)))
+            return
+        del key.slots[grant.slot]
+        if not key.queue:
+            self.outgoing.append((node, LeaseReturned(grant.lease)))
+            return
+        lease = Lease(grant.lease, grant.worker, now)
+        key.leases[(node, grant.lease)] = lease
+        self._lease_keys[(node, grant.lease)] = key
+        self._touched[key] = None
+
+    def done(self, worker: ProcessId, result: TaskDone, now: float) -> PendingTask | None:
+        """A task has ended; return it, unless this is not its current attempt or it is tried again."""
+        place = (node_of(worker), result.lease)
+        key = self._lease_keys.get(place)
+        if key is None:
+            return None
+        lease = key.leases[place]
+        task = lease.in_flight.get(result.number)
+        if task is None or task.wire.attempt != result.attempt:
+            return None
+        del lease.in_flight[result.number]
+        lease.stalled = False
+        lease.idle_since = now
+        key.learn(task.wire.function, result.seconds)
+        self._touched[key] = None
+        if result.retryable and task.retries:
+            self._try_again(task)
+            return None
+        return task
+
+    def returned(self, worker: ProcessId, returned: TasksReturned) -> None:
+        """A worker gave back tasks it had not begun, since the one it runs blocks or takes long."""
+        place = (node_of(worker), returned.lease)
+        key = self._lease_keys.get(place)
+        if key is None:
+            return
+        lease = key.leases[place]
+        lease.stalled = True
+        tasks = [lease.in_flight.pop(number) for number in returned.numbers if number in lease.in_flight]
+        key.queue.extendleft(reversed(tasks))
+        self._touched[key] = None
+
+    def blocked(self, worker: ProcessId, number: LeaseId, blocked: bool) -> None:
+        """A worker waits for other objects, or goes on."""
+        key = self._lease_keys.get((node_of(worker), number))
+        if key is not None:
+            key.leases[(node_of(worker), number)].blocked = blocked
+            self._touched[key] = None
+
+    def recalled(self, node: NodeId, number: LeaseId) -> None:
+        """Others wait: nothing more goes to this lease, and it is returned as soon as it is empty."""
+        key = self._lease_keys.get((node, number))
+        if key is not None:
+            key.leases[(node, number)].recalled = True
+            self._touched[key] = None
+
+    def lost(self, node: NodeId, loss: WorkerLost) -> None:
+        """The worker process of a lease is gone."""
+        lease = self._remove(node, loss.lease)
+        if lease is None:
+            return
+        again = []
+        for task in lease.in_flight.values():
+            if task.wire.position > loss.begun:
+                again.append(task)
+            elif task.retries:
+                self._next_attempt(task)
+                again.append(task)
+            else:
+                self.failed.append((task, _crash(task, loss)))
+        for task in reversed(again):
+            task.key.queue.appendleft(task)
+            self._touched[task.key] = None
+
+    def node_lost(self, node: NodeId, reason: str) -> None:
+        """A node is dead: so are all its leases, and nobody knows what they had begun."""
+        for place in [place for place in self._lease_keys if place[0] == node]:
+            self.lost(node, WorkerLost(place[1], 1 << 62, reason))
+
+    def tick(self, now: float) -> None:
+        """Return leases that have been idle for long enough, and repeat unmet demand."""
+        for place, key in list(self._lease_keys.items()):
+            lease = key.leases[place]
+            if not lease.in_flight and not key.queue and now - lease.idle_since >= IDLE_SECONDS:
+                self._return(place)
+        if now >= self._repeat_at:
+            self.demand_changed = True
+
+    # ------------------------------------------------------------------------------- decisions
+
+    def pump(self, now: float) -> None:
+        """Push what can be pushed, and ask for the leases that are missing."""
+        touched, self._touched = self._touched, {}
+        for key in touched:
+            if key.queue:
+                self._push(key)
+            for place, lease in list(key.leases.items()):
+                if not lease.in_flight and lease.recalled:
+                    self._return(place)
+            self._want(key)
+
+    def demand(self, now: float) -> list[DemandEntry]:
+        """Return the whole demand as it is to be published now."""
+        self.demand_changed = False
+        entries = [
+            DemandEntry(
+                key=key.index,
+                name=key.name,
+                resources=key.resources,
+                strategy=key.scheduling_class.strategy,
+                wanted=len(key.queue),
+                slots=list(key.slots),
+            )
+            for key in self._by_index
+            if key.slots
+        ]
+        self._repeat_at = now + REPEAT_SECONDS if entries else math.inf
+        return entries
+
+    def quiet(self) -> bool:
+        """Tell whether there is nothing that time alone could change."""
+        return not self._lease_keys and self._repeat_at == math.inf
+
+    def close(self) -> None:
+        """Give back all leases."""
+        for place in list(self._lease_keys):
+            self._return(place)
+
+    def _push(self, key: SchedulingKey) -> None:
+        open_leases = [
+            lease
+            for lease in key.leases.values()
+            if not (lease.blocked or lease.stalled or lease.recalled)
+        ]
+        if not open_leases:
+            return
+        open_leases.sort(key=_load)
+        queue, outgoing = key.queue, self.outgoing
+        fair = -(-(len(queue) + sum(map(_load, open_leases))) // len(open_leases))
+        for lease in open_leases:
+            in_flight = lease.in_flight
+            while queue:
+                task = queue[0]
+                wire = task.wire
+                if len(in_flight) >= min(fair, key.window(wire.function)):
+                    break
+                queue.popleft()
+                lease.positions += 1
+                wire.lease = lease.number
+                wire.position = lease.positions
+                in_flight[wire.number] = task
+                outgoing.append((lease.worker, wire))
+
+    def _want(self, key: SchedulingKey) -> None:
+        """Ask for as many leases as the queued work is worth, or withdraw what was asked."""
+        queued = len(key.queue)
+        if not queued:
+            if key.slots:
+                key.slots.clear()
+                self.demand_changed = True
+            return
+        key.name = key.queue[0].wire.name
+        seconds = key.seconds.get(key.queue[0].wire.function)
+        worth = queued if seconds is None else math.ceil(queued * (seconds + OVERHEAD_SECONDS) / (WINDOW_SECONDS / 2))
+        usable = sum(1 for lease in key.leases.values() if not (lease.blocked or lease.stalled or lease.recalled))
+        missing = min(worth - (usable if seconds is not None else 0), queued, MOST_SLOTS)
+        if seconds is not None and not usable:
+            missing = max(missing, 1)
+        while len(key.slots) < missing:
+            self._slots += 1
+            key.slots[SlotId(self._slots)] = None
+            self.demand_changed = True
+
+    def _try_again(self, task: PendingTask) -> None:
+        self._next_attempt(task)
+        self.enqueue(task)
+
+    def _next_attempt(self, task: PendingTask) -> None:
+        task.wire.attempt += 1
+        if task.retries > 0:
+            task.retries -= 1
+
+    def _return(self, place: tuple[NodeId, LeaseId]) -> None:
+        self._remove(*place)
+        self.outgoing.append((place[0], LeaseReturned(place[1])))
+
+    def _remove(self, node: NodeId, number: LeaseId) -> Lease | None:
+        key = self._lease_keys.pop((node, number), None)
+        return None if key is None else key.leases.pop((node, number))
+
+
+def _load(lease: Lease) -> int:
+    return len(lease.in_flight)
+
+
+def _crash(task: PendingTask, loss: WorkerLost) -> Failed:
+    attempts = task.wire.attempt + 1
+    what = f"Task {task.wire.name}() failed after {attempts} attempt{'s' * (attempts > 1)}: {loss.reason}."
+    if loss.out_of_memory:
+        return Failed("out_of_memory", what)
+    hint = "" if attempts > 1 else " It was not retried, since max_retries is 0."
+    return Failed("worker_crashed", what + hint)
