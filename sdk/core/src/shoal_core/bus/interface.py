@@ -1,0 +1,227 @@
+"""What a bus is: one connection to a broker, on which subjects carry messages between processes.
+
+Three implementations behave alike and pass one suite of tests: ``fast`` (nats-py with its read and write path replaced),
+``stock`` (nats-py as it comes) and ``memory`` (an in-memory twin for tests).
+
+A bus belongs to one event loop and is used on its thread only. It delivers at most once: what is published while the
+connection is down is dropped, counted, and said so by the return value; nothing is sent later that was asked for
+before. Whoever needs more builds it on top (see ``protocol.channel``).
+
+Callbacks are plain functions and only enqueue. They are called in the order in which the broker sent the messages, on
+the loop's thread. An exception that leaves one is a bug of the callback: it is reported, and the subscription lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from shoal_core.protocol.errors import (
+    DisconnectedError,
+    NoRespondersError,
+    PayloadTooLargeError,
+    RequestTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from shoal_core.bus.keyvalue import KeyValue
+
+logger = logging.getLogger("shoal.bus")
+
+WRITE_BUFFER_BYTES = 64 * 1024 * 1024
+STATUS_HEADER = "Status"
+DESCRIPTION_HEADER = "Description"
+NO_RESPONDERS_STATUS = "503"
+CONTROL_STATUS = "100"
+
+ErrorListener = Callable[[BaseException], None]
+ConnectionListener = Callable[[bool], None]
+
+
+class Message(msgspec.Struct, gc=False):
+    """What arrives on a subject. ``reply`` is where an answer goes ("" if none is wanted)."""
+
+    subject: str
+    reply: str
+    data: bytes
+    headers: dict[str, str] | None = None
+
+
+Callback = Callable[[Message], None]
+
+
+class Subscription(ABC):
+    """Interest in a subject; it outlives reconnects until it is ended."""
+
+    @abstractmethod
+    def unsubscribe(self) -> None:
+        """End the interest at once: no callback is called any more. Does nothing the second time."""
+
+
+def log_error(error: BaseException) -> None:
+    """Log an error that nobody listens for."""
+    logger.error("%s: %s", type(error).__name__, error, exc_info=error)
+
+
+class Bus(ABC):
+    """One connection to a broker.
+
+    ``identity`` names this end in the cluster and ``inbox`` is the prefix of the subjects that only it may read.
+    ``dropped_messages`` counts what was published while the connection was down.
+    """
+
+    identity: str
+    inbox: str
+    max_payload: int
+    connected: bool
+    server_version: str
+    dropped_messages: int
+
+    def __init__(self, identity: str, inbox: str, on_error: ErrorListener | None) -> None:
+        self.identity = identity
+        self.inbox = inbox
+        self.max_payload = 1024 * 1024
+        self.connected = False
+        self.server_version = ""
+        self.dropped_messages = 0
+        self._on_error = on_error or log_error
+        self._loop = asyncio.get_running_loop()
+        self._connection_listeners: dict[int, ConnectionListener] = {}
+        self._listener_count = 0
+        self._requests: dict[str, asyncio.Future[Message]] = {}
+        self._request_count = 0
+        self._reply_prefix = f"{inbox}."
+        self._reply_prefix_length = len(self._reply_prefix)
+
+    @abstractmethod
+    def publish(self, subject: str, data: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None) -> bool:
+        """Send a message without waiting; return whether it was taken (not: whether it arrived).
+
+        What is published in one turn of the loop leaves in one write, in order. While the connection is down the message
+        is dropped and False returned. Raises ``PayloadTooLargeError``, ``BufferFullError`` (64 MiB wait to be written) and
+        ``BusClosedError``.
+        """
+
+    @abstractmethod
+    def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
+        """Have ``callback`` called with every message on ``subject`` (``*`` one token, ``>`` the rest).
+
+        Of all subscriptions with the same ``queue`` name only one gets each message. Takes effect in the order of the
+        publishes of this connection; ``flush`` to know that the broker has it.
+        """
+
+    @abstractmethod
+    async def flush(self, timeout_seconds: float = 5) -> None:
+        """Wait until the broker has processed everything sent so far, and its answers to that were delivered.
+
+        Raises ``DisconnectedError`` and ``RequestTimeoutError``.
+        """
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """End all subscriptions and wait until what was on its way is delivered and everything published is sent.
+
+        Answers to requests still arrive, and one may still publish. A connection that is down has nothing to drain.
+        """
+
+    async def request(
+        self, subject: str, data: bytes, *, timeout_seconds: float, headers: Mapping[str, str] | None = None
+    ) -> Message:
+        """Send a message and wait for its answer.
+
+        Raises ``NoRespondersError`` at once when nobody listens, ``DisconnectedError`` at once when the connection is or
+        goes down (the request may or may not have been carried out), and ``RequestTimeoutError``.
+        """
+        self._request_count += 1
+        token = str(self._request_count)
+        future: asyncio.Future[Message] = self._loop.create_future()
+        self._requests[token] = future
+        timer = self._loop.call_later(timeout_seconds, _expire, future, subject, timeout_seconds)
+        try:
+            if not self.publish(subject, data, reply=self._reply_prefix + token, headers=headers):
+                raise DisconnectedError(f"cannot ask {subject!r}: the connection to the broker is down")
+            answer = await future
+        finally:
+            timer.cancel()
+            del self._requests[token]
+        if answer.headers is not None and not answer.data and answer.headers.get(STATUS_HEADER) == NO_RESPONDERS_STATUS:
+            raise NoRespondersError(f"nobody listens on {subject!r}")
+        return answer
+
+    async def key_value(self, bucket: str, *, create: bool = True, memory: bool = False, replicas: int = 1) -> KeyValue:
+        """Open a bucket of the broker's key-value store, making it first if ``create`` is set and it does not exist.
+
+        Raises ``JetStreamUnavailableError`` where the broker runs without JetStream.
+        """
+        from shoal_core.bus.keyvalue import open_bucket
+
+        return await open_bucket(self, bucket, create=create, memory=memory, replicas=replicas)
+
+    def on_connection(self, listener: ConnectionListener) -> Callable[[], None]:
+        """Have ``listener`` called with False at a disconnect and with True after a reconnect.
+
+        At True the subscriptions were already sent again. Returns a function that ends this.
+        """
+        self._listener_count += 1
+        number = self._listener_count
+        self._connection_listeners[number] = listener
+
+        def end() -> None:
+            self._connection_listeners.pop(number, None)
+
+        return end
+
+    def _answer(self, message: Message) -> None:
+        """Hand an answer to the request that waits for it; a late one is dropped."""
+        future = self._requests.get(message.subject[self._reply_prefix_length :])
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def _connection_changed(self, connected: bool) -> None:
+        """Note the connection's state; at a loss fail all requests in flight; tell the listeners."""
+        self.connected = connected
+        if not connected:
+            for future in self._requests.values():
+                if not future.done():
+                    future.set_exception(
+                        DisconnectedError(
+                            "the connection to the broker broke while a request was in flight; "
+                            "it may or may not have been carried out"
+                        )
+                    )
+        for listener in list(self._connection_listeners.values()):
+            try:
+                listener(connected)
+            except Exception as error:
+                self._report(error)
+
+    def _refuse_large(self, subject: str, size_bytes: int) -> PayloadTooLargeError:
+        """Return the error for a message that the broker would not take."""
+        return PayloadTooLargeError(
+            f"a message of {size_bytes} bytes on {subject!r} is over the broker's max_payload of {self.max_payload} bytes"
+        )
+
+    def _report(self, error: BaseException) -> None:
+        """Tell the owner of the bus of an error that no caller waits for; without one it is logged."""
+        try:
+            self._on_error(error)
+        except Exception as second:
+            log_error(error)
+            log_error(second)
+
+
+def _expire(future: asyncio.Future[Message], subject: str, timeout_seconds: float) -> None:
+    """Fail a request whose time is over."""
+    if not future.done():
+        future.set_exception(RequestTimeoutError(f"no answer on {subject!r} within {timeout_seconds:g} s"))
+
+
+def check_subject(subject: str) -> None:
+    """Refuse a subject that would break the line protocol: empty, with blanks or control characters."""
+    if not subject or " " in subject or not subject.isprintable():
+        raise ValueError(f"not a subject: {subject!r} (empty, or with blanks or control characters)")
