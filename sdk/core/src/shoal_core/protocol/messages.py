@@ -9,12 +9,14 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from shoal_core.protocol.ids import FunctionId, JobId, NodeId, ProcessId, SlotId
 from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 1
+MOST_READ_BYTES = 512 * 1024
+REFUSED_HEADER = "Shoal-Refused"
 
 
 class Message(BaseModel):
@@ -121,6 +123,7 @@ class LeaseSummary(Message):
     resources: Resources
     count: int
     blocked: int = Field(default=0, description="Of these, how many wait in get and gave their CPU back.")
+    recalled: int = Field(default=0, description="Of those not blocked, how many the owner was asked to give back.")
 
 
 class NodeAnnouncement(Message):
@@ -273,7 +276,7 @@ class PutFunctionPart(Message):
     function_id: FunctionId
     part: int
     parts: int
-    data: Base64Bytes
+    data: bytes
 
 
 class GetFunctionPart(Message):
@@ -288,7 +291,7 @@ class FunctionPart(Message):
     """One part of an exported function."""
 
     parts: int
-    data: Base64Bytes
+    data: bytes
 
 
 # ---------------------------------------------------------------------------------------- internal KV
@@ -299,7 +302,7 @@ class KvPut(Message):
 
     namespace: str
     key: str
-    value: Base64Bytes
+    value: bytes
     overwrite: bool = True
 
 
@@ -319,7 +322,7 @@ class KvGet(Message):
 class KvValue(Message):
     """The value of a key, if it has one."""
 
-    value: Base64Bytes | None
+    value: bytes | None
 
 
 class KvDelete(Message):
@@ -462,6 +465,21 @@ class PinSegment(Message):
 
     process: ProcessId
     segment: str
+    serial: int = Field(
+        description="Rises with each pin this process asks for, from 1. A repeated or late request can so be told "
+        "from a new one: `SegmentUnpinned` with this serial ends this pin, even if a copy of the request comes later."
+    )
+
+
+class SegmentRead(Message):
+    """Ask a node for bytes of a segment (verb ``read``); the answer is the bare bytes.
+
+    Where they cannot be read, the answer is a ``Refusal`` that carries the header ``REFUSED_HEADER``.
+    """
+
+    segment: str
+    offset: int = Field(ge=0)
+    length: int = Field(ge=1, le=MOST_READ_BYTES)
 
 
 class DurablePut(Message):
@@ -478,7 +496,7 @@ class DurablePutChunk(Message):
 
     object_id: str
     index: int
-    data: Base64Bytes
+    data: bytes
 
 
 class DurableGet(Message):
@@ -506,13 +524,28 @@ class DurableGetChunk(Message):
 class DurableChunk(Message):
     """One chunk of a durable object."""
 
-    data: Base64Bytes
+    data: bytes
 
 
 class DurableDelete(Message):
     """Remove a durable object (verb ``delete``)."""
 
     object_id: str
+
+
+# ---------------------------------------------------------------------------------------- output of workers
+
+
+class LogLines(Message):
+    """Whole lines that one worker process printed (subject ``log``)."""
+
+    node_id: NodeId
+    job_id: JobId
+    process_id: ProcessId
+    pid: int
+    stream: str = Field(description="stdout or stderr.")
+    name: str = Field(default="", description="What the process was running, for people; may be empty.")
+    lines: list[str]
 
 
 Verb = Annotated[str, "the last token of a request's subject"]
@@ -540,6 +573,7 @@ NODE_PROCESS: dict[Verb, type[Message]] = {
     "pin": PinSegment,
     "attach_driver": AttachDriver,
     "processes": GetProcesses,
+    "read": SegmentRead,
 }
 OBJECTSTORE: dict[Verb, type[Message]] = {
     "put": DurablePut,

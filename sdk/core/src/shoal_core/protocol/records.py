@@ -60,6 +60,7 @@ class Task(msgspec.Struct, array_like=True, tag=1):
     dependencies: list[Value] = []
     retry_on: bytes = b""
     trace: str = ""
+    depth: int = 0
 
 
 class TaskDone(msgspec.Struct, array_like=True, tag=2):
@@ -189,9 +190,10 @@ class SegmentFreed(msgspec.Struct, array_like=True, tag=18):
 
 
 class SegmentUnpinned(msgspec.Struct, array_like=True, tag=19):
-    """Process → node: the process no longer maps this segment."""
+    """Process → node: the process no longer maps this segment; ``serial`` is that of the pin that ends."""
 
     segment: str
+    serial: int
 
 
 class SegmentSealed(msgspec.Struct, array_like=True, tag=20):
@@ -206,6 +208,10 @@ class ObjectUnavailable(msgspec.Struct, array_like=True, tag=21):
 
     key: ObjectKey
     node: NodeId
+
+
+class ProcessUnneeded(msgspec.Struct, array_like=True, tag=22):
+    """Node → worker: no lease will come any more; end as soon as nobody refers to an object you own."""
 
 
 Record = (
@@ -230,6 +236,7 @@ Record = (
     | SegmentUnpinned
     | SegmentSealed
     | ObjectUnavailable
+    | ProcessUnneeded
 )
 
 _encoder = msgspec.msgpack.Encoder()
