@@ -158,16 +158,16 @@ class Borrow(msgspec.Struct, array_like=True, tag=13):
 
 
 class Borrowed(msgspec.Struct, array_like=True, tag=14):
-    """Owner → borrower: you are counted; ``known`` is false where the object is already gone."""
+    """Owner → borrower: you are counted."""
 
     key: ObjectKey
-    known: bool
 
 
 class Unborrow(msgspec.Struct, array_like=True, tag=15):
-    """Borrower → owner: I hold this object no more."""
+    """Borrower → owner: I hold this object no more; it takes back so many times of having been counted."""
 
     key: ObjectKey
+    count: int
 
 
 class Held(msgspec.Struct, array_like=True, tag=16):

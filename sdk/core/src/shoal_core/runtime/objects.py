@@ -74,9 +74,26 @@ class Waiter:
 
 
 class ObjectState:
-    """What this process knows of one object, its own or another's."""
+    """What this process knows of one object, its own or another's.
 
-    __slots__ = ("__weakref__", "home", "key", "observers", "owner", "reference", "shared", "value", "waiters")
+    ``contents`` are the references inside the value: a container keeps what it contains. ``shared`` is this process's
+    mapping of the value's segment, while one is alive. ``reference`` finds the one ``ObjectRef`` again; ``instances`` counts
+    those that exist (a new one may be made before the end of the old one was noticed).
+    """
+
+    __slots__ = (
+        "contents",
+        "fetching",
+        "home",
+        "instances",
+        "key",
+        "observers",
+        "owner",
+        "reference",
+        "shared",
+        "value",
+        "waiters",
+    )
 
     def __init__(self, home: Home, owner: ProcessId, key: ObjectKey) -> None:
         self.home = home
@@ -85,7 +102,10 @@ class ObjectState:
         self.value: Value | None = None
         self.waiters: list[Waiter] | None = None
         self.observers: list[Callable[[ObjectState], None]] | None = None
-        self.shared: Any = None
+        self.contents: Sequence[ObjectRef[Any]] = ()
+        self.shared: weakref.ref[Any] | None = None
+        self.fetching = False
+        self.instances = 1
         self.reference: weakref.ref[ObjectRef[Any]] | None = None
 
     def wire(self) -> Reference:
@@ -235,8 +255,8 @@ class ObjectTable:
             return self.owned.get(reference.key)
         return self.borrowed.get(reference)
 
-    def restore(self, reference: Reference) -> tuple[ObjectRef[Any], bool]:
-        """Return the reference that was unpickled here, and whether it is a new one to be counted (any thread)."""
+    def restore(self, reference: Reference) -> ObjectRef[Any]:
+        """Return the reference to an object, the one that exists or a new one (any thread)."""
         with self.lock:
             state = self.find(reference)
             if state is None:
@@ -245,12 +265,14 @@ class ObjectTable:
                     self.owned[reference.key] = state
                 else:
                     self.borrowed[reference] = state
-            known = state.reference and state.reference()
-            if known is not None:
-                return known, False
+            else:
+                known = state.reference and state.reference()
+                if known is not None:
+                    return known
+                state.instances += 1
             ref: ObjectRef[Any] = ObjectRef(state)
             state.reference = weakref.ref(ref)
-            return ref, True
+            return ref
 
     def remember(self, ref: ObjectRef[Any]) -> None:
         """Note that this reference is about to be pickled, so that unpickling finds it again (any thread)."""

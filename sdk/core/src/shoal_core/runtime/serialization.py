@@ -36,8 +36,8 @@ class Serialized:
     """A value as bytes: its pickle, the buffers that stayed outside, and the references it contains."""
 
     data: bytes
-    buffers: Sequence[memoryview]
-    contained: list[Reference]
+    buffers: Sequence[memoryview] = ()
+    references: Sequence[ObjectRef[Any]] = ()
     raw: bool = False
 
     @property
@@ -45,10 +45,17 @@ class Serialized:
         """How many bytes of payload this is."""
         return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
 
+    @property
+    def contained(self) -> list[Reference]:
+        """The names of the references inside."""
+        return [ref._state.wire() for ref in self.references]
+
     def inline(self) -> Inline:
         """Return the value in the form that travels inside a record."""
         if self.raw:
             return Inline(pickle.dumps(bytes(self.buffers[0]), 5))
+        if not self.buffers and not self.references:
+            return Inline(self.data)
         return Inline(self.data, [bytes(buffer) for buffer in self.buffers], self.contained)
 
 
@@ -63,15 +70,15 @@ class Codec:
         kind = type(value)
         if kind in _PLAIN:
             if kind is bytes and len(value) > INLINE_BYTES:
-                return Serialized(b"", (memoryview(value),), [], raw=True)
-            return Serialized(pickle.dumps(value, 5), (), [])
+                return Serialized(b"", (memoryview(value),), raw=True)
+            return Serialized(pickle.dumps(value, 5))
         if _is_plain(value):
-            return Serialized(pickle.dumps(value, 5), (), [])
+            return Serialized(pickle.dumps(value, 5))
         buffers: list[pickle.PickleBuffer] = []
         sink = io.BytesIO()
         pickler = _Pickler(sink, buffers.append, self._remember)
         pickler.dump(value)
-        return Serialized(sink.getvalue(), [_flat(buffer) for buffer in buffers], pickler.contained)
+        return Serialized(sink.getvalue(), [_flat(buffer) for buffer in buffers], pickler.references)
 
     def load(self, value: Inline) -> Any:
         """Unpickle a value that travelled inside a record."""
@@ -109,16 +116,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         remember: Callable[[ObjectRef[Any]], None],
     ) -> None:
         super().__init__(sink, protocol=5, buffer_callback=buffer_callback)
-        self.contained: list[Reference] = []
+        self.references: list[ObjectRef[Any]] = []
         self._remember = remember
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is ObjectRef:
             self._remember(obj)
-            reference = obj._state.wire()
-            if reference not in self.contained:
-                self.contained.append(reference)
-            return restore_reference, (reference.owner, reference.key)
+            if obj not in self.references:
+                self.references.append(obj)
+            return restore_reference, (obj._state.owner, obj._state.key)
         return super().reducer_override(obj)
 
 

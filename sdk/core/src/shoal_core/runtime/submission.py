@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +46,27 @@ SMOOTHING = 0.3
 
 
 class PendingTask:
-    """A task of this process that has not ended: what is sent, and what its owner needs to know beside it."""
+    """A task of this process that has not ended: what is sent, and what its owner needs to know beside it.
 
-    __slots__ = ("attached", "key", "retries", "unresolved", "wire")
+    ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments; the task
+    holds both until it ends. ``retries`` are those left, -1 for no end of them.
+    """
 
-    def __init__(self, wire: Task, key: SchedulingKey, retries: int, attached: Any = None) -> None:
+    __slots__ = ("dependencies", "key", "nested", "retries", "unresolved", "wire")
+
+    def __init__(
+        self,
+        wire: Task,
+        key: SchedulingKey,
+        retries: int,
+        dependencies: Sequence[Any] = (),
+        nested: Sequence[Any] = (),
+    ) -> None:
         self.wire = wire
         self.key = key
         self.retries = retries
-        self.attached = attached
+        self.dependencies = dependencies
+        self.nested = nested
         self.unresolved = 0
 
 

@@ -1,0 +1,447 @@
+"""The I/O thread's side of a runtime: every change of state happens here.
+
+User threads leave commands on queues and wake the loop; channels deliver records; timers tick. Whatever came in
+one turn of the loop is worked off together, so that each peer gets one message and the table's lock is taken once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shoal_core.bus.interface import Bus
+from shoal_core.bus.peers import Peers
+from shoal_core.protocol.ids import JobId, NodeId, ObjectKey, PeerId, ProcessId, TaskNumber, node_of, object_key
+from shoal_core.protocol.messages import Demand
+from shoal_core.protocol.records import (
+    Borrow,
+    Borrowed,
+    Failed,
+    Fetch,
+    Fetched,
+    Held,
+    LeaseGranted,
+    LeaseRecalled,
+    Record,
+    Reference,
+    SegmentFreed,
+    SegmentSealed,
+    SegmentUnpinned,
+    Stored,
+    TaskDone,
+    TasksReturned,
+    Transfer,
+    Unborrow,
+    Value,
+    WorkerBlocked,
+    WorkerLost,
+)
+from shoal_core.protocol.subjects import Subjects
+from shoal_core.protocol.wire import encode
+from shoal_core.runtime.borrowing import Borrowing
+from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
+from shoal_core.runtime.submission import PendingTask, Submission
+
+TICK_SECONDS = 0.05
+LOSS_GRACE_SECONDS = 0.03
+"""A crashed worker's last results may still be on their way when its node tells of the crash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Command: an object made here is ready."""
+
+    state: ObjectState
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Command: call back on the I/O thread when an object is ready."""
+
+    state: ObjectState
+    callback: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Command: somebody waits for these objects of other owners."""
+
+    states: Sequence[ObjectState]
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Command: send a record to a peer."""
+
+    peer: PeerId
+    record: Record
+
+
+class Reactor:
+    """The state of one process of the cluster, and what it does with records and commands (I/O thread only)."""
+
+    def __init__(self, bus: Bus, subjects: Subjects, local: ProcessId, table: ObjectTable) -> None:
+        self.local = local
+        self.node = node_of(local)
+        self.job = JobId("")
+        self.depth = 0
+        self.commands: deque[Any] = deque()
+        self.released: deque[ObjectState] = deque()
+        self.submission = Submission()
+        self.borrowing = Borrowing(local)
+        self.pinned: list[ObjectRef[Any]] = []
+        self.peers: Peers | None = None
+        self._bus = bus
+        self._subjects = subjects
+        self._table = table
+        self._loop = asyncio.get_running_loop()
+        self._awake = False
+        self._tick: asyncio.TimerHandle | None = None
+        self._version = 0
+        self._settled: list[tuple[ObjectState, Value]] = []
+        self._dead: set[str] = set()
+        self.commands_by_type: dict[type, Callable[[Any], None]] = {
+            PendingTask: self._submit,
+            Put: self._put,
+            Notify: self._notify,
+            Want: lambda want: self._want(want.states),
+            Say: lambda say: self.send(say.peer, say.record),
+        }
+        self.records_by_type: dict[type, Callable[[Any, Any], None]] = {
+            LeaseGranted: lambda peer, r: self.submission.granted(peer, r, time.monotonic()),
+            LeaseRecalled: lambda peer, r: self.submission.recalled(peer, r.lease),
+            TasksReturned: self.submission.returned,
+            WorkerBlocked: lambda peer, r: self.submission.blocked(peer, r.lease, r.blocked),
+            WorkerLost: self._worker_lost,
+            Fetch: self._fetch,
+            Fetched: self._fetched,
+            Borrow: lambda peer, r: self.borrowing.asked(r.key, peer),
+            Borrowed: self._borrowed,
+            Unborrow: self._unborrow,
+            Transfer: self._transfer,
+            Held: lambda peer, r: self.borrowing.held(r.transfer),
+        }
+        self.phase: Callable[[], None] | None = None
+
+    # ------------------------------------------------------------------------------- turns
+
+    def wake(self) -> None:
+        """Have the loop look at the queues soon; cheap when it is going to anyway (any thread)."""
+        if not self._awake:
+            self._awake = True
+            self._loop.call_soon_threadsafe(self.drain)
+
+    def drain(self) -> None:
+        """Work off what user threads left on the queues."""
+        self._awake = False
+        # A release is counted before the commands are taken: whatever was asked for before it, comes before it.
+        releases = len(self.released)
+        commands = self.commands
+        handlers = self.commands_by_type
+        while commands:
+            command = commands.popleft()
+            handlers[type(command)](command)
+        if releases:
+            self._release(releases)
+        if self.phase is not None:
+            self.phase()
+        self.finish()
+
+    def deliver(self, peer: PeerId, records: list[Record]) -> None:
+        """Handle what a channel delivered."""
+        if peer in self._dead:
+            return
+        handlers = self.records_by_type
+        now = time.monotonic()
+        for record in records:
+            if type(record) is TaskDone:
+                self._task_done(peer, record, now)  # type: ignore[arg-type]
+            else:
+                handlers[type(record)](peer, record)
+        self.finish()
+
+    def finish(self) -> None:
+        """End a turn: wake who waits, push what can be pushed, send what is to be sent."""
+        if self._settled:
+            settled, self._settled = self._settled, []
+            self._table.settle(settled)
+        submission = self.submission
+        submission.pump(time.monotonic())
+        if submission.failed:
+            failed, submission.failed = submission.failed, []
+            for task, failure in failed:
+                self.fail(task, failure)
+            self.finish()
+            return
+        if submission.outgoing:
+            self._send_all(submission.outgoing)
+        if self.borrowing.outgoing:
+            self._send_all(self.borrowing.outgoing)
+        if submission.demand_changed:
+            self._publish_demand()
+        if self._tick is None and not submission.quiet():
+            self._tick = self._loop.call_later(TICK_SECONDS, self._on_tick)
+
+    def send(self, peer: PeerId, record: Record) -> None:
+        """Send a record on the channel to a peer."""
+        assert self.peers is not None
+        if peer not in self._dead:
+            self.peers.send(peer, record)
+
+    def _send_all(self, outgoing: list[tuple[PeerId, Record]]) -> None:
+        send, dead = self.peers.send, self._dead  # type: ignore[union-attr]
+        for peer, record in outgoing:
+            if peer not in dead:
+                send(peer, record)
+        outgoing.clear()
+
+    def _on_tick(self) -> None:
+        self._tick = None
+        self.submission.tick(time.monotonic())
+        self.finish()
+
+    def _publish_demand(self) -> None:
+        self._version += 1
+        entries = self.submission.demand(time.monotonic())
+        entries = [entry.model_copy(update={"depth": self.depth}) for entry in entries]
+        demand = Demand(owner=self.local, job_id=self.job, version=self._version, entries=entries)
+        self._bus.publish(self._subjects.demand(self.local), encode(demand))
+
+    def close(self) -> None:
+        """Give everything back; nothing is handled afterwards."""
+        if self._tick is not None:
+            self._tick.cancel()
+        self.submission.close()
+        self._send_all(self.submission.outgoing)
+
+    # ------------------------------------------------------------------------------- tasks of this process
+
+    def _submit(self, task: PendingTask) -> None:
+        """Queue a task as soon as the objects it depends on are ready."""
+        waiting = []
+        for ref in task.dependencies:
+            state = ref._state
+            if state.value is None:
+                waiting.append(state)
+        if not waiting:
+            self._enqueue(task)
+            return
+        task.unresolved = len(waiting)
+        self._want(waiting)
+
+        def resolved(_state: ObjectState) -> None:
+            task.unresolved -= 1
+            if not task.unresolved:
+                self._enqueue(task)
+
+        for state in waiting:
+            self._table.observe(state, resolved)
+
+    def _enqueue(self, task: PendingTask) -> None:
+        values = task.wire.dependencies
+        for ref in task.dependencies:
+            value = ref._state.value
+            assert value is not None
+            if type(value) is Failed:
+                self.fail(task, value)
+                return
+            values.append(value)
+        self.submission.enqueue(task)
+
+    def fail(self, task: PendingTask, failure: Failed) -> None:
+        """End a task without a result of its own: all it would return is this error."""
+        self._settle_returns(task, [failure] * task.wire.returns, self.local)
+
+    def _task_done(self, worker: ProcessId, result: TaskDone, now: float) -> None:
+        task = self.submission.done(worker, result, now)
+        if task is None:
+            for value in result.values:
+                self._discard(value)
+            return
+        for reference in result.kept:
+            if reference.owner == self.local:
+                self.borrowing.lend(reference.key, worker)
+        self._settle_returns(task, result.values, worker)
+
+    def _settle_returns(self, task: PendingTask, values: Sequence[Value], worker: ProcessId) -> None:
+        number: TaskNumber = task.wire.number
+        owned = self._table.owned
+        for index, value in enumerate(values, 1):
+            state = owned.get(object_key(number, index))
+            if type(value) is not Failed and value.contained:
+                contents = self.adopt(value.contained, worker)
+                if state is not None:
+                    state.contents = contents
+            if state is None:
+                self._discard(value)
+            else:
+                self._settled.append((state, value))
+        task.dependencies = ()
+        task.nested = ()
+
+    def _discard(self, value: Value) -> None:
+        """Give back the memory of a value that nobody wants any more."""
+        if type(value) is Stored:
+            self.send(value.node, SegmentFreed(value.segment))
+
+    def _worker_lost(self, node: NodeId, loss: WorkerLost) -> None:
+        def lose() -> None:
+            self.submission.lost(node, loss)
+            self.finish()
+
+        self._loop.call_later(LOSS_GRACE_SECONDS, lose)
+
+    # ------------------------------------------------------------------------------- objects
+
+    def _put(self, put: Put) -> None:
+        self._settled.append((put.state, put.value))
+
+    def _notify(self, notify: Notify) -> None:
+        state = notify.state
+        if state.value is None:
+            self._want((state,))
+        self._table.observe(state, lambda _state: notify.callback())
+
+    def _want(self, states: Iterable[ObjectState]) -> None:
+        """Ask the owners for objects that are not ours and not here."""
+        for state in states:
+            if state.owner != self.local and state.value is None and not state.fetching:
+                if state.owner in self._dead:
+                    self._settled.append((state, _owner_died(state)))
+                    continue
+                state.fetching = True
+                self.send(state.owner, Fetch(state.key))
+
+    def _fetch(self, borrower: ProcessId, fetch: Fetch) -> None:
+        state = self._table.owned.get(fetch.key)
+        if state is None:
+            text = f"the object {fetch.key:x} of process {self.local} is gone: its owner had counted no holder of it"
+            self.send(borrower, Fetched(fetch.key, Failed("reference_counting", text)))
+            return
+
+        def tell(ready: ObjectState) -> None:
+            assert ready.value is not None
+            self.lend_contents(ready.value, ready.contents, borrower)
+            self.send(borrower, Fetched(fetch.key, ready.value))
+
+        self._table.observe(state, tell)
+
+    def _fetched(self, owner: ProcessId, fetched: Fetched) -> None:
+        value = fetched.value
+        state = self._table.borrowed.get(Reference(owner, fetched.key))
+        contents = self.adopt(value.contained, owner) if type(value) is not Failed and value.contained else ()
+        if state is not None:
+            state.contents = contents
+            self._settled.append((state, value))
+
+    def lend_contents(self, value: Value, holds: Any, to: ProcessId) -> None:
+        """Count the receiver of a value as a holder of what the value contains."""
+        if type(value) is not Failed and value.contained:
+            self.borrowing.send(value.contained, holds, to)
+            self._send_all(self.borrowing.outgoing)
+
+    def adopt(self, references: Sequence[Reference], sender: ProcessId) -> list[ObjectRef[Any]]:
+        """Make the references inside a value that came from ``sender``, so that unpickling finds them."""
+        refs = [self._table.restore(reference) for reference in references]
+        self.borrowing.received(references, sender)
+        return refs
+
+    def _transfer(self, sender: ProcessId, transfer: Transfer) -> None:
+        self.borrowing.transferred(transfer, sender, [self._table.restore(r) for r in transfer.references])
+
+    def _borrowed(self, owner: ProcessId, borrowed: Borrowed) -> None:
+        self.borrowing.counted(borrowed.key, owner)
+        reference = Reference(owner, borrowed.key)
+        if reference not in self._table.borrowed:
+            self.borrowing.let_go(reference)
+
+    def _unborrow(self, borrower: ProcessId, unborrow: Unborrow) -> None:
+        if self.borrowing.taken_back(unborrow.key, borrower, unborrow.count):
+            self._free_if_unused(unborrow.key)
+
+    def _release(self, count: int) -> None:
+        """Count the references that user code dropped, and free what nobody refers to any more."""
+        pop = self.released.popleft
+        table, local = self._table, self.local
+        lent = self.borrowing.lent
+        with table.lock:
+            gone = []
+            for _ in range(count):
+                state = pop()
+                state.instances -= 1
+                if not state.instances:
+                    if state.owner != local:
+                        table.borrowed.pop(state.wire(), None)
+                        gone.append(state)
+                    elif state.key not in lent:
+                        table.owned.pop(state.key, None)
+                        gone.append(state)
+        for state in gone:
+            self._forget(state)
+
+    def _free_if_unused(self, key: ObjectKey) -> None:
+        with self._table.lock:
+            state = self._table.owned.get(key)
+            if state is None or state.instances or key in self.borrowing.lent:
+                return
+            del self._table.owned[key]
+        self._forget(state)
+
+    def _forget(self, state: ObjectState) -> None:
+        state.contents = ()
+        if state.owner == self.local:
+            if type(state.value) is Stored:
+                self._discard(state.value)
+        else:
+            reference = state.wire()
+            if not self.borrowing.is_asked(reference):
+                self.borrowing.let_go(reference)
+
+    # ------------------------------------------------------------------------------- deaths
+
+    def process_died(self, process: ProcessId) -> None:
+        """A process of the cluster is gone, and with it what it owned and held."""
+        if process in self._dead or process == self.local:
+            return
+        self._dead.add(process)
+        if self.peers is not None:
+            self.peers.forget(process)
+        for key in self.borrowing.process_died(process):
+            self._free_if_unused(key)
+        for state in list(self._table.borrowed.values()):
+            if state.owner == process and state.value is None:
+                self._settled.append((state, _owner_died(state)))
+        self.finish()
+
+    def node_died(self, node: NodeId, reason: str) -> None:
+        """A node of the cluster is gone, and all its processes."""
+        self._dead.add(node)
+        self.submission.node_lost(node, f"its node {node} died: {reason}")
+        if self.peers is not None:
+            for peer in self.peers.known():
+                if peer[:16] == node:
+                    if len(peer) == 16:
+                        self.peers.forget(peer)
+                    else:
+                        self.process_died(ProcessId(peer))
+        self.finish()
+
+
+def unpin(reactor: Reactor, node: NodeId, segment: str) -> None:
+    """Tell the node that this process no longer maps a segment (any thread)."""
+    reactor.commands.append(Say(node, SegmentUnpinned(segment)))
+    reactor.wake()
+
+
+def seal(reactor: Reactor, node: NodeId, segment: str, owner: ProcessId) -> None:
+    """Tell the node that a segment is written, and who will free it (any thread)."""
+    reactor.commands.append(Say(node, SegmentSealed(segment, owner)))
+
+
+def _owner_died(state: ObjectState) -> Failed:
+    return Failed("owner_died", f"The object was lost: process {state.owner}, which owned it, has died.")

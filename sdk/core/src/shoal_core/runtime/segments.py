@@ -1,0 +1,57 @@
+"""This process's side of the node's shared memory: writing new segments, mapping those of others.
+
+A segment is a file in the node's folder. It is mapped for writing only while its one object is written, with its
+pages populated in one go (measured: 9 GB/s, against 4 GB/s by page faults), and read-only afterwards. A mapping lives as
+long as any buffer inside it does; then the node is told to unpin it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shoal_core.protocol.errors import ObjectStoreFullError
+from shoal_core.runtime.serialization import Serialized, read_segment, segment_bytes, write_segment
+
+COPY_BYTES = 16 * 1024 * 1024
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+
+
+def write(folder: Path, segment: str, value: Serialized) -> int:
+    """Write a value into a segment that the node allocated for it; return its size in bytes."""
+    size = segment_bytes(value)
+    descriptor = os.open(folder / segment, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | _POPULATE) as mapping:
+            target = memoryview(mapping)
+            try:
+                write_segment(value, target, _copy)
+            finally:
+                target.release()
+    except OSError as error:
+        raise ObjectStoreFullError(f"{size:,} bytes could not be mapped in {folder}: {error}") from error
+    finally:
+        os.close(descriptor)
+    return size
+
+
+def read(folder: Path, segment: str, size_bytes: int, unpin: Callable[[str], None]) -> tuple[Any, mmap.mmap]:
+    """Return the value of a pinned segment and its mapping; ``unpin`` is called when the last buffer is gone."""
+    descriptor = os.open(folder / segment, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        mapping = mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+    weakref.finalize(mapping, unpin, segment).atexit = False
+    return read_segment(memoryview(mapping)), mapping
+
+
+def _copy(target: memoryview, source: memoryview) -> None:
+    """Copy in steps, so that other threads of this process get their turn between them."""
+    source = source.cast("B") if source.format != "B" or source.ndim != 1 else source
+    for start in range(0, source.nbytes, COPY_BYTES):
+        target[start : start + COPY_BYTES] = source[start : start + COPY_BYTES]
