@@ -259,13 +259,15 @@ class Reactor:
 
     def _task_done(self, worker: ProcessId, result: TaskDone, now: float) -> None:
         task = self.submission.done(worker, result, now)
-        if task is None:
-            for value in result.values:
-                self._discard(value)
-            return
         for reference in result.kept:
             if reference.owner == self.local:
                 self.borrowing.lend(reference.key, worker)
+        if task is None:
+            for value in result.values:
+                if type(value) is not Failed and value.contained:
+                    self.adopt(value.contained, worker)
+                self._discard(value)
+            return
         self._settle_returns(task, result.values, worker)
 
     def _settle_returns(self, task: PendingTask, values: Sequence[Value], worker: ProcessId) -> None:
@@ -432,9 +434,9 @@ class Reactor:
         self.finish()
 
 
-def unpin(reactor: Reactor, node: NodeId, segment: str) -> None:
+def unpin(reactor: Reactor, node: NodeId, segment: str, serial: int) -> None:
     """Tell the node that this process no longer maps a segment (any thread)."""
-    reactor.commands.append(Say(node, SegmentUnpinned(segment)))
+    reactor.commands.append(Say(node, SegmentUnpinned(segment, serial)))
     reactor.wake()
 
 

@@ -80,6 +80,12 @@ class Codec:
         pickler.dump(value)
         return Serialized(sink.getvalue(), [_flat(buffer) for buffer in buffers], pickler.references)
 
+    def dump_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Serialized:
+        """Pickle the arguments of a call, as ``(args, kwargs)``."""
+        if _is_plain(args) and (not kwargs or _is_plain(kwargs)):
+            return Serialized(pickle.dumps((args, kwargs), 5))
+        return self.dump((args, kwargs))
+
     def load(self, value: Inline) -> Any:
         """Unpickle a value that travelled inside a record."""
         if value.buffers:

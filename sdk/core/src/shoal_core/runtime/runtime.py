@@ -1,0 +1,415 @@
+"""A process's part in the cluster, as its user threads see it: submit, put, get, wait.
+
+``Runtime.open`` starts the I/O thread and returns when the process is connected; ``close`` ends it. In between
+any thread may use it. ``Runtime.current`` is the runtime of this process; there is at most one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import mmap
+import pickle
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from shoal_core.bus.interface import Bus
+from shoal_core.bus.requests import ask, ask_raw
+from shoal_core.protocol.errors import GetTimeoutError, ObjectLostError, ShoalError, TaskError, from_wire
+from shoal_core.protocol.ids import (
+    FunctionId,
+    JobId,
+    NodeId,
+    ObjectKey,
+    ProcessId,
+    TaskNumber,
+    node_of,
+    object_key,
+)
+from shoal_core.protocol.messages import MOST_READ_BYTES, AllocateSegment, PinSegment, SegmentGranted, SegmentRead
+from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Task, Value
+from shoal_core.protocol.subjects import Subjects
+from shoal_core.protocol.wire import encode
+from shoal_core.runtime import objects, segments
+from shoal_core.runtime.execution import Dependency, Ended, current
+from shoal_core.runtime.functions import Definition, Exported, FunctionStore
+from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
+from shoal_core.runtime.reactor import Notify, Put, Reactor, Want, seal, unpin
+from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes
+from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
+
+T = TypeVar("T")
+
+BLOCK_GRACE_SECONDS = 0.01
+"""A worker that waits longer than this gives its CPU back."""
+REQUEST_SECONDS = 60.0
+READS_AT_ONCE = 4
+NO_ARGUMENTS = Inline(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """All that calls of one remote function with the same options share."""
+
+    function: FunctionId
+    name: str
+    returns: int
+    key: SchedulingKey
+    retries: int
+    retry_on: bytes
+
+
+class Runtime:
+    """One process of the cluster; see the module."""
+
+    current: ClassVar[Runtime | None] = None
+
+    def __init__(self, bus: Bus, subjects: Subjects, local: ProcessId, shared_memory: Path | None) -> None:
+        self.bus = bus
+        self.subjects = subjects
+        self.local = local
+        self.node = node_of(local)
+        self.loop = asyncio.get_running_loop()
+        self.objects = ObjectTable(self, local)
+        self.reactor = Reactor(bus, subjects, local, self.objects)
+        self.released: deque[ObjectState] = self.reactor.released
+        self.codec = Codec(self.objects.remember)
+        self.functions = FunctionStore(bus, subjects)
+        self.blocked: Callable[[bool], None] | None = None
+        self.ended: Callable[[Ended], None] = _nobody_runs
+        self.namespace = ""
+        self._shared_memory = shared_memory
+        self._numbers = itertools.count(1)
+        self._pins = itertools.count(1)
+        self._commands = self.reactor.commands
+        self._thread = threading.get_ident()
+
+    def wake(self) -> None:
+        """Have the I/O thread look at the queues (any thread)."""
+        self.reactor.wake()
+
+    def command(self, command: Any) -> None:
+        """Leave a command for the I/O thread (any thread)."""
+        self._commands.append(command)
+        self.reactor.wake()
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the I/O thread and wait for its result (user threads only)."""
+        if threading.get_ident() == self._thread:
+            coroutine.close()
+            raise RuntimeError("A blocking call was made on Shoal's own I/O thread; use the awaitable form there.")
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+    @property
+    def job(self) -> JobId:
+        """The job this process works for; empty for a worker that serves none yet."""
+        return self.reactor.job
+
+    def job_of(self, owner: ProcessId) -> JobId:
+        """Return the job of a process that this one exchanges references with: they share it."""
+        return self.reactor.job
+
+    # ------------------------------------------------------------------------------- tasks
+
+    def export(self, exported: Exported) -> None:
+        """Make a function known to the job's workers; returns when they can fetch it."""
+        if not self.functions.is_uploaded(self.job, exported.function_id):
+            self.call(self.functions.upload(self.job, exported))
+
+    def scheduling_key(self, scheduling_class: SchedulingClass) -> SchedulingKey:
+        """Return the queue that tasks of a scheduling class share."""
+        return self.reactor.submission.key_for(scheduling_class)
+
+    def submit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[ObjectRef[Any]]:
+        """Start a task and return the references to what it will return; never waits for the task."""
+        number = TaskNumber(next(self._numbers))
+        dependencies: Sequence[ObjectRef[Any]] = ()
+        nested: Sequence[ObjectRef[Any]] = ()
+        arguments: Value = NO_ARGUMENTS
+        if args or kwargs:
+            arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
+        running = current.get()
+        wire = Task(
+            number,
+            0,
+            0,
+            0,
+            call.function,
+            call.name,
+            call.returns,
+            arguments,
+            [],
+            call.retry_on,
+            "",
+            0 if running is None else running.task.depth + 1,
+        )
+        create = self.objects.create
+        first = object_key(number, 1)
+        refs = [create(ObjectKey(first + index)) for index in range(call.returns)]
+        self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested))
+        self.reactor.wake()
+        return refs
+
+    def _arguments(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Value, Sequence[ObjectRef[Any]], Sequence[ObjectRef[Any]]]:
+        """Serialize arguments; references among them become dependencies, those inside them are nested."""
+        dependencies: list[ObjectRef[Any]] = []
+
+        def substitute(value: Any) -> Any:
+            if type(value) is not ObjectRef:
+                return value
+            dependencies.append(value)
+            return Dependency(len(dependencies) - 1)
+
+        args = tuple([substitute(arg) for arg in args])
+        if kwargs:
+            kwargs = {key: substitute(value) for key, value in kwargs.items()}
+        try:
+            serialized = self.codec.dump_arguments(args, kwargs)
+        except (TypeError, pickle.PicklingError, AttributeError, RuntimeError, ValueError) as error:
+            raise TypeError(
+                f"The arguments of {name}.remote() cannot be sent to a worker: {_culprit(self.codec, args, kwargs, error)}"
+            ) from error
+        return self.place(serialized, self.local), dependencies, serialized.references
+
+    def function(self, function_id: FunctionId) -> Definition:
+        """Return a function of the job, fetched at its first use (user threads only)."""
+        definition = self.functions.known(self.job, function_id)
+        if definition is None:
+            data = self.call(self.functions.download(self.job, function_id))
+            definition = self.functions.load(self.job, function_id, data)
+        return definition
+
+    # ------------------------------------------------------------------------------- objects
+
+    def put(self, value: Any) -> ObjectRef[Any]:
+        """Make an object of a value and return a reference to it."""
+        serialized = self.codec.dump(value)
+        ref = self.objects.create(object_key(TaskNumber(next(self._numbers)), 0))
+        state = ref._state
+        state.contents = serialized.references
+        placed = self.place(serialized, self.local)
+        # Nobody else knows the object yet, so nobody can be waiting for it.
+        state.value = placed
+        return ref
+
+    def place(self, serialized: Serialized, owner: ProcessId) -> Value:
+        """Return a value as it travels: small ones inline, large ones in the node's shared memory."""
+        if not serialized.raw and serialized.size_bytes <= INLINE_BYTES:
+            return serialized.inline()
+        if self._shared_memory is None:
+            return serialized.inline()
+        size = segment_bytes(serialized)
+        request = AllocateSegment(process=self.local, size_bytes=size)
+        granted = self.call(self._ask_node(self.node, "allocate", request))
+        assert isinstance(granted, SegmentGranted)
+        segments.write(self._shared_memory, granted.segment, serialized)
+        seal(self.reactor, self.node, granted.segment, owner)
+        self.wake()
+        return Stored(self.node, granted.segment, size, serialized.contained)
+
+    async def _ask_node(self, node: NodeId, verb: str, message: Any) -> Any:
+        return await ask(
+            self.bus, self.subjects.node_from_process(node, verb), message, timeout_seconds=REQUEST_SECONDS
+        )
+
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout_seconds: float | None) -> list[Any]:
+        """Return the values of references in order; the first error among them is raised as soon as it is known."""
+        states = [ref._state for ref in refs]
+        pending = [state for state in states if state.value is None]
+        if pending:
+            self._wait(pending, len(pending), timeout_seconds, fail_fast=True)
+            failed = next((state for state in states if type(state.value) is Failed), None)
+            if failed is not None:
+                self.load(failed)
+            if any(state.value is None for state in states):
+                missing = sum(state.value is None for state in states)
+                raise GetTimeoutError(
+                    f"get() timed out after {timeout_seconds:g} s: {missing} of {len(states)} objects were not ready."
+                )
+        return [self.load(state) for state in states]
+
+    def wait(
+        self, refs: Sequence[ObjectRef[Any]], count: int, timeout_seconds: float | None
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        """Return the first ``count`` references that are ready and the others, both in the order given."""
+        split = _split(refs, count)
+        if len(split[0]) >= count or timeout_seconds == 0:
+            if timeout_seconds == 0:
+                self._ask_for([ref._state for ref in split[1]])
+            return split
+        pending = [ref._state for ref in split[1] if ref._state.value is None]
+        self._wait(pending, count - len(split[0]), timeout_seconds, fail_fast=False)
+        return _split(refs, count)
+
+    def _ask_for(self, states: Sequence[ObjectState]) -> None:
+        foreign = [state for state in states if state.owner != self.local and not state.fetching]
+        if foreign:
+            self.command(Want(foreign))
+
+    def _wait(
+        self, pending: Sequence[ObjectState], needed: int, timeout_seconds: float | None, fail_fast: bool
+    ) -> None:
+        """Block until enough of the objects are ready, one fails, or the time is over."""
+        self._ask_for(pending)
+        waiter = Waiter(needed, fail_fast)
+        self.objects.register(waiter, pending)
+        try:
+            if timeout_seconds == 0:
+                return
+            if self.blocked is None or current.get() is None:
+                waiter.wait(timeout_seconds)
+                return
+            began = time.monotonic()
+            if not waiter.wait(BLOCK_GRACE_SECONDS if timeout_seconds is None else min(BLOCK_GRACE_SECONDS, timeout_seconds)):
+                self.blocked(True)
+                try:
+                    left = None if timeout_seconds is None else timeout_seconds - (time.monotonic() - began)
+                    waiter.wait(left)
+                finally:
+                    self.blocked(False)
+        finally:
+            self.objects.unregister(waiter, pending)
+
+    def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
+        """Call back on the I/O thread when an object is ready (any thread)."""
+        self.command(Notify(state, callback))
+
+    def pin(self, state: ObjectState) -> None:
+        """Keep an object until the job ends (any thread)."""
+        ref = self.objects.restore(state.wire())
+        self.reactor.pinned.append(ref)
+
+    def load(self, state: ObjectState) -> Any:
+        """Return the value of an object that is ready, or raise its error."""
+        value = state.value
+        if type(value) is Inline:
+            return self.codec.load(value)
+        if type(value) is Stored and value.node == self.node and self._shared_memory is not None:
+            mapping = state.shared and state.shared()
+            if mapping is None:
+                loaded, mapping = self._map(value)
+                state.shared = weakref.ref(mapping)
+                return loaded
+            return read_segment(memoryview(mapping))
+        assert value is not None
+        return self.load_value(value)
+
+    def load_value(self, value: Value) -> Any:
+        """Return what a value stands for, wherever it lies; raise the error it stands for."""
+        if type(value) is Inline:
+            return self.codec.load(value)
+        if type(value) is Failed:
+            raise _error(value)
+        assert type(value) is Stored
+        if value.node == self.node and self._shared_memory is not None:
+            return self._map(value)[0]
+        if threading.get_ident() == self._thread:
+            raise RuntimeError("An object of another node cannot be awaited yet; get() it in a thread.")
+        return read_segment(memoryview(self.call(self._pull(value))).toreadonly())
+
+    def _map(self, value: Stored) -> tuple[Any, mmap.mmap]:
+        """Pin and map a segment of this node."""
+        assert self._shared_memory is not None
+        serial = next(self._pins)
+        self.call(self._ask_node(self.node, "pin", PinSegment(process=self.local, segment=value.segment, serial=serial)))
+        reactor, node = self.reactor, self.node
+
+        def done(segment: str) -> None:
+            unpin(reactor, node, segment, serial)
+
+        return segments.read(self._shared_memory, value.segment, value.size_bytes, done)
+
+    async def _pull(self, value: Stored) -> bytearray:
+        """Read a segment of another node through the broker, a few chunks at a time."""
+        data = bytearray(value.size_bytes)
+        offsets = iter(range(0, value.size_bytes, MOST_READ_BYTES))
+        subject = self.subjects.node_from_process(value.node, "read")
+
+        async def read() -> None:
+            for offset in offsets:
+                length = min(MOST_READ_BYTES, value.size_bytes - offset)
+                request = SegmentRead(segment=value.segment, offset=offset, length=length)
+                data[offset : offset + length] = await ask_raw(
+                    self.bus, subject, encode(request), timeout_seconds=REQUEST_SECONDS
+                )
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(READS_AT_ONCE):
+                    group.create_task(read())
+        except* ShoalError as errors:
+            reason = errors.exceptions[0]
+            raise ObjectLostError(
+                f"{value.size_bytes:,} bytes could not be read from node {value.node}: {reason}"
+            ) from reason
+        return data
+
+    def close(self) -> None:
+        """Stop handling anything (I/O thread)."""
+        self.reactor.close()
+
+    def install(self) -> None:
+        """Make this the process's runtime."""
+        Runtime.current = self
+        objects.install(self._restore)
+
+    def uninstall(self) -> None:
+        """Undo ``install``."""
+        if Runtime.current is self:
+            Runtime.current = None
+        objects.uninstall(self._restore)
+
+    def _restore(self, owner: ProcessId, key: ObjectKey) -> ObjectRef[Any]:
+        return self.objects.restore(Reference(owner, key))
+
+
+def _split(
+    refs: Sequence[ObjectRef[Any]], count: int
+) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+    """Return the first ``count`` references that are ready, and all others."""
+    ready: list[ObjectRef[Any]] = []
+    others: list[ObjectRef[Any]] = []
+    for index, ref in enumerate(refs):
+        if ref._state.value is not None:
+            ready.append(ref)
+            if len(ready) == count:
+                others += refs[index + 1 :]
+                break
+        else:
+            others.append(ref)
+    return ready, others
+
+
+def _error(value: Failed) -> Exception:
+    """Return the exception that a failed value stands for."""
+    if value.data:
+        try:
+            error = pickle.loads(value.data)
+        except Exception as reason:
+            return TaskError("task", f"{value.text}\n(the exception could not be unpickled here: {reason})", reason)
+        return error.as_instanceof_cause() if isinstance(error, TaskError) else error  # type: ignore[no-any-return]
+    return from_wire(value.code, value.text)
+
+
+def _culprit(codec: Codec, args: Sequence[Any], kwargs: dict[str, Any], error: BaseException) -> str:
+    """Say which argument cannot be pickled."""
+    named = [*((f"argument {index}", arg) for index, arg in enumerate(args)), *kwargs.items()]
+    for name, value in named:
+        try:
+            codec.dump(value)
+        except Exception as reason:
+            return f"{name}, {value!r} of type {type(value).__name__}, cannot be pickled: {reason}"
+    return str(error)
+
+
+def _nobody_runs(ended: Ended) -> None:
+    raise RuntimeError("this process runs no tasks")
+
