@@ -6,8 +6,12 @@ A core is a plain object with two methods, neither of which waits, reads a clock
     tick(now) -> list[Effect]                 # a time it asked for with WakeAt has come
 
 ``message`` is one of the core's inputs: a control message wrapped in ``Request`` or ``Event``, records wrapped in
-``Received``, the outcome of a ``Store`` (``Stored`` or ``Conflict``), or an input of the service's own.
-The engine performs all ``Store`` effects of a list and waits for them before it performs what stands after them.
+``Received``, the outcome of an ``Ask`` (``Answered``), a ``Load`` (``Loaded``) or a ``Store`` (``Stored`` or
+``Conflict``), what a watched bucket says (``Changed``), ``Connected``, or an input of the service's own.
+
+A list of effects is performed in its order. Where a ``Store`` stands in it, what follows waits until the store has
+taken effect, and is dropped if it conflicts: the core then hears ``Conflict`` and decides anew. (A run of neighbouring
+``Store`` effects goes out together.) Other inputs may be handled while a list waits.
 """
 
 from __future__ import annotations
@@ -99,23 +103,26 @@ class Forget:
 class Store:
     """Write a key by compare-and-set: ``revision`` is what the core last saw, 0 for a key that must be new.
 
-    ``value`` None deletes. The outcome comes back as ``Stored`` or ``Conflict`` with the same ``context``.
+    ``value`` None deletes. The outcome comes back as ``Stored`` or ``Conflict`` with the same ``context``. A store
+    whose answer was lost is resolved by reading the key, so a value should be one that nobody else would write.
     """
 
     key: str
     value: bytes | None
     revision: int
     context: Any = None
+    bucket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A ``Store`` took effect."""
+    """A ``Store`` took effect; ``revision`` is the new one (0 after a deletion)."""
 
     key: str
     value: bytes | None
     revision: int
     context: Any
+    bucket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,44 @@ class Conflict:
     value: bytes | None
     revision: int
     context: Any
+    bucket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read a key through the leader of its bucket; it comes back as ``Loaded`` with the same ``context``."""
+
+    key: str
+    context: Any = None
+    bucket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a key held when it was read (None and 0: nothing)."""
+
+    key: str
+    value: bytes | None
+    revision: int
+    context: Any
+    bucket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A watched bucket says that a key has changed; None: it was deleted. Changes of a key come in order."""
+
+    key: str
+    value: bytes | None
+    revision: int
+    bucket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The connection to the broker was lost, or is back: whatever was told in between was not heard."""
+
+    connected: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,5 +187,5 @@ class WakeAt:
     at: float
 
 
-Effect = Reply | Publish | Ask | Send | Forget | Store | Start | WakeAt
-Input = Request | Event | Received | Answered | Stored | Conflict
+Effect = Reply | Publish | Ask | Send | Forget | Store | Load | Start | WakeAt
+Input = Request | Event | Received | Answered | Stored | Conflict | Loaded | Changed | Connected

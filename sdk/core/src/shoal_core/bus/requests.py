@@ -1,0 +1,46 @@
+"""Asking a service, with patience: control requests are idempotent, so one that got lost is simply sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from shoal_core.bus.interface import Bus
+from shoal_core.protocol.errors import DisconnectedError, NoRespondersError, RequestTimeoutError
+from shoal_core.protocol.messages import REPLIES, Message
+from shoal_core.protocol.wire import decode_reply, encode
+
+FIRST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 0.5
+
+
+async def ask(
+    bus: Bus, subject: str, message: Message, timeout_seconds: float = 10.0, attempts: int | None = None
+) -> Message:
+    """Send a request and return its answer; sent again until ``timeout_seconds`` are over or ``attempts`` were made.
+
+    What makes it send again is a lost connection, nobody who listens, or no answer in its share of the time (an equal
+    part of it where ``attempts`` is given, else 2 s). Raises the service's refusal, or the last of those errors.
+    """
+    return decode_reply(REPLIES[type(message)], await ask_raw(bus, subject, encode(message), timeout_seconds, attempts))
+
+
+async def ask_raw(
+    bus: Bus, subject: str, data: bytes, timeout_seconds: float = 10.0, attempts: int | None = None
+) -> bytes:
+    """Send encoded bytes like ``ask`` and return the bytes of the answer."""
+    deadline = time.monotonic() + timeout_seconds
+    share_seconds = timeout_seconds / attempts if attempts else 2.0
+    pause_seconds = FIRST_PAUSE_SECONDS
+    made = 0
+    while True:
+        left_seconds = deadline - time.monotonic()
+        try:
+            answer = await bus.request(subject, data, timeout_seconds=max(0.001, min(share_seconds, left_seconds)))
+            return answer.data
+        except (DisconnectedError, NoRespondersError, RequestTimeoutError):
+            made += 1
+            if made == attempts or time.monotonic() + pause_seconds >= deadline:
+                raise
+        await asyncio.sleep(pause_seconds)
+        pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)

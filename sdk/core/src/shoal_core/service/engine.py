@@ -1,0 +1,441 @@
+"""The one engine: it brings a service's core its inputs, and performs the effects that the core asks for.
+
+The core is called on the event loop, one input at a time, in the turn in which the input arrived; it never waits. What
+takes time (stores, loads, questions to others, a service's own starts) runs beside it, and comes back as an input.
+
+::
+
+    bus ──decode──► core.handle(input, now) ──► effects ──► bus, peers, stores, perform_start
+                          ▲                                          │
+                          └── Stored, Conflict, Loaded, Answered ◄───┘
+
+A core that raises is wrong: the asker is told so, and the engine stops by raising in the task that entered it, to be
+started again by whoever runs it. Bad input from outside is refused and never gets so far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from shoal_core.bus.interface import Bus, Subscription
+from shoal_core.bus.interface import Message as BusMessage
+from shoal_core.bus.keyvalue import Deleted, Entry, KeyValue
+from shoal_core.bus.peers import Peers
+from shoal_core.bus.tracing import handling, message_headers
+from shoal_core.bus.watch import Watch
+from shoal_core.protocol.effects import (
+    Answered,
+    Ask,
+    Changed,
+    Conflict,
+    Connected,
+    Effect,
+    Event,
+    Forget,
+    Load,
+    Loaded,
+    Publish,
+    Received,
+    Reply,
+    Request,
+    Send,
+    Start,
+    Store,
+    WakeAt,
+)
+from shoal_core.protocol.errors import BufferFullError, ServiceError, ShoalError, wire_code
+from shoal_core.protocol.ids import PeerId
+from shoal_core.protocol.messages import REPLIES, Message
+from shoal_core.protocol.records import Record
+from shoal_core.protocol.wire import REFUSAL_HEADER, decode, decode_reply, encode
+from shoal_core.service.discovery import Discovery
+from shoal_core.service.metrics import Metrics
+from shoal_core.service.routes import RawRoute, Route, Served, wildcard_position
+from shoal_core.service.stores import perform_load, perform_store
+
+logger = logging.getLogger("shoal.service")
+
+WAITING_REQUESTS = 10_000
+DRAIN_SECONDS = 2.0
+
+
+class Core(Protocol):
+    """What decides (see ``protocol.effects``). ``message`` is an ``Input``, or an input of the service's own."""
+
+    def handle(self, message: Any, now: float) -> list[Effect]:
+        """Take in one input and return what is to be done."""
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what was to be done at this time."""
+
+
+Deliver = Callable[[PeerId, list[Record]], None]
+PerformStart = Callable[[Any], Awaitable[None] | None]
+
+
+class Engine:
+    """A core at work on a bus. Entering it means that the service hears; leaving drains it.
+
+    ``name`` is the service's (``gcs``), ``bus.identity`` that of this replica. ``perform_start`` carries out the core's
+    ``Start`` commands: a plain callback, or one that returns a coroutine, which then runs beside the core. ``stores``
+    are the buckets by the core's names for them; those in ``watched`` are watched, and known in full on entering.
+    ``peers`` makes the channels, given where to deliver. ``first`` are inputs for the core before all others.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        bus: Bus,
+        *,
+        name: str,
+        routes: Sequence[Route | RawRoute] = (),
+        perform_start: PerformStart | None = None,
+        stores: Mapping[str, KeyValue] | None = None,
+        watched: Sequence[str] = (),
+        peers: Callable[[Deliver], Peers] | None = None,
+        first: Sequence[Any] = (),
+        clock: Callable[[], float] = time.time,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.core = core
+        self.bus = bus
+        self.name = name
+        self.metrics = metrics or Metrics()
+        self.peers: Peers | None = None
+        self.draining = False
+        self._routes = routes
+        self._perform_start = perform_start
+        self._stores = stores or {}
+        self._watched = watched
+        self._make_peers = peers
+        self._first = first
+        self._clock = clock
+        self._entered = False
+        self._askers: dict[int, tuple[str, Served, float]] = {}
+        self._last_token = 0
+        self._wake_at: float | None = None
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._subscriptions: list[Subscription] = []
+        self._watches: list[Watch] = []
+        self._work: set[asyncio.Task[None]] = set()
+        self._dropped = self.metrics.counter("messages_dropped_total", "Messages that could not be sent.")
+
+    @property
+    def ready(self) -> bool:
+        """Whether this replica serves: it was entered, is connected, and does not drain."""
+        return self._entered and not self.draining and self.bus.connected
+
+    # -------------------------------------------------------------------------------- lifespan
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._failure: asyncio.Future[None] = self._loop.create_future()
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        self._guard = self._group.create_task(self._raise_failure())
+        try:
+            await self._open()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def _open(self) -> None:
+        """Learn what the stores hold, then begin to hear."""
+        self._end_listening = self.bus.on_connection(self._on_connection)
+        for bucket in self._watched:
+            watch = await self._stores[bucket].watch(self._watcher(bucket))
+            self._watches.append(watch)
+            await watch.caught_up()
+        if self._make_peers is not None:
+            self.peers = await self._make_peers(self._deliver).__aenter__()
+        for message in self._first:
+            self.inject(message)
+        self._discovery = Discovery(self.bus, self.name)
+        self._subscriptions.extend(self._discovery.open())
+        for route in self._routes:
+            self._subscribe(route)
+        await self.bus.flush()
+        self._entered = True
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.draining = True
+        for subscription in self._subscriptions:
+            subscription.unsubscribe()
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if kind is None and self.bus.connected:
+            await self._finish_work()
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+        for watch in self._watches:
+            watch.stop()
+        self._end_listening()
+        try:
+            if self.peers is not None:
+                await self.peers.__aexit__(kind, error, trace)
+        finally:
+            for task in (self._guard, *self._work):
+                task.cancel()
+            # Only a cancellation concerns the group (it may be its own); other errors pass it by unwrapped.
+            await self._group.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
+
+    async def _finish_work(self) -> None:
+        """Wait a while for what is under way, so that whoever asked gets an answer."""
+        await self.bus.flush()
+        deadline = self._loop.time() + DRAIN_SECONDS
+        while self._work and self._loop.time() < deadline:
+            await asyncio.wait(self._work, timeout=deadline - self._loop.time())
+        await self.bus.flush()
+
+    async def _raise_failure(self) -> None:
+        """Wait for the failure that stops the engine."""
+        await self._failure
+
+    def _fail(self, error: BaseException) -> None:
+        """Stop the engine: the task that entered it is cancelled, and leaving raises ``error``."""
+        if not self._failure.done():
+            self._failure.set_exception(error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the core; if it raises, the engine stops."""
+        task = self._group.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    # -------------------------------------------------------------------------------- inputs
+
+    def inject(self, message: Any) -> None:
+        """Give the core an input of the service's own (a process ended, …). On the loop's thread."""
+        if self._failure.done():
+            return
+        try:
+            effects = self.core.handle(message, self._clock())
+        except Exception as error:
+            self._fail(error)
+            if isinstance(message, Request):
+                self._reply(Reply(message.token, ServiceError(f"{self.name} failed: {error!r}; it will be restarted")))
+            return
+        self._perform(effects)
+
+    def _tick(self) -> None:
+        """Wake the core."""
+        self._wake_at = self._wake_timer = None
+        try:
+            effects = self.core.tick(self._clock())
+        except Exception as error:
+            self._fail(error)
+            return
+        self._perform(effects)
+
+    def _deliver(self, peer: PeerId, records: list[Record]) -> None:
+        self.inject(Received(peer, records))
+
+    def _on_connection(self, connected: bool) -> None:
+        self.inject(Connected(connected))
+
+    def _watcher(self, bucket: str) -> Callable[[Entry | Deleted], None]:
+        """Return the callback of a bucket's watch."""
+
+        def changed(entry: Entry | Deleted) -> None:
+            value = entry.value if isinstance(entry, Entry) else None
+            self.inject(Changed(entry.key, value, entry.revision, bucket))
+
+        return changed
+
+    def _subscribe(self, route: Route | RawRoute) -> None:
+        """Hear a route."""
+        served = Served(self.metrics, route)
+        self._discovery.endpoints.append(served)
+        callback: Callable[[BusMessage], None]
+        if isinstance(route, RawRoute):
+
+            def callback(message: BusMessage) -> None:
+                self._on_raw_request(route, served, message)
+        elif route.kind == "request":
+
+            def callback(message: BusMessage) -> None:
+                self._on_request(route, served, message)
+        else:
+            position = wildcard_position(route.subject)
+
+            def callback(message: BusMessage) -> None:
+                self._on_event(route, served, position, message)
+
+        self._subscriptions.append(self.bus.subscribe(route.subject, callback, queue=route.queue))
+
+    def _on_request(self, route: Route, served: Served, message: BusMessage) -> None:
+        served.requests.add()
+        try:
+            if len(self._askers) >= WAITING_REQUESTS:
+                raise ServiceError(f"{self.name} is busy: {WAITING_REQUESTS} requests wait; ask again later")
+            request = decode(route.model, message.data)
+        except ShoalError as error:
+            self._refuse(message.reply, served, error)
+            return
+        self._last_token += 1
+        self._askers[self._last_token] = (message.reply, served, self._loop.time())
+        with handling(route.subject, message.headers):
+            self.inject(Request(request, self._last_token))
+
+    def _on_event(self, route: Route, served: Served, position: int | None, message: BusMessage) -> None:
+        served.requests.add()
+        try:
+            event = decode(route.model, message.data)
+        except ShoalError as error:
+            served.fail(error)
+            logger.warning("an event on %s was dropped: %s", message.subject, error)
+            return
+        source = message.subject.split(".")[position] if position is not None else ""
+        with handling(route.subject, message.headers):
+            self.inject(Event(event, source))
+
+    def _on_raw_request(self, route: RawRoute, served: Served, message: BusMessage) -> None:
+        served.requests.add()
+        try:
+            answer = route.answer(decode(route.model, message.data))
+        except ShoalError as error:
+            self._refuse(message.reply, served, error)
+            return
+        except Exception as error:
+            self._fail(error)
+            return
+        if isinstance(answer, bytes):
+            self._publish(message.reply, answer)
+        else:
+            self._spawn(self._answer_raw(answer, message.reply, served))
+
+    async def _answer_raw(self, answer: Awaitable[bytes], reply: str, served: Served) -> None:
+        """Wait for a plain answer and send it."""
+        try:
+            data = await answer
+        except ShoalError as error:
+            self._refuse(reply, served, error)
+        else:
+            self._publish(reply, data)
+
+    # -------------------------------------------------------------------------------- effects
+
+    def _perform(self, effects: Sequence[Effect], start: int = 0) -> None:
+        """Perform effects in order; at the first ``Store`` the rest waits for its outcome."""
+        for position in range(start, len(effects)):
+            effect = effects[position]
+            match effect:
+                case Reply():
+                    self._reply(effect)
+                case Publish():
+                    self._publish(effect.subject, encode(effect.message))
+                case Ask():
+                    self._spawn(self._ask(effect))
+                case Send():
+                    self._channels().send(effect.peer, effect.record)
+                case Forget():
+                    self._channels().forget(effect.peer)
+                case Store():
+                    self._spawn(self._store(effects, position))
+                    return
+                case Load():
+                    self._spawn(self._load(effect))
+                case Start():
+                    self._start(effect)
+                case WakeAt():
+                    self._wake(effect.at)
+
+    async def _store(self, effects: Sequence[Effect], start: int) -> None:
+        """Perform a run of stores together, and then, if all took effect, what stands behind them."""
+        end = start
+        stores: list[Store] = []
+        while end < len(effects) and isinstance(effect := effects[end], Store):
+            stores.append(effect)
+            end += 1
+        if len(stores) == 1:
+            outcomes = [await perform_store(self._stores[stores[0].bucket], stores[0])]
+        else:
+            outcomes = await asyncio.gather(*(perform_store(self._stores[store.bucket], store) for store in stores))
+        for outcome in outcomes:
+            self.inject(outcome)
+        if not any(isinstance(outcome, Conflict) for outcome in outcomes):
+            self._perform(effects, end)
+
+    async def _load(self, effect: Load) -> None:
+        entry = await perform_load(self._stores[effect.bucket], effect.key)
+        value, revision = (entry.value, entry.revision) if entry is not None else (None, 0)
+        self.inject(Loaded(effect.key, value, revision, effect.context, effect.bucket))
+
+    async def _ask(self, effect: Ask) -> None:
+        """Ask another service once; whatever comes of it goes to the core."""
+        answer: Message | ShoalError
+        try:
+            reply = await self.bus.request(
+                effect.subject,
+                encode(effect.message),
+                timeout_seconds=effect.timeout_seconds,
+                headers=message_headers(),
+            )
+            answer = decode_reply(REPLIES[type(effect.message)], reply.data)
+        except ShoalError as error:
+            answer = error
+        self.inject(Answered(effect.context, answer))
+
+    def _start(self, effect: Start) -> None:
+        if self._perform_start is None:
+            raise TypeError(f"{self.name} starts nothing, but its core asked for {effect.command!r}")
+        work = self._perform_start(effect.command)
+        if work is not None:
+            self._spawn(_completion(work))
+
+    def _wake(self, at: float) -> None:
+        """Arrange the next tick, unless an earlier one is arranged."""
+        if self._wake_at is not None and self._wake_at <= at:
+            return
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+        self._wake_at = at
+        self._wake_timer = self._loop.call_later(max(0.0, at - self._clock()), self._tick)
+
+    def _channels(self) -> Peers:
+        if self.peers is None:
+            raise TypeError(f"{self.name} has no channels, but its core asked to send on one")
+        return self.peers
+
+    def _reply(self, effect: Reply) -> None:
+        """Answer whoever asked; a second answer to the same is a bug of the core."""
+        reply, served, began_at = self._askers.pop(effect.token)
+        served.seconds.observe(self._loop.time() - began_at)
+        if isinstance(effect.message, ShoalError):
+            self._refuse(reply, served, effect.message)
+            return
+        data = encode(effect.message)
+        if len(data) > self.bus.max_payload:
+            self._refuse(reply, served, ServiceError(f"the answer has {len(data)} bytes, more than the broker takes"))
+        else:
+            self._publish(reply, data)
+
+    def _refuse(self, reply: str, served: Served, error: ShoalError) -> None:
+        """Answer with an error."""
+        served.fail(error)
+        if reply:
+            headers = {REFUSAL_HEADER: wire_code(error)} if served.raw else None
+            self._publish(reply, encode(error), headers)
+
+    def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        """Publish once; what cannot be sent is counted, since whoever waits for it asks again."""
+        if not subject:
+            return
+        try:
+            taken = self.bus.publish(subject, data, headers=message_headers(headers))
+        except BufferFullError:
+            taken = False
+        if not taken:
+            self._dropped.add()
+
+
+async def _completion(work: Awaitable[None]) -> None:
+    """Wait for anything awaitable."""
+    await work

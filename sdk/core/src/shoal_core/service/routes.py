@@ -1,0 +1,70 @@
+"""Where a service is asked: which subjects it hears, and which message each of them carries."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shoal_core.protocol.errors import ShoalError
+from shoal_core.protocol.messages import Message
+from shoal_core.service.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A subject (patterns too) whose messages reach the core.
+
+    ``kind`` request: they come as ``Request`` and want an answer; event: as ``Event``, whose source is the token that
+    the pattern's first ``*`` stands for. Of all subscribers with one ``queue`` name only one gets each message.
+    """
+
+    subject: str
+    model: type[Message]
+    queue: str = ""
+    kind: Literal["request", "event"] = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class RawRoute:
+    """A subject whose requests are answered with plain bytes, past the core.
+
+    ``answer`` gets the decoded request and returns the bytes, or raises a ``ShoalError``, which travels as a ``Refusal``
+    marked by a header (see ``wire.REFUSAL_HEADER``), since any bytes are a good answer.
+    """
+
+    subject: str
+    model: type[Message]
+    answer: Callable[[Any], bytes | Awaitable[bytes]]
+    queue: str = ""
+
+
+def wildcard_position(subject: str) -> int | None:
+    """Return which token of a pattern is its first ``*``, from 0; None if it has none."""
+    tokens = subject.split(".")
+    return tokens.index("*") if "*" in tokens else None
+
+
+class Served:
+    """What one route has seen."""
+
+    def __init__(self, metrics: Metrics, route: Route | RawRoute) -> None:
+        self.raw = isinstance(route, RawRoute)
+        self.subject = route.subject
+        self.queue = route.queue
+        self.endpoint = endpoint_name(route.subject)
+        self.last_error = ""
+        self.requests = metrics.counter("messages_received_total", "Messages that arrived.", endpoint=self.endpoint)
+        self.errors = metrics.counter("requests_refused_total", "Messages refused.", endpoint=self.endpoint)
+        self.seconds = metrics.histogram("request_seconds", "From request to answer.", endpoint=self.endpoint)
+
+    def fail(self, error: ShoalError) -> None:
+        """Count a message that was refused."""
+        self.errors.add()
+        self.last_error = f"{type(error).__name__}: {error}"
+
+
+def endpoint_name(subject: str) -> str:
+    """Return a name for a route: its last token that says something."""
+    tokens = [token for token in subject.split(".") if token not in ("*", ">")]
+    return tokens[-1]
