@@ -6,6 +6,8 @@ the wire, so the order of fields is part of the protocol: new fields go last and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from shoal_core.protocol.ids import FunctionId, JobId, LeaseId, NodeId, ObjectKey, ProcessId, SlotId, TaskNumber
@@ -44,6 +46,11 @@ class Failed(msgspec.Struct, array_like=True, tag=2):
 
 
 Value = Inline | Stored | Failed
+
+
+def contained_in(value: Value) -> Sequence[Reference]:
+    """Return the references inside a value."""
+    return () if isinstance(value, Failed) else value.contained
 
 
 class Task(msgspec.Struct, array_like=True, tag=1):

@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from shoal_core.protocol.errors import TaskError, UnserializableException
 from shoal_core.protocol.ids import LeaseId, ProcessId
 from shoal_core.protocol.messages import JobConfig
 from shoal_core.protocol.records import Failed, Inline, LeaseAssigned, Task, Value
 from shoal_core.runtime.objects import ObjectRef
-from shoal_core.runtime.serialization import Serialized
+from shoal_core.runtime.serialization import Dependency, Serialized
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -35,12 +33,6 @@ if TYPE_CHECKING:
 BEGUN = struct.Struct("<QQ")
 ALL_EXCEPTIONS = b"*"
 _NO_ARGUMENTS: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-
-
-class Dependency(msgspec.Struct, frozen=True):
-    """Stands in pickled arguments for the value of a reference that the task was given as an argument."""
-
-    index: int
 
 
 @dataclass(slots=True)
@@ -108,7 +100,7 @@ class Execution:
         """Run tasks until told to stop (main thread)."""
         take = self.queue.get
         while (item := take()) is not None:
-            if type(item) is Accepted:
+            if isinstance(item, Accepted):
                 self._run(item)
             else:
                 self._serve_lease(item)
@@ -122,10 +114,10 @@ class Execution:
                 item = self.queue.get_nowait()
             except queue.Empty:
                 break
-            if type(item) is Accepted:
+            if isinstance(item, Accepted):
                 withdrawn.append(item)
             else:
-                kept.append(item)  # type: ignore[arg-type]
+                kept.append(item)
         for item in kept:
             self.queue.put(item)
         return withdrawn
@@ -253,4 +245,3 @@ def _is_retryable(task: Task, error: BaseException) -> bool:
         return True
     cause = error.cause if isinstance(error, TaskError) else error
     return isinstance(cause, pickle.loads(task.retry_on))
-

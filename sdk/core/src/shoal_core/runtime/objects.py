@@ -266,7 +266,7 @@ class ObjectTable:
                 else:
                     self.borrowed[reference] = state
             else:
-                known = state.reference and state.reference()
+                known = None if state.reference is None else state.reference()
                 if known is not None:
                     return known
                 state.instances += 1

@@ -39,6 +39,7 @@ from shoal_core.protocol.records import (
     Value,
     WorkerBlocked,
     WorkerLost,
+    contained_in,
 )
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
@@ -49,14 +50,6 @@ from shoal_core.runtime.submission import PendingTask, Submission
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
 """A crashed worker's last results may still be on their way when its node tells of the crash."""
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """Command: an object made here is ready."""
-
-    state: ObjectState
-    value: Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +78,9 @@ class Say:
 class Reactor:
     """The state of one process of the cluster, and what it does with records and commands (I/O thread only)."""
 
+    peers: Peers
+    """Set once by whoever opens the channels, which deliver to this very object."""
+
     def __init__(self, bus: Bus, subjects: Subjects, local: ProcessId, table: ObjectTable) -> None:
         self.local = local
         self.node = node_of(local)
@@ -95,7 +91,6 @@ class Reactor:
         self.submission = Submission()
         self.borrowing = Borrowing(local)
         self.pinned: list[ObjectRef[Any]] = []
-        self.peers: Peers | None = None
         self._bus = bus
         self._subjects = subjects
         self._table = table
@@ -107,7 +102,6 @@ class Reactor:
         self._dead: set[str] = set()
         self.commands_by_type: dict[type, Callable[[Any], None]] = {
             PendingTask: self._submit,
-            Put: self._put,
             Notify: self._notify,
             Want: lambda want: self._want(want.states),
             Say: lambda say: self.send(say.peer, say.record),
@@ -154,8 +148,6 @@ class Reactor:
 
     def deliver(self, peer: PeerId, records: list[Record]) -> None:
         """Handle what a channel delivered."""
-        if peer in self._dead:
-            return
         handlers = self.records_by_type
         now = time.monotonic()
         for record in records:
@@ -189,15 +181,12 @@ class Reactor:
 
     def send(self, peer: PeerId, record: Record) -> None:
         """Send a record on the channel to a peer."""
-        assert self.peers is not None
-        if peer not in self._dead:
-            self.peers.send(peer, record)
+        self.peers.send(peer, record)
 
     def _send_all(self, outgoing: list[tuple[PeerId, Record]]) -> None:
-        send, dead = self.peers.send, self._dead  # type: ignore[union-attr]
+        send = self.peers.send
         for peer, record in outgoing:
-            if peer not in dead:
-                send(peer, record)
+            send(peer, record)
         outgoing.clear()
 
     def _on_tick(self) -> None:
@@ -264,8 +253,7 @@ class Reactor:
                 self.borrowing.lend(reference.key, worker)
         if task is None:
             for value in result.values:
-                if type(value) is not Failed and value.contained:
-                    self.adopt(value.contained, worker)
+                self.adopt(contained_in(value), worker)
                 self._discard(value)
             return
         self._settle_returns(task, result.values, worker)
@@ -275,8 +263,8 @@ class Reactor:
         owned = self._table.owned
         for index, value in enumerate(values, 1):
             state = owned.get(object_key(number, index))
-            if type(value) is not Failed and value.contained:
-                contents = self.adopt(value.contained, worker)
+            if contained := contained_in(value):
+                contents = self.adopt(contained, worker)
                 if state is not None:
                     state.contents = contents
             if state is None:
@@ -299,9 +287,6 @@ class Reactor:
         self._loop.call_later(LOSS_GRACE_SECONDS, lose)
 
     # ------------------------------------------------------------------------------- objects
-
-    def _put(self, put: Put) -> None:
-        self._settled.append((put.state, put.value))
 
     def _notify(self, notify: Notify) -> None:
         state = notify.state
@@ -336,15 +321,15 @@ class Reactor:
     def _fetched(self, owner: ProcessId, fetched: Fetched) -> None:
         value = fetched.value
         state = self._table.borrowed.get(Reference(owner, fetched.key))
-        contents = self.adopt(value.contained, owner) if type(value) is not Failed and value.contained else ()
+        contents = self.adopt(contained_in(value), owner)
         if state is not None:
             state.contents = contents
             self._settled.append((state, value))
 
     def lend_contents(self, value: Value, holds: Any, to: ProcessId) -> None:
         """Count the receiver of a value as a holder of what the value contains."""
-        if type(value) is not Failed and value.contained:
-            self.borrowing.send(value.contained, holds, to)
+        if contained := contained_in(value):
+            self.borrowing.send(contained, holds, to)
             self._send_all(self.borrowing.outgoing)
 
     def adopt(self, references: Sequence[Reference], sender: ProcessId) -> list[ObjectRef[Any]]:
@@ -365,6 +350,10 @@ class Reactor:
     def _unborrow(self, borrower: ProcessId, unborrow: Unborrow) -> None:
         if self.borrowing.taken_back(unborrow.key, borrower, unborrow.count):
             self._free_if_unused(unborrow.key)
+
+    def released_now(self) -> None:
+        """Count the references that have been dropped up to now."""
+        self._release(len(self.released))
 
     def _release(self, count: int) -> None:
         """Count the references that user code dropped, and free what nobody refers to any more."""
@@ -411,8 +400,7 @@ class Reactor:
         if process in self._dead or process == self.local:
             return
         self._dead.add(process)
-        if self.peers is not None:
-            self.peers.forget(process)
+        self.peers.forget(process)
         for key in self.borrowing.process_died(process):
             self._free_if_unused(key)
         for state in list(self._table.borrowed.values()):
@@ -424,13 +412,10 @@ class Reactor:
         """A node of the cluster is gone, and all its processes."""
         self._dead.add(node)
         self.submission.node_lost(node, f"its node {node} died: {reason}")
-        if self.peers is not None:
-            for peer in self.peers.known():
-                if peer[:16] == node:
-                    if len(peer) == 16:
-                        self.peers.forget(peer)
-                    else:
-                        self.process_died(ProcessId(peer))
+        for peer in self.peers.known():
+            if len(peer) > len(node) and node_of(ProcessId(peer)) == node:
+                self.process_died(ProcessId(peer))
+        self.peers.forget(node)
         self.finish()
 
 

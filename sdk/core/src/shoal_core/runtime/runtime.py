@@ -25,6 +25,7 @@ from shoal_core.protocol.errors import GetTimeoutError, ObjectLostError, ShoalEr
 from shoal_core.protocol.ids import (
     FunctionId,
     JobId,
+    LeaseId,
     NodeId,
     ObjectKey,
     ProcessId,
@@ -37,11 +38,11 @@ from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Task,
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime import objects, segments
-from shoal_core.runtime.execution import Dependency, Ended, current
+from shoal_core.runtime.execution import Ended, current
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
-from shoal_core.runtime.reactor import Notify, Put, Reactor, Want, seal, unpin
-from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes
+from shoal_core.runtime.reactor import Notify, Reactor, Want, seal, unpin
+from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized, read_segment, segment_bytes
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
 
 T = TypeVar("T")
@@ -138,7 +139,7 @@ class Runtime:
         wire = Task(
             number,
             0,
-            0,
+            LeaseId(0),
             0,
             call.function,
             call.name,
@@ -175,7 +176,8 @@ class Runtime:
             serialized = self.codec.dump_arguments(args, kwargs)
         except (TypeError, pickle.PicklingError, AttributeError, RuntimeError, ValueError) as error:
             raise TypeError(
-                f"The arguments of {name}.remote() cannot be sent to a worker: {_culprit(self.codec, args, kwargs, error)}"
+                f"The arguments of {name}.remote() cannot be sent to a worker: "
+                f"{_culprit(self.codec, args, kwargs, error)}"
             ) from error
         return self.place(serialized, self.local), dependencies, serialized.references
 
@@ -268,7 +270,9 @@ class Runtime:
                 waiter.wait(timeout_seconds)
                 return
             began = time.monotonic()
-            if not waiter.wait(BLOCK_GRACE_SECONDS if timeout_seconds is None else min(BLOCK_GRACE_SECONDS, timeout_seconds)):
+            if not waiter.wait(
+                BLOCK_GRACE_SECONDS if timeout_seconds is None else min(BLOCK_GRACE_SECONDS, timeout_seconds)
+            ):
                 self.blocked(True)
                 try:
                     left = None if timeout_seconds is None else timeout_seconds - (time.monotonic() - began)
@@ -293,7 +297,7 @@ class Runtime:
         if type(value) is Inline:
             return self.codec.load(value)
         if type(value) is Stored and value.node == self.node and self._shared_memory is not None:
-            mapping = state.shared and state.shared()
+            mapping = None if state.shared is None else state.shared()
             if mapping is None:
                 loaded, mapping = self._map(value)
                 state.shared = weakref.ref(mapping)
@@ -319,7 +323,9 @@ class Runtime:
         """Pin and map a segment of this node."""
         assert self._shared_memory is not None
         serial = next(self._pins)
-        self.call(self._ask_node(self.node, "pin", PinSegment(process=self.local, segment=value.segment, serial=serial)))
+        self.call(
+            self._ask_node(self.node, "pin", PinSegment(process=self.local, segment=value.segment, serial=serial))
+        )
         reactor, node = self.reactor, self.node
 
         def done(segment: str) -> None:
@@ -371,9 +377,7 @@ class Runtime:
         return self.objects.restore(Reference(owner, key))
 
 
-def _split(
-    refs: Sequence[ObjectRef[Any]], count: int
-) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+def _split(refs: Sequence[ObjectRef[Any]], count: int) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
     """Return the first ``count`` references that are ready, and all others."""
     ready: list[ObjectRef[Any]] = []
     others: list[ObjectRef[Any]] = []
@@ -395,7 +399,7 @@ def _error(value: Failed) -> Exception:
             error = pickle.loads(value.data)
         except Exception as reason:
             return TaskError("task", f"{value.text}\n(the exception could not be unpickled here: {reason})", reason)
-        return error.as_instanceof_cause() if isinstance(error, TaskError) else error  # type: ignore[no-any-return]
+        return error.as_instanceof_cause() if isinstance(error, TaskError) else error
     return from_wire(value.code, value.text)
 
 
@@ -412,4 +416,3 @@ def _culprit(codec: Codec, args: Sequence[Any], kwargs: dict[str, Any], error: B
 
 def _nobody_runs(ended: Ended) -> None:
     raise RuntimeError("this process runs no tasks")
-

@@ -1,8 +1,8 @@
 """This process's side of the node's shared memory: writing new segments, mapping those of others.
 
 A segment is a file in the node's folder. It is mapped for writing only while its one object is written, with its
-pages populated in one go (measured: 9 GB/s, against 4 GB/s by page faults), and read-only afterwards. A mapping lives as
-long as any buffer inside it does; then the node is told to unpin it.
+pages populated in one go (measured: 9 GB/s, against 4 GB/s by page faults), and read-only afterwards. A mapping lives
+as long as any buffer inside it does; then the node is told to unpin it.
 """
 
 from __future__ import annotations

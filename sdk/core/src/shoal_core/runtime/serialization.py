@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
+import msgspec
 
 from shoal_core.protocol.records import Inline, Reference
 from shoal_core.runtime.objects import ObjectRef, restore_reference
@@ -27,7 +28,14 @@ INLINE_BYTES = 100 * 1024
 ALIGNMENT = 64
 RAW_BYTES = 0xFFFF_FFFF_FFFF_FFFF
 
-_PLAIN: frozenset[type] = frozenset({int, float, bool, type(None), str, bytes, complex})
+
+class Dependency(msgspec.Struct, frozen=True):
+    """Stands in pickled arguments for the value of a reference that the task was given as an argument."""
+
+    index: int
+
+
+_PLAIN: frozenset[type] = frozenset({int, float, bool, type(None), str, bytes, complex, Dependency})
 _PLAIN_ITEMS = 32
 
 

@@ -1,7 +1,7 @@
 """Which task goes to which leased worker: the owner's side of the hot path, as a pure core.
 
-Tasks with the same resources and strategy share a *scheduling key*, and leases are held per key. A key's queue is pushed
-to its leases in bulk: as much as ``WINDOW_SECONDS`` of work by what its functions have been taking, never
+Tasks with the same resources and strategy share a *scheduling key*, and leases are held per key. A key's queue is
+pushed to its leases in bulk: as much as ``WINDOW_SECONDS`` of work by what its functions have been taking, never
 more than one task of a function that has not run yet, so that long tasks are not stacked up behind each other.
 
 A lease's life::
@@ -10,8 +10,8 @@ A lease's life::
                                         │
                                         └── WorkerLost ──► gone; what it had not begun is placed again for free
 
-A slot is the id of one lease asked for. A grant for a slot that is no longer wanted goes back at once. The core collects
-what is to be sent in ``outgoing`` and what has failed in ``failed``; whoever calls it empties both.
+A slot is the id of one lease asked for. A grant for a slot that is no longer wanted goes back at once. The core
+collects what is to be sent in ``outgoing`` and what has failed in ``failed``; whoever calls it empties both.
 """
 
 from __future__ import annotations
@@ -290,11 +290,7 @@ class Submission:
             self._return(place)
 
     def _push(self, key: SchedulingKey) -> None:
-        open_leases = [
-            lease
-            for lease in key.leases.values()
-            if not (lease.blocked or lease.stalled or lease.recalled)
-        ]
+        open_leases = [lease for lease in key.leases.values() if not (lease.blocked or lease.stalled or lease.recalled)]
         if not open_leases:
             return
         open_leases.sort(key=_load)

@@ -1,0 +1,222 @@
+"""A worker process: what the template's child becomes.
+
+The main thread runs tasks; the I/O thread receives leases and tasks, answers their owners, and gives back what the
+main thread does not come to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from shoal_core.bus.credentials import Credentials, TlsFiles
+from shoal_core.bus.interface import Bus
+from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, node_of
+from shoal_core.protocol.records import (
+    LeaseAssigned,
+    ProcessUnneeded,
+    Reference,
+    Task,
+    TaskDone,
+    TasksReturned,
+    WorkerBlocked,
+    WorkerReady,
+    contained_in,
+)
+from shoal_core.protocol.subjects import Subjects
+from shoal_core.runtime.execution import Accepted, BegunPage, Ended, Execution
+from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.session import Address, Session
+
+OVERRUN_SECONDS = 0.05
+"""A task that runs so long holds up those behind it: they go back to their owners."""
+
+
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """What a worker process is told at its birth."""
+
+    process_id: ProcessId
+    node_id: NodeId
+    cluster: str
+    address: str
+    credentials: dict[str, str]
+    shared_memory_path: str
+    begun_page: str
+    log_level: str = "WARNING"
+    tls: dict[str, str] = {}
+
+
+class Service:
+    """The I/O thread's side of a worker: between the channels and the execution queue."""
+
+    def __init__(self, runtime: Runtime, execution: Execution) -> None:
+        self._runtime = runtime
+        self._execution = execution
+        self._reactor = runtime.reactor
+        self._leases: dict[LeaseId, LeaseAssigned] = {}
+        self._early: dict[LeaseId, list[tuple[ProcessId, Task]]] = {}
+        self._ended: list[Ended] = []
+        self._blocked = False
+        self._unneeded = False
+        self._leaving = False
+        self._overrun: asyncio.TimerHandle | None = None
+        self._reactor.records_by_type |= {
+            Task: self._task,
+            LeaseAssigned: self._assigned,
+            ProcessUnneeded: self._unneeded_now,
+        }
+        self._reactor.commands_by_type |= {Ended: self._ended.append, _Blocked: self._change_blocked}
+        self._reactor.phase = self._answer
+        runtime.ended = runtime.command
+        runtime.blocked = lambda blocked: runtime.command(_Blocked(blocked))
+
+    # ------------------------------------------------------------------------------- work comes
+
+    def _assigned(self, node: PeerId, lease: LeaseAssigned) -> None:
+        self._leases = {lease.lease: lease}
+        self._reactor.job = lease.job
+        self._execution.queue.put(lease)
+        for owner, task in self._early.pop(lease.lease, ()):
+            self._task(owner, task)
+        self._early.clear()
+
+    def _task(self, owner: ProcessId, task: Task) -> None:
+        if task.lease not in self._leases:
+            self._early.setdefault(task.lease, []).append((owner, task))
+            return
+        references = []
+        for value in (task.arguments, *task.dependencies):
+            references += [self._runtime.objects.restore(reference) for reference in contained_in(value)]
+        if references:
+            foreign = [ref._state.wire() for ref in references if ref._state.owner != owner]
+            self._reactor.borrowing.ensure(foreign, _nothing)
+        if self._blocked or self._leaving:
+            self._reactor.send(owner, TasksReturned(task.lease, [task.number], self._blocked))
+            return
+        self._execution.queue.put(Accepted(task, owner, references))
+        if self._overrun is None:
+            self._overrun = asyncio.get_running_loop().call_later(OVERRUN_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Give back what waits behind a task that takes long."""
+        self._overrun = None
+        execution = self._execution
+        if execution.queue.empty():
+            return
+        ran = time.perf_counter() - execution.began_at
+        if execution.running is not None and ran >= OVERRUN_SECONDS:
+            self._give_back(blocked=False)
+            return
+        self._overrun = asyncio.get_running_loop().call_later(max(0.001, OVERRUN_SECONDS - ran), self._look)
+
+    def _give_back(self, *, blocked: bool) -> None:
+        by_owner: dict[tuple[ProcessId, LeaseId], list[Accepted]] = {}
+        for accepted in self._execution.withdraw():
+            by_owner.setdefault((accepted.owner, accepted.task.lease), []).append(accepted)
+        for (owner, lease), items in by_owner.items():
+            self._reactor.send(owner, TasksReturned(lease, [item.task.number for item in items], blocked))
+
+    def _change_blocked(self, change: _Blocked) -> None:
+        running = self._execution.running
+        if running is None or change.blocked == self._blocked:
+            return
+        self._blocked = change.blocked
+        notice = WorkerBlocked(running.task.lease, change.blocked)
+        self._reactor.send(self._runtime.node, notice)
+        self._reactor.send(running.owner, notice)
+        if change.blocked:
+            self._give_back(blocked=True)
+
+    # ------------------------------------------------------------------------------- results go
+
+    def _answer(self) -> None:
+        """Answer the owners of tasks that ended (after releases were counted, so that ``kept`` is exact)."""
+        if not self._ended:
+            if self._unneeded:
+                self._leave_if_unused()
+            return
+        ended, self._ended = self._ended, []
+        self._reactor.released_now()
+        for item in ended:
+            accepted = item.accepted
+            states = [ref._state for ref in accepted.references]
+            accepted.references.clear()
+            kept = [s for s in states if s.reference is not None and s.reference() is not None]
+            foreign = [s.wire() for s in kept if s.owner != accepted.owner]
+            own = [s.wire() for s in kept if s.owner == accepted.owner]
+            holds = [s.reference() for s in kept if s.reference is not None]
+            self._reactor.borrowing.ensure(foreign, partial(self._send_done, item, own, holds))
+        if any(item.exhausted for item in ended):
+            self._give_back(blocked=False)
+            self._leave()
+
+    def _send_done(self, item: Ended, kept: list[Reference], holds: list[ObjectRef[object] | None]) -> None:
+        task, owner = item.accepted.task, item.accepted.owner
+        for value, result in zip(item.values, item.results, strict=False):
+            self._reactor.lend_contents(value, result.references, owner)
+        for reference in kept:
+            self._reactor.borrowing.keep(reference)
+        done = TaskDone(task.number, task.attempt, task.lease, item.values, item.seconds, item.retryable, kept)
+        self._reactor.send(owner, done)
+
+    # ------------------------------------------------------------------------------- ends
+
+    def _unneeded_now(self, node: PeerId, record: ProcessUnneeded) -> None:
+        self._unneeded = True
+        self._leave_if_unused()
+
+    def _leave_if_unused(self) -> None:
+        if not self._reactor.borrowing.lent:
+            self._leave()
+
+    def _leave(self) -> None:
+        if not self._leaving:
+            self._leaving = True
+            self._execution.queue.put(None)
+
+
+class _Blocked(msgspec.Struct, frozen=True):
+    """Command: the main thread begins or ends to wait for objects."""
+
+    blocked: bool
+
+
+def main(config: WorkerConfig) -> None:
+    """Serve leases until the node ends this process, or lets it go."""
+    logging.basicConfig(level=config.log_level, format="%(levelname)s %(name)s: %(message)s")
+    page = BegunPage(Path(config.begun_page))
+    holder: list[Execution] = []
+
+    @contextlib.asynccontextmanager
+    async def identify(bus: Bus, subjects: Subjects) -> AsyncIterator[tuple[ProcessId, Path | None]]:
+        yield config.process_id, Path(config.shared_memory_path)
+
+    @contextlib.asynccontextmanager
+    async def serve(runtime: Runtime) -> AsyncIterator[None]:
+        execution = Execution(runtime, page)
+        Service(runtime, execution)
+        holder.append(execution)
+        runtime.reactor.send(node_of(config.process_id), WorkerReady(os.getpid()))
+        yield
+
+    address = Address(
+        config.address,
+        config.cluster,
+        Credentials.from_json(config.credentials),
+        TlsFiles(**config.tls) if config.tls else None,
+    )
+    with Session(address, identify, serve):
+        holder[0].serve()
+
+
+def _nothing() -> None:
+    """Nothing waits for the owners' answers yet; the end of the task does."""

@@ -1,0 +1,246 @@
+"""Joining the cluster with a process: the I/O thread, its connection and its channels.
+
+``Session`` is a context: entering starts the thread and returns when the process is connected, leaving gives everything
+back and ends it. What drivers and workers do beside that (open a job, serve leases) is a ``Part``, an asynchronous
+context that the thread enters once the channels are open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from shoal_core import __version__
+from shoal_core.bus.connection import connect
+from shoal_core.bus.credentials import Credentials, TlsFiles
+from shoal_core.bus.interface import Bus, Message
+from shoal_core.bus.peers import Peers
+from shoal_core.bus.requests import ask
+from shoal_core.protocol.errors import (
+    BusError,
+    ClusterUnreachableError,
+    NotFoundError,
+    RequestTimeoutError,
+    VersionMismatchError,
+)
+from shoal_core.protocol.ids import NO_NODE, NodeId, PeerId, ProcessId, new_process_id, node_of
+from shoal_core.protocol.messages import (
+    PROTOCOL_VERSION,
+    ClusterInfo,
+    GetCluster,
+    GetNode,
+    GetProcesses,
+    NodeDied,
+    NodeRecord,
+    NodeState,
+    ProcessDied,
+    ProcessList,
+)
+from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.protocol.wire import decode
+from shoal_core.runtime.deaths import Deaths
+from shoal_core.runtime.runtime import Runtime
+
+JOIN_SECONDS = 10.0
+LEAVE_SECONDS = 2.0
+ASK_SECONDS = 5.0
+
+logger = logging.getLogger("shoal.runtime")
+
+Part = Callable[[Runtime], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the cluster is and how to get in."""
+
+    address: str
+    cluster: str
+    credentials: Credentials | None = None
+    tls: TlsFiles | None = None
+
+
+class Session:
+    """The life of this process in a cluster; ``runtime`` is there between entering and leaving."""
+
+    runtime: Runtime
+
+    def __init__(
+        self,
+        address: Address,
+        identify: Callable[[Bus, Subjects], AbstractAsyncContextManager[tuple[ProcessId, Path | None]]],
+        part: Part,
+    ) -> None:
+        self._address = address
+        self._identify = identify
+        self._part = part
+        self._ready: Future[Runtime] = Future()
+        self._stop: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="shoal-io", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self.runtime = self._ready.result()
+        except BaseException:
+            self._thread.join()
+            raise
+        self.runtime.install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.runtime.uninstall()
+        assert self._loop is not None
+        assert self._stop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                runner.run(self._serve())
+        except BaseException as error:
+            if self._ready.done():
+                logger.exception("the I/O thread ended with an error")
+            else:
+                self._ready.set_exception(error)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        where = self._address
+        subjects = Subjects(where.cluster)
+        async with self._joined(subjects) as (bus, local, shared_memory):
+            runtime = Runtime(bus, subjects, local, shared_memory)
+            async with Peers(bus, subjects, Role.PROCESS, local, runtime.reactor.deliver) as peers:
+                runtime.reactor.peers = peers
+                async with watch_deaths(runtime), self._part(runtime):
+                    self._ready.set_result(runtime)
+                    await self._stop.wait()
+                    runtime.close()
+                    with contextlib.suppress(BusError):
+                        await peers.flush(LEAVE_SECONDS)
+
+    @contextlib.asynccontextmanager
+    async def _joined(self, subjects: Subjects) -> AsyncIterator[tuple[Bus, ProcessId, Path | None]]:
+        where = self._address
+        async with connect(
+            where.address,
+            role=Role.PROCESS,
+            identity=new_process_id(),
+            cluster=where.cluster,
+            credentials=where.credentials,
+            tls=where.tls,
+        ) as bus:
+            await check_cluster(bus, subjects, where.address)
+            async with self._identify(bus, subjects) as (local, shared_memory):
+                yield bus, local, shared_memory
+
+
+async def check_cluster(bus: Bus, subjects: Subjects, address: str) -> ClusterInfo:
+    """Make sure that somebody serves the cluster, and in a version that this process understands."""
+    request = GetCluster(version=__version__)
+    try:
+        info = await ask(bus, subjects.gcs("cluster"), request, timeout_seconds=JOIN_SECONDS)
+    except (BusError, RequestTimeoutError) as error:
+        raise ClusterUnreachableError(
+            f"The broker at {address} answers, but no control store (gcs) of cluster {subjects.cluster!r} did within "
+            f"{JOIN_SECONDS:g} s: {error}. Is one running there (`shoal service gcs`), under this cluster name?"
+        ) from error
+    assert isinstance(info, ClusterInfo)
+    if info.protocol != PROTOCOL_VERSION:
+        raise VersionMismatchError(
+            f"The cluster at {address} runs Shoal {info.version} (protocol {info.protocol}), this process has Shoal "
+            f"{__version__} (protocol {PROTOCOL_VERSION}); install the same version on both sides."
+        )
+    return info
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's event loop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+@contextlib.asynccontextmanager
+async def watch_deaths(runtime: Runtime) -> AsyncIterator[None]:
+    """Tell the runtime of every process and node of the cluster that dies."""
+    bus, subjects, reactor = runtime.bus, runtime.subjects, runtime.reactor
+    deaths = Deaths()
+    asking: dict[NodeId, asyncio.Task[None]] = {}
+
+    def on_process(message: Message) -> None:
+        event = decode(ProcessDied, message.data)
+        reactor.process_died(event.process_id)
+        if deaths.heard(event.process_id, event.sequence):
+            inquire(node_of(event.process_id))
+
+    def on_node(message: Message) -> None:
+        event = decode(NodeDied, message.data)
+        deaths.forget(event.node_id)
+        reactor.node_died(event.node_id, event.reason)
+
+    def on_silence(peer: PeerId, seconds: float) -> None:
+        inquire(NodeId(peer[:16]))
+
+    def on_connection(connected: bool) -> None:
+        if connected:
+            for node in {NodeId(peer[:16]) for peer in reactor.peers.known()}:
+                inquire(node)
+
+    def inquire(node: NodeId) -> None:
+        if node != NO_NODE and node not in asking:
+            task = asyncio.get_running_loop().create_task(ask_node(node))
+            asking[node] = task
+            task.add_done_callback(lambda _: asking.pop(node, None))
+
+    async def ask_node(node: NodeId) -> None:
+        try:
+            record = await ask(bus, subjects.gcs("get_node"), GetNode(node_id=node), timeout_seconds=ASK_SECONDS)
+            assert isinstance(record, NodeRecord)
+            if record.state is NodeState.DEAD:
+                reactor.node_died(node, record.death_reason)
+                return
+            answer = await ask(
+                bus, subjects.node_from_process(node, "processes"), GetProcesses(), timeout_seconds=ASK_SECONDS
+            )
+            assert isinstance(answer, ProcessList)
+        except NotFoundError:
+            reactor.node_died(node, "the control store does not know it")
+        except BusError:
+            return  # the next suspicion asks again
+        else:
+            known = [ProcessId(peer) for peer in reactor.peers.known() if len(peer) > len(node)]
+            for process in deaths.compare(node, answer.sequence, answer.processes, known):
+                reactor.process_died(process)
+
+    subscriptions = [
+        bus.subscribe(subjects.event(Role.NODE, "*", "process_died"), on_process),
+        bus.subscribe(subjects.event(Role.GCS, "*", "node_died"), on_node),
+    ]
+    reactor.peers.on_silence(on_silence)
+    unlisten = bus.on_connection(on_connection)
+    try:
+        await bus.flush()
+        yield
+    finally:
+        unlisten()
+        for subscription in subscriptions:
+            subscription.unsubscribe()
+        for task in list(asking.values()):
+            task.cancel()
