@@ -29,7 +29,7 @@ class Route:
 class RawRoute:
     """A subject whose requests are answered with plain bytes, past the core.
 
-    ``answer`` gets the decoded request and returns the bytes, or raises a ``ShoalError``, which travels as a ``Refusal``
+    ``answer`` gets the decoded request and returns the bytes, or raises a ``ShoalError``, which travels as a refusal
     marked by a header (see ``wire.REFUSAL_HEADER``), since any bytes are a good answer.
     """
 
