@@ -16,7 +16,9 @@
     │   ├── BufferFullError            the bounded write buffer is full
     │   ├── PermissionViolationError   the broker does not allow this role to use the subject
     │   ├── RevisionConflict           the key changed meanwhile
-    │   └── BusClosedError
+    │   ├── JetStreamError             JetStream refused a call
+    │   ├── BusClosedError
+    │   └── BadFrameError              a peer sent what no end of its channel would send: the peer's fault
     ├── RequestRefusedError            a service refused: the asker's fault
     │   ├── InvalidRequestError        the request itself was wrong
     │   ├── NotFoundError              what it names does not exist
@@ -119,8 +121,24 @@ class RevisionConflict(BusError):
         return str(self.args[0])
 
 
+class JetStreamError(BusError):
+    """JetStream refused a call; ``code`` is of HTTP's kind (404: not found), ``error_code`` is its own."""
+
+    def __init__(self, text: str, code: int, error_code: int) -> None:
+        super().__init__(text, code, error_code)
+        self.code = code
+        self.error_code = error_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class BusClosedError(BusError):
     """The connection was closed by this process."""
+
+
+class BadFrameError(BusError):
+    """A peer sent what no end of its channel would send; the frame was dropped."""
 
 
 # ------------------------------------------------------------------------------------ services
