@@ -295,7 +295,12 @@ async def _ended(process: subprocess.Popen[bytes] | None) -> None:
     loop = asyncio.get_running_loop()
     descriptor = os.pidfd_open(process.pid)
     ended: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, lambda: ended.done() or ended.set_result(None))
+
+    def settle() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    loop.add_reader(descriptor, settle)
     try:
         await ended
     finally:

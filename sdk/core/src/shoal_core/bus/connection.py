@@ -135,7 +135,8 @@ async def dial(
 
     attempt = asyncio.ensure_future(client.connect(error_cb=on_failure, **options))
     try:
-        await asyncio.wait({attempt, refusal}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        waiting: set[asyncio.Future[Any]] = {attempt, refusal}
+        await asyncio.wait(waiting, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         if not attempt.done():
             attempt.cancel()

@@ -147,7 +147,7 @@ class FastBus(Bus):
         self._subscriptions: dict[str, FastSubscription] = {}
         self._sid_count = 0
         self._closed = False
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._protocol: WireProtocol | None = None
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -156,7 +156,6 @@ class FastBus(Bus):
         self._pings: list[asyncio.Future[bool]] = []
         self._was_connected = False
         self._last_refusal = ""
-        self._tasks: set[asyncio.Task[None]] = set()
         self._reply_subscription = self.subscribe(f"{inbox}.*", self._answer)
 
     # -- what users call
@@ -261,13 +260,11 @@ class FastBus(Bus):
         finally:
             self.abort()
             self._gone(connected_before=self.connected)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._end_tasks()
 
     # -- what the client and the wire call
 
-    def opened(self, protocol: WireProtocol, transport: asyncio.Transport, info: dict[str, Any]) -> None:
+    def opened(self, protocol: WireProtocol, transport: asyncio.WriteTransport, info: dict[str, Any]) -> None:
         """Take over a connection after its handshake: send the subscriptions again, then tell the listeners."""
         self._protocol = protocol
         self._transport = transport
@@ -290,7 +287,7 @@ class FastBus(Bus):
             self._report(error)
         self._gone(connected_before=self.connected)
         # Runs when nats-py itself closed the transport too (a stale connection): then it does nothing.
-        self._spawn(self.client._process_op_err(error or nats_errors.UnexpectedEOF()))
+        self.spawn(self.client._process_op_err(error or nats_errors.UnexpectedEOF()))
 
     def abort(self) -> None:
         """Cut the connection; ``lost`` is called in a later turn of the loop."""
@@ -330,7 +327,7 @@ class FastBus(Bus):
         self.max_payload = info.get("max_payload", self.max_payload)
         self.server_version = info.get("version", self.server_version)
         if self.connected:
-            self._spawn(self.client._process_info(info))
+            self.spawn(self.client._process_info(info))
 
     def refused(self, text: str) -> None:
         """Report an error the broker sent; where it is fatal the broker closes the connection itself."""
@@ -412,14 +409,3 @@ class FastBus(Bus):
                 future.set_result(False)
         if connected_before:
             self._connection_changed(False)
-
-    def _spawn(self, coroutine: Any) -> None:
-        """Run a coroutine of nats-py beside the bus; what it raises is reported."""
-        task: asyncio.Task[None] = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._report(error)

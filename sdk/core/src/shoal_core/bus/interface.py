@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -93,6 +93,7 @@ class Bus(ABC):
         self._loop = asyncio.get_running_loop()
         self._connection_listeners: dict[int, ConnectionListener] = {}
         self._listener_count = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         self._requests: dict[str, asyncio.Future[Message]] = {}
         self._request_count = 0
         self._reply_prefix = f"{inbox}."
@@ -175,6 +176,25 @@ class Bus(ABC):
             self._connection_listeners.pop(number, None)
 
         return end
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine of this package beside the bus, until the bus closes; what it raises is reported."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._report(error)
+
+    async def _end_tasks(self) -> None:
+        """Cancel what was spawned and wait for its end."""
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _answer(self, message: Message) -> None:
         """Hand an answer to the request that waits for it; a late one is dropped."""

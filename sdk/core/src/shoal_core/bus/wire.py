@@ -66,7 +66,7 @@ class WireProtocol(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._parts_bytes = 0
         self._needed_bytes = 0
-        self.transport: asyncio.Transport | None = None
+        self.transport: asyncio.WriteTransport | None = None
         self.failure: Exception | None = None
 
     def data_received(self, data: bytes) -> None:

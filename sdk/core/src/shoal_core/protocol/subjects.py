@@ -134,6 +134,19 @@ class Permissions:
     subscribe: tuple[str, ...]
 
 
+def _stream_api(stream: str) -> tuple[str, ...]:
+    """Return where one reaches JetStream's API for one stream, and no other, and answers its flow control."""
+    return (
+        f"$JS.API.STREAM.*.{stream}",
+        f"$JS.API.STREAM.MSG.*.{stream}",
+        f"$JS.API.CONSUMER.*.{stream}",
+        f"$JS.API.CONSUMER.*.{stream}.>",
+        f"$JS.API.DIRECT.GET.{stream}",
+        f"$JS.API.DIRECT.GET.{stream}.>",
+        f"$JS.FC.{stream}.>",
+    )
+
+
 def permissions(cluster: str, role: Role) -> Permissions:
     """Return what the broker allows ``role`` in ``cluster``; everything else is refused."""
     root = f"shoal.{cluster}"
@@ -143,7 +156,7 @@ def permissions(cluster: str, role: Role) -> Permissions:
     events = (f"{root}.event.>",)
     own_events = (f"{root}.event.{role}.>",)
     service = ("$SRV.>",)
-    jetstream = ("$JS.API.>", "$KV.>")
+    control_bucket = Subjects(cluster).control_bucket()
     discovery = ("$SRV.PING.>", "$SRV.INFO.>", "$SRV.STATS.>", "$SRV.PING", "$SRV.INFO", "$SRV.STATS")
     table = {
         Role.PROCESS: Permissions(
@@ -170,15 +183,21 @@ def permissions(cluster: str, role: Role) -> Permissions:
             subscribe=(*own_inbox, *events, *service, f"{root}.channel.*.*.*", f"{root}.node.>"),
         ),
         Role.GCS: Permissions(
-            publish=(*anyone, *replies, *own_events, *jetstream),
-            subscribe=(*own_inbox, *events, *service, f"{root}.gcs.>", "$KV.>"),
+            publish=(*anyone, *replies, *own_events, *_stream_api(f"KV_{control_bucket}"), f"$KV.{control_bucket}.>"),
+            subscribe=(*own_inbox, *events, *service, f"{root}.gcs.>"),
         ),
         Role.SCHEDULER: Permissions(
             publish=(*anyone, *replies, f"{root}.node.*.scheduler.*", *own_events),
             subscribe=(*own_inbox, *events, *service, f"{root}.scheduler.>"),
         ),
         Role.OBJECTSTORE: Permissions(
-            publish=(*anyone, *replies, *own_events, "$JS.API.>", f"obj.{cluster}.>"),
+            publish=(
+                *anyone,
+                *replies,
+                *own_events,
+                *_stream_api(Subjects(cluster).object_stream()),
+                f"obj.{cluster}.>",
+            ),
             subscribe=(*own_inbox, *events, *service, f"{root}.objectstore.*"),
         ),
         Role.OBSERVER: Permissions(
