@@ -275,6 +275,25 @@ def test_a_gap_is_told_at_once_and_only_once() -> None:
     assert ends.frames(A) == [], "a second news of the same gap starts nothing"
 
 
+def test_an_acknowledgement_that_comes_after_a_resend_began_ends_it() -> None:
+    ends = Ends()
+    for _ in range(3):
+        ends.send(A)
+    first, second, third = ends.frames(A)
+    ends.take(B, second)
+    [lost] = ends.frames(B)
+    for frame in (first, second, third):
+        ends.take(B, frame)
+    ends.channels[B].tick(ACK_DELAY_SECONDS)
+    [acknowledgement] = ends.frames(B)
+    ends.take(A, lost)
+    ends.take(A, acknowledgement)
+    assert ends.frames(A) == []
+    ends.send(A)
+    ends.settle()
+    ends.check_all_received()
+
+
 def test_a_slow_receiver_is_asked_and_not_sent_copies() -> None:
     ends = Ends()
     for _ in range(5):
