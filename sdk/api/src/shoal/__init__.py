@@ -1,1 +1,48 @@
-"""Distributed Python with Ray Core's programming model, over NATS."""
+"""Distributed Python with Ray Core's programming model, over NATS.
+
+::
+
+    import shoal
+
+    @shoal.remote
+    def square(x: int) -> int:
+        return x * x
+
+    print(shoal.get([square.remote(i) for i in range(10)]))
+
+The first use joins a cluster, or starts one that ends with this process (see ``init``). ``import shoal as ray`` runs a
+Ray Core program.
+"""
+
+from shoal import exceptions, runtime_context
+from shoal.objects import get, put, wait
+from shoal.remote_function import RemoteFunction, remote
+from shoal.runtime_context import get_gpu_ids, get_runtime_context
+from shoal.session import Context, init, is_initialized, shutdown
+from shoal.state import available_resources, cluster_resources, nodes
+from shoal_core import __version__
+from shoal_core.runtime.objects import ObjectRef
+
+ObjectID = ObjectRef
+
+__all__ = [
+    "Context",
+    "ObjectID",
+    "ObjectRef",
+    "RemoteFunction",
+    "__version__",
+    "available_resources",
+    "cluster_resources",
+    "exceptions",
+    "get",
+    "get_gpu_ids",
+    "get_runtime_context",
+    "init",
+    "is_initialized",
+    "nodes",
+    "put",
+    "remote",
+    "runtime_context",
+    "shutdown",
+    "wait",
+]

@@ -139,6 +139,12 @@ class NodeAnnouncement(Message):
     worker_processes: int = 0
 
 
+class Echo(Message):
+    """A control store's message to itself, every second: it comes back while the broker is reached (event ``echo``)."""
+
+    number: int
+
+
 class NodeDied(Message):
     """The control store declared a node dead (event ``node_died`` of role gcs)."""
 
@@ -443,6 +449,17 @@ class PendingList(Message):
     pending: list[PendingDemand]
 
 
+class GetResources(Message):
+    """Ask a scheduler for its view of the cluster's resources (verb ``resources``)."""
+
+
+class ResourceView(Message):
+    """The resources of all living nodes: all there are, and what nobody uses."""
+
+    total: Resources
+    free: Resources
+
+
 # ---------------------------------------------------------------------------------------- shared memory
 
 
@@ -566,7 +583,7 @@ GCS_PUBLIC: dict[Verb, type[Message]] = {
     "kv_keys": KvKeys,
 }
 GCS_NODE: dict[Verb, type[Message]] = {"register_node": NodeDescription, "retire_node": RetireNode}
-SCHEDULER_PUBLIC: dict[Verb, type[Message]] = {"pending": GetPending}
+SCHEDULER_PUBLIC: dict[Verb, type[Message]] = {"pending": GetPending, "resources": GetResources}
 NODE_SCHEDULER: dict[Verb, type[Message]] = {"lease": LeaseRequest, "recall": RecallLeases}
 NODE_PROCESS: dict[Verb, type[Message]] = {
     "allocate": AllocateSegment,
@@ -600,6 +617,7 @@ REPLIES: dict[type[Message], type[Message]] = {
     KvDelete: KvDeleted,
     KvKeys: KvKeyList,
     GetPending: PendingList,
+    GetResources: ResourceView,
     LeaseRequest: LeaseAnswer,
     RecallLeases: Done,
     AllocateSegment: SegmentGranted,

@@ -96,7 +96,7 @@ class Borrowing:
                 self._counted[reference] = self._counted.get(reference, 0) + 1
 
     def transferred(self, transfer: Transfer, sender: ProcessId, holds: Any) -> None:
-        """References to third parties' objects come (``Transfer``); ``holds`` keeps them until their owners count us."""
+        """Third parties' references come (``Transfer``); ``holds`` keeps them until their owners count us."""
 
         def settled(_holds: Any = holds) -> None:
             self.outgoing.append((sender, Held(transfer.transfer)))

@@ -77,8 +77,8 @@ class ObjectState:
     """What this process knows of one object, its own or another's.
 
     ``contents`` are the references inside the value: a container keeps what it contains. ``shared`` is this process's
-    mapping of the value's segment, while one is alive. ``reference`` finds the one ``ObjectRef`` again; ``instances`` counts
-    those that exist (a new one may be made before the end of the old one was noticed).
+    mapping of the value's segment, while one is alive. ``reference`` finds the one ``ObjectRef`` again; ``instances``
+    counts those that exist (a new one may be made before the end of the old one was noticed).
     """
 
     __slots__ = (

@@ -71,7 +71,10 @@ class Runtime:
 
     current: ClassVar[Runtime | None] = None
 
-    def __init__(self, bus: Bus, subjects: Subjects, local: ProcessId, shared_memory: Path | None) -> None:
+    def __init__(
+        self, bus: Bus, subjects: Subjects, local: ProcessId, shared_memory: Path | None, address: str
+    ) -> None:
+        self.address = address
         self.bus = bus
         self.subjects = subjects
         self.local = local

@@ -123,7 +123,7 @@ class Session:
         where = self._address
         subjects = Subjects(where.cluster)
         async with self._joined(subjects) as (bus, local, shared_memory):
-            runtime = Runtime(bus, subjects, local, shared_memory)
+            runtime = Runtime(bus, subjects, local, shared_memory, where.address)
             async with Peers(bus, subjects, Role.PROCESS, local, runtime.reactor.deliver) as peers:
                 runtime.reactor.peers = peers
                 async with watch_deaths(runtime), self._part(runtime):

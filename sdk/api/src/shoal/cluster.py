@@ -1,0 +1,185 @@
+"""Clusters of this machine: the embedded one that ``init()`` starts and ends, and the lasting one of ``shoal up``.
+
+Both are one host process (``python -m shoal.host``) that keeps a private broker and runs the four services in one event
+loop. An embedded host ends as soon as the pipe from its driver closes, however the driver ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shoal_core.protocol.errors import ClusterUnreachableError
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+CLUSTER = "default"
+
+
+@dataclass(frozen=True)
+class HostOptions:
+    """What the node of a new cluster offers; None means: what the machine has."""
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    resources: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    object_store_memory: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        num_cpus: float | None,
+        num_gpus: float | None,
+        resources: Mapping[str, float] | None,
+        labels: Mapping[str, str] | None,
+        object_store_memory: int | None,
+    ) -> HostOptions:
+        """Check the parameters of ``init`` that describe the node."""
+        for name, value in (
+            ("num_cpus", num_cpus),
+            ("num_gpus", num_gpus),
+            ("object_store_memory", object_store_memory),
+        ):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}.")
+        for resource in resources or {}:
+            if resource in ("CPU", "GPU"):
+                raise ValueError(f"Use num_{resource.lower()}s instead of {resource!r} in resources.")
+        return cls(num_cpus, num_gpus, dict(resources or {}), dict(labels or {}), object_store_memory)
+
+
+@dataclass(frozen=True)
+class HostInfo:
+    """A running host: where its broker is, and which file lets one in."""
+
+    address: str
+    cluster: str
+    credentials_path: str
+    pid: int
+    session_dir: str
+
+
+_hosts: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def start_host(options: HostOptions, *, lasting: bool) -> HostInfo:
+    """Start a host process and return when its services are ready.
+
+    A lasting one is written down, to be found by ``read_current``; another ends with this process. Raises
+    ``ClusterUnreachableError`` with the end of its log if it does not come up.
+    """
+    session_dir = Path(tempfile.mkdtemp(prefix="shoal-"))
+    orders = {"session_dir": str(session_dir), "cluster": CLUSTER, "lasting": lasting, "options": asdict(options)}
+    with open(session_dir / "host.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shoal.host", json.dumps(orders)],
+            stdin=subprocess.DEVNULL if lasting else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    line = _first_line(process)
+    try:
+        ready = json.loads(line)
+        info = HostInfo(pid=process.pid, session_dir=str(session_dir), **ready)
+    except (ValueError, TypeError):
+        process.kill()
+        _reap(process)
+        log_end = (session_dir / "host.log").read_text(errors="replace")[-2000:]
+        shutil.rmtree(session_dir, ignore_errors=True)
+        raise ClusterUnreachableError(
+            f"The cluster of this machine did not start within {START_SECONDS:g} s. The end of its log:\n{log_end}"
+        ) from None
+    if lasting:
+        _write_current(info)
+    else:
+        _hosts[info.pid] = process
+    return info
+
+
+def stop_host(info: HostInfo) -> None:
+    """End a host and everything that belongs to it; returns when it is gone."""
+    process = _hosts.pop(info.pid, None)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(info.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline and _lives(info.pid, process):
+        time.sleep(0.01)
+    if _lives(info.pid, process):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(info.pid, signal.SIGKILL)
+    if process is not None:
+        _reap(process)
+    if read_current() == info:
+        _current_path().unlink(missing_ok=True)
+    shutil.rmtree(info.session_dir, ignore_errors=True)
+
+
+def read_current() -> HostInfo | None:
+    """Return the lasting cluster of this user on this machine, if it runs."""
+    try:
+        info = HostInfo(**json.loads(_current_path().read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return info if _lives(info.pid, None) else None
+
+
+def _current_path() -> Path:
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    return Path(base) / f"shoal-{os.getuid()}" / "current.json"
+
+
+def _write_current(info: HostInfo) -> None:
+    path = _current_path()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(info)))
+
+
+def _first_line(process: subprocess.Popen[bytes]) -> bytes:
+    """Return the line by which a host says that it is ready; empty if it ends or takes too long."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+    return process.stdout.readline() if ready else b""
+
+
+def _lives(pid: int, process: subprocess.Popen[bytes] | None) -> bool:
+    if process is not None:
+        return process.poll() is None
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return _answers(pid)
+    return state != "Z"
+
+
+def _answers(pid: int) -> bool:
+    if Path("/proc/self/stat").exists():
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _reap(process: subprocess.Popen[Any]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    process.wait()

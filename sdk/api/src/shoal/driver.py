@@ -1,0 +1,205 @@
+"""A driver: the process that opens a job, and for whom worker processes run.
+
+It looks for a node on its own machine, whose shared memory it then uses and which watches its pid, gives a sign of life
+every second, prints what its workers print, and ends its job when it leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shoal.output import WorkerOutput
+from shoal_core import __version__
+from shoal_core.bus.interface import Bus, Message
+from shoal_core.bus.requests import ask
+from shoal_core.machine import machine_id
+from shoal_core.protocol.errors import BusError, RequestRefusedError
+from shoal_core.protocol.ids import NO_NODE, ProcessId, new_process_id
+from shoal_core.protocol.messages import (
+    AttachDriver,
+    DemandNotice,
+    DriverAlive,
+    FinishJob,
+    JobConfig,
+    JobRecord,
+    JobState,
+    ListNodes,
+    LogLines,
+    NodeList,
+    NodeState,
+    RegisterJob,
+)
+from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.protocol.wire import decode, encode
+from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.session import Address, Session
+
+ALIVE_SECONDS = 1.0
+REQUEST_SECONDS = 10.0
+LEAVE_SECONDS = 2.0
+_ENVIRONMENT_KEYS = frozenset({"env_vars", "working_dir"})
+
+logger = logging.getLogger("shoal")
+
+
+@dataclass(frozen=True)
+class DriverOptions:
+    """What a driver says of its job."""
+
+    namespace: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    working_directory: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    log_to_driver: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        namespace: str | None,
+        runtime_env: Mapping[str, Any] | None,
+        job_config: Any,
+        log_to_driver: bool,
+        logging_level: int | str,
+    ) -> DriverOptions:
+        """Check the parameters of ``init`` that describe the job."""
+        if namespace is not None and not isinstance(namespace, str):
+            raise TypeError(f"namespace must be a str, got {type(namespace).__name__}.")
+        if namespace == "":
+            raise ValueError("namespace must not be empty; leave it out for an anonymous one.")
+        if job_config is not None:
+            raise ValueError(
+                "job_config is not supported in this version; pass namespace= and runtime_env= themselves."
+            )
+        logger.setLevel(logging_level)
+        environment = dict(runtime_env or {})
+        unknown = set(environment) - _ENVIRONMENT_KEYS
+        if unknown:
+            raise ValueError(
+                f"runtime_env may hold {sorted(_ENVIRONMENT_KEYS)} in this version, got {sorted(unknown)} as well."
+            )
+        variables = environment.get("env_vars", {})
+        if not all(isinstance(k, str) and isinstance(v, str) for k, v in variables.items()):
+            raise TypeError("runtime_env['env_vars'] must be a dict of str to str.")
+        return cls(
+            namespace=namespace or os.urandom(8).hex(),
+            environment=dict(variables),
+            working_directory=environment.get("working_dir", ""),
+            log_to_driver=log_to_driver,
+        )
+
+
+def driver_session(where: Address, options: DriverOptions) -> Session:
+    """Return the session, not yet entered, of this process as a driver of the cluster at ``where``."""
+
+    @contextlib.asynccontextmanager
+    async def identify(bus: Bus, subjects: Subjects) -> AsyncIterator[tuple[ProcessId, Path | None]]:
+        yield await _find_node(bus, subjects)
+
+    @contextlib.asynccontextmanager
+    async def part(runtime: Runtime) -> AsyncIterator[None]:
+        runtime.namespace = options.namespace
+        job = await _open_job(runtime, options)
+        async with asyncio.TaskGroup() as tasks:
+            alive = tasks.create_task(_stay_alive(runtime))
+            with _listening(runtime, options):
+                yield
+            alive.cancel()
+        with contextlib.suppress(BusError, RequestRefusedError):
+            await ask(
+                runtime.bus,
+                runtime.subjects.gcs("finish_job"),
+                FinishJob(job_id=job.job_id, state=JobState.SUCCEEDED, message="the driver shut down"),
+                timeout_seconds=LEAVE_SECONDS,
+            )
+
+    return Session(where, identify, part)
+
+
+async def _find_node(bus: Bus, subjects: Subjects) -> tuple[ProcessId, Path | None]:
+    """Choose this process's id: that of a node whose shared memory it can open, else one without a node."""
+    nodes = await ask(bus, subjects.gcs("list_nodes"), ListNodes(), timeout_seconds=REQUEST_SECONDS)
+    assert isinstance(nodes, NodeList)
+    here = machine_id()
+    candidates = sorted(nodes.nodes, key=lambda node: not node.description.is_head)
+    for record in candidates:
+        description = record.description
+        folder = Path(description.shared_memory_path)
+        if record.state is NodeState.ALIVE and description.machine_id == here and os.access(folder / "probe", os.R_OK):
+            return new_process_id(description.node_id), folder
+    return new_process_id(NO_NODE), None
+
+
+async def _open_job(runtime: Runtime, options: DriverOptions) -> JobRecord:
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    request = RegisterJob(
+        driver=runtime.local,
+        hostname=socket.gethostname(),
+        machine_id=machine_id(),
+        pid=os.getpid(),
+        entrypoint=" ".join([Path(sys.executable).name, *sys.argv]),
+        version=__version__,
+        python_version=platform.python_version(),
+        config=JobConfig(
+            namespace=options.namespace,
+            sys_path=_import_path(script),
+            working_directory=options.working_directory or os.getcwd(),
+            environment=options.environment,
+            metadata=options.metadata,
+            log_to_driver=options.log_to_driver,
+        ),
+    )
+    subjects = runtime.subjects
+    job = await ask(runtime.bus, subjects.gcs("register_job"), request, timeout_seconds=REQUEST_SECONDS)
+    assert isinstance(job, JobRecord)
+    runtime.reactor.job = job.job_id
+    if runtime.node != NO_NODE:
+        attach = AttachDriver(driver=runtime.local, job_id=job.job_id, machine_id=request.machine_id, pid=request.pid)
+        subject = subjects.node_from_process(runtime.node, "attach_driver")
+        await ask(runtime.bus, subject, attach, timeout_seconds=REQUEST_SECONDS)
+    return job
+
+
+def _import_path(script: str | None) -> list[str]:
+    """Return what workers add to their import path, so that modules of the driver are found by name."""
+    folder = str(Path(script).resolve().parent) if script else os.getcwd()
+    return [folder, *(str(Path(entry).resolve()) for entry in sys.path if entry and Path(entry).is_dir())]
+
+
+async def _stay_alive(runtime: Runtime) -> None:
+    subject = runtime.subjects.event(Role.PROCESS, runtime.local, "alive")
+    message = encode(DriverAlive(job_id=runtime.job, driver=runtime.local))
+    while True:
+        runtime.bus.publish(subject, message)
+        await asyncio.sleep(ALIVE_SECONDS)
+
+
+@contextlib.contextmanager
+def _listening(runtime: Runtime, options: DriverOptions) -> Iterator[None]:
+    """Print what the job's workers print, and warn of what schedulers say about the job's demand."""
+    output = WorkerOutput()
+
+    def on_lines(message: Message) -> None:
+        output.show(decode(LogLines, message.data))
+
+    def on_notice(message: Message) -> None:
+        notice = decode(DemandNotice, message.data)
+        logger.warning("%s", notice.text)
+
+    subscriptions = [runtime.bus.subscribe(runtime.subjects.notice("*", runtime.local), on_notice)]
+    if options.log_to_driver:
+        subscriptions.append(runtime.bus.subscribe(runtime.subjects.log("*", runtime.job), on_lines))
+    try:
+        yield
+    finally:
+        for subscription in subscriptions:
+            subscription.unsubscribe()

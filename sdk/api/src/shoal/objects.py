@@ -1,0 +1,92 @@
+"""get, put and wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar, overload
+
+from shoal.session import runtime
+from shoal_core.runtime.objects import ObjectRef
+
+T = TypeVar("T")
+R = TypeVar("R", bound=ObjectRef[Any])
+
+
+@overload
+def get(object_refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
+
+
+@overload
+def get(object_refs: Sequence[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
+
+
+def get(object_refs: Any, *, timeout: float | None = None) -> Any:
+    """Return the value of a reference, or the list of values of a list of them, waiting until they are ready.
+
+    ``timeout`` is in seconds; 0 only looks. Raises ``GetTimeoutError``, or the first error among the objects as soon as
+    it is known: an exception of user code is raised as an instance of its own class that is a ``TaskError`` as well.
+    Arrays are read-only views of shared memory where they are large.
+    """
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"timeout must not be negative, got {timeout}.")
+    if type(object_refs) is ObjectRef:
+        return runtime().get((object_refs,), timeout)[0]
+    if not isinstance(object_refs, (list, tuple)):
+        raise ValueError(
+            f"Invalid type of object refs, {type(object_refs).__name__}, is given. 'object_refs' must either be an "
+            "ObjectRef or a list of ObjectRefs."
+        )
+    _check(object_refs, "get", ValueError)
+    return runtime().get(object_refs, timeout) if object_refs else []
+
+
+def put(value: T) -> ObjectRef[T]:
+    """Make an object of a value and return a reference to it; it lives as long as anybody refers to it.
+
+    Raises ``TypeError`` where the value is a reference itself or cannot be pickled, and ``ObjectStoreFullError``.
+    """
+    if type(value) is ObjectRef:
+        raise TypeError(
+            "Calling put() on an ObjectRef is not allowed. If you really want a reference to a reference, wrap it in a "
+            "list: put([ref])."
+        )
+    return runtime().put(value)
+
+
+def wait(
+    object_refs: Sequence[R], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+) -> tuple[list[R], list[R]]:
+    """Wait until ``num_returns`` of the objects are ready; return those and the others, both in the order given.
+
+    After ``timeout`` seconds fewer may be ready. An object whose task failed is ready. ``fetch_local`` is accepted;
+    large objects are read where they lie. Raises ``TypeError`` for anything but a list of references, ``ValueError`` for
+    duplicates and for a number of objects that cannot be.
+    """
+    if isinstance(object_refs, ObjectRef):
+        raise TypeError("wait() expected a list of ObjectRefs, got a single ObjectRef.")
+    if not isinstance(object_refs, (list, tuple)):
+        raise TypeError(f"wait() expected a list of ObjectRefs, got {type(object_refs).__name__}.")
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"timeout must not be negative, got {timeout}.")
+    _check(object_refs, "wait", TypeError)
+    if len(set(object_refs)) != len(object_refs):
+        raise ValueError("wait() requires a list of unique ObjectRefs.")
+    if not object_refs:
+        return [], []
+    if num_returns <= 0:
+        raise ValueError(f"Invalid number of objects to return: {num_returns}.")
+    if num_returns > len(object_refs):
+        raise ValueError(
+            f"num_returns is {num_returns}, more than the {len(object_refs)} objects that were given to wait()."
+        )
+    return runtime().wait(object_refs, num_returns, timeout)  # type: ignore[return-value]
+
+
+def _check(object_refs: Sequence[Any], function: str, error: type[Exception]) -> None:
+    """Raise unless everything is a reference."""
+    kinds = set(map(type, object_refs))
+    if kinds - {ObjectRef}:
+        wrong = next(ref for ref in object_refs if type(ref) is not ObjectRef)
+        raise error(
+            f"{function}() expected a list of ObjectRefs, but it holds {wrong!r} of type {type(wrong).__name__}."
+        )

@@ -1,0 +1,95 @@
+"""What the current task or driver may ask about itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoal.session import runtime
+from shoal_core.protocol.ids import task_id_bytes
+from shoal_core.protocol.resources import to_amounts
+from shoal_core.runtime.execution import Running, current
+
+
+class RuntimeContext:
+    """Where this code runs, and on whose behalf. Ids are lower-case hex."""
+
+    def get_job_id(self) -> str:
+        """Return the id of the job."""
+        return runtime().job
+
+    def get_node_id(self) -> str:
+        """Return the id of the node; zeros for a driver that has none."""
+        return runtime().node
+
+    def get_worker_id(self) -> str:
+        """Return the id of this process."""
+        return runtime().local
+
+    def get_task_id(self) -> str | None:
+        """Return the id of the task that runs; None in a driver."""
+        running = _running()
+        return None if running is None else task_id_bytes(running.owner, running.task.number).hex()
+
+    def get_task_name(self) -> str | None:
+        """Return the name of the task that runs; None in a driver."""
+        running = _running()
+        return None if running is None else running.task.name
+
+    def get_task_function_name(self) -> str | None:
+        """Return the name of the function that runs; None in a driver."""
+        running = _running()
+        return None if running is None else runtime().function(running.task.function).function.__qualname__
+
+    def get_attempt_number(self) -> int:
+        """Return how many times this task was tried before; 0 in a driver."""
+        running = _running()
+        return 0 if running is None else running.task.attempt
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        """Return the resources that the task holds; empty in a driver."""
+        running = _running()
+        return {} if running is None or running.lease is None else to_amounts(running.lease.resources)
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """Return the accelerators that the task may use, by kind."""
+        return {"GPU": [str(gpu) for gpu in get_gpu_ids()]}
+
+    def get_runtime_env_string(self) -> str:
+        """Return the runtime environment as JSON."""
+        return "{}"
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the job."""
+        return runtime().namespace
+
+    @property
+    def gcs_address(self) -> str:
+        """The address of the cluster's broker."""
+        return runtime().address
+
+    def get(self) -> dict[str, Any]:
+        """Return the ids as a dict."""
+        ids: dict[str, Any] = {"job_id": self.get_job_id(), "node_id": self.get_node_id(), "namespace": self.namespace}
+        if (task := self.get_task_id()) is not None:
+            ids["task_id"] = task
+        return ids
+
+
+def get_runtime_context() -> RuntimeContext:
+    """Return what the current task or driver may ask about itself; joins a cluster first if need be."""
+    runtime()
+    return RuntimeContext()
+
+
+def get_gpu_ids() -> list[int] | list[str]:
+    """Return the GPUs that the current task may use; none in a driver."""
+    running = _running()
+    if running is None or running.lease is None:
+        return []
+    gpus = running.lease.gpus
+    return [int(gpu) for gpu in gpus] if all(gpu.isdigit() for gpu in gpus) else list(gpus)
+
+
+def _running() -> Running | None:
+    return current.get()

@@ -1,0 +1,233 @@
+"""This process's membership in a cluster: ``init``, ``shutdown``, and the runtime that everything else uses."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shoal.cluster import HostInfo, HostOptions, read_current, start_host, stop_host
+from shoal.driver import DriverOptions, driver_session
+from shoal_core import __version__
+from shoal_core.bus.credentials import Credentials, TlsFiles
+from shoal_core.protocol.errors import ClusterUnreachableError
+from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.session import Address, Session
+
+logger = logging.getLogger("shoal")
+
+_IGNORED = frozenset(
+    {
+        "include_dashboard",
+        "dashboard_host",
+        "dashboard_port",
+        "configure_logging",
+        "logging_format",
+        "logging_config",
+        "storage",
+        "_memory",
+        "_node_ip_address",
+        "_temp_dir",
+        "_system_config",
+        "_metrics_export_port",
+    }
+)
+"""Parameters of Ray's ``init`` that are accepted and mean nothing here."""
+
+
+class Context(Mapping[str, Any]):
+    """What ``init`` returns: the cluster's addresses, as a mapping and as attributes; leaving it shuts down."""
+
+    def __init__(self, address_info: dict[str, Any]) -> None:
+        self.address_info = address_info
+        self.dashboard_url = ""
+        self.python_version = ".".join(map(str, sys.version_info[:3]))
+        self.ray_version = __version__
+        self.shoal_version = __version__
+        self.ray_commit = ""
+
+    def __getitem__(self, key: str) -> Any:
+        return self.address_info[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.address_info)
+
+    def __len__(self) -> int:
+        return len(self.address_info)
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        shutdown()
+
+    def disconnect(self) -> None:
+        """Shut down."""
+        shutdown()
+
+    def __repr__(self) -> str:
+        return f"Context(address={self.address_info['address']!r}, node_id={self.address_info['node_id']!r})"
+
+
+class _Membership:
+    """The one membership of this process: the session, and the embedded cluster if it is ours."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.session: Session | None = None
+        self.host: HostInfo | None = None
+        self.context: Context | None = None
+
+
+_membership = _Membership()
+
+
+def runtime() -> Runtime:
+    """Return this process's runtime; the first use in a driver joins a cluster as ``init()`` would."""
+    current = Runtime.current
+    if current is None:
+        with _membership.lock:
+            if Runtime.current is None:
+                init()
+            current = Runtime.current
+            assert current is not None
+    return current
+
+
+def is_initialized() -> bool:
+    """Tell whether this process has joined a cluster."""
+    return Runtime.current is not None
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: dict[str, float] | None = None,
+    labels: dict[str, str] | None = None,
+    object_store_memory: int | None = None,
+    local_mode: bool = False,
+    ignore_reinit_error: bool = False,
+    job_config: Any = None,
+    logging_level: int | str = logging.INFO,
+    log_to_driver: bool = True,
+    namespace: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    **others: Any,
+) -> Context:
+    """Join a cluster, or start one on this machine, and return its addresses.
+
+    ``address``: None tries ``SHOAL_ADDRESS``, then the cluster that ``shoal up`` started, then starts one that ends
+    with this process; "local" always starts one; "auto" must find one; "nats://host:port" joins that one. ``num_cpus``,
+    ``num_gpus``, ``resources``, ``labels`` and ``object_store_memory`` (bytes) describe the node of a cluster that is
+    started, and are an error when joining. ``namespace`` is where the job's actors are named. ``runtime_env`` may hold
+    ``env_vars`` and ``working_dir`` (a folder all nodes can see).
+
+    Raises ``RuntimeError`` if this process has joined already (unless ``ignore_reinit_error``) or for an unknown
+    parameter, ``ValueError`` for a wrong one, ``ClusterUnreachableError``, ``AuthenticationError``,
+    ``JetStreamUnavailableError`` and ``VersionMismatchError`` (all ``ConnectionError``) when there is no joining.
+    """
+    unknown = [name for name in others if name not in _IGNORED]
+    if unknown:
+        raise RuntimeError(f"Unknown keyword argument(s) to init(): {', '.join(sorted(unknown))}.")
+    if local_mode:
+        raise ValueError("local_mode is not supported; start a cluster of this machine with init(num_cpus=1) instead.")
+    with _membership.lock:
+        if Runtime.current is not None:
+            if ignore_reinit_error and _membership.context is not None:
+                logger.info("init() was called again and is ignored.")
+                return _membership.context
+            raise RuntimeError(
+                "This process has joined a cluster already. Perhaps init() was called twice by accident? Call "
+                "shutdown() first, or pass ignore_reinit_error=True."
+            )
+        options = HostOptions.of(num_cpus, num_gpus, resources, labels, object_store_memory)
+        driver = DriverOptions.of(namespace, runtime_env, job_config, log_to_driver, logging_level)
+        with contextlib.ExitStack() as undo:
+            where = _find(address, options, undo)
+            session = undo.enter_context(driver_session(where, driver))
+            undo.pop_all()
+        _membership.session = session
+        current = session.runtime
+        _membership.context = Context(
+            {
+                "address": where.address,
+                "gcs_address": where.address,
+                "node_id": current.node,
+                "webui_url": "",
+                "namespace": current.namespace,
+                "session_dir": _membership.host.session_dir if _membership.host else "",
+            }
+        )
+        return _membership.context
+
+
+def shutdown(*, wait_for_processes: bool = True) -> None:
+    """Leave the cluster, and end it if this process started it; does nothing if it has not joined.
+
+    References of before are worthless afterwards; ``init`` may be called again.
+    """
+    with _membership.lock:
+        session, _membership.session = _membership.session, None
+        host, _membership.host = _membership.host, None
+        _membership.context = None
+        try:
+            if session is not None:
+                session.__exit__(None, None, None)
+        finally:
+            if host is not None:
+                stop_host(host)
+
+
+def _find(address: str | None, options: HostOptions, undo: contextlib.ExitStack) -> Address:
+    """Return where to join; starts a cluster if that is what was asked for."""
+    address = address or os.environ.get("SHOAL_ADDRESS") or None
+    if address is None or address == "auto":
+        lasting = read_current()
+        if lasting is not None:
+            return _joining(lasting.address, lasting.cluster, Credentials.from_file(lasting.credentials_path), options)
+        if address == "auto":
+            raise ClusterUnreachableError(
+                "init(address='auto') found no running cluster on this machine. Start one with `shoal up`, or set "
+                "SHOAL_ADDRESS, or call init() without an address to start one that ends with this process."
+            )
+    if address is None or address == "local":
+        host = start_host(options, lasting=False)
+        _membership.host = host
+        undo.callback(_abandon, host)
+        return Address(host.address, host.cluster, Credentials.from_file(host.credentials_path))
+    if "://" not in address:
+        address = f"nats://{address}"
+    return _joining(address, os.environ.get("SHOAL_CLUSTER", "default"), _credentials(), options)
+
+
+def _abandon(host: HostInfo) -> None:
+    _membership.host = None
+    stop_host(host)
+
+
+def _joining(address: str, cluster: str, credentials: Credentials | None, options: HostOptions) -> Address:
+    if options != HostOptions():
+        raise ValueError(
+            "num_cpus, num_gpus, resources, labels and object_store_memory describe a cluster that init() starts; they "
+            f"cannot be given when joining the running one at {address}."
+        )
+    authority = os.environ.get("SHOAL_CA_FILE")
+    return Address(address, cluster, credentials, TlsFiles(ca_file=authority) if authority else None)
+
+
+def _credentials() -> Credentials | None:
+    if path := os.environ.get("SHOAL_CREDENTIALS"):
+        return Credentials.from_file(path)
+    if token := os.environ.get("SHOAL_TOKEN"):
+        return Credentials(token=token)
+    return None
+
+
+atexit.register(shutdown)
