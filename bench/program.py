@@ -1,0 +1,268 @@
+"""One row on one system, in a fresh process: ``python -m bench.program tasks_sync --system ray``.
+
+Imports nothing but the standard library and the system itself, for it also runs in the environment of Ray and Dask.
+Shoal and Ray run the same lines; only the import differs. The last line printed is the result as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.memory import PeakMemory, pss_by_process, wait_until_at_rest
+
+CPUS = 2
+
+
+@dataclass
+class Measured:
+    """What one process measured: samples in the row's unit, and what else is worth knowing."""
+
+    samples: list[float]
+    details: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure."""
+
+    repetitions: int
+    seconds: float
+
+
+def rate(effort: Effort, run: Callable[[], object], units: float = 1.0) -> Measured:
+    """Return how many units a second ``run`` does, which does ``units`` in one call; the way Ray's own timer counts."""
+    began = time.perf_counter()
+    calls = 0
+    while time.perf_counter() - began < min(1.0, effort.seconds):
+        run()
+        calls += 1
+    step = calls // 10 + 1
+    samples = []
+    for _ in range(effort.repetitions):
+        calls = 0
+        began = time.perf_counter()
+        while time.perf_counter() - began < effort.seconds:
+            for _ in range(step):
+                run()
+            calls += step
+        samples.append(units * calls / (time.perf_counter() - began))
+    return Measured(samples)
+
+
+# ------------------------------------------------------------------------------------ Shoal and Ray
+
+
+def start(system: str) -> Any:
+    """Import Shoal or Ray and start it with two CPUs."""
+    ray: Any = importlib.import_module(system)
+    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False)
+    return ray
+
+
+def tasks_sync(ray: Any, effort: Effort) -> Measured:
+    """One task at a time."""
+    small_value = ray.remote(_small_value)
+    return rate(effort, lambda: ray.get(small_value.remote()))
+
+
+def tasks_async(ray: Any, effort: Effort) -> Measured:
+    """A thousand tasks in flight."""
+    small_value = ray.remote(_small_value)
+    return rate(effort, lambda: ray.get([small_value.remote() for _ in range(1000)]), 1000)
+
+
+def tasks_multi_client(ray: Any, effort: Effort, clients: int = 4, tasks: int = 1000) -> Measured:
+    """Four tasks, each of which submits a thousand and gets them."""
+    small_value = ray.remote(_small_value)
+
+    def submit(count: int) -> None:
+        ray.get([small_value.remote() for _ in range(count)])
+
+    client = ray.remote(num_cpus=0)(submit)
+    return rate(effort, lambda: ray.get([client.remote(tasks) for _ in range(clients)]), clients * tasks)
+
+
+def put_small(ray: Any, effort: Effort) -> Measured:
+    """Put of an integer."""
+    return rate(effort, lambda: ray.put(0))
+
+
+def get_small(ray: Any, effort: Effort) -> Measured:
+    """Get of an integer that was put."""
+    reference = ray.put(0)
+    return rate(effort, lambda: ray.get(reference))
+
+
+def wait_1k(ray: Any, effort: Effort) -> Measured:
+    """Submit a thousand tasks and take the finished ones off one by one."""
+    small_value = ray.remote(_small_value)
+
+    def loop() -> None:
+        waiting = [small_value.remote() for _ in range(1000)]
+        fetch = True
+        while waiting:
+            _, waiting = ray.wait(waiting, fetch_local=fetch)
+            fetch = False
+
+    return rate(effort, loop)
+
+
+def put_gigabytes(ray: Any, effort: Effort) -> Measured:
+    """Put of an array of 100 Mi integers, whose memory is reused when its reference goes."""
+    import numpy
+
+    array = numpy.zeros(100 * 1024 * 1024, dtype=numpy.int64)
+    return rate(effort, lambda: ray.put(array), array.nbytes / 1e9)
+
+
+def queued_100k(ray: Any, effort: Effort, count: int = 100_000) -> Measured:
+    """Queue a hundred thousand tasks, then wait for all of them."""
+    small_value = ray.remote(_small_value)
+    ray.get([small_value.remote() for _ in range(1000)])
+    began = time.perf_counter()
+    references = [small_value.remote() for _ in range(count)]
+    queued = time.perf_counter()
+    ray.get(references)
+    ended = time.perf_counter()
+    return Measured([count / (ended - began)], {"submission_per_second": count / (queued - began)})
+
+
+def queued_1m(ray: Any, effort: Effort, count: int = 1_000_000) -> Measured:
+    """Queue a million tasks; the most memory the driver held meanwhile, for each of them."""
+    small_value = ray.remote(_small_value)
+    ray.get([small_value.remote() for _ in range(1000)])
+    began = time.perf_counter()
+    with PeakMemory() as memory:
+        references = [small_value.remote() for _ in range(count)]
+        queued = time.perf_counter()
+        for first in range(0, count, 10_000):
+            ray.get(references[first : first + 10_000])
+    ended = time.perf_counter()
+    details = {"tasks_per_second": count / (ended - began), "submission_per_second": count / (queued - began)}
+    return Measured([memory.growth_bytes / count], details)
+
+
+def memory(ray: Any, effort: Effort) -> Measured:
+    """Proportional memory of everything but the driver, after both workers ran something and came to rest."""
+    occupy = ray.remote(time.sleep)
+    ray.get([occupy.remote(0.5) for _ in range(CPUS)])
+    wait_until_at_rest()
+    driver, others = pss_by_process()
+    total = sum(others.values())
+    return Measured([total / 1e6], {"driver_megabytes": driver / 1e6, "processes": float(len(others))})
+
+
+def init(system: str) -> Measured:
+    """From ``init`` to the first result, everything started fresh; the import is told apart."""
+    began = time.perf_counter()
+    importlib.import_module({"dask": "distributed"}.get(system, system))
+    imported = time.perf_counter()
+    if system == "dask":
+        with start_dask() as client:
+            client.submit(_small_value).result()
+            ended = time.perf_counter()
+    else:
+        ray = start(system)
+        ray.get(ray.remote(_small_value).remote())
+        ended = time.perf_counter()
+        ray.shutdown()
+    return Measured([ended - imported], {"import_seconds": imported - began})
+
+
+def _small_value() -> bytes:
+    return b"ok"
+
+
+# ------------------------------------------------------------------------------------ Dask
+
+
+def start_dask() -> Any:
+    """Return a client of a cluster with two worker processes of one thread each, as Ray and Shoal have."""
+    from distributed import Client, LocalCluster
+
+    return Client(LocalCluster(n_workers=CPUS, threads_per_worker=1, dashboard_address=None, silence_logs=50))
+
+
+def dask_tasks_sync(client: Any, effort: Effort) -> Measured:
+    """One task at a time."""
+    return rate(effort, lambda: client.submit(_small_value, pure=False).result())
+
+
+def dask_tasks_async(client: Any, effort: Effort) -> Measured:
+    """A thousand tasks in flight."""
+
+    def batch() -> None:
+        client.gather([client.submit(_small_value, pure=False) for _ in range(1000)])
+
+    return rate(effort, batch, 1000)
+
+
+def dask_queued_100k(client: Any, effort: Effort, count: int = 100_000) -> Measured:
+    """Queue a hundred thousand tasks, then wait for all of them."""
+    client.gather([client.submit(_small_value, pure=False) for _ in range(1000)])
+    began = time.perf_counter()
+    futures = [client.submit(_small_value, pure=False) for _ in range(count)]
+    queued = time.perf_counter()
+    client.gather(futures)
+    ended = time.perf_counter()
+    return Measured([count / (ended - began)], {"submission_per_second": count / (queued - began)})
+
+
+# ------------------------------------------------------------------------------------ the process
+
+PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
+    program.__name__: program
+    for program in (
+        tasks_sync,
+        tasks_async,
+        tasks_multi_client,
+        put_small,
+        get_small,
+        wait_1k,
+        put_gigabytes,
+        queued_100k,
+        queued_1m,
+        memory,
+    )
+}
+DASK_PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
+    "tasks_sync": dask_tasks_sync,
+    "tasks_async": dask_tasks_async,
+    "queued_100k": dask_queued_100k,
+}
+
+
+def measure(row: str, system: str, effort: Effort) -> Measured:
+    """Run one row on one system; ``KeyError`` where the system has no such program."""
+    if row == "init":
+        return init(system)
+    if system == "dask":
+        with start_dask() as client:
+            return DASK_PROGRAMS[row](client, effort)
+    ray = start(system)
+    try:
+        return PROGRAMS[row](ray, effort)
+    finally:
+        ray.shutdown()
+
+
+def main() -> None:
+    """Run the row the command line names and print what it measured."""
+    parser = argparse.ArgumentParser(prog="python -m bench.program", description=__doc__)
+    parser.add_argument("row", choices=["init", *PROGRAMS])
+    parser.add_argument("--system", choices=["shoal", "ray", "dask"], required=True)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    arguments = parser.parse_args()
+    measured = measure(arguments.row, arguments.system, Effort(arguments.repetitions, arguments.seconds))
+    print(json.dumps({"samples": measured.samples, "details": measured.details}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
