@@ -12,6 +12,7 @@ from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.interface import Bus, Message, Subscription
 from shoal_core.bus.jetstream import JetStream, StoredMessage
 from shoal_core.bus.keyvalue import Deleted, Entry, KeyValue
+from shoal_core.bus.memory import MemoryBroker
 from shoal_core.bus.watch import Watch
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Entry",
     "JetStream",
     "KeyValue",
+    "MemoryBroker",
     "Message",
     "StoredMessage",
     "Subscription",

@@ -1,8 +1,8 @@
 """The embedded broker: a private ``nats-server`` on loopback that lives exactly as long as the block that started it.
 
-It has a user with a random password for every role, and allows each what ``subjects.permissions`` says. It dies with this
-process (parent-death signal). When it dies alone it is started again with the same port, credentials and store, so that
-clients find everything as it was.
+It has a user with a random password for every role, and allows each what ``subjects.permissions`` says. It dies with
+this process (parent-death signal). When it dies alone it is started again with the same port, credentials and store,
+so that clients find everything as it was.
 """
 
 from __future__ import annotations
@@ -93,6 +93,11 @@ class EmbeddedBroker:
 
     async def _start_once(self) -> None:
         """Start the server on ``port`` and wait until it serves."""
+        self._execute()
+        await self._wait_until_served()
+
+    def _execute(self) -> None:
+        """Write the configuration and start the process; takes a millisecond or two."""
         configuration = self._directory / "broker.conf"
         text = server_configuration(
             self._cluster, self.port, self.credentials, self.store_dir, self._max_payload, self._sync_always
@@ -110,7 +115,6 @@ class EmbeddedBroker:
                 preexec_fn=_die_with_parent(),
                 start_new_session=True,
             )
-        await self._wait_until_served()
 
     async def _wait_until_served(self) -> None:
         """Return when the server greets us; by then JetStream has recovered its store."""
@@ -123,7 +127,8 @@ class EmbeddedBroker:
             await asyncio.sleep(POLL_SECONDS)
         await self.stop()
         raise ClusterUnreachableError(
-            f"nats-server ({self._binary}) did not serve on port {self.port} within {START_SECONDS:g} s: {self._last_words()}"
+            f"nats-server ({self._binary}) did not serve on port {self.port} within {START_SECONDS:g} s: "
+            f"{self._last_words()}"
         )
 
     def _last_words(self) -> str:
@@ -186,9 +191,9 @@ async def launch_broker(
     """Run an embedded broker; entering means it serves, and leaving leaves no process and no files.
 
     ``store_dir`` keeps JetStream's files beyond this life; without it they are temporary. ``port`` 0 is a free one.
-    ``sync_always`` writes through to the disk before each acknowledgement. ``on_lost`` is called with the reason when the
-    broker is down for longer than ``limit_seconds``; attempts to restart it go on. Raises ``ClusterUnreachableError``
-    when there is no nats-server of at least version 2.10, or when it does not come up.
+    ``sync_always`` writes through to the disk before each acknowledgement. ``on_lost`` is called with the reason when
+    the broker is down for longer than ``limit_seconds``; attempts to restart it go on. Raises
+    ``ClusterUnreachableError`` when there is no nats-server of at least version 2.10, or when it does not come up.
     """
     binary = find_server()
     with tempfile.TemporaryDirectory(prefix="shoal-broker-", ignore_cleanup_errors=True) as name:
@@ -250,8 +255,8 @@ def _packaged_server() -> str | None:
 def free_port() -> int:
     """Return a free port on loopback below the range from which the kernel gives out ports.
 
-    In that range a client that dials a broker which is down could be given the broker's own port, connect to itself, and
-    keep the broker from coming back.
+    In that range a client that dials a broker which is down could be given the broker's own port, connect to itself,
+    and keep the broker from coming back.
     """
     try:
         highest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]) - 1

@@ -10,7 +10,13 @@ from urllib.parse import unquote, urlsplit
 
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
 from shoal_core.bus.interface import Bus, ErrorListener
-from shoal_core.protocol.errors import AuthenticationError, ClusterUnreachableError
+from shoal_core.protocol.errors import (
+    AuthenticationError,
+    BusError,
+    ClusterUnreachableError,
+    PermissionViolationError,
+    ShoalError,
+)
 from shoal_core.protocol.subjects import Role, Subjects
 
 if TYPE_CHECKING:
@@ -110,10 +116,18 @@ def _proof(credentials: Credentials) -> dict[str, Any]:
     return {"user": credentials.user, "password": credentials.password}
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Tell whether an error of nats-py means that the broker refused the credential."""
-    text = str(error).lower()
-    return "authorization" in text or "authentication" in text
+def is_refusal(text: str) -> bool:
+    """Tell whether an error of the broker means that it refused the credential."""
+    return "authorization" in text.lower() or "authentication" in text.lower()
+
+
+def complaint(identity: str, text: str) -> ShoalError:
+    """Return what an error that the broker sent outside any request means."""
+    if "permissions violation" in text.lower():
+        return PermissionViolationError(f"the broker does not allow {identity} to do that: {text}")
+    if is_refusal(text):
+        return AuthenticationError(f"the broker refuses the credential of {identity}: {text}")
+    return BusError(f"the broker complained to {identity}: {text}")
 
 
 async def dial(
@@ -128,7 +142,7 @@ async def dial(
     async def on_failure(error: Exception) -> None:
         if dialled:
             await failed(error)
-        elif is_refusal(error) and not refusal.done():
+        elif is_refusal(str(error)) and not refusal.done():
             refusal.set_result(error)
         else:
             failures.append(error)
@@ -143,8 +157,8 @@ async def dial(
             await asyncio.wait({attempt})
     if refusal.done():
         raise AuthenticationError(
-            f"the broker at {where} refused the credential ({refusal.result()}); check SHOAL_TOKEN, the credentials file or "
-            "the user in the address"
+            f"the broker at {where} refused the credential ({refusal.result()}); "
+            "check SHOAL_TOKEN, the credentials file or the user in the address"
         )
     if attempt.cancelled():
         last = f"; the last attempt: {failures[-1] or type(failures[-1]).__name__}" if failures else ""

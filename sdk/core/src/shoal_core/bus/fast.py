@@ -10,15 +10,15 @@ This leans on private names of nats-py 2.16; a contract test lists and holds the
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Mapping
 from typing import Any
 
 from nats import errors as nats_errors
-from nats.aio.client import Client, Server
+from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
-from shoal_core.bus.connection import dial, is_refusal
+from shoal_core.bus.backoff import LONGEST_PAUSE_SECONDS, Backoff
+from shoal_core.bus.connection import complaint, dial, is_refusal
 from shoal_core.bus.interface import (
     WRITE_BUFFER_BYTES,
     Bus,
@@ -30,33 +30,15 @@ from shoal_core.bus.interface import (
 )
 from shoal_core.bus.wire import WireProtocol, WireProtocolError, format_headers
 from shoal_core.protocol.errors import (
-    AuthenticationError,
     BufferFullError,
     BusClosedError,
     DisconnectedError,
-    PermissionViolationError,
     RequestTimeoutError,
 )
 
-FIRST_PAUSE_SECONDS = 0.02
-LONGEST_PAUSE_SECONDS = 1.0
 SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
 JOIN_BYTES = 256 * 1024
 CLOSE_SECONDS = 2.0
-
-
-class Backoff:
-    """How long to wait before the next attempt to reach a broker: nothing, then 20 ms doubling to 1 s, with jitter."""
-
-    def __init__(self) -> None:
-        self.attempts = 0
-
-    def choose(self, servers: list[Server], info: dict[str, Any]) -> tuple[Server | None, float]:
-        """Return which server to dial next, in turn, and after how many seconds (nats-py's reconnect handler)."""
-        attempt = self.attempts
-        self.attempts += 1
-        pause_seconds = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempt, 10))
-        return servers[attempt % len(servers)], random.uniform(0.5, 1.0) * pause_seconds if attempt else 0.0
 
 
 class FastClient(Client):
@@ -180,8 +162,8 @@ class FastBus(Bus):
         out_bytes = self._out_bytes + size + len(head)
         if out_bytes > WRITE_BUFFER_BYTES:
             raise BufferFullError(
-                f"{self._out_bytes} bytes wait to be written to the broker, which does not read as fast as this process "
-                f"writes; a message of {size} bytes on {subject!r} was refused"
+                f"{self._out_bytes} bytes wait to be written to the broker, which does not read as fast as this "
+                f"process writes; a message of {size} bytes on {subject!r} was refused"
             )
         self._out_bytes = out_bytes
         self._out += (head, data, b"\r\n")
@@ -331,12 +313,7 @@ class FastBus(Bus):
 
     def refused(self, text: str) -> None:
         """Report an error the broker sent; where it is fatal the broker closes the connection itself."""
-        if "permissions violation" in text.lower():
-            self._report(PermissionViolationError(f"the broker refused {self.identity}: {text}"))
-        elif "authorization" in text.lower() or "authentication" in text.lower():
-            self._report(AuthenticationError(f"the broker refused {self.identity}: {text}"))
-        else:
-            self._report(DisconnectedError(f"the broker complained to {self.identity}: {text}"))
+        self._report(complaint(self.identity, text))
 
     def callback_failed(self, error: BaseException) -> None:
         """Report a callback that raised."""
@@ -359,8 +336,8 @@ class FastBus(Bus):
         if text == self._last_refusal:
             return
         self._last_refusal = text
-        if is_refusal(error):
-            self._report(AuthenticationError(f"the broker refuses {self.identity} after a reconnect: {text}"))
+        if is_refusal(text):
+            self._report(complaint(self.identity, text))
         else:
             logger.info("%s cannot reach the broker: %s", self.identity, text or type(error).__name__)
 

@@ -1,7 +1,7 @@
 """What a bus is: one connection to a broker, on which subjects carry messages between processes.
 
-Three implementations behave alike and pass one suite of tests: ``fast`` (nats-py with its read and write path replaced),
-``stock`` (nats-py as it comes) and ``memory`` (an in-memory twin for tests).
+Three implementations behave alike and pass one suite of tests: ``fast`` (nats-py with its read and write path
+replaced), ``stock`` (nats-py as it comes) and ``memory`` (an in-memory twin for tests).
 
 A bus belongs to one event loop and is used on its thread only. It delivers at most once: what is published while the
 connection is down is dropped, counted, and said so by the return value; nothing is sent later that was asked for
@@ -82,6 +82,9 @@ class Bus(ABC):
     server_version: str
     dropped_messages: int
 
+    hears_control_messages = True
+    """Whether JetStream's heartbeats and flow control reach the callbacks of a subscription."""
+
     def __init__(self, identity: str, inbox: str, on_error: ErrorListener | None) -> None:
         self.identity = identity
         self.inbox = inbox
@@ -103,9 +106,9 @@ class Bus(ABC):
     def publish(self, subject: str, data: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None) -> bool:
         """Send a message without waiting; return whether it was taken (not: whether it arrived).
 
-        What is published in one turn of the loop leaves in one write, in order. While the connection is down the message
-        is dropped and False returned. Raises ``PayloadTooLargeError``, ``BufferFullError`` (64 MiB wait to be written) and
-        ``BusClosedError``.
+        What is published in one turn of the loop leaves in one write, in order. While the connection is down the
+        message is dropped and False returned. Raises ``PayloadTooLargeError``, ``BufferFullError`` (64 MiB wait to be
+        written) and ``BusClosedError``.
         """
 
     @abstractmethod
@@ -135,8 +138,8 @@ class Bus(ABC):
     ) -> Message:
         """Send a message and wait for its answer.
 
-        Raises ``NoRespondersError`` at once when nobody listens, ``DisconnectedError`` at once when the connection is or
-        goes down (the request may or may not have been carried out), and ``RequestTimeoutError``.
+        Raises ``NoRespondersError`` at once when nobody listens, ``DisconnectedError`` at once when the connection is
+        or goes down (the request may or may not have been carried out), and ``RequestTimeoutError``.
         """
         self._request_count += 1
         token = str(self._request_count)
@@ -223,7 +226,8 @@ class Bus(ABC):
     def _refuse_large(self, subject: str, size_bytes: int) -> PayloadTooLargeError:
         """Return the error for a message that the broker would not take."""
         return PayloadTooLargeError(
-            f"a message of {size_bytes} bytes on {subject!r} is over the broker's max_payload of {self.max_payload} bytes"
+            f"a message of {size_bytes} bytes on {subject!r} is over the broker's max_payload of {self.max_payload} bytes; "
+            "larger things travel as objects, or in parts"
         )
 
     def _report(self, error: BaseException) -> None:

@@ -1,7 +1,7 @@
 """JetStream over a bus: streams, messages stored in them, and the errors of its API.
 
-This speaks JetStream's JSON API by ordinary requests, so that it works alike over every implementation of the bus that has
-a real broker. Every call waits for the broker's answer; a lost connection fails it at once.
+This speaks JetStream's JSON API by ordinary requests, so that it works alike over every implementation of the bus.
+Every call waits for the broker's answer; a lost connection fails it at once.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class JetStream:
     async def call(self, verb: str, body: Mapping[str, Any], timeout_seconds: float = CALL_SECONDS) -> dict[str, Any]:
         """Return the answer of the API to ``$JS.API.<verb>``.
 
-        Raises ``JetStreamError`` with the codes of its error, ``JetStreamUnavailableError`` where JetStream does not run
-        or is not open to this account, and the errors of ``Bus.request``.
+        Raises ``JetStreamError`` with the codes of its error, ``JetStreamUnavailableError`` where JetStream does not
+        run or is not open to this account, and the errors of ``Bus.request``.
         """
         try:
             reply = await self.bus.request(

@@ -1,8 +1,8 @@
 """The key-value store: buckets in the broker, changed by compare-and-set only.
 
-A bucket is the JetStream stream that NATS' own tools know as one (``KV_<bucket>``, subjects ``$KV.<bucket>.<key>``, one
-message a key), so ``nats kv`` shows it. A revision is the sequence of the key's last message in the stream. A delete leaves
-a marker, which counts as nothing.
+A bucket is the JetStream stream that NATS' own tools know as one (``KV_<bucket>``, subjects ``$KV.<bucket>.<key>``,
+one message a key), so ``nats kv`` shows it. A revision is the sequence of the key's last message in the stream. A
+delete leaves a marker, which counts as nothing.
 
 When the connection is lost during a change, the change may or may not have happened: read through ``get``, which goes to
 the stream's leader and shows every change acknowledged before.
@@ -70,6 +70,13 @@ class KeyValue(ABC):
         """Delete a key that is still at ``revision``; raises ``RevisionConflict`` with what it holds now."""
 
     @abstractmethod
+    async def purge(self, prefix: str) -> int:
+        """Delete all keys below ``prefix`` (it ends in a dot) and leave no trace; return how many there were.
+
+        No compare-and-set, and watches do not hear of it: for keys that nobody watches or changes any more.
+        """
+
+    @abstractmethod
     async def watch(self, callback: WatchCallback) -> Watch:
         """Have ``callback`` called with every key as it is now, and then with every change.
 
@@ -113,6 +120,10 @@ class JetStreamKeyValue(KeyValue):
     async def delete(self, key: str, *, revision: int) -> None:
         """Leave a marker in place of the value if the key is still at ``revision``."""
         await self._change(key, b"", revision, {OPERATION_HEADER: DELETED})
+
+    async def purge(self, prefix: str) -> int:
+        """Purge the stream below the prefix."""
+        return await self.jetstream.purge(self.stream, f"{self.prefix}{prefix}>")
 
     async def watch(self, callback: WatchCallback) -> Watch:
         """Watch the bucket by a push consumer of the last message of each key."""

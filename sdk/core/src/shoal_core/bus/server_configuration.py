@@ -1,4 +1,4 @@
-"""The configuration file of the embedded broker: one user for each role, permissions, JetStream; nothing beyond loopback."""
+"""The configuration file of the embedded broker: a user for each role, permissions, JetStream; loopback only."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Watching a bucket: all keys in bulk, then every change, through reconnects and restarts of the broker.
 
-The stream is read by an ephemeral push consumer of the last message of each key. It is made anew (a new *generation*,
-with a subject of its own, so that strays of the old one are told apart) whenever something may have been missed: after a
-reconnect, on a gap in the consumer's numbers, and when its heartbeats stay away. A generation first brings every key that
+The stream is read by an ephemeral push consumer of the last message of each key. It is made anew (a new
+*generation*, with a subject of its own, so that strays of the old one are told apart) whenever something may have been
+missed: after a reconnect, on a gap in the consumer's numbers, and when its heartbeats stay away. A generation first brings every key that
 exists; a key that was known and is not among them was deleted meanwhile.
 """
 
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.interface import CONTROL_STATUS, STATUS_HEADER, Message, Subscription, logger
 from shoal_core.bus.jetstream import API
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from shoal_core.bus.keyvalue import JetStreamKeyValue
 
 HEARTBEAT_SECONDS = 2.0
-MISSED_HEARTBEATS = 3
+SILENCE_SECONDS = 6.0
+SILENCE_WITHOUT_HEARTBEATS_SECONDS = 30.0
 RETRY_SECONDS = 0.2
 NANOSECONDS = 1_000_000_000
 
@@ -82,11 +83,13 @@ class JetStreamWatch(Watch):
 
     async def _keep(self) -> None:
         """Start a new generation whenever something may have been missed."""
+        hears = self._bus.hears_control_messages
+        longest_seconds = SILENCE_SECONDS if hears else SILENCE_WITHOUT_HEARTBEATS_SECONDS
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stale.wait(), HEARTBEAT_SECONDS)
             silent_seconds = time.monotonic() - self._heard_at
-            if not self._stale.is_set() and silent_seconds < MISSED_HEARTBEATS * HEARTBEAT_SECONDS:
+            if not self._stale.is_set() and silent_seconds < longest_seconds:
                 continue
             self._stale.clear()
             if not self._bus.connected:
@@ -110,25 +113,27 @@ class JetStreamWatch(Watch):
         self._subscription = self._bus.subscribe(subject, lambda message: self._arrived(generation, message))
         answer = await self._key_value.jetstream.call(
             f"CONSUMER.CREATE.{self._key_value.stream}",
-            {
-                "stream_name": self._key_value.stream,
-                "config": {
-                    "deliver_subject": subject,
-                    "deliver_policy": "last_per_subject",
-                    "filter_subject": f"{self._key_value.prefix}>",
-                    "ack_policy": "none",
-                    "max_deliver": 1,
-                    "flow_control": True,
-                    "idle_heartbeat": int(HEARTBEAT_SECONDS * NANOSECONDS),
-                    "mem_storage": True,
-                    "num_replicas": 1,
-                },
-            },
+            {"stream_name": self._key_value.stream, "config": self._configuration(subject)},
         )
         self._consumer = answer["name"]
         nothing_sent = answer["num_pending"] == 0 and answer["delivered"]["consumer_seq"] == 0
         if nothing_sent and self._consumer_sequence == 0 and generation == self._generation:
             self._finish_bulk()
+
+    def _configuration(self, subject: str) -> dict[str, Any]:
+        """Return what to tell the broker of the consumer that delivers to ``subject``."""
+        configuration: dict[str, Any] = {
+            "deliver_subject": subject,
+            "deliver_policy": "last_per_subject",
+            "filter_subject": f"{self._key_value.prefix}>",
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        if self._bus.hears_control_messages:
+            configuration |= {"flow_control": True, "idle_heartbeat": int(HEARTBEAT_SECONDS * NANOSECONDS)}
+        return configuration
 
     def _end_generation(self) -> None:
         """Stop hearing the present consumer and have the broker drop it."""
