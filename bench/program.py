@@ -150,7 +150,7 @@ def queued_1m(ray: Any, effort: Effort, count: int = 1_000_000) -> Measured:
 
 def memory(ray: Any, effort: Effort) -> Measured:
     """Proportional memory of everything but the driver, after both workers ran something and came to rest."""
-    occupy = ray.remote(time.sleep)
+    occupy = ray.remote(_occupy)
     ray.get([occupy.remote(0.5) for _ in range(CPUS)])
     wait_until_at_rest()
     driver, others = pss_by_process()
@@ -177,6 +177,10 @@ def init(system: str) -> Measured:
 
 def _small_value() -> bytes:
     return b"ok"
+
+
+def _occupy(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 # ------------------------------------------------------------------------------------ Dask

@@ -1,0 +1,267 @@
+"""The command line: ``shoal up``, ``shoal down``, ``shoal status``, ``shoal service``.
+
+==========  ===========================================================
+exit code   meaning
+==========  ===========================================================
+0           done
+1           it could not be done; the text says why
+2           the command line is wrong
+3           the cluster cannot be reached
+==========  ===========================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from shoal.cluster import HostInfo, HostOptions, read_current, start_host, stop_host
+from shoal.status import ClusterStatus, NodeStatus, Target, read_status
+from shoal_core import __version__
+from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
+from shoal_core.protocol.errors import ConnectionFailedError, ShoalError
+from shoal_core.protocol.messages import NodeState
+from shoal_core.protocol.resources import MEMORY, OBJECT_STORE_MEMORY, from_units, to_amounts
+
+app = typer.Typer(
+    name="shoal",
+    help="Distributed Python over NATS: a local cluster, its state, and its services.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+
+_BYTES = {MEMORY, OBJECT_STORE_MEMORY}
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class ServiceName(StrEnum):
+    """The services that run alone."""
+
+    GCS = "gcs"
+    SCHEDULER = "scheduler"
+    WORKER = "worker"
+    OBJECTSTORE = "objectstore"
+
+
+def main() -> None:
+    """Run the command line; errors of Shoal are told in one line, without a traceback."""
+    try:
+        app()
+    except ConnectionFailedError as error:
+        _fail(error, 3)
+    except ShoalError as error:
+        _fail(error, 1)
+
+
+@app.callback()
+def _shoal(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        out.print(f"shoal {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    num_cpus: Annotated[float | None, typer.Option(min=0, help="CPUs to offer; all of them by default.")] = None,
+    num_gpus: Annotated[float | None, typer.Option(min=0, help="GPUs to offer; all that are found by default.")] = None,
+    resources: Annotated[str | None, typer.Option(help='Resources of your own, as JSON: {"licence": 2}.')] = None,
+    labels: Annotated[str | None, typer.Option(help='Labels of the node, as JSON: {"zone": "a"}.')] = None,
+    object_store_memory: Annotated[int | None, typer.Option(min=1, help="Bytes of shared memory for objects.")] = None,
+) -> None:
+    """Start a cluster on this machine that lasts until `shoal down`."""
+    custom = _json_object("--resources", resources)
+    words = {name: str(value) for name, value in _json_object("--labels", labels).items()}
+    try:
+        options = HostOptions.of(num_cpus, num_gpus, custom or None, words or None, object_store_memory)
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(str(error)) from None
+    running = read_current()
+    if running is not None:
+        out.print(f"A cluster runs already (pid {running.pid}). To start another one, run `shoal down` first.\n")
+        _print_host(running)
+        raise typer.Exit(0 if options == HostOptions() else 1)
+    host = start_host(options, lasting=True)
+    out.print(f"[green]The cluster is up[/] (pid {host.pid}).\n")
+    _print_host(host)
+
+
+@app.command()
+def down() -> None:
+    """End the cluster that `shoal up` started, and everything that runs on it."""
+    running = read_current()
+    if running is None:
+        out.print("No cluster that `shoal up` started runs on this machine.")
+        return
+    stop_host(running)
+    out.print(f"The cluster is down (it was pid {running.pid}).")
+
+
+@app.command()
+def status(
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="SHOAL_ADDRESS", help="nats://host:port; else the cluster that `shoal up` started."),
+    ] = None,
+    credentials: Annotated[
+        Path | None, typer.Option(envvar="SHOAL_CREDENTIALS", exists=True, help="The credential file.")
+    ] = None,
+    token: Annotated[str | None, typer.Option(envvar="SHOAL_TOKEN", help="A token, instead of a file.")] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(envvar="SHOAL_CA_FILE", exists=True, help="Who signed the broker's certificate.")
+    ] = None,
+    cluster: Annotated[str, typer.Option(envvar="SHOAL_CLUSTER", help="The cluster's name.")] = "default",
+    output: Annotated[Format, typer.Option("--format", help="A table for people, or JSON.")] = Format.TABLE,
+) -> None:
+    """Show the nodes, what is used of their resources, and what waits and why."""
+    if address is None:
+        target = _local_target()
+    else:
+        proof = _proof(credentials, token)
+        target = Target(address, cluster, proof, TlsFiles(ca_file=str(ca_file)) if ca_file else None)
+    seen = asyncio.run(read_status(target))
+    if output is Format.JSON:
+        print(json.dumps(seen.to_json(), indent=2))
+    else:
+        _print_status(seen)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    no_args_is_help=True,
+)
+def service(context: typer.Context, name: Annotated[ServiceName, typer.Argument(help="Which one.")]) -> None:
+    """Run one service in this process: `shoal service gcs --address nats://… --credentials …`.
+
+    The flags are the service's own; `shoal service gcs --help` lists them.
+    """
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", f"shoal_{name.value}", *context.args])
+
+
+# ------------------------------------------------------------------------------------ what was asked
+
+
+def _json_object(flag: str, text: str | None) -> dict[str, Any]:
+    """Return the object a flag holds; a wrong one is an error that names the flag."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{flag} is not JSON ({error}), got {text!r}; for example: '{{\"name\": 1}}'"
+        ) from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{flag} must be a JSON object such as '{{\"name\": 1}}', got {text!r}")
+    return value
+
+
+def _proof(credentials: Path | None, token: str | None) -> Credentials | None:
+    if credentials is None:
+        return Credentials(token=token) if token else None
+    try:
+        return Credentials.from_file(credentials)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _local_target() -> Target:
+    """Return the cluster that `shoal up` started, as its observer."""
+    running = read_current()
+    if running is None:
+        out.print("No cluster that `shoal up` started runs here. Start one, or say which: --address nats://host:port")
+        raise typer.Exit(3)
+    observer = Path(running.credentials_path).with_name("observer.json")
+    path = observer if observer.exists() else Path(running.credentials_path)
+    return Target(running.address, running.cluster, Credentials.from_file(path))
+
+
+def _fail(error: ShoalError, code: int) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{type(error).__name__}:[/] {escape(str(error))}")
+    raise SystemExit(code)
+
+
+# ------------------------------------------------------------------------------------ what is printed
+
+
+def _print_host(host: HostInfo) -> None:
+    out.print(f"  address      {redacted(host.address)}")
+    out.print(f"  credentials  {host.credentials_path}\n")
+    out.print("On this machine, drivers find it by themselves: shoal.init()")
+    out.print(f"From others: SHOAL_ADDRESS={redacted(host.address)} SHOAL_CREDENTIALS=<a copy of that file>")
+
+
+def _print_status(seen: ClusterStatus) -> None:
+    alive = len(seen.alive())
+    out.print(
+        f"Cluster [bold]{seen.cluster}[/] at {redacted(seen.address)}: {alive} of {len(seen.nodes)} nodes alive\n"
+    )
+    nodes = Table("node", "host", "state", "CPU", "other resources", "processes", box=None, header_style="bold")
+    for node in seen.nodes:
+        nodes.add_row(*_node_cells(node))
+    out.print(nodes)
+    out.print("\n[bold]used / total[/]")
+    for name, (used, total) in seen.totals().items():
+        out.print(f"  {name:24}{_amount(name, used)} / {_amount(name, total)}")
+    if not seen.pending:
+        out.print("\nNothing waits.")
+        return
+    out.print("\n[bold]waiting[/]")
+    waiting = Table("tasks", "function", "each needs", "since", "why", box=None, header_style="bold")
+    for item in seen.pending:
+        needs = ", ".join(f"{name} {_amount(name, amount)}" for name, amount in to_amounts(item.resources).items())
+        why = escape(item.why) if item.feasible else f"[red]{escape(item.why)}[/]"
+        waiting.add_row(f"{item.wanted:,}", escape(item.name), needs or "nothing", f"{item.waiting_seconds:.0f} s", why)
+    out.print(waiting)
+
+
+def _node_cells(node: NodeStatus) -> list[str]:
+    description = node.record.description
+    if node.record.state is NodeState.DEAD:
+        return [
+            description.node_id,
+            description.hostname,
+            f"[red]DEAD[/] {escape(node.record.death_reason)}",
+            "",
+            "",
+            "",
+        ]
+    if node.announcement is None or node.used is None:
+        return [description.node_id, description.hostname, "[yellow]silent[/]", "", "", ""]
+    used, total = node.used, node.announcement.total
+    state = "[yellow]draining[/]" if node.announcement.draining else "[green]ALIVE[/]"
+    cells = {
+        name: f"{_amount(name, from_units(used.get(name, 0)))}/{_amount(name, from_units(units))}"
+        for name, units in total.items()
+    }
+    cpu = cells.pop("CPU", "")
+    others = ", ".join(f"{name} {cell}" for name, cell in sorted(cells.items()) if not name.startswith("node:"))
+    processes = str(node.announcement.worker_processes)
+    return [description.node_id, description.hostname, state, cpu, others, processes]
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 2**30:.1f} GiB" if name in _BYTES else f"{amount:g}"
+
+
+if __name__ == "__main__":
+    main()

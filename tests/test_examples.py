@@ -1,0 +1,34 @@
+"""Every example runs, as a user would run it, and says what it promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+SAYS = {
+    "quickstart.py": [
+        "8 squares: [0, 1, 4, 9, 16, 25, 36, 49]",
+        "none of them this one: True",
+        "merge sort of 200 numbers is right: True",
+        "a nap of 0.1 s is over, 2 to go",
+        "[124999.5, 374999.5, 624999.5, 874999.5]",
+        "ZeroDivisionError: division by zero",
+        "Done, and everything is gone again.",
+    ]
+}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_example_runs(path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(path)], env=environment, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line for line in SAYS[path.name] if line not in done.stdout] == [], done.stdout
