@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from shoal import options as option_table
 from shoal.session import runtime
@@ -15,12 +15,7 @@ from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Call, Runtime
 
 P = ParamSpec("P")
-Q = ParamSpec("Q")
 R = TypeVar("R")
-T0 = TypeVar("T0")
-T1 = TypeVar("T1")
-T2 = TypeVar("T2")
-T3 = TypeVar("T3")
 
 
 class RemoteFunction(Generic[P, R]):
@@ -48,46 +43,23 @@ class RemoteFunction(Generic[P, R]):
     @overload
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
 
+    # A reference may stand for a value. No type can say so for every parameter; a call with a reference among its first
+    # four arguments is accepted with whatever else it passes.
     @overload
-    def remote(
-        self: RemoteFunction[Concatenate[T0, Q], R], arg0: T0 | ObjectRef[T0], /, *args: Q.args, **kwargs: Q.kwargs
-    ) -> ObjectRef[R]: ...
+    def remote(self, ref0: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+
+    @overload
+    def remote(self, arg0: Any, ref1: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+
+    @overload
+    def remote(self, arg0: Any, arg1: Any, ref2: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
 
     @overload
     def remote(
-        self: RemoteFunction[Concatenate[T0, T1, Q], R],
-        arg0: T0 | ObjectRef[T0],
-        arg1: T1 | ObjectRef[T1],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
+        self, arg0: Any, arg1: Any, arg2: Any, ref3: ObjectRef[Any], /, *args: Any, **kwargs: Any
     ) -> ObjectRef[R]: ...
 
-    @overload
-    def remote(
-        self: RemoteFunction[Concatenate[T0, T1, T2, Q], R],
-        arg0: T0 | ObjectRef[T0],
-        arg1: T1 | ObjectRef[T1],
-        arg2: T2 | ObjectRef[T2],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
-    ) -> ObjectRef[R]: ...
-
-    @overload
-    def remote(
-        self: RemoteFunction[Concatenate[T0, T1, T2, T3, Q], R],
-        arg0: T0 | ObjectRef[T0],
-        arg1: T1 | ObjectRef[T1],
-        arg2: T2 | ObjectRef[T2],
-        arg3: T3 | ObjectRef[T3],
-        /,
-        *args: Q.args,
-        **kwargs: Q.kwargs,
-    ) -> ObjectRef[R]: ...
-
-    # The implementation takes anything: its self is not that of each overload.
-    def remote(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Start the function in the cluster and return a reference to its result, without waiting.
 
         With ``num_returns=n`` a list of n references, with ``num_returns=0`` None. Raises ``TypeError`` at once when

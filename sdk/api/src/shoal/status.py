@@ -12,6 +12,7 @@ from typing import Any
 
 from shoal_core import __version__
 from shoal_core.bus import Bus, Credentials, Message, TlsFiles, connect
+from shoal_core.bus.credentials import redacted
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.messages import (
@@ -101,7 +102,7 @@ class ClusterStatus:
     def to_json(self) -> dict[str, Any]:
         """Return the status as ``shoal status --format json`` shows it."""
         return {
-            "address": self.address,
+            "address": redacted(self.address),
             "cluster": self.cluster,
             "nodes": [node.to_json() for node in self.nodes],
             "resources": {name: {"used": used, "total": total} for name, (used, total) in self.totals().items()},
@@ -117,25 +118,29 @@ async def read_status(target: Target, timeout_seconds: float = 5.0) -> ClusterSt
     Raises ``ClusterUnreachableError`` and ``AuthenticationError`` from joining, ``NoRespondersError`` where the broker
     runs but a service does not.
     """
-    subjects = Subjects(target.cluster)
-    identity = f"status-{secrets.token_hex(4)}"
     async with connect(
         target.address,
         role=target.role,
-        identity=identity,
+        identity=f"status-{secrets.token_hex(4)}",
         cluster=target.cluster,
         credentials=target.credentials,
         tls=target.tls,
         timeout_seconds=timeout_seconds,
     ) as bus:
-        ears = _Ears(bus, subjects)
-        await ask(bus, subjects.gcs("cluster"), GetCluster(version=__version__), timeout_seconds)
-        nodes = await ask(bus, subjects.gcs("list_nodes"), ListNodes(), timeout_seconds)
-        pending = await ask(bus, subjects.scheduler("pending"), GetPending(), timeout_seconds)
-        assert isinstance(nodes, NodeList)
-        assert isinstance(pending, PendingList)
-        alive = {record.description.node_id for record in nodes.nodes if record.state is NodeState.ALIVE}
-        heard = await ears.hear(alive)
+        return await observe(bus, target, timeout_seconds)
+
+
+async def observe(bus: Bus, target: Target, timeout_seconds: float) -> ClusterStatus:
+    """Ask the control store, a scheduler and the nodes over a connection."""
+    subjects = Subjects(target.cluster)
+    ears = _Ears(bus, subjects)
+    await ask(bus, subjects.gcs("cluster"), GetCluster(version=__version__), timeout_seconds)
+    nodes = await ask(bus, subjects.gcs("list_nodes"), ListNodes(), timeout_seconds)
+    pending = await ask(bus, subjects.scheduler("pending"), GetPending(), timeout_seconds)
+    assert isinstance(nodes, NodeList)
+    assert isinstance(pending, PendingList)
+    alive = {record.description.node_id for record in nodes.nodes if record.state is NodeState.ALIVE}
+    heard = await ears.hear(alive)
     statuses = [NodeStatus(record, heard.get(record.description.node_id)) for record in nodes.nodes]
     return ClusterStatus(target.address, target.cluster, statuses, pending.pending)
 
