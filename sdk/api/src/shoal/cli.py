@@ -71,13 +71,19 @@ def main() -> None:
         _fail(error, 1)
 
 
-@app.callback()
-def _shoal(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         out.print(f"shoal {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _shoal(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Take the flags that stand before a command."""
 
 
 @app.command()
