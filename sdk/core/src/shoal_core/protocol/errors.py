@@ -1,4 +1,4 @@
-'''Every error Shoal raises. One root; Ray's names are kept, also as aliases where its names carry "Ray".
+"""Every error Shoal raises. One root; Ray's names are kept, also as aliases where its names carry "Ray".
 
 ::
 
@@ -43,7 +43,7 @@
 
 The caller's fault, the peer's fault and a lost resource are different classes. Errors that cross the wire have a
 code (``wire_code``); ``from_wire`` maps every code back, and a test holds that the mapping is whole.
-'''
+"""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class PermissionViolationError(BusError):
 
 
 class RevisionConflict(BusError):
-    """The key was changed meanwhile; ``key``, ``value`` and ``revision`` are what it holds now (None and 0: nothing)."""
+    """The key was changed meanwhile; ``key``, ``value``, ``revision`` are what it holds now (None and 0: nothing)."""
 
     def __init__(self, text: str, key: str, value: bytes | None, revision: int) -> None:
         super().__init__(text, key, value, revision)
@@ -218,7 +218,12 @@ def _dual_class(cause_class: type[BaseException]) -> type[TaskError]:
     known = _dual_classes.get(cause_class)
     if known is None:
         name = f"TaskError({cause_class.__name__})"
-        body = {"__module__": __name__, "__str__": TaskError.__str__, "__reduce__": _reduce_dual, "__init__": _skip_init}
+        body = {
+            "__module__": __name__,
+            "__str__": TaskError.__str__,
+            "__reduce__": _reduce_dual,
+            "__init__": _skip_init,
+        }
         known = type(name, (TaskError, cause_class), body)
         _dual_classes[cause_class] = known
     return known
