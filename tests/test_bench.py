@@ -1,0 +1,104 @@
+"""The benchmark's own arithmetic and tables. That its programs run on Shoal is in tests/integration."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bench import __main__ as bench
+from bench.memory import MARK, PeakMemory, marked_processes, pss_by_process
+from bench.program import DASK_PROGRAMS, PROGRAMS, Effort, rate
+from bench.rows import ROWS, Row, System, find_rows
+
+
+def test_every_row_has_a_program_on_each_of_its_systems() -> None:
+    assert {row.name for row in ROWS} == {"init", *PROGRAMS}
+    with_dask = {row.name for row in ROWS if "dask" in row.systems}
+    assert with_dask == {"init", *DASK_PROGRAMS}
+
+
+def test_ratio_is_how_many_times_better() -> None:
+    assert Row("r", "r", "1/s").ratio(shoal=30, ray=10) == 3
+    assert Row("s", "s", "s", higher_is_better=False).ratio(shoal=0.5, ray=2) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "shoal", "ray", "passes"),
+    [
+        (Row("a", "a", "1/s", times_ray=3), 30.0, 10.0, True),
+        (Row("a", "a", "1/s", times_ray=3), 29.0, 10.0, False),
+        (Row("a", "a", "1/s", times_ray=3), 30.0, None, None),
+        (Row("b", "b", "s", limit=1.0), 0.9, None, True),
+        (Row("b", "b", "s", limit=1.0), 1.1, 20.0, False),
+        (Row("c", "c", "s"), 1.1, 20.0, None),
+    ],
+)
+def test_bars(row: Row, shoal: float, ray: float | None, passes: bool | None) -> None:
+    assert row.passes(shoal, ray) is passes
+
+
+def test_an_unknown_row_is_named_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"'tusks'.*tasks_sync"):
+        find_rows(["tusks"])
+
+
+def test_rate_counts_units() -> None:
+    calls: list[None] = []
+    measured = rate(Effort(repetitions=2, seconds=0.01), lambda: calls.append(None), units=10)
+    assert len(measured.samples) == 2
+    assert all(sample > 0 for sample in measured.samples)
+    assert calls
+
+
+def outcome(samples: list[float], error: str = "") -> bench.Outcome:
+    return bench.Outcome(samples, {"import_seconds": 0.1}, error)
+
+
+def test_the_comparison_is_printed_as_a_table_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    results: dict[System, bench.Outcome] = {
+        "shoal": outcome([20.0, 30.0, 40.0]),
+        "ray": outcome([10.0]),
+        "dask": outcome([], "it broke [badly]"),
+    }
+    monkeypatch.setattr(bench, "run_once", lambda row, system, repetitions, seconds: results[system])
+    monkeypatch.setenv("COLUMNS", "160")
+    app = typer.Typer()
+    app.command()(bench.main)
+
+    shown = CliRunner().invoke(app, ["tasks_sync"])
+    assert shown.exit_code == 1  # something failed
+    assert "3.0 x" in shown.output
+    assert "it broke [badly]" in shown.output
+
+    results["dask"] = outcome([5.0])
+    parsed = json.loads(CliRunner().invoke(app, ["tasks_sync", "--format", "json"]).stdout)
+    assert parsed["rows"][0]["ratio_to_ray"] == 3.0
+    assert parsed["rows"][0]["passes"] is True
+    assert parsed["machine"]["cpus"] == os.cpu_count()
+
+
+def test_a_program_that_fails_is_told_with_the_end_of_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench.PYTHONS, "shoal", Path(sys.executable))
+    told = bench.run_once(Row("no_such_row", "", ""), "shoal", 1, 0.01)
+    assert told.samples == []
+    assert "no_such_row" in told.error
+
+
+def test_memory_of_marked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MARK, "no process has this mark")
+    assert marked_processes("no process has this mark") == []
+    own, others = pss_by_process()
+    assert own > 1_000_000
+    assert others == {}
+
+
+def test_peak_memory_sees_growth() -> None:
+    with PeakMemory() as memory:
+        kept = b"x" * 20_000_000
+    assert memory.growth_bytes >= len(kept) * 0.9
