@@ -14,7 +14,7 @@ DOUBLINGS = 10
 
 
 class Backoff:
-    """Nothing before the first attempt, then 20 ms, doubling to 1 s; jittered, so that a cluster does not return at once.
+    """Nothing before the first attempt, then 20 ms, doubling to 1 s; with jitter, so that not all return at once.
 
     ``attempts`` counts those since the connection was lost; it is set back to 0 by whoever succeeds.
     """

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
+import json
 import os
 import random
 import re
@@ -21,21 +22,22 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from shoal_core.bus.broker_directory import private_directory
 from shoal_core.bus.credentials import Credentials
 from shoal_core.bus.interface import logger
-from shoal_core.bus.server_configuration import server_configuration
+from shoal_core.bus.server_configuration import ServerSettings, server_configuration
 from shoal_core.protocol.errors import ClusterUnreachableError
 from shoal_core.protocol.subjects import Role
 
 OLDEST_VERSION = (2, 10)
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
+GREETING_SECONDS = 1.0
 POLL_SECONDS = 0.005
 FIRST_PAUSE_SECONDS = 0.02
 LONGEST_PAUSE_SECONDS = 1.0
@@ -48,18 +50,16 @@ LostListener = Callable[[str], None]
 class EmbeddedBroker:
     """A running embedded broker; made by ``launch_broker``."""
 
-    def __init__(
-        self, binary: str, cluster: str, directory: Path, store_dir: Path, max_payload: int, sync_always: bool
-    ) -> None:
+    def __init__(self, binary: str, directory: Path, settings: ServerSettings) -> None:
+        self.name = f"shoal-{settings.cluster}-{secrets.token_hex(4)}"
         self.port = 0
-        self.store_dir = store_dir
+        self.store_dir = settings.store_dir
         self.restarts = 0
         self.credentials = {role: Credentials(user=role, password=secrets.token_urlsafe(24)) for role in Role}
         self._binary = binary
-        self._cluster = cluster
         self._directory = directory
-        self._max_payload = max_payload
-        self._sync_always = sync_always
+        self._settings = settings
+        self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -99,13 +99,12 @@ class EmbeddedBroker:
     def _execute(self) -> None:
         """Write the configuration and start the process; takes a millisecond or two."""
         configuration = self._directory / "broker.conf"
-        text = server_configuration(
-            self._cluster, self.port, self.credentials, self.store_dir, self._max_payload, self._sync_always
-        )
+        text = server_configuration(self._settings, self.name, self.port, self.credentials)
         descriptor = os.open(configuration, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w") as file:
             file.write(text)
         with open(self.log_file, "ab") as log:
+            self._log_start = log.tell()
             # What preexec_fn runs between fork and exec is one call into libc, which was loaded before.
             self._process = subprocess.Popen(
                 [self._binary, "--config", str(configuration)],
@@ -122,7 +121,7 @@ class EmbeddedBroker:
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
                 raise ClusterUnreachableError(f"nats-server ({self._binary}) ended at once: {self._last_words()}")
-            if await _greets(self.port):
+            if await greets(self.port, self.name):
                 return
             await asyncio.sleep(POLL_SECONDS)
         await self.stop()
@@ -132,15 +131,22 @@ class EmbeddedBroker:
         )
 
     def _last_words(self) -> str:
-        """Return the end of the server's log."""
-        lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
-        return " | ".join(lines[-3:]) or "it said nothing"
+        """Return what the server said last: its errors, if there are any since it was started."""
+        with open(self.log_file, errors="replace") as log:
+            log.seek(self._log_start)
+            lines = log.read().splitlines()
+        errors = [line for line in lines if "[ERR]" in line or "[FTL]" in line or not line.startswith("[")]
+        return " | ".join((errors or lines)[-3:]) or "it said nothing"
 
     async def supervise(self, on_lost: LostListener | None, limit_seconds: float) -> None:
         """Start the server again whenever it ends; report when it stays away for longer than ``limit_seconds``."""
         while True:
             await _ended(self._process)
-            logger.warning("the embedded broker (pid %d) ended: %s; starting it again", self.pid, self._last_words())
+            status = self._process.returncode if self._process is not None else None
+            words = self._last_words()
+            logger.warning(
+                "the embedded broker (pid %d) ended with status %s: %s; restarting it", self.pid, status, words
+            )
             await self._restart(on_lost, limit_seconds)
             self.restarts += 1
 
@@ -184,6 +190,7 @@ async def launch_broker(
     store_dir: str | os.PathLike[str] | None = None,
     port: int = 0,
     max_payload: int = 1024 * 1024,
+    jetstream: bool = True,
     sync_always: bool = False,
     on_lost: LostListener | None = None,
     limit_seconds: float = 10.0,
@@ -191,15 +198,16 @@ async def launch_broker(
     """Run an embedded broker; entering means it serves, and leaving leaves no process and no files.
 
     ``store_dir`` keeps JetStream's files beyond this life; without it they are temporary. ``port`` 0 is a free one.
+    Without ``jetstream`` it stores nothing.
     ``sync_always`` writes through to the disk before each acknowledgement. ``on_lost`` is called with the reason when
     the broker is down for longer than ``limit_seconds``; attempts to restart it go on. Raises
     ``ClusterUnreachableError`` when there is no nats-server of at least version 2.10, or when it does not come up.
     """
     binary = find_server()
-    with tempfile.TemporaryDirectory(prefix="shoal-broker-", ignore_cleanup_errors=True) as name:
-        directory = Path(name)
+    with private_directory() as directory:
         store = Path(store_dir) if store_dir is not None else directory / "store"
-        broker = EmbeddedBroker(binary, cluster, directory, store, max_payload, sync_always)
+        settings = ServerSettings(cluster, store, max_payload, jetstream, sync_always)
+        broker = EmbeddedBroker(binary, directory, settings)
         try:
             await broker.start(port)
             supervision = asyncio.ensure_future(broker.supervise(on_lost, limit_seconds))
@@ -276,15 +284,16 @@ def free_port() -> int:
             return port
 
 
-async def _greets(port: int) -> bool:
-    """Tell whether a server on loopback greets who dials."""
+async def greets(port: int, name: str) -> bool:
+    """Tell whether the server of this name, and not another that has the port, greets who dials it on loopback."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
         return False
     try:
-        return (await reader.readline()).startswith(b"INFO")
-    except OSError:
+        word, _, info = (await asyncio.wait_for(reader.readline(), GREETING_SECONDS)).partition(b" ")
+        return word == b"INFO" and bool(json.loads(info).get("server_name") == name)
+    except (OSError, TimeoutError, ValueError):
         return False
     finally:
         writer.close()

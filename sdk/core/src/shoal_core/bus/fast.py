@@ -57,13 +57,13 @@ class FastClient(Client):
                 task.cancel()
         self._reading_task = self._flusher_task = None
         try:
-            self._hand_over()
+            self.hand_over()
         except Exception:
             if self._ping_interval_task is not None:
                 self._ping_interval_task.cancel()
             raise
 
-    def _hand_over(self) -> None:
+    def hand_over(self) -> None:
         """Swap the protocol on the transport, and give the bus what has arrived meanwhile."""
         if self._status != Client.CONNECTED or not isinstance(self._transport, TcpTransport):
             raise nats_errors.Error("nats: the broker closed the connection during the handshake")
@@ -138,7 +138,7 @@ class FastBus(Bus):
         self._pings: list[asyncio.Future[bool]] = []
         self._was_connected = False
         self._last_refusal = ""
-        self._reply_subscription = self.subscribe(f"{inbox}.*", self._answer)
+        self._reply_subscription = self.subscribe(f"{self.inbox}.*", self._answer)
 
     # -- what users call
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def log_error(error: BaseException) -> None:
 class Bus(ABC):
     """One connection to a broker.
 
-    ``identity`` names this end in the cluster and ``inbox`` is the prefix of the subjects that only it may read.
+    ``identity`` names this end in the cluster and ``inbox`` is the prefix of subjects of this one connection.
     ``dropped_messages`` counts what was published while the connection was down.
     """
 
@@ -87,7 +88,8 @@ class Bus(ABC):
 
     def __init__(self, identity: str, inbox: str, on_error: ErrorListener | None) -> None:
         self.identity = identity
-        self.inbox = inbox
+        # Two connections of one identity must not get each other's answers.
+        self.inbox = f"{inbox}.{secrets.token_hex(4)}"
         self.max_payload = 1024 * 1024
         self.connected = False
         self.server_version = ""
@@ -99,7 +101,7 @@ class Bus(ABC):
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests: dict[str, asyncio.Future[Message]] = {}
         self._request_count = 0
-        self._reply_prefix = f"{inbox}."
+        self._reply_prefix = f"{self.inbox}."
         self._reply_prefix_length = len(self._reply_prefix)
 
     @abstractmethod
@@ -226,8 +228,8 @@ class Bus(ABC):
     def _refuse_large(self, subject: str, size_bytes: int) -> PayloadTooLargeError:
         """Return the error for a message that the broker would not take."""
         return PayloadTooLargeError(
-            f"a message of {size_bytes} bytes on {subject!r} is over the broker's max_payload of {self.max_payload} bytes; "
-            "larger things travel as objects, or in parts"
+            f"a message of {size_bytes} bytes on {subject!r} is over the broker's max_payload of {self.max_payload} "
+            "bytes; send it in parts"
         )
 
     def _report(self, error: BaseException) -> None:

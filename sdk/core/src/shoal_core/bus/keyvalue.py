@@ -4,8 +4,8 @@ A bucket is the JetStream stream that NATS' own tools know as one (``KV_<bucket>
 one message a key), so ``nats kv`` shows it. A revision is the sequence of the key's last message in the stream. A
 delete leaves a marker, which counts as nothing.
 
-When the connection is lost during a change, the change may or may not have happened: read through ``get``, which goes to
-the stream's leader and shows every change acknowledged before.
+When the connection is lost during a change, the change may or may not have happened: read through ``get``, which goes
+to the stream's leader and shows every change acknowledged before.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class MemoryBus(Bus):
         self._may_publish = [pattern.split(".") for pattern in allowed.publish]
         self._may_subscribe = [pattern.split(".") for pattern in allowed.subscribe]
         self._publish_checks: dict[str, bool] = {}
-        self._reply_subscription = self.subscribe(f"{inbox}.*", self._answer)
+        self._reply_subscription = self.subscribe(f"{self.inbox}.*", self._answer)
 
     def publish(self, subject: str, data: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None) -> bool:
         """Route a message (see ``Bus.publish``)."""

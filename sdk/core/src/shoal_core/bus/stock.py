@@ -90,7 +90,7 @@ class StockBus(Bus):
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._reply_subscription = self.subscribe(f"{inbox}.*", self._answer)
+        self._reply_subscription = self.subscribe(f"{self.inbox}.*", self._answer)
 
     async def open(self, options: dict[str, Any], address: str, timeout_seconds: float) -> None:
         """Connect for the first time (see ``connection.connect``)."""
@@ -186,8 +186,8 @@ class StockBus(Bus):
 
     async def _delivered(self) -> None:
         """Let nats-py's tasks hand over what has arrived; it tells nobody when they have."""
-        while any(s.inner is not None and s.inner.pending_msgs for s in self._subscriptions.values()):
-            await asyncio.sleep(0)  # noqa: ASYNC110
+        while any(s.inner is not None and s.inner.pending_msgs for s in self._subscriptions.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
     async def drain(self) -> None:
         """End all subscriptions, deliver what is on its way, send what was published (see ``Bus.drain``)."""

@@ -2,8 +2,8 @@
 
 The stream is read by an ephemeral push consumer of the last message of each key. It is made anew (a new
 *generation*, with a subject of its own, so that strays of the old one are told apart) whenever something may have been
-missed: after a reconnect, on a gap in the consumer's numbers, and when its heartbeats stay away. A generation first brings every key that
-exists; a key that was known and is not among them was deleted meanwhile.
+missed: after a reconnect, on a gap in the consumer's numbers, and when its heartbeats stay away. A generation first
+brings every key that exists; a key that was known and is not among them was deleted meanwhile.
 """
 
 from __future__ import annotations

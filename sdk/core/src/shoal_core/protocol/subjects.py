@@ -111,6 +111,10 @@ class Subjects:
         """Return the name of the control store's JetStream key-value bucket."""
         return f"shoal-{self.cluster}-gcs"
 
+    def function_bucket(self) -> str:
+        """Return the name of the bucket of exported functions, which nobody watches."""
+        return f"shoal-{self.cluster}-functions"
+
     def object_stream(self) -> str:
         """Return the name of the durable tier's JetStream stream."""
         return f"shoal-{self.cluster}-objects"
@@ -156,7 +160,8 @@ def permissions(cluster: str, role: Role) -> Permissions:
     events = (f"{root}.event.>",)
     own_events = (f"{root}.event.{role}.>",)
     service = ("$SRV.>",)
-    control_bucket = Subjects(cluster).control_bucket()
+    buckets = (Subjects(cluster).control_bucket(), Subjects(cluster).function_bucket())
+    records = tuple(pattern for bucket in buckets for pattern in (*_stream_api(f"KV_{bucket}"), f"$KV.{bucket}.>"))
     discovery = ("$SRV.PING.>", "$SRV.INFO.>", "$SRV.STATS.>", "$SRV.PING", "$SRV.INFO", "$SRV.STATS")
     table = {
         Role.PROCESS: Permissions(
@@ -183,7 +188,7 @@ def permissions(cluster: str, role: Role) -> Permissions:
             subscribe=(*own_inbox, *events, *service, f"{root}.channel.*.*.*", f"{root}.node.>"),
         ),
         Role.GCS: Permissions(
-            publish=(*anyone, *replies, *own_events, *_stream_api(f"KV_{control_bucket}"), f"$KV.{control_bucket}.>"),
+            publish=(*anyone, *replies, *own_events, *records),
             subscribe=(*own_inbox, *events, *service, f"{root}.gcs.>"),
         ),
         Role.SCHEDULER: Permissions(

@@ -1,0 +1,146 @@
+"""Every role against every subject of the catalogue, on a real broker.
+
+The table below says by hand who may do what; ``protocol.subjects.permissions`` must agree with it, and the broker too.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from shoal_core.bus.broker import launch_broker
+from shoal_core.bus.connection import connect
+from shoal_core.protocol.errors import PermissionViolationError
+from shoal_core.protocol.ids import JobId, NodeId, ProcessId
+from shoal_core.protocol.subjects import Role, Subjects
+
+CLUSTER = "c"
+SUBJECTS = Subjects(CLUSTER)
+NODE = NodeId("0123456789abcdef")
+PROCESS = ProcessId("0123456789abcdef01234567")
+EVERYONE = set(Role)
+SERVICES = {Role.NODE, Role.GCS, Role.SCHEDULER, Role.OBJECTSTORE}
+NOBODY: set[Role] = set()
+
+
+@dataclass
+class Row:
+    """A subject, who may publish to it, the pattern by which it is heard (by default itself), and who may hear it."""
+
+    subject: str
+    publishers: set[Role]
+    hearers: set[Role]
+    pattern: str = ""
+
+
+def inbox_row(role: Role) -> Row:
+    return Row(SUBJECTS.inbox(role, "x") + ".1", SERVICES, {role}, SUBJECTS.inbox(role, "x") + ".*")
+
+
+def event_row(role: Role) -> Row:
+    publishers = {role} - {Role.OBSERVER}
+    return Row(SUBJECTS.event(role, "x", "kind"), publishers, EVERYONE, SUBJECTS.event(role, "*", "kind"))
+
+
+def stream_rows(stream: str, owners: set[Role]) -> list[Row]:
+    """Return the rows of JetStream's API for one stream."""
+    verbs = ("STREAM.CREATE", "STREAM.INFO", "STREAM.PURGE", "STREAM.MSG.GET", "CONSUMER.CREATE", "DIRECT.GET")
+    return [
+        *(Row(f"$JS.API.{verb}.{stream}", owners, NOBODY) for verb in verbs),
+        Row(f"$JS.API.CONSUMER.DELETE.{stream}.consumer", owners, NOBODY),
+        Row(f"$JS.API.DIRECT.GET.{stream}.some.subject", owners, NOBODY),
+        Row(f"$JS.FC.{stream}.consumer.x", owners, NOBODY),
+    ]
+
+
+def bucket_rows(bucket: str) -> list[Row]:
+    return [Row(f"$KV.{bucket}.key", {Role.GCS}, NOBODY), *stream_rows(f"KV_{bucket}", {Role.GCS})]
+
+
+CATALOGUE: dict[Callable[..., object], list[Row]] = {
+    Subjects.gcs: [Row(SUBJECTS.gcs("verb"), EVERYONE, {Role.GCS})],
+    Subjects.gcs_from_node: [Row(SUBJECTS.gcs_from_node("verb"), {Role.NODE}, {Role.GCS})],
+    Subjects.objectstore: [Row(SUBJECTS.objectstore("verb"), {Role.PROCESS, Role.NODE}, {Role.OBJECTSTORE})],
+    Subjects.demand: [Row(SUBJECTS.demand(PROCESS), {Role.PROCESS}, {Role.SCHEDULER}, SUBJECTS.demand("*"))],
+    Subjects.scheduler: [Row(SUBJECTS.scheduler("verb"), EVERYONE, {Role.SCHEDULER})],
+    Subjects.node_from_scheduler: [Row(SUBJECTS.node_from_scheduler(NODE, "verb"), {Role.SCHEDULER}, {Role.NODE})],
+    Subjects.node_from_process: [
+        Row(SUBJECTS.node_from_process(NODE, "verb"), {Role.PROCESS, Role.NODE}, {Role.NODE}),
+    ],
+    Subjects.channel: [
+        Row(SUBJECTS.channel(PROCESS, Role.NODE, NODE), {Role.NODE}, {Role.PROCESS, Role.NODE}),
+        Row(SUBJECTS.channel(PROCESS, Role.PROCESS, PROCESS), {Role.PROCESS}, {Role.PROCESS, Role.NODE}),
+        Row(SUBJECTS.channel(PROCESS, Role.GCS, PROCESS), NOBODY, {Role.PROCESS, Role.NODE}),
+    ],
+    Subjects.channels_to: [
+        Row(
+            SUBJECTS.channel(NODE, Role.PROCESS, PROCESS),
+            {Role.PROCESS},
+            {Role.PROCESS, Role.NODE},
+            SUBJECTS.channels_to(NODE),
+        ),
+    ],
+    Subjects.event: [event_row(role) for role in Role],
+    Subjects.log: [Row(SUBJECTS.log(NODE, JobId("1")), {Role.NODE}, EVERYONE, SUBJECTS.log("*", JobId("1")))],
+    Subjects.notice: [
+        Row(SUBJECTS.notice("x", PROCESS), {Role.SCHEDULER}, EVERYONE, SUBJECTS.notice("*", PROCESS)),
+    ],
+    Subjects.inbox: [inbox_row(role) for role in Role],
+    Subjects.control_bucket: bucket_rows(SUBJECTS.control_bucket()),
+    Subjects.function_bucket: bucket_rows(SUBJECTS.function_bucket()),
+    Subjects.object_stream: stream_rows(SUBJECTS.object_stream(), {Role.OBJECTSTORE}),
+    Subjects.object_chunk: [Row(SUBJECTS.object_chunk("object", "0"), {Role.OBJECTSTORE}, NOBODY)],
+}
+OUTSIDE = [
+    *(Row(f"$SRV.{verb}", {Role.OBSERVER}, SERVICES) for verb in ("PING", "INFO", "STATS", "PING.gcs", "INFO.gcs.x")),
+    *stream_rows("somebody-elses", NOBODY),
+    Row("$JS.API.STREAM.NAMES", NOBODY, NOBODY),
+    Row("$SYS.REQ.SERVER.PING", NOBODY, NOBODY, "$SYS.>"),
+    Row("_INBOX.x", NOBODY, NOBODY, "_INBOX.>"),
+    Row(Subjects("other").gcs("verb"), NOBODY, NOBODY),
+    Row("anything", NOBODY, NOBODY, ">"),
+    Row(f"{SUBJECTS.root}.anything", NOBODY, NOBODY, f"{SUBJECTS.root}.>"),
+]
+
+
+def test_the_table_has_every_subject_of_the_catalogue() -> None:
+    methods = {method for name, method in inspect.getmembers(Subjects, inspect.isfunction) if not name.startswith("_")}
+    assert methods == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_the_broker_lets_a_role_do_what_the_table_says_and_nothing_else(role: Role) -> None:
+    rows = [row for rows in CATALOGUE.values() for row in rows] + OUTSIDE
+    errors: list[str] = []
+
+    def note(error: BaseException) -> None:
+        assert isinstance(error, PermissionViolationError)
+        errors.append(str(error))
+
+    async with (
+        launch_broker(CLUSTER) as broker,
+        connect(
+            broker.address,
+            role=role,
+            identity="x",
+            cluster=CLUSTER,
+            credentials=broker.credentials[role],
+            on_error=note,
+        ) as bus,
+    ):
+        publishes, hears = {}, {}
+        for row in rows:
+            errors.clear()
+            bus.publish(row.subject, b"")
+            await bus.flush()
+            publishes[row.subject] = not errors
+            errors.clear()
+            subscription = bus.subscribe(row.pattern or row.subject, lambda message: None)
+            await bus.flush()
+            subscription.unsubscribe()
+            hears[row.pattern or row.subject] = not errors
+    assert publishes == {row.subject: role in row.publishers for row in rows}
+    assert hears == {row.pattern or row.subject: role in row.hearers for row in rows}
