@@ -1,0 +1,371 @@
+"""The node: the authority on one machine's resources, worker processes and shared memory, as a pure core.
+
+Schedulers ask it for leases, owners give them back, processes allocate and pin segments; it tells what is free, and
+who died. It is put together from tables that each know one thing::
+
+    NodeCore ── Workforce ── LeaseTable ── GpuTable
+       │            └─────── ProcessTable
+       ├─────── SegmentTable
+       └─────── Liveness          (who elsewhere is dead)
+
+What it says of itself goes out as ``NodeAnnouncement``: at once when something changed, but not more often than every
+``COALESCE_SECONDS``, and every ``ANNOUNCE_SECONDS`` in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from shoal_core.protocol.effects import (
+    Answered,
+    Connected,
+    Effect,
+    Event,
+    Forget,
+    Publish,
+    Received,
+    Reply,
+    Request,
+    Start,
+    WakeAt,
+)
+from shoal_core.protocol.errors import (
+    DeclaredDeadError,
+    InvalidRequestError,
+    ObjectStoreFullError,
+    ShoalError,
+)
+from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, SlotId, node_of
+from shoal_core.protocol.messages import (
+    AllocateSegment,
+    AttachDriver,
+    Done,
+    GetProcesses,
+    JobFinished,
+    LeaseAnswer,
+    LeaseRequest,
+    Message,
+    NodeAnnouncement,
+    NodeDescription,
+    NodeDied,
+    PinSegment,
+    ProcessDied,
+    ProcessList,
+    RecallLeases,
+    SegmentGranted,
+)
+from shoal_core.protocol.records import (
+    LeaseReturned,
+    Record,
+    SegmentFreed,
+    SegmentSealed,
+    SegmentUnpinned,
+    WorkerBlocked,
+    WorkerReady,
+)
+from shoal_core.protocol.subjects import Role, Subjects
+from shoal_worker.inputs import (
+    Drain,
+    DriverEnded,
+    FileCreated,
+    Leave,
+    ProcessEnded,
+    Suspected,
+    UnwatchDriver,
+    WatchDriver,
+)
+from shoal_worker.leases import LeaseTable
+from shoal_worker.liveness import Ends, Liveness
+from shoal_worker.processes import ProcessTable
+from shoal_worker.segments import SegmentTable
+from shoal_worker.workforce import Workforce
+
+ANNOUNCE_SECONDS = 1.0
+COALESCE_SECONDS = 0.01
+
+
+class NodeCore:
+    """One node, which knows nothing of sockets, files and clocks."""
+
+    def __init__(
+        self,
+        description: NodeDescription,
+        subjects: Subjects,
+        *,
+        gpu_names: Sequence[str] = (),
+        prestart: int = 0,
+        warm_bytes: int = 0,
+    ) -> None:
+        self.node_id: NodeId = description.node_id
+        self.description = description
+        self.leases = LeaseTable(description.total, gpu_names)
+        self.processes = ProcessTable(self.node_id, prestart)
+        self.segments = SegmentTable(description.object_store_bytes, warm_bytes)
+        self.workforce = Workforce(self.leases, self.processes)
+        self.liveness = Liveness(self.node_id, subjects)
+        self.drivers: dict[ProcessId, JobId] = {}
+        self.draining = False
+        self._subjects = subjects
+        self._effects: list[Effect] = []
+        self._allocations: dict[str, int] = {}
+        self._deaths = 0
+        self._sequence = 0
+        self._announced_at = float("-inf")
+        self._wake_at = float("inf")
+        self._requests: dict[type[Message], Callable[..., Message | ShoalError | None]] = {
+            LeaseRequest: self._lease,
+            RecallLeases: self._recall,
+            AllocateSegment: self._allocate,
+            PinSegment: self._pin,
+            AttachDriver: self._attach_driver,
+            GetProcesses: self._list_processes,
+        }
+
+    # ------------------------------------------------------------------------------- the engine's two verbs
+
+    def handle(self, message: object, now: float) -> list[Effect]:
+        """Take one input; see ``protocol.effects`` and ``inputs`` for what there is."""
+        if isinstance(message, Request):
+            self._request(message, now)
+        elif isinstance(message, Received):
+            for record in message.records:
+                self._record(message.peer, record, now)
+        elif isinstance(message, Event):
+            self._event(message.message, now)
+        elif isinstance(message, Answered):
+            self._ends(self.liveness.answered(message), now)
+        elif isinstance(message, Connected):
+            if message.connected:
+                self.workforce.staff(now)
+                self.liveness.reread(self._owners(), self._jobs(), now)
+                self.workforce.changed = True
+        else:
+            self._input(message, now)
+        return self._flush(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due: announcing, staffing, reading again what others know."""
+        self._wake_at = float("inf")
+        self.workforce.tend(now)
+        self.liveness.tick(self._owners(), self._jobs(), now)
+        return self._flush(now)
+
+    def _flush(self, now: float) -> list[Effect]:
+        effects = self._effects
+        self._effects = []
+        effects += self.workforce.effects
+        effects += map(Start, self.segments.commands)
+        effects += self.liveness.effects
+        self.workforce.effects, self.segments.commands, self.liveness.effects = [], [], []
+        if now >= self._announce_at():
+            effects.append(self._announcement(now))
+        wake_at = self._announce_at()
+        if self.workforce.waiting and self.processes.start_after > now:
+            wake_at = min(wake_at, self.processes.start_after)
+        if wake_at < self._wake_at:
+            self._wake_at = wake_at
+            effects.append(WakeAt(wake_at))
+        return effects
+
+    # ------------------------------------------------------------------------------- announcing
+
+    def _announce_at(self) -> float:
+        return self._announced_at + (COALESCE_SECONDS if self.workforce.changed else ANNOUNCE_SECONDS)
+
+    def _announcement(self, now: float) -> Publish:
+        self._sequence += 1
+        self._announced_at = now
+        self.workforce.changed = False
+        announcement = NodeAnnouncement(
+            node_id=self.node_id,
+            sequence=self._sequence,
+            total=self.leases.total,
+            free=self.leases.free,
+            labels=self.description.labels,
+            draining=self.draining,
+            leases=self.leases.summaries(),
+            worker_processes=len(self.processes),
+        )
+        return Publish(self._subjects.event(Role.NODE, self.node_id, "announce"), announcement)
+
+    # ------------------------------------------------------------------------------- requests
+
+    def _request(self, request: Request, now: float) -> None:
+        try:
+            answer = self._requests[type(request.message)](request.message, request.token, now)
+        except ShoalError as error:
+            answer = error
+        if answer is not None:
+            self._effects.append(Reply(request.token, answer))
+
+    def _lease(self, request: LeaseRequest, token: int, now: float) -> LeaseAnswer:
+        reason = ""
+        if self.draining:
+            reason = "the node is leaving"
+        elif self.liveness.is_dead(request.owner) or self.liveness.has_ended(request.job_id):
+            reason = "the owner is dead"
+        if reason:
+            granted: list[SlotId] = []
+            refused = request.slots
+        else:
+            granted, refused, reason = self.workforce.grant(request, now)
+        return LeaseAnswer(
+            node_id=self.node_id,
+            granted=granted,
+            refused=refused,
+            reason=reason,
+            free=self.leases.free,
+            sequence=self._sequence,
+        )
+
+    def _recall(self, request: RecallLeases, token: int, now: float) -> Done:
+        self.workforce.recall(request)
+        return Done()
+
+    def _allocate(self, request: AllocateSegment, token: int, now: float) -> None:
+        self._require_local(request.process)
+        segment = self.segments.allocate(request.process, request.size_bytes)
+        self._allocations[segment.name] = token
+
+    def _pin(self, request: PinSegment, token: int, now: float) -> Done:
+        self._require_local(request.process)
+        self.segments.pin(request.segment, request.process, request.serial)
+        return Done()
+
+    def _attach_driver(self, request: AttachDriver, token: int, now: float) -> Done:
+        if request.machine_id != self.description.machine_id:
+            raise InvalidRequestError(
+                f"driver {request.driver} runs on machine {request.machine_id}, but node {self.node_id} is on "
+                f"{self.description.machine_id}; a driver attaches to a node of its own machine only"
+            )
+        if self.liveness.is_dead(request.driver) or self.liveness.has_ended(request.job_id):
+            raise DeclaredDeadError(f"driver {request.driver} or its job {request.job_id} has ended; start a new job")
+        if request.driver not in self.drivers:
+            self.drivers[request.driver] = request.job_id
+            self._effects.append(Start(WatchDriver(request.driver, request.pid)))
+        return Done()
+
+    def _list_processes(self, request: GetProcesses, token: int, now: float) -> ProcessList:
+        processes = [*(process.process_id for process in self.processes), *self.drivers]
+        return ProcessList(sequence=self._deaths, processes=processes)
+
+    def _require_local(self, process: ProcessId) -> None:
+        """Only a process whose death this node will see may hold something here."""
+        if process not in self.drivers and self.processes.get(process) is None:
+            raise DeclaredDeadError(
+                f"process {process} is not known to live on node {self.node_id}: "
+                "it has died, or it is a driver that has not attached itself yet"
+            )
+
+    # ------------------------------------------------------------------------------- records
+
+    def _record(self, peer: PeerId, record: Record, now: float) -> None:
+        process = ProcessId(peer)
+        if isinstance(record, LeaseReturned):
+            self.workforce.returned(process, record.lease, record.kill, now)
+        elif isinstance(record, WorkerBlocked):
+            self.workforce.blocked(process, record.lease, record.blocked)
+        elif isinstance(record, WorkerReady):
+            self.workforce.ready(process, now)
+        elif isinstance(record, SegmentSealed):
+            self._sealed(process, record)
+        elif isinstance(record, SegmentUnpinned):
+            self.segments.unpin(record.segment, process, record.serial)
+        elif isinstance(record, SegmentFreed):
+            self.segments.free(record.segment, process)
+
+    def _sealed(self, writer: ProcessId, record: SegmentSealed) -> None:
+        sealed = self.segments.seal(record.segment, writer, record.owner)
+        if sealed and self.liveness.is_dead(record.owner):
+            self.segments.free(record.segment, record.owner)
+
+    # ------------------------------------------------------------------------------- events and own inputs
+
+    def _event(self, event: Message, now: float) -> None:
+        if isinstance(event, ProcessDied) and node_of(event.process_id) != self.node_id:
+            self.liveness.heard(event)
+            self._ends(Ends(processes=[event.process_id]), now)
+        elif isinstance(event, JobFinished):
+            self._ends(Ends(jobs=[event.job_id], processes=[event.driver]), now)
+        elif isinstance(event, NodeDied):
+            self._ends(Ends(nodes=[event.node_id]), now)
+
+    def _input(self, message: object, now: float) -> None:
+        if isinstance(message, ProcessEnded):
+            if self.workforce.process_ended(message, now) is not None:
+                self._local_death(message.process_id, message.reason, now)
+                self.workforce.staff(now)
+        elif isinstance(message, DriverEnded):
+            self._driver_ended(message.driver, now)
+        elif isinstance(message, FileCreated):
+            self._file_created(message)
+        elif isinstance(message, Suspected):
+            jobs = {lease.job for lease in self.leases.of_owner(ProcessId(message.peer))}
+            self.liveness.suspect(ProcessId(message.peer), jobs)
+        elif isinstance(message, Drain):
+            self.draining = self.workforce.changed = True
+        else:
+            raise TypeError(f"a node has no input {message!r}")
+
+    def _file_created(self, created: FileCreated) -> None:
+        token = self._allocations.pop(created.name)
+        if created.error:
+            self.segments.creation_failed(created.name)
+            self._effects.append(Reply(token, ObjectStoreFullError(created.error)))
+            return
+        segment = self.segments.created(created.name)
+        if segment is None:
+            self._effects.append(Reply(token, DeclaredDeadError("the process that asked for the segment has died")))
+        else:
+            granted = SegmentGranted(segment=segment.name, capacity_bytes=segment.capacity_bytes)
+            self._effects.append(Reply(token, granted))
+
+    # ------------------------------------------------------------------------------- deaths
+
+    def _driver_ended(self, driver: ProcessId, now: float) -> None:
+        job = self.drivers.pop(driver, None)
+        if job is None:
+            return
+        self.liveness.finish(job, "the driver process died", now)
+        self._local_death(driver, "the driver process ended", now)
+        self._ends(Ends(jobs=[job]), now)
+
+    def _local_death(self, process: ProcessId, reason: str, now: float) -> None:
+        """A process of this node is gone: tell everyone, and let go of what it held."""
+        self._deaths += 1
+        died = ProcessDied(sequence=self._deaths, process_id=process, reason=reason)
+        self._effects.append(Publish(self._subjects.event(Role.NODE, self.node_id, "process_died"), died))
+        self._ends(Ends(processes=[process]), now)
+
+    def _ends(self, ends: Ends, now: float) -> None:
+        """Let go of what dead processes, jobs and nodes held here."""
+        if self.node_id in ends.nodes:
+            self._effects.append(Start(Leave(f"node {self.node_id} was declared dead")))
+            return
+        for node in ends.nodes:
+            if self.liveness.node_died(node):
+                ends.processes += [owner for owner in self._owners() if node_of(owner) == node]
+        for process in ends.processes:
+            # A driver whose job has ended may live on and keep what it has mapped; one that died was detached before.
+            if self.liveness.process_died(process):
+                self.workforce.owner_died(process, now)
+                self.segments.process_died(process, reaped=process not in self.drivers)
+                self._effects.append(Forget(process))
+        for job in ends.jobs:
+            if self.liveness.job_ended(job):
+                self.workforce.job_ended(job, now)
+                self._detach_drivers(job)
+
+    def _detach_drivers(self, job: JobId) -> None:
+        for driver in [driver for driver, its_job in self.drivers.items() if its_job == job]:
+            del self.drivers[driver]
+            self._effects.append(Start(UnwatchDriver(driver)))
+
+    def _owners(self) -> set[ProcessId]:
+        return {*self.leases.owners(), *self.segments.processes()}
+
+    def _jobs(self) -> set[JobId]:
+        jobs = {lease.job for lease in self.leases}
+        jobs.update(process.job for process in self.processes if process.job is not None)
+        jobs.update(self.drivers.values())
+        return jobs

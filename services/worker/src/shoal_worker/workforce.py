@@ -1,0 +1,188 @@
+"""Leases joined to worker processes: granting, finding a process for each lease, and ending both in the right order.
+
+The rules that hold here:
+
+- A lease is told to its owner (``LeaseGranted``) and to its process (``LeaseAssigned``) together, once a process that
+  is up serves it; resources are reserved from the moment of the grant.
+- A process serves one lease at a time and one job in its life.
+- Whoever executes for an owner that is gone is killed; the resources are free when the process has been reaped.
+- A lease ends exactly once: by its owner's return, or with its process.
+"""
+
+from __future__ import annotations
+
+from shoal_core.protocol.effects import Effect, Send, Start
+from shoal_core.protocol.ids import JobId, LeaseId, ProcessId, SlotId
+from shoal_core.protocol.messages import LeaseRequest, RecallLeases
+from shoal_core.protocol.records import LeaseAssigned, LeaseGranted, LeaseRecalled, ProcessUnneeded, WorkerLost
+from shoal_core.protocol.resources import GPU, to_amounts
+from shoal_worker.gpus import why_impossible
+from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
+from shoal_worker.leases import Lease, LeaseTable
+from shoal_worker.processes import ProcessTable, WorkerProcess
+
+
+class Workforce:
+    """The leases and processes of one node. What is to be done is left in ``effects``; ``changed`` asks to announce."""
+
+    def __init__(self, leases: LeaseTable, processes: ProcessTable) -> None:
+        self.leases = leases
+        self.processes = processes
+        self.effects: list[Effect] = []
+        self.changed = True
+        self._waiting: dict[LeaseId, Lease] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many leases have no process yet."""
+        return len(self._waiting)
+
+    # ------------------------------------------------------------------------------- what schedulers ask
+
+    def grant(self, request: LeaseRequest, now: float) -> tuple[list[SlotId], list[SlotId], str]:
+        """Grant what can be granted; return the granted slots, the refused ones, and why those."""
+        granted: list[SlotId] = []
+        refused: list[SlotId] = []
+        reason = why_impossible(request.resources.get(GPU, 0))
+        for slot in request.slots:
+            if self.leases.knows(request.owner, slot):
+                granted.append(slot)
+                continue
+            lease = None
+            if not refused:
+                lease = self.leases.grant(request.owner, request.job_id, request.key, slot, request.resources)
+            if lease is None:
+                refused.append(slot)
+                reason = reason or f"only {to_amounts(self.leases.free)} is free"
+                continue
+            granted.append(slot)
+            self._waiting[lease.number] = lease
+            self.changed = True
+        self.staff(now)
+        return granted, refused, reason if refused else ""
+
+    def recall(self, request: RecallLeases) -> None:
+        """Ask an owner for leases back."""
+        for lease in self.leases.recall(request.owner, request.resources, request.count):
+            self.effects.append(Send(lease.owner, LeaseRecalled(lease.number)))
+            self.changed = True
+
+    # ------------------------------------------------------------------------------- what owners and workers say
+
+    def returned(self, owner: ProcessId, number: LeaseId, kill: bool, now: float) -> None:
+        """An owner needs a lease no more; where ``kill``, its process ends with it."""
+        lease = self.leases.get(number)
+        if lease is None or lease.owner != owner or lease.over:
+            return
+        process = self._process_of(lease)
+        if process is None:
+            self._end_waiting(lease)
+        elif kill:
+            self._kill(process, "its owner gave it back to be replaced", now)
+        else:
+            self._end(lease)
+            self.processes.release(process, now)
+        self.staff(now)
+
+    def blocked(self, worker: ProcessId, number: LeaseId, blocked: bool) -> None:
+        """The task on a lease waits in get or wait, or goes on."""
+        lease = self.leases.get(number)
+        if lease is None or lease.process != worker or lease.over:
+            return
+        if self.leases.block(lease) if blocked else self.leases.unblock(lease):
+            self.changed = True
+
+    def ready(self, worker: ProcessId, now: float) -> None:
+        """A worker process is up."""
+        if self.processes.ready(worker, now):
+            self.staff(now)
+
+    # ------------------------------------------------------------------------------- ends
+
+    def process_ended(self, ended: ProcessEnded, now: float) -> WorkerProcess | None:
+        """A worker process was reaped: tell its lease's owner, and free what it held. None if it was not known."""
+        process = self.processes.remove(ended.process_id, now)
+        if process is None:
+            return None
+        lease = None if process.lease is None else self.leases.get(process.lease)
+        if lease is not None:
+            if not lease.over:
+                begun = ended.begun if ended.begun_lease == lease.number else 0
+                reason = process.kill_reason or ended.reason
+                self.effects.append(Send(lease.owner, WorkerLost(lease.number, begun, reason)))
+            self._end(lease)
+        return process
+
+    def owner_died(self, owner: ProcessId, now: float) -> None:
+        """An owner is gone: its leases go, and the processes that execute for it."""
+        for lease in self.leases.of_owner(owner):
+            self._abandon(lease, "the owner of its task is gone", now)
+        self.leases.forget(owner)
+
+    def job_ended(self, job: JobId, now: float) -> None:
+        """A job is over: its leases and its processes go."""
+        for lease in [lease for lease in self.leases if lease.job == job]:
+            self._abandon(lease, "its job has ended", now)
+            self.leases.forget(lease.owner)
+        for process in self.processes:
+            if process.job == job:
+                self._kill(process, "its job has ended", now)
+
+    # ------------------------------------------------------------------------------- staffing
+
+    def staff(self, now: float) -> None:
+        """Give idle processes to waiting leases, oldest first, and start the processes that are missing."""
+        for lease in list(self._waiting.values()):
+            if not self.processes.idle_count:
+                break
+            process = self.processes.take(lease.job)
+            if process is not None:
+                self._assign(lease, process, now)
+        for _ in range(self.processes.to_start(len(self._waiting), now)):
+            self.effects.append(Start(StartProcess(self.processes.start(now).process_id)))
+
+    def tend(self, now: float) -> None:
+        """Dismiss processes that idle for too long, kill those that never came up, start what is missing."""
+        for process in self.processes.dismiss_idle(now):
+            self.effects.append(Send(process.process_id, ProcessUnneeded()))
+        for process in self.processes.overdue(now):
+            self._kill(process, "it did not come up in time", now)
+        self.staff(now)
+
+    def _assign(self, lease: Lease, process: WorkerProcess, now: float) -> None:
+        del self._waiting[lease.number]
+        lease.process = process.process_id
+        if process.job is None:
+            self.effects.append(Start(RouteOutput(process.process_id, lease.job)))
+        self.processes.lease(process, lease.job, lease.number, now)
+        gpus = self.leases.gpus.names_of(lease.gpus)
+        assigned = LeaseAssigned(lease.number, lease.owner, lease.job, lease.resources, gpus)
+        self.effects.append(Send(process.process_id, assigned))
+        self.effects.append(Send(lease.owner, LeaseGranted(lease.number, lease.key, lease.slot, process.process_id)))
+
+    def _process_of(self, lease: Lease) -> WorkerProcess | None:
+        return None if lease.process is None else self.processes.get(lease.process)
+
+    def _abandon(self, lease: Lease, reason: str, now: float) -> None:
+        process = self._process_of(lease)
+        if process is None:
+            self._end_waiting(lease)
+        else:
+            self._kill(process, reason, now)
+
+    def _kill(self, process: WorkerProcess, reason: str, now: float) -> None:
+        """Kill a process; the lease it serves is over for its owner, and ends when the process was reaped."""
+        lease = None if process.lease is None else self.leases.get(process.lease)
+        if lease is not None:
+            lease.over = True
+            self.changed = True
+        if self.processes.kill(process, reason, now):
+            self.effects.append(Start(KillProcess(process.process_id)))
+
+    def _end_waiting(self, lease: Lease) -> None:
+        del self._waiting[lease.number]
+        self._end(lease)
+
+    def _end(self, lease: Lease) -> None:
+        self.leases.end(lease)
+        self.changed = True
