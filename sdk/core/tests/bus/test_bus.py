@@ -237,6 +237,14 @@ async def test_a_forbidden_subject_is_reported_and_nothing_arrives(harness: BusH
     assert received == []
 
 
+async def test_a_forbidden_request_fails_at_once(harness: BusHarness) -> None:
+    errors: list[BaseException] = []
+    process = await harness.join(Role.PROCESS, "process", errors.append)
+    with pytest.raises(PermissionViolationError, match="register"):
+        await process.request(SUBJECTS.gcs_from_node("register"), b"", timeout_seconds=1000)
+    assert len(errors) == 1
+
+
 async def test_draining_delivers_what_is_on_its_way_and_ends_the_subscriptions(harness: BusHarness) -> None:
     service = await harness.join(Role.GCS, "service")
     asker = await harness.join(Role.PROCESS, "asker")

@@ -144,6 +144,25 @@ async def test_a_broker_that_does_not_read_fills_a_bounded_buffer() -> None:
         await server.wait_closed()
 
 
+async def test_a_broker_without_tls_gets_no_credential_from_who_insists_on_it() -> None:
+    heard: list[bytes] = []
+
+    async def plain_broker(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id": "x", "version": "2.10.0", "auth_required": true}\r\n')
+        heard.append(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(plain_broker, "127.0.0.1", 0)
+    address = f"tls://user:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    with pytest.raises(ClusterUnreachableError, match="TLS"):
+        async with connect(address, role=Role.GCS, identity="x", cluster=CLUSTER, timeout_seconds=0.3):
+            raise AssertionError("it went on without TLS")
+    server.close()
+    await server.wait_closed()
+    await until(lambda: bool(heard))
+    assert set(heard) == {b""}
+
+
 def test_attempts_come_at_once_and_then_more_and_more_slowly() -> None:
     backoff = Backoff()
     pauses = [backoff.pause_seconds() for _ in range(12)]

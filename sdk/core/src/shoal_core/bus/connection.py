@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
-from shoal_core.bus.interface import Bus, ErrorListener
+from shoal_core.bus.interface import Bus, ErrorListener, is_refusal
 from shoal_core.protocol.errors import (
     AuthenticationError,
-    BusError,
     ClusterUnreachableError,
-    PermissionViolationError,
-    ShoalError,
 )
 from shoal_core.protocol.subjects import Role, Subjects
 
@@ -114,20 +111,6 @@ def _proof(credentials: Credentials) -> dict[str, Any]:
     if credentials.token is not None:
         return {"token": credentials.token}
     return {"user": credentials.user, "password": credentials.password}
-
-
-def is_refusal(text: str) -> bool:
-    """Tell whether an error of the broker means that it refused the credential."""
-    return "authorization" in text.lower() or "authentication" in text.lower()
-
-
-def complaint(identity: str, text: str) -> ShoalError:
-    """Return what an error that the broker sent outside any request means."""
-    if "permissions violation" in text.lower():
-        return PermissionViolationError(f"the broker does not allow {identity} to do that: {text}")
-    if is_refusal(text):
-        return AuthenticationError(f"the broker refuses the credential of {identity}: {text}")
-    return BusError(f"the broker complained to {identity}: {text}")
 
 
 async def dial(

@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
 from shoal_core.bus.backoff import LONGEST_PAUSE_SECONDS, Backoff
-from shoal_core.bus.connection import complaint, dial, is_refusal
+from shoal_core.bus.connection import dial
 from shoal_core.bus.interface import (
     WRITE_BUFFER_BYTES,
     Bus,
@@ -26,6 +26,7 @@ from shoal_core.bus.interface import (
     ErrorListener,
     Subscription,
     check_subject,
+    is_refusal,
     logger,
 )
 from shoal_core.bus.wire import WireProtocol, WireProtocolError, format_headers
@@ -62,6 +63,12 @@ class FastClient(Client):
             if self._ping_interval_task is not None:
                 self._ping_interval_task.cancel()
             raise
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Take what the broker says of itself; go no further without TLS where TLS was asked for."""
+        if initial_connection and "tls" in self.options and not info.get("tls_required"):
+            raise nats_errors.Error("nats: TLS was asked for, but the broker does not offer it")
+        await super()._process_info(info, initial_connection)
 
     def hand_over(self) -> None:
         """Swap the protocol on the transport, and give the bus what has arrived meanwhile."""
@@ -313,7 +320,7 @@ class FastBus(Bus):
 
     def refused(self, text: str) -> None:
         """Report an error the broker sent; where it is fatal the broker closes the connection itself."""
-        self._report(complaint(self.identity, text))
+        self._complain(text)
 
     def callback_failed(self, error: BaseException) -> None:
         """Report a callback that raised."""
@@ -337,7 +344,7 @@ class FastBus(Bus):
             return
         self._last_refusal = text
         if is_refusal(text):
-            self._report(complaint(self.identity, text))
+            self._complain(text)
         else:
             logger.info("%s cannot reach the broker: %s", self.identity, text or type(error).__name__)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
@@ -23,10 +24,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from shoal_core.protocol.errors import (
+    AuthenticationError,
+    BusError,
     DisconnectedError,
     NoRespondersError,
     PayloadTooLargeError,
+    PermissionViolationError,
     RequestTimeoutError,
+    ShoalError,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +44,7 @@ STATUS_HEADER = "Status"
 DESCRIPTION_HEADER = "Description"
 NO_RESPONDERS_STATUS = "503"
 CONTROL_STATUS = "100"
+FORBIDDEN_PUBLISH = re.compile(r'permissions violation for publish to "([^"]*)"', re.IGNORECASE)
 
 ErrorListener = Callable[[BaseException], None]
 ConnectionListener = Callable[[bool], None]
@@ -99,7 +105,7 @@ class Bus(ABC):
         self._connection_listeners: dict[int, ConnectionListener] = {}
         self._listener_count = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._requests: dict[str, asyncio.Future[Message]] = {}
+        self._requests: dict[str, tuple[asyncio.Future[Message], str]] = {}
         self._request_count = 0
         self._reply_prefix = f"{self.inbox}."
         self._reply_prefix_length = len(self._reply_prefix)
@@ -141,12 +147,13 @@ class Bus(ABC):
         """Send a message and wait for its answer.
 
         Raises ``NoRespondersError`` at once when nobody listens, ``DisconnectedError`` at once when the connection is
-        or goes down (the request may or may not have been carried out), and ``RequestTimeoutError``.
+        or goes down (the request may or may not have been carried out), ``PermissionViolationError`` when the broker
+        forbids the subject, and ``RequestTimeoutError``.
         """
         self._request_count += 1
         token = str(self._request_count)
         future: asyncio.Future[Message] = self._loop.create_future()
-        self._requests[token] = future
+        self._requests[token] = future, subject
         timer = self._loop.call_later(timeout_seconds, _expire, future, subject, timeout_seconds)
         try:
             if not self.publish(subject, data, reply=self._reply_prefix + token, headers=headers):
@@ -203,15 +210,15 @@ class Bus(ABC):
 
     def _answer(self, message: Message) -> None:
         """Hand an answer to the request that waits for it; a late one is dropped."""
-        future = self._requests.get(message.subject[self._reply_prefix_length :])
-        if future is not None and not future.done():
-            future.set_result(message)
+        waiting = self._requests.get(message.subject[self._reply_prefix_length :])
+        if waiting is not None and not waiting[0].done():
+            waiting[0].set_result(message)
 
     def _connection_changed(self, connected: bool) -> None:
         """Note the connection's state; at a loss fail all requests in flight; tell the listeners."""
         self.connected = connected
         if not connected:
-            for future in self._requests.values():
+            for future, _ in self._requests.values():
                 if not future.done():
                     future.set_exception(
                         DisconnectedError(
@@ -225,12 +232,28 @@ class Bus(ABC):
             except Exception as error:
                 self._report(error)
 
+    def _forbidden(self, subject: str, error: PermissionViolationError) -> None:
+        """Report a publish that the broker forbade; requests on the subject fail at once, nobody will answer them."""
+        for future, asked in self._requests.values():
+            if asked == subject and not future.done():
+                future.set_exception(error)
+        self._report(error)
+
     def _refuse_large(self, subject: str, size_bytes: int) -> PayloadTooLargeError:
         """Return the error for a message that the broker would not take."""
         return PayloadTooLargeError(
             f"a message of {size_bytes} bytes on {subject!r} is over the broker's max_payload of {self.max_payload} "
             "bytes; send it in parts"
         )
+
+    def _complain(self, text: str) -> None:
+        """Take an error that the broker sent outside any request."""
+        error = complaint(self.identity, text)
+        forbidden = FORBIDDEN_PUBLISH.search(text)
+        if isinstance(error, PermissionViolationError) and forbidden is not None:
+            self._forbidden(forbidden[1], error)
+        else:
+            self._report(error)
 
     def _report(self, error: BaseException) -> None:
         """Tell the owner of the bus of an error that no caller waits for; without one it is logged."""
@@ -245,6 +268,20 @@ def _expire(future: asyncio.Future[Message], subject: str, timeout_seconds: floa
     """Fail a request whose time is over."""
     if not future.done():
         future.set_exception(RequestTimeoutError(f"no answer on {subject!r} within {timeout_seconds:g} s"))
+
+
+def is_refusal(text: str) -> bool:
+    """Tell whether an error of the broker means that it refused the credential."""
+    return "authorization" in text.lower() or "authentication" in text.lower()
+
+
+def complaint(identity: str, text: str) -> ShoalError:
+    """Return what an error that the broker sent outside any request means."""
+    if "permissions violation" in text.lower():
+        return PermissionViolationError(f"the broker does not allow {identity} to do that: {text}")
+    if is_refusal(text):
+        return AuthenticationError(f"the broker refuses the credential of {identity}: {text}")
+    return BusError(f"the broker complained to {identity}: {text}")
 
 
 def check_subject(subject: str) -> None:

@@ -182,7 +182,7 @@ class MemoryBus(Bus):
         if size > self.max_payload:
             raise self._refuse_large(subject, size)
         if not self._is_allowed(subject):
-            self._report(PermissionViolationError(f"{self.identity} may not publish to {subject!r}"))
+            self._forbidden(subject, PermissionViolationError(f"{self.identity} may not publish to {subject!r}"))
             return True
         message = Message(subject, reply, data, dict(headers) if headers else None)
         if not self._broker.route(subject, message) and reply:

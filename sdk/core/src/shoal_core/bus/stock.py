@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from shoal_core.bus.backoff import Backoff
-from shoal_core.bus.connection import complaint, dial
+from shoal_core.bus.connection import dial
 from shoal_core.bus.interface import (
     WRITE_BUFFER_BYTES,
     Bus,
@@ -296,6 +296,6 @@ class StockBus(Bus):
         if isinstance(error, nats_errors.SlowConsumerError):
             self._report(error)
         elif type(error) is nats_errors.Error:
-            self._report(complaint(self.identity, str(error)))
+            self._complain(str(error))
         else:
             logger.info("%s cannot reach the broker: %s", self.identity, error or type(error).__name__)
