@@ -31,7 +31,7 @@ class ServiceSettings(BaseModel):
     identity: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Drawn anew by default.")
     connect_seconds: float = Field(default=30.0, gt=0, description="How long to try to reach the broker at the start.")
     replicas: int = Field(default=1, ge=1, le=5, description="Copies of what JetStream keeps (1, 3 or 5).")
-    http_host: str = Field(default="0.0.0.0", description="Where health and metrics are served.")
+    http_host: str = Field(default="127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(default=0, ge=0, le=65535, description="Port of health and metrics; 0: off.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"

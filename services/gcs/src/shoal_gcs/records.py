@@ -1,0 +1,97 @@
+"""What the control store keeps, and under which keys.
+
+=========================================  ============================  ============================================
+key                                        bucket                        value
+=========================================  ============================  ============================================
+``cluster``                                control                       the session, drawn once
+``node.<node id>``                         control                       ``StoredNode`` as JSON; never deleted
+``job.<job id>``                           control                       ``StoredJob`` as JSON; never deleted
+``kv.<namespace>.<key>``                   control                       who wrote it, a newline, the value
+``function.<job>.<function>.<part>``       functions (watched by none)   how many parts, a newline, the part's bytes
+=========================================  ============================  ============================================
+
+A user's namespace and key are one encoded token each, so that no name can reach into another.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+
+from shoal_core.protocol.ids import FunctionId, JobId, NodeId
+from shoal_core.protocol.messages import JobRecord, Message, NodeRecord
+
+CLUSTER_KEY = "cluster"
+CONTROL, FUNCTIONS = "", "functions"
+PART_BYTES = 512 * 1024
+NAME_BYTES = 512
+
+
+class StoredNode(Message):
+    """A node's record; ``told`` is set once its death was published."""
+
+    record: NodeRecord
+    told: bool = False
+
+
+class StoredJob(Message):
+    """A job's record; ``told`` is set once its end was published and its functions are gone."""
+
+    record: JobRecord
+    told: bool = False
+
+
+def node_key(node: NodeId) -> str:
+    """Return where a node's record is kept."""
+    return f"node.{node}"
+
+
+def job_key(job: JobId) -> str:
+    """Return where a job's record is kept."""
+    return f"job.{job}"
+
+
+def job_id(number: int) -> JobId:
+    """Return the id of the ``number``-th job, from 1."""
+    return JobId(f"{number:08x}")
+
+
+def kv_key(namespace: str, key: str) -> str:
+    """Return where a key of the internal key-value store is kept."""
+    return f"kv.{_token(namespace)}.{_token(key)}"
+
+
+def parse_kv_key(key: str) -> tuple[str, str]:
+    """Return the namespace and the key that ``kv_key`` encoded."""
+    _, namespace, name = key.split(".")
+    return _text(namespace), _text(name)
+
+
+def function_prefix(job: JobId) -> str:
+    """Return what the keys of all functions of a job begin with."""
+    return f"function.{job}."
+
+
+def function_key(job: JobId, function: FunctionId, part: int) -> str:
+    """Return where one part of a function is kept."""
+    return f"{function_prefix(job)}{_token(function)}.{part}"
+
+
+def join(head: str, data: bytes) -> bytes:
+    """Return bytes with a line in front of them."""
+    return head.encode() + b"\n" + data
+
+
+def split(value: bytes) -> tuple[str, bytes]:
+    """Return what ``join`` joined."""
+    head, _, data = value.partition(b"\n")
+    return head.decode(), data
+
+
+def _token(text: str) -> str:
+    """Return any text as one token of a key."""
+    return urlsafe_b64encode(text.encode()).decode().rstrip("=") or "="
+
+
+def _text(token: str) -> str:
+    """Return the text that ``_token`` encoded."""
+    return "" if token == "=" else urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()

@@ -1,0 +1,76 @@
+"""The control store as a service: its core on a bus and two buckets."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from shoal_core.bus import Bus
+from shoal_core.protocol.errors import BusError, JetStreamUnavailableError
+from shoal_core.protocol.ids import ServiceId
+from shoal_core.protocol.messages import GCS_NODE, GCS_PUBLIC, DriverAlive, Echo, NodeAnnouncement
+from shoal_core.protocol.subjects import GCS_QUEUE, Role, Subjects
+from shoal_core.service import Engine, Route
+from shoal_core.service.main import Service
+from shoal_core.service.settings import ServiceSettings
+from shoal_gcs.core import Begin, ControlStore, Purged, PurgeFunctions
+from shoal_gcs.records import CONTROL, FUNCTIONS, function_prefix
+
+logger = logging.getLogger("shoal.gcs")
+
+
+def routes(subjects: Subjects) -> list[Route]:
+    """Return where the control store is asked, and what it listens to."""
+    public = [Route(subjects.gcs(verb), model, GCS_QUEUE) for verb, model in GCS_PUBLIC.items()]
+    from_nodes = [Route(subjects.gcs_from_node(verb), model, GCS_QUEUE) for verb, model in GCS_NODE.items()]
+    events = [
+        Route(subjects.event(Role.NODE, "*", "announce"), NodeAnnouncement, kind="event"),
+        Route(subjects.event(Role.PROCESS, "*", "alive"), DriverAlive, kind="event"),
+        Route(subjects.event(Role.GCS, "*", "echo"), Echo, kind="event"),
+    ]
+    return [*public, *from_nodes, *events]
+
+
+@asynccontextmanager
+async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
+    """Run one replica of the control store; entering means that it serves."""
+    subjects = Subjects(settings.cluster)
+    core = ControlStore(subjects, ServiceId(bus.identity), secrets.token_hex(8), version("shoal-gcs"))
+    functions = await bus.key_value(subjects.function_bucket(), replicas=settings.replicas)
+    stores = {
+        CONTROL: await bus.key_value(subjects.control_bucket(), replicas=settings.replicas),
+        FUNCTIONS: functions,
+    }
+
+    async def purge(command: PurgeFunctions) -> None:
+        try:
+            await functions.purge(function_prefix(command.job_id))
+        except (BusError, JetStreamUnavailableError) as error:
+            logger.warning("the functions of job %s are deleted later: %s", command.job_id, error)
+        else:
+            engine.inject(Purged(command.job_id))
+
+    def perform(command: Any) -> Awaitable[None]:
+        return purge(command)
+
+    engine = Engine(
+        core,
+        bus,
+        name="gcs",
+        routes=routes(subjects),
+        perform_start=perform,
+        stores=stores,
+        watched=[CONTROL],
+        first=[Begin()],
+    )
+    engine.metrics.gauge("nodes", "Nodes that are alive.", lambda: len(core.state.live_nodes()))
+    engine.metrics.gauge("jobs", "Jobs that run.", lambda: len(core.state.running_jobs()))
+    async with engine:
+        yield engine
+
+
+SERVICE = Service("gcs", Role.GCS, ServiceSettings, serve)
