@@ -253,7 +253,9 @@ async def test_a_forgotten_peer_gives_back_what_it_may_not_have_received() -> No
         send_all(one, other, borrows(4, start=3))
         await asyncio.sleep(1)
         send_all(one, other, borrows(2, start=7))
+        assert one.peers.known() == [other.id]
         assert one.peers.forget(other.id) == borrows(6, start=3)
+        assert one.peers.known() == []
         assert one.peers.forget(other.id) == []
         assert not one.peers.send(other.id, borrows(1)[0])
         other.join()
