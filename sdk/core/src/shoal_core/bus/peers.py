@@ -177,10 +177,6 @@ class Peers:
         self._note_progress()
         return unknown
 
-    def known(self) -> list[PeerId]:
-        """Return the peers with which records were or are to be exchanged, without those forgotten."""
-        return list(self._links)
-
     def on_silence(self, listener: SilenceListener) -> None:
         """Have ``listener(peer, seconds)`` called while a peer owes an acknowledgement and says nothing.
 
