@@ -159,7 +159,7 @@ class Reactor:
 
     def finish(self) -> None:
         """End a turn: wake who waits, push what can be pushed, send what is to be sent."""
-        if self._settled:
+        while self._settled:  # whoever observed an object may have settled others: tasks that need what has failed
             settled, self._settled = self._settled, []
             self._table.settle(settled)
         submission = self.submission
