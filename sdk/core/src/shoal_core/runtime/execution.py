@@ -13,6 +13,7 @@ import pickle
 import queue
 import struct
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal_core.protocol.errors import TaskError, UnserializableException
-from shoal_core.protocol.ids import LeaseId, ProcessId
+from shoal_core.protocol.ids import FunctionId, LeaseId, ProcessId
 from shoal_core.protocol.messages import JobConfig
 from shoal_core.protocol.records import Failed, Inline, LeaseAssigned, Task, Value
 from shoal_core.runtime.objects import ObjectRef
@@ -94,16 +95,24 @@ class Execution:
         self._page = page
         self._lease: LeaseAssigned | None = None
         self._configured = False
-        self._calls: dict[str, int] = {}
+        self._calls: dict[FunctionId, int] = {}
+        self._stopped = threading.Event()
 
     def serve(self) -> None:
         """Run tasks until told to stop (main thread)."""
         take = self.queue.get
         while (item := take()) is not None:
-            if isinstance(item, Accepted):
-                self._run(item)
-            else:
+            if not isinstance(item, Accepted):
                 self._serve_lease(item)
+            elif self._run(item):
+                # What is still on the queue is the I/O thread's to give back.
+                self._stopped.wait()
+                return
+
+    def stop(self) -> None:
+        """Have ``serve`` return when the task that runs has ended (I/O thread)."""
+        self.queue.put(None)
+        self._stopped.set()
 
     def withdraw(self) -> list[Accepted]:
         """Take back everything that was not begun (I/O thread)."""
@@ -129,7 +138,8 @@ class Execution:
             self._configured = True
             configure(JobConfig.model_validate_json(lease.config))
 
-    def _run(self, accepted: Accepted) -> None:
+    def _run(self, accepted: Accepted) -> bool:
+        """Run a task and hand its end to the I/O thread; return whether it was the last that ``max_calls`` allows."""
         task = accepted.task
         self._page.note(task.lease, task.position)
         self.began_at = began = time.perf_counter()
@@ -139,6 +149,7 @@ class Execution:
         results: list[Serialized] = []
         try:
             definition = self._runtime.function(task.function)
+            exhausted = self._is_last_call(task.function, definition.max_calls)
             args, kwargs = self._arguments(task)
             try:
                 result = definition.function(*args, **kwargs)
@@ -147,9 +158,6 @@ class Execution:
             values, results = self._store(task, accepted.owner, result)
             del result
             retryable = False
-            if definition.max_calls:
-                calls = self._calls[task.function] = self._calls.get(task.function, 0) + 1
-                exhausted = calls >= definition.max_calls
         except BaseException as error:
             values = [failure(task.name, error)] * max(1, task.returns)
             retryable = _is_retryable(task, error)
@@ -159,6 +167,13 @@ class Execution:
             self.running = None
         seconds = time.perf_counter() - began
         self._runtime.ended(Ended(accepted, values, results, seconds, retryable, exhausted))
+        return exhausted
+
+    def _is_last_call(self, function: FunctionId, max_calls: int) -> bool:
+        if not max_calls:
+            return False
+        calls = self._calls[function] = self._calls.get(function, 0) + 1
+        return calls >= max_calls
 
     def _arguments(self, task: Task) -> tuple[Sequence[Any], dict[str, Any]]:
         arguments = task.arguments

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,13 +33,15 @@ from shoal_core.protocol.records import (
     contained_in,
 )
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.runtime.execution import Accepted, BegunPage, Ended, Execution
+from shoal_core.runtime.execution import Accepted, BegunPage, Ended, Execution, Running, current
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session
 
 OVERRUN_SECONDS = 0.05
 """A task that runs so long holds up those behind it: they go back to their owners."""
+LINGER_SECONDS = 0.5
+"""How often a process without work looks whether its objects are still referred to."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
@@ -65,19 +68,23 @@ class Service:
         self._leases: dict[LeaseId, LeaseAssigned] = {}
         self._early: dict[LeaseId, list[tuple[ProcessId, Task]]] = {}
         self._ended: list[Ended] = []
+        self._unanswered = 0
+        self._ended_place = (LeaseId(0), 0)
+        self._waits = 0
         self._blocked = False
         self._unneeded = False
         self._leaving = False
+        self._left = False
         self._overrun: asyncio.TimerHandle | None = None
         self._reactor.records_by_type |= {
             Task: self._task,
             LeaseAssigned: self._assigned,
             ProcessUnneeded: self._unneeded_now,
         }
-        self._reactor.commands_by_type |= {Ended: self._ended.append, _Blocked: self._change_blocked}
+        self._reactor.commands_by_type |= {Ended: self._task_ended, _Blocked: self._change_blocked}
         self._reactor.phase = self._answer
         runtime.ended = runtime.command
-        runtime.blocked = lambda blocked: runtime.command(_Blocked(blocked))
+        runtime.blocked = lambda blocked: runtime.command(_Blocked(blocked, current.get()))
 
     # ------------------------------------------------------------------------------- work comes
 
@@ -87,7 +94,8 @@ class Service:
         self._execution.queue.put(lease)
         for owner, task in self._early.pop(lease.lease, ()):
             self._task(owner, task)
-        self._early.clear()
+        for passed in [number for number in self._early if number < lease.lease]:
+            del self._early[passed]
 
     def _task(self, owner: ProcessId, task: Task) -> None:
         if task.lease not in self._leases:
@@ -126,25 +134,38 @@ class Service:
             self._reactor.send(owner, TasksReturned(lease, [item.task.number for item in items], blocked))
 
     def _change_blocked(self, change: _Blocked) -> None:
-        running = self._execution.running
-        if running is None or change.blocked == self._blocked:
+        """Count the threads of the task that wait; a thread that outlives its task holds up nobody."""
+        running = change.running
+        if running is not None and _place(running.task) > self._ended_place:
+            self._waits += 1 if change.blocked else -1
+            self._tell_blocked(running.task.lease, running.owner)
+
+    def _tell_blocked(self, lease: LeaseId, owner: ProcessId) -> None:
+        blocked = self._waits > 0
+        if blocked == self._blocked:
             return
-        self._blocked = change.blocked
-        notice = WorkerBlocked(running.task.lease, change.blocked)
+        self._blocked = blocked
+        notice = WorkerBlocked(lease, blocked)
         self._reactor.send(self._runtime.node, notice)
-        self._reactor.send(running.owner, notice)
-        if change.blocked:
+        self._reactor.send(owner, notice)
+        if blocked:
             self._give_back(blocked=True)
 
     # ------------------------------------------------------------------------------- results go
 
+    def _task_ended(self, item: Ended) -> None:
+        task, owner = item.accepted.task, item.accepted.owner
+        self._ended.append(item)
+        self._ended_place = _place(task)
+        self._waits = 0
+        self._tell_blocked(task.lease, owner)
+
     def _answer(self) -> None:
         """Answer the owners of tasks that ended (after releases were counted, so that ``kept`` is exact)."""
         if not self._ended:
-            if self._unneeded:
-                self._leave_if_unused()
             return
         ended, self._ended = self._ended, []
+        self._unanswered += len(ended)
         self._reactor.released_now()
         for item in ended:
             accepted = item.accepted
@@ -156,8 +177,9 @@ class Service:
             holds = [s.reference() for s in kept if s.reference is not None]
             self._reactor.borrowing.ensure(foreign, partial(self._send_done, item, own, holds))
         if any(item.exhausted for item in ended):
+            self._leaving = True
             self._give_back(blocked=False)
-            self._leave()
+            self._leave_if_answered()
 
     def _send_done(self, item: Ended, kept: list[Reference], holds: list[ObjectRef[object] | None]) -> None:
         task, owner = item.accepted.task, item.accepted.owner
@@ -167,27 +189,38 @@ class Service:
             self._reactor.borrowing.keep(reference)
         done = TaskDone(task.number, task.attempt, task.lease, item.values, item.seconds, item.retryable, kept)
         self._reactor.send(owner, done)
+        self._unanswered -= 1
+        if self._leaving:
+            self._leave_if_answered()
 
     # ------------------------------------------------------------------------------- ends
 
     def _unneeded_now(self, node: PeerId, record: ProcessUnneeded) -> None:
-        self._unneeded = True
-        self._leave_if_unused()
+        if not self._unneeded:
+            self._unneeded = True
+            self._linger()
 
-    def _leave_if_unused(self) -> None:
-        if not self._reactor.borrowing.lent:
-            self._leave()
+    def _linger(self) -> None:
+        """Leave as soon as nobody refers to an object of this process."""
+        if self._reactor.borrowing.lent:
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._linger)
+            return
+        self._leaving = True
+        self._leave_if_answered()
 
-    def _leave(self) -> None:
-        if not self._leaving:
-            self._leaving = True
-            self._execution.queue.put(None)
+    def _leave_if_answered(self) -> None:
+        """End the main thread's loop once the owners of all tasks that ended were told."""
+        if not self._unanswered and not self._left:
+            self._left = True
+            self._execution.stop()
 
 
-class _Blocked(msgspec.Struct, frozen=True):
-    """Command: the main thread begins or ends to wait for objects."""
+@dataclass(frozen=True, slots=True)
+class _Blocked:
+    """Command: a thread of the task that runs begins or ends to wait for objects."""
 
     blocked: bool
+    running: Running | None
 
 
 def main(config: WorkerConfig) -> None:
@@ -220,3 +253,8 @@ def main(config: WorkerConfig) -> None:
 
 def _nothing() -> None:
     """Nothing waits for the owners' answers yet; the end of the task does."""
+
+
+def _place(task: Task) -> tuple[LeaseId, int]:
+    """Return what orders the tasks of this process: a node numbers its leases, an owner the tasks of each."""
+    return task.lease, task.position

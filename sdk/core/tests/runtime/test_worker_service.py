@@ -1,0 +1,291 @@
+"""The I/O thread's side of a worker, with channels that only record, and a main thread played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal_core.bus.memory import MemoryBroker
+from shoal_core.protocol.ids import JobId, LeaseId, PeerId, ProcessId
+from shoal_core.protocol.records import (
+    Borrow,
+    Borrowed,
+    LeaseAssigned,
+    ProcessUnneeded,
+    Record,
+    Reference,
+    Task,
+    TaskDone,
+    TasksReturned,
+    Unborrow,
+    WorkerBlocked,
+)
+from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.runtime.execution import Accepted, BegunPage, Ended, Execution, Running, current
+from shoal_core.runtime.process import Service
+from shoal_core.runtime.runtime import Runtime
+from shoal_core.testing.builders import inline, node_id, process_id, put_key, task
+
+NODE = node_id(1)
+WORKER = process_id(1)
+OWNER = process_id(2)
+THIRD = process_id(3)
+
+
+class RecordedPeers:
+    """Channels that keep what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[PeerId, Record]] = []
+
+    def send(self, peer: PeerId, record: Record) -> bool:
+        self.sent.append((peer, record))
+        return True
+
+    def forget(self, peer: PeerId) -> list[Record]:
+        return []
+
+    def known(self) -> list[PeerId]:
+        return []
+
+
+@dataclass
+class Worker:
+    """A worker process whose tasks begin and end when the test says so."""
+
+    runtime: Runtime
+    execution: Execution
+    peers: RecordedPeers
+
+    def sent(self, kind: type[Record] | None = None) -> list[tuple[PeerId, Any]]:
+        """What was sent since the last look, of one kind or of all."""
+        self.runtime.reactor.drain()
+        sent, self.peers.sent = self.peers.sent, []
+        return sent if kind is None else [(peer, record) for peer, record in sent if type(record) is kind]
+
+    def receive(self, peer: PeerId, *records: Record) -> None:
+        self.runtime.reactor.deliver(peer, list(records))
+
+    def assign(self, lease: int = 1, owner: ProcessId = OWNER) -> None:
+        self.receive(NODE, LeaseAssigned(LeaseId(lease), owner, JobId("00000001"), {}))
+        item = self.execution.queue.get_nowait()
+        assert isinstance(item, LeaseAssigned)
+
+    def begin(self) -> Accepted:
+        """Begin the next task, as the main thread does."""
+        accepted = self.execution.queue.get_nowait()
+        assert isinstance(accepted, Accepted)
+        self.execution.running = accepted
+        current.set(Running(accepted.task, accepted.owner, None))
+        return accepted
+
+    def end(self, accepted: Accepted, *, exhausted: bool = False) -> None:
+        """End the running task, as the main thread does; the I/O thread does not notice yet."""
+        self.execution.running = None
+        current.set(None)
+        self.runtime.ended(Ended(accepted, [inline()], [], 0.001, False, exhausted))
+
+    def block(self, blocked: bool) -> None:
+        """Enter or leave a wait on the main thread."""
+        assert self.runtime.blocked is not None
+        self.runtime.blocked(blocked)
+
+
+@pytest.fixture
+async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
+    page = tmp_path / "begun"
+    page.write_bytes(bytes(4096))
+    async with MemoryBroker().connect(role=Role.PROCESS, identity=WORKER, cluster="test") as bus:
+        runtime = Runtime(bus, Subjects("test"), WORKER, None, "memory")
+        peers = RecordedPeers()
+        runtime.reactor.peers = peers  # type: ignore[assignment]
+        execution = Execution(runtime, BegunPage(page))
+        Service(runtime, execution)
+        yield Worker(runtime, execution, peers)
+        current.set(None)
+        runtime.close()
+
+
+def numbered(number: int, *, lease: int = 1, contained: list[Reference] | None = None) -> Task:
+    record = task(number, arguments=inline(contained=contained or []))
+    record.lease = LeaseId(lease)
+    return record
+
+
+async def test_a_task_is_answered_by_its_result(worker: Worker) -> None:
+    worker.assign()
+    worker.receive(OWNER, numbered(1))
+    worker.end(worker.begin())
+    [(peer, done)] = worker.sent()
+    assert peer == OWNER
+    assert isinstance(done, TaskDone)
+    assert done.number == 1
+
+
+async def test_a_worker_that_waits_gives_back_what_it_has_not_begun_and_takes_nothing_more(worker: Worker) -> None:
+    worker.assign()
+    worker.receive(OWNER, numbered(1), numbered(2))
+    accepted = worker.begin()
+    worker.block(True)
+    assert worker.sent() == [
+        (NODE, WorkerBlocked(LeaseId(1), True)),
+        (OWNER, WorkerBlocked(LeaseId(1), True)),
+        (OWNER, TasksReturned(LeaseId(1), [accepted.task.number + 1], True)),  # type: ignore[list-item]
+    ]
+    worker.receive(OWNER, numbered(3))
+    assert worker.sent(TasksReturned) == [(OWNER, TasksReturned(LeaseId(1), [numbered(3).number], True))]
+    worker.block(False)
+    worker.end(accepted)
+    assert [type(record) for _, record in worker.sent()] == [WorkerBlocked, WorkerBlocked, TaskDone]
+    worker.receive(OWNER, numbered(4))
+    assert worker.begin().task.number == 4
+
+
+async def test_a_wait_that_ends_just_before_its_task_is_over(worker: Worker) -> None:
+    """The I/O thread hears of all three at once, when the main thread is idle already."""
+    worker.assign()
+    worker.receive(OWNER, numbered(1))
+    accepted = worker.begin()
+    worker.block(True)
+    worker.sent()
+    worker.block(False)
+    worker.end(accepted)
+    assert [type(record) for _, record in worker.sent()] == [WorkerBlocked, WorkerBlocked, TaskDone]
+    worker.receive(OWNER, numbered(2))
+    assert worker.sent(TasksReturned) == []
+
+
+async def test_a_wait_that_was_over_before_it_was_noticed_disturbs_nobody_for_long(worker: Worker) -> None:
+    worker.assign()
+    worker.receive(OWNER, numbered(1))
+    accepted = worker.begin()
+    worker.block(True)
+    worker.block(False)
+    worker.end(accepted)
+    told = [record.blocked for peer, record in worker.sent(WorkerBlocked) if peer == OWNER]
+    assert told in ([], [True, False])
+    worker.receive(OWNER, numbered(2))
+    assert worker.begin().task.number == 2
+
+
+async def test_a_worker_is_blocked_while_any_thread_of_its_task_waits(worker: Worker) -> None:
+    worker.assign()
+    worker.receive(OWNER, numbered(1))
+    worker.begin()
+    worker.block(True)
+    worker.block(True)
+    assert len(worker.sent(WorkerBlocked)) == 2
+    worker.block(False)
+    assert worker.sent(WorkerBlocked) == []
+    worker.block(False)
+    assert len(worker.sent(WorkerBlocked)) == 2
+
+
+async def test_a_thread_that_outlives_its_task_holds_up_nobody(worker: Worker) -> None:
+    worker.assign()
+    worker.receive(OWNER, numbered(1), numbered(2))
+    accepted = worker.begin()
+    worker.block(True)
+    worker.end(accepted)
+    assert [record.blocked for peer, record in worker.sent(WorkerBlocked) if peer == OWNER] == [True, False]
+    current.set(Running(accepted.task, OWNER, None))
+    worker.block(False)
+    worker.block(True)
+    assert worker.sent(WorkerBlocked) == []
+    worker.receive(OWNER, numbered(3))
+    assert worker.begin().task.number == 3
+
+
+async def test_tasks_that_come_before_their_lease_wait_for_it(worker: Worker) -> None:
+    worker.receive(OWNER, numbered(1, lease=7))
+    worker.receive(THIRD, numbered(5, lease=8))
+    worker.receive(OWNER, numbered(2, lease=7))
+    assert worker.execution.queue.empty()
+    worker.assign(lease=7)
+    first = worker.begin()
+    assert first.task.number == 1
+    worker.end(first)
+    worker.end(worker.begin())
+    worker.sent()
+    worker.assign(lease=8, owner=THIRD)
+    assert worker.begin().task.number == 5
+
+
+async def test_what_a_task_keeps_of_its_owner_is_told_with_its_end(worker: Worker) -> None:
+    reference = Reference(OWNER, put_key(9))
+    worker.assign()
+    worker.receive(OWNER, numbered(1, contained=[reference]))
+    accepted = worker.begin()
+    kept = accepted.references[0]
+    worker.end(accepted)
+    [(_, done)] = worker.sent(TaskDone)
+    assert done.kept == [reference]
+    del accepted, kept
+    assert worker.sent() == [(OWNER, Unborrow(reference.key, 1))]
+
+
+async def test_what_a_task_does_not_keep_is_not_mentioned(worker: Worker) -> None:
+    worker.assign()
+    worker.receive(OWNER, numbered(1, contained=[Reference(OWNER, put_key(9))]))
+    worker.end(worker.begin())
+    [(_, done)] = worker.sent()
+    assert done.kept == []
+    assert worker.runtime.reactor.borrowing.is_quiet()
+
+
+async def test_the_end_of_a_task_that_keeps_a_third_partys_object_waits_until_that_counts_it(worker: Worker) -> None:
+    reference = Reference(THIRD, put_key(9))
+    worker.assign()
+    worker.receive(OWNER, numbered(1, contained=[reference]))
+    accepted = worker.begin()
+    assert worker.sent() == [(THIRD, Borrow(reference.key))]
+    kept = accepted.references[0]
+    worker.end(accepted)
+    assert worker.sent() == []
+    worker.receive(THIRD, Borrowed(reference.key))
+    [(_, done)] = worker.sent()
+    assert isinstance(done, TaskDone)
+    assert done.kept == []
+    del accepted, kept
+    assert worker.sent() == [(THIRD, Unborrow(reference.key, 1))]
+
+
+async def test_a_worker_that_ran_its_last_call_gives_back_the_rest_and_leaves_once_it_has_answered(
+    worker: Worker,
+) -> None:
+    reference = Reference(THIRD, put_key(9))
+    worker.assign()
+    worker.receive(OWNER, numbered(1, contained=[reference]), numbered(2))
+    accepted = worker.begin()
+    kept = accepted.references[0]
+    worker.end(accepted, exhausted=True)
+    assert worker.sent(TasksReturned) == [(OWNER, TasksReturned(LeaseId(1), [numbered(2).number], False))]
+    assert worker.execution.queue.empty()
+    worker.receive(THIRD, Borrowed(reference.key))
+    assert len(worker.sent(TaskDone)) == 1
+    assert worker.execution.queue.get_nowait() is None
+    del kept
+
+
+async def test_a_worker_that_nobody_needs_leaves(worker: Worker) -> None:
+    worker.receive(NODE, ProcessUnneeded())
+    assert worker.execution.queue.get_nowait() is None
+
+
+async def test_a_worker_stays_as_long_as_its_objects_are_referred_to(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal_core.runtime.process.LINGER_SECONDS", 0.001)
+    key = put_key(9)
+    worker.runtime.reactor.borrowing.lend(key, THIRD)
+    worker.receive(NODE, ProcessUnneeded())
+    assert worker.execution.queue.empty()
+    worker.receive(THIRD, Unborrow(key, 1))
+    while worker.execution.queue.empty():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert worker.execution.queue.get_nowait() is None
