@@ -17,7 +17,7 @@ from functools import partial
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shoal_core.protocol.ids import ObjectKey, ProcessId, TaskNumber, object_key
 from shoal_core.protocol.records import (
@@ -402,7 +402,7 @@ def pick(references: Sequence[Reference], numbers: Sequence[int]) -> list[Refere
 
 
 class BorrowingMachine(RuleBasedStateMachine):
-    """Every order of puts, tasks, results, fetches, drops, deliveries."""
+    """Every order of puts, tasks, results, fetches, drops, deliveries and deaths."""
 
     @initialize(count=st.integers(3, 4))
     def start(self, count: int) -> None:
@@ -463,6 +463,18 @@ class BorrowingMachine(RuleBasedStateMachine):
             if busy:
                 self.world.deliver(busy[which % len(busy)])
                 self.world.check()
+
+    @precondition(lambda self: len(self.world.processes) > 2)
+    @rule(at=index, sure=st.sampled_from([False, False, True]))
+    def die(self, at: int, sure: bool) -> None:
+        if sure:
+            self.world.kill(self.process(at))
+
+    @rule(at=index)
+    def hear_of_deaths(self, at: int) -> None:
+        process = self.process(at)
+        for dead in sorted(set(self.world.dead) - process.forgotten):
+            process.hear_of_death(dead)
 
     @invariant()
     def nothing_in_use_is_freed(self) -> None:

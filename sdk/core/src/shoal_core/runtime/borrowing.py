@@ -42,11 +42,14 @@ class Borrowing:
         self._asked: dict[Reference, list[Callable[[], None]]] = {}
         self._transfers: dict[int, tuple[ProcessId, Any]] = {}
         self._transfer_count = 0
+        self._dead: set[ProcessId] = set()
 
     # ------------------------------------------------------------------------------- as an owner
 
     def lend(self, key: ObjectKey, to: ProcessId) -> None:
-        """Count ``to`` once more as a holder of our object."""
+        """Count ``to`` once more as a holder of our object; the dead hold nothing."""
+        if to in self._dead:
+            return
         holders = self.lent.setdefault(key, {})
         holders[to] = holders.get(to, 0) + 1
 
@@ -72,6 +75,8 @@ class Borrowing:
 
     def send(self, references: Sequence[Reference], holds: Any, to: ProcessId) -> None:
         """Note that a value with these references inside is about to be sent; ``holds`` keeps them alive."""
+        if to in self._dead:
+            return
         foreign = []
         for reference in references:
             if reference.owner == self.local:
@@ -104,8 +109,12 @@ class Borrowing:
         self.ensure(transfer.references, settled)
 
     def ensure(self, references: Iterable[Reference], then: Callable[[], None]) -> None:
-        """Have the owners count us for all of these objects; call ``then`` when they do (perhaps at once)."""
+        """Have the owners count us for all of these objects; call ``then`` when they do (perhaps at once).
+
+        A dead owner counts nobody, and its objects are lost: there is nothing to wait for.
+        """
         missing = [r for r in references if r.owner != self.local and not self._counted.get(r)]
+        missing = [r for r in missing if r.owner not in self._dead]
         left = len(missing)
         if not left:
             then()
@@ -150,6 +159,7 @@ class Borrowing:
 
     def process_died(self, process: ProcessId) -> list[ObjectKey]:
         """Forget a dead process; return our objects that nobody else holds any more."""
+        self._dead.add(process)
         freed = []
         for key, holders in list(self.lent.items()):
             if holders.pop(process, None) is not None and not holders:
