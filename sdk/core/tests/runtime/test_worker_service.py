@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from shoal_core.bus.memory import MemoryBroker
-from shoal_core.protocol.ids import JobId, LeaseId, PeerId, ProcessId
+from shoal_core.protocol.ids import JobId, LeaseId, ProcessId
 from shoal_core.protocol.records import (
     Borrow,
     Borrowed,
     LeaseAssigned,
     ProcessUnneeded,
-    Record,
     Reference,
     Task,
     TaskDone,
@@ -25,11 +21,10 @@ from shoal_core.protocol.records import (
     Unborrow,
     WorkerBlocked,
 )
-from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.runtime.execution import Accepted, BegunPage, Ended, Execution, Running, current
 from shoal_core.runtime.process import Service
-from shoal_core.runtime.runtime import Runtime
 from shoal_core.testing.builders import inline, node_id, process_id, put_key, task
+from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 
 NODE = node_id(1)
 WORKER = process_id(1)
@@ -37,39 +32,13 @@ OWNER = process_id(2)
 THIRD = process_id(3)
 
 
-class RecordedPeers:
-    """Channels that keep what is sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[PeerId, Record]] = []
-
-    def send(self, peer: PeerId, record: Record) -> bool:
-        self.sent.append((peer, record))
-        return True
-
-    def forget(self, peer: PeerId) -> list[Record]:
-        return []
-
-    def known(self) -> list[PeerId]:
-        return []
-
-
-@dataclass
-class Worker:
+class Worker(LoneRuntime):
     """A worker process whose tasks begin and end when the test says so."""
 
-    runtime: Runtime
-    execution: Execution
-    peers: RecordedPeers
-
-    def sent(self, kind: type[Record] | None = None) -> list[tuple[PeerId, Any]]:
-        """What was sent since the last look, of one kind or of all."""
-        self.runtime.reactor.drain()
-        sent, self.peers.sent = self.peers.sent, []
-        return sent if kind is None else [(peer, record) for peer, record in sent if type(record) is kind]
-
-    def receive(self, peer: PeerId, *records: Record) -> None:
-        self.runtime.reactor.deliver(peer, list(records))
+    def __init__(self, lone: LoneRuntime, page: Path) -> None:
+        super().__init__(lone.runtime, lone.peers)
+        self.execution = Execution(lone.runtime, BegunPage(page))
+        Service(lone.runtime, self.execution)
 
     def assign(self, lease: int = 1, owner: ProcessId = OWNER) -> None:
         self.receive(NODE, LeaseAssigned(LeaseId(lease), owner, JobId("00000001"), {}))
@@ -100,15 +69,9 @@ class Worker:
 async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
     page = tmp_path / "begun"
     page.write_bytes(bytes(4096))
-    async with MemoryBroker().connect(role=Role.PROCESS, identity=WORKER, cluster="test") as bus:
-        runtime = Runtime(bus, Subjects("test"), WORKER, None, "memory")
-        peers = RecordedPeers()
-        runtime.reactor.peers = peers  # type: ignore[assignment]
-        execution = Execution(runtime, BegunPage(page))
-        Service(runtime, execution)
-        yield Worker(runtime, execution, peers)
+    async with lone_runtime(WORKER) as lone:
+        yield Worker(lone, page)
         current.set(None)
-        runtime.close()
 
 
 def numbered(number: int, *, lease: int = 1, contained: list[Reference] | None = None) -> Task:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 import weakref
 from collections import deque
@@ -40,6 +41,9 @@ class Home(Protocol):
 
     def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
         """Call back on the I/O thread once the object is ready."""
+
+    def aside(self, work: Callable[[], None]) -> None:
+        """Do something beside the I/O thread, since it may block or run user code (I/O thread)."""
 
     def load(self, state: ObjectState) -> Any:
         """Return the value of an object that is ready, or raise its error."""
@@ -70,7 +74,9 @@ class Waiter:
 
     def wait(self, timeout_seconds: float | None) -> bool:
         """Block until released; False if the time ran out first."""
-        return self._lock.acquire(timeout=-1 if timeout_seconds is None else max(0.0, timeout_seconds))
+        if timeout_seconds is None:
+            return self._lock.acquire()
+        return self._lock.acquire(timeout=min(max(0.0, timeout_seconds), threading.TIMEOUT_MAX))
 
 
 class ObjectState:
@@ -161,17 +167,18 @@ class ObjectRef(Generic[T_co]):
         """Return a future that gets the value, or the error, once the object is ready."""
         future: concurrent.futures.Future[T_co] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
-        home, state = self._state.home, self._state
+        home = self._state.home
 
         def settle() -> None:
             try:
-                value = home.load(state)
+                # By way of the reference, which nobody else may hold: without one the object would be gone.
+                value = home.load(self._state)
             except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(value)
 
-        home.notify(state, settle)
+        home.notify(self._state, lambda: home.aside(settle))
         return future
 
     def __await__(self) -> Generator[Any, None, T_co]:
@@ -181,7 +188,8 @@ class ObjectRef(Generic[T_co]):
             woken: asyncio.Future[None] = loop.create_future()
 
             def wake() -> None:
-                loop.call_soon_threadsafe(_settle, woken)
+                with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
+                    loop.call_soon_threadsafe(_settle, woken)
 
             home.notify(state, wake)
             yield from woken

@@ -100,6 +100,7 @@ class Reactor:
         self._version = 0
         self._settled: list[tuple[ObjectState, Value]] = []
         self._dead: set[str] = set()
+        self.closed = False
         self.commands_by_type: dict[type, Callable[[Any], None]] = {
             PendingTask: self._submit,
             Notify: self._notify,
@@ -132,6 +133,8 @@ class Reactor:
 
     def drain(self) -> None:
         """Work off what user threads left on the queues."""
+        if self.closed:
+            return
         self._awake = False
         # A release is counted before the commands are taken: whatever was asked for before it, comes before it.
         releases = len(self.released)
@@ -148,6 +151,8 @@ class Reactor:
 
     def deliver(self, peer: PeerId, records: list[Record]) -> None:
         """Handle what a channel delivered."""
+        if self.closed:
+            return
         handlers = self.records_by_type
         now = time.monotonic()
         for record in records:
@@ -202,11 +207,16 @@ class Reactor:
         self._bus.publish(self._subjects.demand(self.local), encode(demand))
 
     def close(self) -> None:
-        """Give everything back; nothing is handled afterwards."""
+        """Give everything back; nothing is handled afterwards, and what is not ready now never will be."""
+        self.closed = True
+        self._awake = True  # nobody needs to wake what handles nothing
         if self._tick is not None:
             self._tick.cancel()
         self.submission.close()
         self._send_all(self.submission.outgoing)
+        left = Failed("system", "The object is out of reach: this process left the cluster before it was ready.")
+        states = [*self._table.owned.values(), *self._table.borrowed.values()]
+        self._table.settle([(state, left) for state in states if state.value is None])
 
     # ------------------------------------------------------------------------------- tasks of this process
 
@@ -281,8 +291,9 @@ class Reactor:
 
     def _worker_lost(self, node: NodeId, loss: WorkerLost) -> None:
         def lose() -> None:
-            self.submission.lost(node, loss)
-            self.finish()
+            if not self.closed:
+                self.submission.lost(node, loss)
+                self.finish()
 
         self._loop.call_later(LOSS_GRACE_SECONDS, lose)
 
@@ -298,7 +309,7 @@ class Reactor:
         """Ask the owners for objects that are not ours and not here."""
         for state in states:
             if state.owner != self.local and state.value is None and not state.fetching:
-                if state.owner in self._dead:
+                if state.owner in self._dead or node_of(state.owner) in self._dead:
                     self._settled.append((state, _owner_died(state)))
                     continue
                 state.fetching = True
@@ -396,10 +407,14 @@ class Reactor:
     # ------------------------------------------------------------------------------- deaths
 
     def process_died(self, process: ProcessId) -> None:
-        """A process of the cluster is gone, and with it what it owned and held."""
-        if process in self._dead or process == self.local:
+        """A process of the cluster is gone, and with it what it owned and held; its last words may still come."""
+        if process not in self._dead and process != self.local:
+            self._dead.add(process)
+            self._loop.call_later(LOSS_GRACE_SECONDS, self._bury, process)
+
+    def _bury(self, process: ProcessId) -> None:
+        if self.closed:
             return
-        self._dead.add(process)
         self.peers.forget(process)
         for key in self.borrowing.process_died(process):
             self._free_if_unused(key)
@@ -414,7 +429,8 @@ class Reactor:
         self.submission.node_lost(node, f"its node {node} died: {reason}")
         for peer in self.peers.known():
             if len(peer) > len(node) and node_of(ProcessId(peer)) == node:
-                self.process_died(ProcessId(peer))
+                self._dead.add(peer)
+                self._bury(ProcessId(peer))
         self.peers.forget(node)
         self.finish()
 

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import mmap
 import pickle
+import reprlib
 import threading
 import time
 import weakref
@@ -21,7 +22,14 @@ from typing import Any, ClassVar, TypeVar
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask, ask_raw
-from shoal_core.protocol.errors import GetTimeoutError, ObjectLostError, ShoalError, TaskError, from_wire
+from shoal_core.protocol.errors import (
+    GetTimeoutError,
+    ObjectLostError,
+    ShoalError,
+    SystemError_,
+    TaskError,
+    from_wire,
+)
 from shoal_core.protocol.ids import (
     FunctionId,
     JobId,
@@ -230,16 +238,20 @@ class Runtime:
         states = [ref._state for ref in refs]
         pending = [state for state in states if state.value is None]
         if pending:
+            self._raise_first_error(states)
             self._wait(pending, len(pending), timeout_seconds, fail_fast=True)
-            failed = next((state for state in states if type(state.value) is Failed), None)
-            if failed is not None:
-                self.load(failed)
-            if any(state.value is None for state in states):
-                missing = sum(state.value is None for state in states)
+            self._raise_first_error(states)
+            missing = sum(state.value is None for state in states)
+            if missing:
                 raise GetTimeoutError(
                     f"get() timed out after {timeout_seconds:g} s: {missing} of {len(states)} objects were not ready."
                 )
         return [self.load(state) for state in states]
+
+    def _raise_first_error(self, states: Sequence[ObjectState]) -> None:
+        for state in states:
+            if type(state.value) is Failed:
+                self.load(state)
 
     def wait(
         self, refs: Sequence[ObjectRef[Any]], count: int, timeout_seconds: float | None
@@ -267,6 +279,8 @@ class Runtime:
         waiter = Waiter(needed, fail_fast)
         self.objects.register(waiter, pending)
         try:
+            if self.reactor.closed:
+                raise SystemError_("This process left the cluster; nothing that is not ready will be.")
             if timeout_seconds == 0:
                 return
             if self.blocked is None or current.get() is None:
@@ -288,6 +302,10 @@ class Runtime:
     def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
         """Call back on the I/O thread when an object is ready (any thread)."""
         self.command(Notify(state, callback))
+
+    def aside(self, work: Callable[[], None]) -> None:
+        """Do something in a thread of the loop's pool (I/O thread)."""
+        self.loop.run_in_executor(None, work)
 
     def pin(self, state: ObjectState) -> None:
         """Keep an object until the job ends (any thread)."""
@@ -413,7 +431,7 @@ def _culprit(codec: Codec, args: Sequence[Any], kwargs: dict[str, Any], error: B
         try:
             codec.dump(value)
         except Exception as reason:
-            return f"{name}, {value!r} of type {type(value).__name__}, cannot be pickled: {reason}"
+            return f"{name}, {reprlib.repr(value)} of type {type(value).__name__}, cannot be pickled: {reason}"
     return str(error)
 
 

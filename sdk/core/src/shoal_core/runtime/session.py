@@ -210,6 +210,8 @@ async def watch_deaths(runtime: Runtime) -> AsyncIterator[None]:
             task.add_done_callback(lambda _: asking.pop(node, None))
 
     async def ask_node(node: NodeId) -> None:
+        # Whoever was known before the list was made, lives on the node, and is not in the list, is dead.
+        known = [ProcessId(peer) for peer in reactor.peers.known() if len(peer) > len(node)]
         try:
             record = await ask(bus, subjects.gcs("get_node"), GetNode(node_id=node), timeout_seconds=ASK_SECONDS)
             assert isinstance(record, NodeRecord)
@@ -225,7 +227,6 @@ async def watch_deaths(runtime: Runtime) -> AsyncIterator[None]:
         except BusError:
             return  # the next suspicion asks again
         else:
-            known = [ProcessId(peer) for peer in reactor.peers.known() if len(peer) > len(node)]
             for process in deaths.compare(node, answer.sequence, answer.processes, known):
                 reactor.process_died(process)
 

@@ -1,0 +1,342 @@
+"""What a process does with commands and records, one loop turn after the other, while the test plays everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shoal_core.protocol.errors import (
+    GetTimeoutError,
+    OwnerDiedError,
+    ReferenceCountingAssertionError,
+    SystemError_,
+    WorkerCrashedError,
+)
+from shoal_core.protocol.ids import FunctionId, LeaseId, ObjectKey, ProcessId, TaskNumber, object_key
+from shoal_core.protocol.records import (
+    Failed,
+    Fetch,
+    Fetched,
+    Inline,
+    LeaseGranted,
+    Reference,
+    SegmentFreed,
+    Stored,
+    Task,
+    TaskDone,
+    Unborrow,
+    WorkerLost,
+)
+from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.runtime import Call
+from shoal_core.runtime.submission import SchedulingClass
+from shoal_core.testing.builders import node_id, process_id, put_key
+from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
+
+NODE = node_id(1)
+LOCAL = process_id(1)
+WORKER = process_id(2)
+OTHER = process_id(3, node=2)
+
+
+@pytest.fixture
+async def lone() -> AsyncIterator[LoneRuntime]:
+    async with lone_runtime(LOCAL) as lone:
+        yield lone
+
+
+def a_call(lone: LoneRuntime, *, returns: int = 1, retries: int = 0) -> Call:
+    key = lone.runtime.scheduling_key(SchedulingClass((("CPU", 10_000),)))
+    return Call(FunctionId("f" * 32), "work", returns, key, retries, b"")
+
+
+def grant(lone: LoneRuntime, lease: int = 1, worker: ProcessId = WORKER) -> None:
+    """Give the lease that was asked for first."""
+    lone.reactor.drain()
+    [key] = lone.reactor.submission.keys.values()
+    lone.receive(NODE, LeaseGranted(LeaseId(lease), key.index, next(iter(key.slots)), worker))
+
+
+def the_task(lone: LoneRuntime) -> Task:
+    [(_, task)] = lone.sent(Task)
+    assert isinstance(task, Task)
+    return task
+
+
+def done(task: Task, *values: Inline | Failed | Stored, kept: list[Reference] | None = None) -> TaskDone:
+    return TaskDone(task.number, task.attempt, task.lease, list(values), 0.001, kept=kept or [])
+
+
+def value(of: object) -> Inline:
+    return Inline(pickle.dumps(of, 5))
+
+
+def borrowed(lone: LoneRuntime, number: int = 1, owner: ProcessId = OTHER) -> ObjectRef[object]:
+    return lone.runtime.objects.restore(Reference(owner, put_key(number)))
+
+
+async def turns_until(condition: object) -> None:
+    """Let the loop run until something holds; the test's time limit is the only one."""
+    assert callable(condition)
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+async def test_a_task_is_sent_to_the_worker_of_a_lease_and_its_result_is_the_objects_value(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (1,), {})
+    grant(lone)
+    lone.receive(WORKER, done(the_task(lone), value(42)))
+    assert lone.runtime.get([ref], 0) == [42]
+
+
+async def test_a_chain_of_tasks_fails_at_once_when_its_first_does(lone: LoneRuntime) -> None:
+    call = a_call(lone)
+    [first] = lone.runtime.submit(call, (), {})
+    ref = first
+    for _ in range(20):
+        [ref] = lone.runtime.submit(call, (ref,), {})
+    grant(lone)
+    lone.receive(WORKER, done(the_task(lone), Failed("worker_crashed", "it crashed")))
+    with pytest.raises(WorkerCrashedError, match="it crashed"):
+        lone.runtime.get([ref], 0)
+
+
+async def test_get_raises_an_error_that_is_known_before_it_waits_for_anything(lone: LoneRuntime) -> None:
+    call = a_call(lone)
+    [slow] = lone.runtime.submit(call, (), {})
+    [failed] = lone.runtime.submit(call, (), {})
+    failed._state.value = Failed("worker_crashed", "it crashed")
+    with pytest.raises(WorkerCrashedError):
+        lone.runtime.get([slow, failed], None)
+
+
+async def test_get_says_how_many_objects_were_not_ready(lone: LoneRuntime) -> None:
+    call = a_call(lone)
+    refs = [lone.runtime.submit(call, (), {})[0] for _ in range(3)]
+    refs[1]._state.value = value(1)
+    with pytest.raises(GetTimeoutError, match="2 of 3 objects"):
+        lone.runtime.get(refs, 0)
+
+
+async def test_a_dropped_result_is_forgotten_and_its_memory_given_back(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+    grant(lone)
+    task = the_task(lone)
+    lone.receive(WORKER, done(task, Stored(NODE, "a-segment", 1000)))
+    assert lone.sent() == []
+    del ref
+    assert lone.sent() == [(NODE, SegmentFreed("a-segment"))]
+    assert not lone.runtime.objects.owned
+
+
+async def test_the_memory_of_a_result_that_nobody_waits_for_any_more_is_given_back(lone: LoneRuntime) -> None:
+    refs = lone.runtime.submit(a_call(lone), (), {})
+    grant(lone)
+    task = the_task(lone)
+    refs.clear()
+    lone.sent()
+    lone.receive(WORKER, done(task, Stored(NODE, "a-segment", 1000)))
+    assert lone.sent() == [(NODE, SegmentFreed("a-segment"))]
+
+
+async def test_a_second_result_of_a_task_is_discarded(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+    grant(lone)
+    task = the_task(lone)
+    lone.receive(WORKER, done(task, value(1)), done(task, Stored(NODE, "a-segment", 1000)))
+    assert lone.runtime.get([ref], 0) == [1]
+    assert lone.sent() == [(NODE, SegmentFreed("a-segment"))]
+
+
+async def test_references_inside_a_result_are_held_by_it(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+    grant(lone)
+    inner = Reference(WORKER, put_key(7))
+    lone.receive(WORKER, done(the_task(lone), Inline(pickle.dumps([]), [], [inner])))
+    gc.collect()
+    assert lone.sent(Unborrow) == []
+    del ref
+    assert lone.sent() == []  # what the object contained is noticed in the next turn
+    assert lone.sent() == [(WORKER, Unborrow(inner.key, 1))]
+    assert lone.reactor.borrowing.is_quiet()
+
+
+async def test_an_object_of_another_process_is_fetched_once(lone: LoneRuntime) -> None:
+    ref = borrowed(lone)
+    for _ in range(3):
+        with pytest.raises(GetTimeoutError):
+            lone.runtime.get([ref], 0)
+    assert lone.sent() == [(OTHER, Fetch(ref._state.key))]
+    lone.receive(OTHER, Fetched(ref._state.key, value("theirs")))
+    assert lone.runtime.get([ref], 0) == ["theirs"]
+
+
+async def test_an_owner_answers_a_fetch_when_the_object_is_ready(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+    grant(lone)
+    task = the_task(lone)
+    lone.receive(OTHER, Fetch(ref._state.key))
+    assert lone.sent() == []
+    lone.receive(WORKER, done(task, value(1)))
+    assert lone.sent() == [(OTHER, Fetched(ref._state.key, value(1)))]
+
+
+async def test_asking_for_an_object_that_is_gone_is_answered_with_an_error(lone: LoneRuntime) -> None:
+    key = object_key(TaskNumber(99), 1)
+    lone.receive(OTHER, Fetch(key))
+    [(_, fetched)] = lone.sent()
+    assert fetched.value.code == "reference_counting"
+    ref = borrowed(lone)
+    lone.receive(OTHER, Fetched(ref._state.key, fetched.value))
+    with pytest.raises(ReferenceCountingAssertionError):
+        lone.runtime.get([ref], 0)
+
+
+async def test_objects_of_a_process_that_died_are_lost(lone: LoneRuntime) -> None:
+    ref = borrowed(lone)
+    lone.reactor.process_died(OTHER)
+    await turns_until(lambda: ref._state.value is not None)
+    with pytest.raises(OwnerDiedError, match=OTHER):
+        lone.runtime.get([ref], 0)
+
+
+async def test_what_a_process_said_last_is_heard_after_its_death_is_known(lone: LoneRuntime) -> None:
+    ref = borrowed(lone)
+    lone.reactor.process_died(OTHER)
+    lone.receive(OTHER, Fetched(ref._state.key, value("last words")))
+    await turns_until(lambda: OTHER in lone.peers.forgotten)
+    assert lone.runtime.get([ref], 0) == ["last words"]
+
+
+async def test_nobody_waits_for_an_object_whose_owner_was_dead_before(lone: LoneRuntime) -> None:
+    lone.reactor.node_died(node_id(2), "silence")
+    ref = borrowed(lone)
+    with pytest.raises(GetTimeoutError):
+        lone.runtime.get([ref], 0)
+    lone.reactor.drain()
+    with pytest.raises(OwnerDiedError):
+        lone.runtime.get([ref], 0)
+
+
+async def test_a_crash_fails_the_task_that_had_begun_and_runs_the_others_elsewhere(lone: LoneRuntime) -> None:
+    call = a_call(lone)
+    [warm] = lone.runtime.submit(call, (), {})
+    grant(lone)
+    first = the_task(lone)
+    lone.receive(WORKER, TaskDone(first.number, 0, first.lease, [value(0)], 0.0001))
+    refs = [lone.runtime.submit(call, (), {})[0] for _ in range(3)]
+    tasks = [task for _, task in lone.sent(Task)]
+    assert [task.number for task in tasks] == [first.number + n for n in (1, 2, 3)]
+    lone.receive(NODE, WorkerLost(LeaseId(1), tasks[0].position, "killed"))
+    await turns_until(lambda: refs[0]._state.value is not None)
+    with pytest.raises(WorkerCrashedError, match=r"work.* failed after 1 attempt: killed"):
+        lone.runtime.get([refs[0]], 0)
+    grant(lone, lease=2)
+    again = [task for _, task in lone.sent(Task)]
+    assert [task.number for task in again] == [task.number for task in tasks[1:]]
+    assert [task.attempt for task in again] == [0, 0]
+    del warm
+
+
+async def test_a_result_that_comes_just_after_the_news_of_a_crash_counts(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+    grant(lone)
+    task = the_task(lone)
+    lone.receive(NODE, WorkerLost(task.lease, task.position, "killed"))
+    lone.reactor.process_died(WORKER)
+    lone.receive(WORKER, done(task, value(1)))
+    await turns_until(lambda: WORKER in lone.peers.forgotten)
+    assert lone.runtime.get([ref], 0) == [1]
+
+
+async def test_the_future_of_a_reference_that_nobody_else_holds_is_fulfilled(lone: LoneRuntime) -> None:
+    future = lone.runtime.submit(a_call(lone), (), {})[0].future()
+    gc.collect()
+    grant(lone)
+    lone.receive(WORKER, done(the_task(lone), value(42)))
+    assert await asyncio.wrap_future(future) == 42
+
+
+class SaysWhere:
+    """Notes which thread unpickles it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return threading.get_ident, ()
+
+
+async def test_values_for_futures_are_not_unpickled_on_the_io_thread(lone: LoneRuntime) -> None:
+    future = lone.runtime.put(SaysWhere()).future()
+    assert await asyncio.wrap_future(future) != threading.get_ident()
+
+
+async def test_a_reference_can_be_awaited(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+
+    async def wait_for_it() -> object:
+        return await ref
+
+    waiting = asyncio.ensure_future(wait_for_it())
+    await asyncio.sleep(0)
+    grant(lone)
+    lone.receive(WORKER, done(the_task(lone), value(42)))
+    assert await waiting == 42
+
+
+async def test_an_object_that_was_awaited_in_a_loop_that_is_closed_hurts_nobody(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+
+    def wait_elsewhere() -> None:
+        async def give_up() -> None:
+            async def wait_for_it() -> object:
+                return await ref
+
+            waiting = asyncio.ensure_future(wait_for_it())
+            await asyncio.sleep(0)
+            waiting.cancel()
+
+        asyncio.run(give_up())
+
+    await asyncio.to_thread(wait_elsewhere)
+    grant(lone)
+    lone.receive(WORKER, done(the_task(lone), value(42)))
+    assert lone.runtime.get([ref], 0) == [42]
+
+
+async def test_who_waits_when_the_process_leaves_gets_an_error(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+    future = ref.future()
+    waiting = asyncio.create_task(asyncio.to_thread(lone.runtime.get, [ref], None))
+    await turns_until(lambda: ref._state.waiters is not None)
+    lone.reactor.drain()
+    lone.runtime.close()
+    with pytest.raises(SystemError_, match="left the cluster"):
+        await waiting
+    with pytest.raises(SystemError_, match="left the cluster"):
+        await asyncio.wrap_future(future)
+
+
+async def test_who_waits_after_the_process_left_gets_an_error(lone: LoneRuntime) -> None:
+    lone.runtime.close()
+    ref = lone.runtime.objects.create(ObjectKey(1 << 24 | 1))
+    with pytest.raises(SystemError_, match="left the cluster"):
+        lone.runtime.get([ref], None)
+
+
+async def test_arguments_that_cannot_be_pickled_are_named(lone: LoneRuntime) -> None:
+    lock = threading.Lock()
+    call = a_call(lone)
+    with pytest.raises(TypeError, match=r"work\.remote\(\) .* argument 1, .*lock.* cannot be pickled"):
+        lone.runtime.submit(call, (1, lock), {})
+    with pytest.raises(TypeError, match=r"work\.remote\(\) .* here, .*lock.* cannot be pickled"):
+        lone.runtime.submit(call, (1,), {"here": [lock]})
+
+
+async def test_the_culprit_among_arguments_is_shown_in_short(lone: LoneRuntime) -> None:
+    with pytest.raises(TypeError) as caught:
+        lone.runtime.submit(a_call(lone), ([list(range(100_000)), threading.Lock()],), {})
+    assert len(str(caught.value)) < 1000
