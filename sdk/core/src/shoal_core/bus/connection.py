@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ATTEMPT_SECONDS = 2.0
 PAUSE_SECONDS = 0.05
-PING_SECONDS = 5.0
+PING_SECONDS = 2.0
 
 ErrorCallback = Callable[[Exception], Awaitable[None]]
 

@@ -35,8 +35,8 @@ def server_configuration(
 server_name: {json.dumps(name)}
 listen: "127.0.0.1:{port}"
 max_payload: {settings.max_payload}
-ping_interval: "5s"
-ping_max: 2
+ping_interval: "10s"
+ping_max: 3
 authorization {{
   users: [
     {users}
