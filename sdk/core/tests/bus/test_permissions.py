@@ -92,6 +92,7 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
     Subjects.control_bucket: bucket_rows(SUBJECTS.control_bucket()),
     Subjects.function_bucket: bucket_rows(SUBJECTS.function_bucket()),
     Subjects.object_stream: stream_rows(SUBJECTS.object_stream(), {Role.OBJECTSTORE}),
+    Subjects.object_prefix: [Row(f"{SUBJECTS.object_prefix()}object.manifest", {Role.OBJECTSTORE}, NOBODY)],
     Subjects.object_chunk: [Row(SUBJECTS.object_chunk("object", "0"), {Role.OBJECTSTORE}, NOBODY)],
 }
 OUTSIDE = [
