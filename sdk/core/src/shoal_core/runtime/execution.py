@@ -136,7 +136,7 @@ class Execution:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease.gpus)
         if not self._configured:
             self._configured = True
-            configure(JobConfig.model_validate_json(lease.config))
+            configure(self._runtime.job_config(lease.job))
 
     def _run(self, accepted: Accepted) -> bool:
         """Run a task and hand its end to the I/O thread; return whether it was the last that ``max_calls`` allows."""

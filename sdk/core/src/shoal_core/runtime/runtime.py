@@ -41,7 +41,16 @@ from shoal_core.protocol.ids import (
     node_of,
     object_key,
 )
-from shoal_core.protocol.messages import MOST_READ_BYTES, AllocateSegment, PinSegment, SegmentGranted, SegmentRead
+from shoal_core.protocol.messages import (
+    MOST_READ_BYTES,
+    AllocateSegment,
+    GetJob,
+    JobConfig,
+    JobRecord,
+    PinSegment,
+    SegmentGranted,
+    SegmentRead,
+)
 from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Task, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
@@ -199,6 +208,15 @@ class Runtime:
             data = self.call(self.functions.download(self.job, function_id))
             definition = self.functions.load(self.job, function_id, data)
         return definition
+
+    def job_config(self, job: JobId) -> JobConfig:
+        """Return what a job's processes need to know of it (user threads only)."""
+        record = self.call(
+            ask(self.bus, self.subjects.gcs("get_job"), GetJob(job_id=job), timeout_seconds=REQUEST_SECONDS)
+        )
+        assert isinstance(record, JobRecord)
+        self.namespace = record.config.namespace
+        return record.config
 
     # ------------------------------------------------------------------------------- objects
 

@@ -41,6 +41,8 @@ OVERHEAD_SECONDS = 20e-6
 MOST_IN_FLIGHT = 1024
 MOST_SLOTS = 256
 IDLE_SECONDS = 0.25
+OVERRUN_SECONDS = 0.1
+"""A task that takes so much longer than predicted: its lease counts as no help to what is queued."""
 REPEAT_SECONDS = 1.0
 SMOOTHING = 0.3
 
@@ -80,9 +82,12 @@ class SchedulingClass:
 
 
 class Lease:
-    """A worker process that is ours for a while, and the tasks pushed to it that have not ended."""
+    """A worker process that is ours for a while, and the tasks pushed to it that have not ended.
 
-    __slots__ = ("blocked", "idle_since", "in_flight", "number", "positions", "recalled", "stalled", "worker")
+    ``since`` is when it became idle, or when it began, as far as we know, what it does now.
+    """
+
+    __slots__ = ("blocked", "in_flight", "number", "positions", "recalled", "since", "stalled", "worker")
 
     def __init__(self, number: LeaseId, worker: ProcessId, now: float) -> None:
         self.number = number
@@ -92,7 +97,12 @@ class Lease:
         self.blocked = False
         self.stalled = False
         self.recalled = False
-        self.idle_since = now
+        self.since = now
+
+    @property
+    def is_open(self) -> bool:
+        """Whether tasks may be pushed."""
+        return not (self.blocked or self.stalled or self.recalled)
 
 
 class SchedulingKey:
@@ -183,7 +193,7 @@ class Submission:
             return None
         del lease.in_flight[result.number]
         lease.stalled = False
-        lease.idle_since = now
+        lease.since = now
         key.learn(task.wire.function, result.seconds)
         self._touched[key] = None
         if result.retryable and task.retries:
@@ -241,10 +251,15 @@ class Submission:
             self.lost(node, WorkerLost(place[1], 1 << 62, reason))
 
     def tick(self, now: float) -> None:
-        """Return leases that have been idle for long enough, and repeat unmet demand."""
+        """Return leases that have been idle for long enough, count on none that is stuck, and repeat unmet demand."""
         for place, key in list(self._lease_keys.items()):
             lease = key.leases[place]
-            if not lease.in_flight and not key.queue and now - lease.idle_since >= IDLE_SECONDS:
+            if lease.in_flight:
+                running = next(iter(lease.in_flight.values())).wire.function
+                if not lease.stalled and now - lease.since > key.seconds.get(running, 0.0) + OVERRUN_SECONDS:
+                    lease.stalled = True
+                    self._touched[key] = None
+            elif not key.queue and now - lease.since >= IDLE_SECONDS:
                 self._return(place)
         if now >= self._repeat_at:
             self.demand_changed = True
@@ -256,7 +271,7 @@ class Submission:
         touched, self._touched = self._touched, {}
         for key in touched:
             if key.queue:
-                self._push(key)
+                self._push(key, now)
             for place, lease in list(key.leases.items()):
                 if not lease.in_flight and lease.recalled:
                     self._return(place)
@@ -289,8 +304,8 @@ class Submission:
         for place in list(self._lease_keys):
             self._return(place)
 
-    def _push(self, key: SchedulingKey) -> None:
-        open_leases = [lease for lease in key.leases.values() if not (lease.blocked or lease.stalled or lease.recalled)]
+    def _push(self, key: SchedulingKey, now: float) -> None:
+        open_leases = [lease for lease in key.leases.values() if lease.is_open]
         if not open_leases:
             return
         open_leases.sort(key=_load)
@@ -304,6 +319,8 @@ class Submission:
                 if len(in_flight) >= min(fair, key.window(wire.function)):
                     break
                 queue.popleft()
+                if not in_flight:
+                    lease.since = now
                 lease.positions += 1
                 wire.lease = lease.number
                 wire.position = lease.positions
@@ -321,7 +338,7 @@ class Submission:
         key.name = key.queue[0].wire.name
         seconds = key.seconds.get(key.queue[0].wire.function)
         worth = queued if seconds is None else math.ceil(queued * (seconds + OVERHEAD_SECONDS) / (WINDOW_SECONDS / 2))
-        usable = sum(1 for lease in key.leases.values() if not (lease.blocked or lease.stalled or lease.recalled))
+        usable = sum(lease.is_open for lease in key.leases.values())
         missing = min(worth - (usable if seconds is not None else 0), queued, MOST_SLOTS)
         if seconds is not None and not usable:
             missing = max(missing, 1)

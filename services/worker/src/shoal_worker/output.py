@@ -1,0 +1,93 @@
+"""What worker processes print: read from their pipes, published in whole lines for the job's driver.
+
+A worker that prints faster than the node publishes waits in its pipe, which is all the buffer there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from shoal_core.bus.interface import Bus
+from shoal_core.protocol.errors import BusError
+from shoal_core.protocol.ids import JobId, NodeId, ProcessId
+from shoal_core.protocol.messages import LogLines
+from shoal_core.protocol.subjects import Subjects
+from shoal_core.protocol.wire import encode
+
+READ_BYTES = 64 * 1024
+MOST_LINE_BYTES = 64 * 1024
+
+
+class Outputs:
+    """The pipes of all worker processes of a node."""
+
+    def __init__(self, bus: Bus, subjects: Subjects, node: NodeId) -> None:
+        self._bus = bus
+        self._subjects = subjects
+        self._node = node
+        self._jobs: dict[ProcessId, JobId] = {}
+        self._open: dict[int, tuple[ProcessId, int, str]] = {}
+        self._rest: dict[int, bytes] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, process: ProcessId, pid: int, stream: str, descriptor: int) -> None:
+        """Read a pipe from now on."""
+        os.set_blocking(descriptor, False)
+        self._open[descriptor] = (process, pid, stream)
+        self._rest[descriptor] = b""
+        self._loop.add_reader(descriptor, self._read, descriptor)
+
+    def route(self, process: ProcessId, job: JobId) -> None:
+        """What this process prints belongs to this job."""
+        self._jobs[process] = job
+
+    def forget(self, process: ProcessId) -> None:
+        """Read what is left of a process that has ended, and close its pipes."""
+        for descriptor in [d for d, (owner, _, _) in self._open.items() if owner == process]:
+            self._read(descriptor)
+            if descriptor in self._open:
+                self._close(descriptor)
+        self._jobs.pop(process, None)
+
+    def close(self) -> None:
+        """Close everything."""
+        for descriptor in list(self._open):
+            self._close(descriptor)
+
+    def _read(self, descriptor: int) -> None:
+        try:
+            data = os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            return
+        whole, _, rest = (self._rest[descriptor] + data).rpartition(b"\n")
+        if not data or len(rest) > MOST_LINE_BYTES:
+            whole, rest = whole + b"\n" * bool(whole) + rest, b""
+        self._rest[descriptor] = rest
+        if whole:
+            self._publish(descriptor, whole)
+        if not data:
+            self._close(descriptor)
+
+    def _publish(self, descriptor: int, text: bytes) -> None:
+        process, pid, stream = self._open[descriptor]
+        job = self._jobs.get(process)
+        if job is None:
+            return
+        lines = LogLines(
+            node_id=self._node,
+            job_id=job,
+            process_id=process,
+            pid=pid,
+            stream=stream,
+            lines=text.decode(errors="replace").splitlines(),
+        )
+        try:
+            self._bus.publish(self._subjects.log(self._node, job), encode(lines))
+        except BusError:
+            return  # output is a courtesy; it must not stop the node
+
+    def _close(self, descriptor: int) -> None:
+        self._loop.remove_reader(descriptor)
+        os.close(descriptor)
+        del self._open[descriptor], self._rest[descriptor]

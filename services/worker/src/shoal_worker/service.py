@@ -1,0 +1,282 @@
+"""The node as a service: its core on a bus, the template beside it, and the parts that touch the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from shoal_core import __version__
+from shoal_core.bus import Bus, Credentials
+from shoal_core.bus.peers import Peers
+from shoal_core.bus.requests import ask
+from shoal_core.machine import machine_id
+from shoal_core.protocol.effects import Connected
+from shoal_core.protocol.errors import NotFoundError
+from shoal_core.protocol.ids import NodeId, ProcessId, new_node_id
+from shoal_core.protocol.messages import (
+    NODE_PROCESS,
+    NODE_SCHEDULER,
+    JobFinished,
+    NodeDescription,
+    NodeDied,
+    ProcessDied,
+    RetireNode,
+    SegmentRead,
+)
+from shoal_core.protocol.resources import GPU, UNIT
+from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.runtime.process import WorkerConfig
+from shoal_core.service import Engine, RawRoute, Route
+from shoal_core.service.main import Service
+from shoal_core.service.settings import ServiceSettings
+from shoal_worker import machine
+from shoal_worker.forks import Forks, forks
+from shoal_worker.inputs import (
+    DriverEnded,
+    FileCreated,
+    KillProcess,
+    Leave,
+    ProcessEnded,
+    RouteOutput,
+    StartProcess,
+    Suspected,
+    UnwatchDriver,
+    WatchDriver,
+)
+from shoal_worker.node import NodeCore
+from shoal_worker.output import Outputs
+from shoal_worker.segments import CreateFile, RemoveFile
+
+MOST_PRESTARTED = 4
+WARM_BYTES = 2 * 1024**3
+REQUEST_SECONDS = 10.0
+LEAVE_SECONDS = 2.0
+
+
+class WorkerSettings(ServiceSettings):
+    """What a node is told beside what every service is."""
+
+    num_cpus: float | None = Field(default=None, ge=0, description="CPUs to offer; all of them by default.")
+    num_gpus: float | None = Field(default=None, ge=0, description="GPUs to offer; all that NVML finds by default.")
+    memory: int | None = Field(default=None, ge=0, description="Bytes of memory to offer; all of it by default.")
+    resources: dict[str, float] = Field(default={}, description="Resources of your own, as JSON.")
+    labels: dict[str, str] = Field(default={}, description="Labels of the node, as JSON.")
+    object_store_memory: int | None = Field(default=None, gt=0, description="Bytes of shared memory for objects.")
+    is_head: bool = Field(default=False, description="Drivers of this machine attach to this node first.")
+    process_credentials: str | None = Field(default=None, description="The file for worker processes; ours by default.")
+    prestart: int | None = Field(default=None, ge=0, description="Worker processes kept ready; one a CPU, at most 4.")
+
+
+class LeaveError(Exception):
+    """The node was declared dead and must end; whoever runs it starts a new incarnation."""
+
+
+class Hands:
+    """What the core's commands do to this machine."""
+
+    def __init__(self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs) -> None:
+        self.engine: Engine
+        self.forks: Forks
+        self._settings = settings
+        self._node = node
+        self._folder = folder
+        self._outputs = outputs
+        self._drivers: dict[ProcessId, int] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def perform(self, command: Any) -> None:
+        """Carry out one command of the core."""
+        match command:
+            case StartProcess(process):
+                self.forks.start(self._config(process))
+            case KillProcess(process):
+                self.forks.kill(process)
+            case RouteOutput(process, job):
+                self._outputs.route(process, job)
+            case CreateFile():
+                self.engine.inject(self._create(command))
+            case RemoveFile(name):
+                (self._folder / name).unlink(missing_ok=True)
+            case WatchDriver(driver, pid):
+                self._watch(driver, pid)
+            case UnwatchDriver(driver):
+                self._unwatch(driver)
+            case Leave(reason):
+                raise LeaveError(reason)
+
+    def process_ended(self, ended: ProcessEnded) -> None:
+        """Tell the core that a worker process is gone."""
+        self._outputs.forget(ended.process_id)
+        self.engine.inject(ended)
+
+    def read(self, request: SegmentRead) -> bytes:
+        """Return bytes of a segment, for a reader on another machine."""
+        try:
+            with open(self._folder / Path(request.segment).name, "rb") as file:
+                return os.pread(file.fileno(), request.length, request.offset)
+        except OSError as error:
+            raise NotFoundError(f"segment {request.segment} is not on node {self._node}: {error}") from error
+
+    def close(self) -> None:
+        """Stop watching."""
+        for driver in list(self._drivers):
+            self._unwatch(driver)
+
+    def _config(self, process: ProcessId) -> WorkerConfig:
+        settings = self._settings
+        path = settings.process_credentials or settings.credentials
+        proof = Credentials.from_file(path).to_json() if path else {"token": settings.token} if settings.token else {}
+        tls = {"ca_file": settings.ca_file} if settings.ca_file else {}
+        return WorkerConfig(
+            process_id=process,
+            node_id=self._node,
+            cluster=settings.cluster,
+            address=settings.address,
+            credentials=proof,
+            shared_memory_path=str(self._folder),
+            begun_page=str(self._folder / f"begun-{process}"),
+            tls=tls,
+        )
+
+    def _create(self, command: CreateFile) -> FileCreated:
+        path = self._folder / command.name
+        try:
+            if command.reused:
+                os.rename(self._folder / command.reused, path)
+            else:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    os.posix_fallocate(descriptor, 0, command.capacity_bytes)
+                finally:
+                    os.close(descriptor)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            return FileCreated(
+                command.name, f"{command.capacity_bytes:,} bytes of shared memory are not to be had: {error}"
+            )
+        return FileCreated(command.name)
+
+    def _watch(self, driver: ProcessId, pid: int) -> None:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._loop.call_soon(self.engine.inject, DriverEnded(driver))
+            return
+        self._drivers[driver] = descriptor
+        self._loop.add_reader(descriptor, self._driver_ended, driver)
+
+    def _driver_ended(self, driver: ProcessId) -> None:
+        self._unwatch(driver)
+        self.engine.inject(DriverEnded(driver))
+
+    def _unwatch(self, driver: ProcessId) -> None:
+        descriptor = self._drivers.pop(driver, None)
+        if descriptor is not None:
+            self._loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+
+def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRoute]:
+    """Return where the node is asked, and what it listens to."""
+    asked = [Route(subjects.node_from_scheduler(node, verb), model) for verb, model in NODE_SCHEDULER.items()]
+    asked += [
+        Route(subjects.node_from_process(node, verb), model)
+        for verb, model in NODE_PROCESS.items()
+        if model is not SegmentRead
+    ]
+    events = [
+        Route(subjects.event(Role.NODE, "*", "process_died"), ProcessDied, kind="event"),
+        Route(subjects.event(Role.GCS, "*", "node_died"), NodeDied, kind="event"),
+        Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
+    ]
+    return [*asked, *events, RawRoute(subjects.node_from_process(node, "read"), SegmentRead, hands.read)]
+
+
+@contextlib.contextmanager
+def _folder(node: NodeId) -> Iterator[Path]:
+    folder = machine.store_folder(node)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float) -> NodeDescription:
+    hostname = socket.gethostname()
+    store = machine.store_bytes(folder, settings.object_store_memory)
+    return NodeDescription(
+        node_id=node,
+        hostname=hostname,
+        address="127.0.0.1",
+        machine_id=machine_id(),
+        pid=os.getpid(),
+        total=machine.offered(settings.num_cpus, gpus, settings.memory, store, settings.resources),
+        labels=settings.labels,
+        shared_memory_path=str(folder),
+        object_store_bytes=store,
+        version=__version__,
+        python_version=platform.python_version(),
+        started_at=time.time(),
+        is_head=settings.is_head,
+    )
+
+
+@asynccontextmanager
+async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
+    """Run one node; entering means that it grants leases, and leaving that nothing of it is left."""
+    node = NodeId(bus.identity)
+    subjects = Subjects(settings.cluster)
+    found = machine.gpu_names() if settings.num_gpus is None else []
+    gpus = float(len(found)) if settings.num_gpus is None else settings.num_gpus
+    names = found or [str(index) for index in range(int(-(-gpus // 1)))]
+    with _folder(node) as folder:
+        description = _describe(node, settings, folder, gpus)
+        whole_cpus = description.total.get("CPU", 0) // UNIT
+        prestart = settings.prestart if settings.prestart is not None else min(MOST_PRESTARTED, whole_cpus)
+        core = NodeCore(
+            description,
+            subjects,
+            gpu_names=names if description.total.get(GPU) else (),
+            prestart=prestart,
+            warm_bytes=min(WARM_BYTES, description.object_store_bytes // 4),
+        )
+        outputs = Outputs(bus, subjects, node)
+        hands = Hands(bus, settings, node, folder, outputs)
+        async with forks(folder, hands.process_ended, outputs.add) as hands.forks:
+            engine = hands.engine = Engine(
+                core,
+                bus,
+                name="worker",
+                routes=routes(subjects, node, hands),
+                perform_start=hands.perform,
+                peers=lambda deliver: Peers(bus, subjects, Role.NODE, node, deliver),
+            )
+            engine.metrics.gauge("worker_processes", "Worker processes that live.", lambda: len(core.processes))
+            try:
+                async with engine:
+                    assert engine.peers is not None
+                    engine.peers.on_silence(lambda peer, _seconds: engine.inject(Suspected(peer)))
+                    register = subjects.gcs_from_node("register_node")
+                    await ask(bus, register, description, timeout_seconds=REQUEST_SECONDS)
+                    engine.inject(Connected(True))
+                    yield engine
+                    retire = RetireNode(node_id=node, reason="the node left in order")
+                    with contextlib.suppress(Exception):
+                        await ask(bus, subjects.gcs_from_node("retire_node"), retire, timeout_seconds=LEAVE_SECONDS)
+            finally:
+                hands.close()
+                outputs.close()
+
+
+SERVICE = Service("worker", Role.NODE, WorkerSettings, serve, new_node_id)

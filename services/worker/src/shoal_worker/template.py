@@ -1,0 +1,145 @@
+"""The template: a warm, single-threaded process from which worker processes are forked in milliseconds.
+
+It imports once what every worker needs, and its children share that memory. It speaks with its node service over a socket
+that it inherits: each line it reads is the birth certificate of a worker (a ``WorkerConfig`` as JSON), each line it writes
+tells of a birth or a death. With a birth it sends the read ends of the worker's output pipes.
+
+The chain of death: the kernel kills the template when the node service dies, and each worker when the template does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+import msgspec
+
+from shoal_core.runtime.process import WorkerConfig, main
+
+PR_SET_PDEATHSIG = 1
+MOST_LINE_BYTES = 64 * 1024
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the one that made it ends (Linux); at once if it has ended already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+class Template:
+    """The loop that forks and reaps."""
+
+    def __init__(self, node: socket.socket) -> None:
+        self._node = node
+        self._births: dict[int, str] = {}
+        self._buffer = b""
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def serve(self) -> None:
+        """Fork on request and tell of deaths, until the node closes the socket."""
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self._wake_writer)
+        while True:
+            readable, _, _ = select.select([self._node, self._wake_reader], [], [])
+            if self._wake_reader in readable:
+                os.read(self._wake_reader, 4096)
+            self._reap()
+            if self._node in readable and not self._read():
+                return
+
+    def _read(self) -> bool:
+        data = self._node.recv(MOST_LINE_BYTES)
+        if not data:
+            return False
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            self._fork(msgspec.json.decode(line, type=WorkerConfig))
+        return True
+
+    def _fork(self, config: WorkerConfig) -> None:
+        out_reader, out_writer = os.pipe()
+        error_reader, error_writer = os.pipe()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(config, parent, out_writer, error_writer)
+        os.close(out_writer)
+        os.close(error_writer)
+        self._births[pid] = config.process_id
+        line = json.dumps({"born": config.process_id, "pid": pid}).encode() + b"\n"
+        socket.send_fds(self._node, [line], [out_reader, error_reader])
+        os.close(out_reader)
+        os.close(error_reader)
+
+    def _become_worker(self, config: WorkerConfig, parent: int, out: int, error: int) -> NoReturn:
+        status = 1
+        try:
+            die_with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.dup2(out, 1)
+            os.dup2(error, 2)
+            os.closerange(3, 256)
+            os.setsid()
+            sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+            main(config)
+            status = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _reap(self) -> None:
+        while self._births:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            process = self._births.pop(pid, None)
+            if process is not None:
+                told = {"ended": process, "pid": pid, "reason": describe(pid, status)}
+                self._node.sendall(json.dumps(told).encode() + b"\n")
+
+
+def describe(pid: int, status: int) -> str:
+    """Say in words how a process ended."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return f"worker process {pid} was killed by signal {number} ({signal.Signals(number).name})"
+    return f"worker process {pid} exited with status {os.WEXITSTATUS(status)}"
+
+
+def warm_up() -> None:
+    """Import what workers would import at once, and keep the collector from touching it after a fork."""
+    for module in ("shoal_core.bus.fast", "shoal_core.bus.peers", "asyncio", "uvloop"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+
+
+def run() -> None:
+    """Serve the socket whose number and whose owner's pid are the arguments."""
+    die_with_parent(int(sys.argv[2]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=int(sys.argv[1])) as node:
+        warm_up()
+        node.sendall(b'{"warm": true}\n')
+        Template(node).serve()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,355 @@
+"""Tasks on an embedded cluster: calls, arguments, results, errors, retries."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shoal
+from shoal import ObjectRef, exceptions
+
+pytestmark = pytest.mark.usefixtures("two_cpus")
+
+
+@shoal.remote
+def add(x: int, y: int = 1) -> int:
+    return x + y
+
+
+@shoal.remote
+def fail(text: str) -> None:
+    raise KeyError(text)
+
+
+@shoal.remote
+def identity(value: Any) -> Any:
+    return value
+
+
+class Strange(Exception):
+    def __init__(self, code: int, *, detail: str) -> None:
+        super().__init__(code)
+        self.detail = detail
+
+
+def test_a_call_returns_a_reference_whose_value_get_returns() -> None:
+    ref = add.remote(1, y=2)
+    assert isinstance(ref, ObjectRef)
+    assert shoal.get(ref) == 3
+
+
+def test_many_calls_come_back_in_order() -> None:
+    assert shoal.get([add.remote(i) for i in range(2_000)]) == [i + 1 for i in range(2_000)]
+
+
+def test_a_reference_as_an_argument_becomes_its_value() -> None:
+    assert shoal.get(add.remote(add.remote(1), y=add.remote(2))) == 5
+
+
+def test_a_reference_inside_a_container_stays_a_reference() -> None:
+    @shoal.remote
+    def inside(box: list[ObjectRef[int]]) -> int:
+        assert isinstance(box[0], ObjectRef)
+        return shoal.get(box[0])
+
+    assert shoal.get(inside.remote([add.remote(1)])) == 2
+
+
+def test_a_chain_of_dependencies_runs_in_order() -> None:
+    ref = add.remote(0)
+    for _ in range(100):
+        ref = add.remote(ref)
+    assert shoal.get(ref) == 101
+
+
+def test_several_return_values() -> None:
+    @shoal.remote(num_returns=3)
+    def three() -> tuple[int, int, int]:
+        return 1, 2, 3
+
+    a, b, c = three.remote()  # type: ignore[misc]
+    assert shoal.get([c, a, b]) == [3, 1, 2]
+
+
+def test_a_wrong_number_of_return_values_is_an_error_of_each() -> None:
+    @shoal.remote(num_returns=2)
+    def three() -> tuple[int, int, int]:
+        return 1, 2, 3
+
+    for ref in three.remote():  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match="num_returns=2 but returned 3 values"):
+            shoal.get(ref)
+
+
+def test_no_return_value(tmp_path: Path) -> None:
+    @shoal.remote(num_returns=0)
+    def touch(path: str) -> None:
+        Path(path).touch()
+
+    assert touch.remote(str(tmp_path / "there")) is None
+    deadline = time.monotonic() + 10
+    while not (tmp_path / "there").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_error_is_an_instance_of_its_cause_and_a_task_error() -> None:
+    with pytest.raises(KeyError) as caught:
+        shoal.get(fail.remote("lost"))
+    assert isinstance(caught.value, exceptions.RayTaskError)
+    assert "in fail" in str(caught.value)
+    assert "raise KeyError(text)" in str(caught.value)
+
+
+def test_an_error_with_an_odd_constructor_survives() -> None:
+    @shoal.remote
+    def strange() -> None:
+        raise Strange(3, detail="x")
+
+    with pytest.raises(exceptions.TaskError, match="Strange"):
+        shoal.get(strange.remote())
+
+
+def test_an_error_passes_through_dependent_tasks() -> None:
+    with pytest.raises(KeyError):
+        shoal.get(add.remote(fail.remote("first")))
+
+
+def test_the_first_error_wins_without_waiting_for_the_rest() -> None:
+    @shoal.remote
+    def slow() -> None:
+        time.sleep(30)
+
+    slow_ref = slow.remote()
+    began = time.monotonic()
+    with pytest.raises(KeyError):
+        shoal.get([slow_ref, fail.remote("now")])
+    assert time.monotonic() - began < 20
+
+
+def test_get_times_out() -> None:
+    @shoal.remote
+    def slow() -> int:
+        time.sleep(0.5)
+        return 1
+
+    ref = slow.remote()
+    with pytest.raises(exceptions.GetTimeoutError):
+        shoal.get(ref, timeout=0)
+    with pytest.raises(TimeoutError):
+        shoal.get(ref, timeout=0.01)
+    assert shoal.get(ref) == 1
+    assert shoal.get(ref, timeout=0) == 1
+
+
+def test_wait_keeps_order_and_returns_what_was_asked_for() -> None:
+    refs = [add.remote(i) for i in range(10)]
+    shoal.get(refs)
+    ready, rest = shoal.wait(refs, num_returns=3)
+    assert (ready, rest) == (refs[:3], refs[3:])
+
+
+def test_wait_times_out_with_what_is_ready(tmp_path: Path) -> None:
+    @shoal.remote
+    def until(path: str) -> None:
+        while not Path(path).exists():
+            time.sleep(0.01)
+
+    gate = tmp_path / "gate"
+    slow, quick = until.remote(str(gate)), add.remote(1)
+    ready, rest = shoal.wait([slow, quick], num_returns=2, timeout=1)
+    assert (ready, rest) == ([quick], [slow])
+    gate.touch()
+    ready, rest = shoal.wait([slow, quick], num_returns=2)
+    assert (ready, rest) == ([slow, quick], [])
+
+
+def test_wait_refuses_what_it_cannot_do() -> None:
+    ref = shoal.put(1)
+    with pytest.raises(ValueError, match="unique"):
+        shoal.wait([ref, ref])
+    with pytest.raises(TypeError, match="single"):
+        shoal.wait(ref)  # type: ignore[type-var, arg-type]
+    with pytest.raises(ValueError, match="more than"):
+        shoal.wait([ref], num_returns=2)
+
+
+def test_put_and_get() -> None:
+    for value in (1, "text", None, {"a": [1, 2]}, b"x" * 1000, lambda: 7):
+        got = shoal.get(shoal.put(value))
+        assert got() == 7 if callable(got) else got == value
+    with pytest.raises(TypeError, match="put"):
+        shoal.put(shoal.put(1))
+
+
+def test_large_values_travel_through_shared_memory_and_are_read_only() -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(1_000_000, dtype="int64")
+    for ref in (shoal.put(array), identity.remote(array), identity.remote(shoal.put(array))):
+        got = shoal.get(ref)
+        assert (got == array).all()
+        assert not got.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            got[0] = 1
+    assert shoal.get(identity.remote(b"y" * 3_000_000)) == b"y" * 3_000_000
+
+
+def test_an_array_outlives_its_reference() -> None:
+    numpy = pytest.importorskip("numpy")
+    got = [shoal.get(shoal.put(numpy.full(200_000, i))) for i in range(20)]
+    assert [int(array[0]) for array in got] == list(range(20))
+    assert all((array == i).all() for i, array in enumerate(got))
+
+
+def test_tasks_within_tasks() -> None:
+    @shoal.remote
+    def fib(n: int) -> int:
+        if n < 2:
+            return n
+        return sum(shoal.get([fib.remote(n - 1), fib.remote(n - 2)]))
+
+    assert shoal.get(fib.remote(8)) == 21
+
+
+def test_a_reference_made_in_a_task_is_usable_outside() -> None:
+    @shoal.remote
+    def make() -> list[ObjectRef[int]]:
+        return [shoal.put(41), add.remote(41)]
+
+    first, second = shoal.get(make.remote())
+    assert shoal.get([first, second]) == [41, 42]
+    assert shoal.get(add.remote(first)) == 42
+
+
+def test_exceptions_are_retried_where_asked_for(tmp_path: Path) -> None:
+    @shoal.remote(max_retries=5, retry_exceptions=[OSError])
+    def flaky(path: str, wrong: type[Exception]) -> int:
+        with open(path, "a") as file:
+            file.write("x")
+        if os.path.getsize(path) < 3:
+            raise wrong("not yet")
+        return os.path.getsize(path)
+
+    assert shoal.get(flaky.remote(str(tmp_path / "a"), OSError)) == 3
+    with pytest.raises(ValueError, match="not yet"):
+        shoal.get(flaky.remote(str(tmp_path / "b"), ValueError))
+
+
+def test_a_crash_is_retried(tmp_path: Path) -> None:
+    @shoal.remote(max_retries=2)
+    def crash_once(path: str) -> str:
+        if not os.path.exists(path):
+            Path(path).touch()
+            os._exit(1)
+        return "alive"
+
+    assert shoal.get(crash_once.remote(str(tmp_path / "crashed"))) == "alive"
+
+
+def test_a_crash_without_retries_is_an_error() -> None:
+    @shoal.remote(max_retries=0)
+    def crash() -> None:
+        os.kill(os.getpid(), 9)
+
+    with pytest.raises(exceptions.WorkerCrashedError, match="SIGKILL"):
+        shoal.get(crash.remote())
+
+
+def test_tasks_not_begun_survive_a_crash_without_retries() -> None:
+    @shoal.remote(max_retries=0)
+    def die_at(number: int) -> int:
+        if number == 50:
+            os._exit(1)
+        return number
+
+    refs = [die_at.remote(number) for number in range(100)]
+    done = lost = 0
+    for ref in refs:
+        try:
+            shoal.get(ref)
+            done += 1
+        except exceptions.WorkerCrashedError:
+            lost += 1
+    assert lost >= 1
+    assert done >= 50
+
+
+def test_max_calls_ends_the_process() -> None:
+    @shoal.remote(max_calls=1)
+    def pid() -> int:
+        return os.getpid()
+
+    assert len(set(shoal.get([pid.remote() for _ in range(5)]))) == 5
+
+
+def test_await_and_futures() -> None:
+    async def main() -> list[int]:
+        refs = [add.remote(i) for i in range(10)]
+        return list(await asyncio.gather(*refs))
+
+    assert asyncio.run(main()) == list(range(1, 11))
+    assert add.remote(4).future().result(timeout=10) == 5
+    with pytest.raises(KeyError):
+        fail.remote("x").future().result(timeout=10)
+
+
+def test_submission_from_many_threads() -> None:
+    results: list[int] = []
+
+    def submit() -> None:
+        results.append(sum(shoal.get([add.remote(i) for i in range(100)])))
+
+    threads = [threading.Thread(target=submit) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [5050] * 8
+
+
+def test_the_runtime_context() -> None:
+    @shoal.remote(num_cpus=1)
+    def about() -> tuple[str, str | None, dict[str, float]]:
+        context = shoal.get_runtime_context()
+        return context.get_node_id(), context.get_task_id(), context.get_assigned_resources()
+
+    ref = about.remote()
+    node, task, resources = shoal.get(ref)
+    context = shoal.get_runtime_context()
+    assert node == context.get_node_id()
+    assert task == ref.task_id().hex()
+    assert resources == {"CPU": 1.0}
+    assert context.get_task_id() is None
+    assert shoal.get_gpu_ids() == []
+
+
+def test_direct_calls_and_wrong_options_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"add\.remote"):
+        add(1)
+    with pytest.raises(ValueError, match="nonsense"):
+        add.options(nonsense=1)
+    with pytest.raises(TypeError, match="lock"):
+        add.remote(threading.Lock())  # type: ignore[call-overload]
+
+
+def test_nodes_and_resources() -> None:
+    (node,) = [node for node in shoal.nodes() if node["Alive"]]
+    assert node["Resources"]["CPU"] == 2
+    assert shoal.cluster_resources()["CPU"] == 2
+
+
+def test_unpicklable_functions_name_the_culprit() -> None:
+    lock = threading.Lock()
+
+    @shoal.remote
+    def holds() -> bool:
+        return lock.locked()
+
+    with pytest.raises(TypeError, match="lock"):
+        holds.remote()
