@@ -27,9 +27,16 @@ from shoal_core.protocol.effects import (
     Start,
     Store,
     Stored,
+    StoreRefused,
     WakeAt,
 )
-from shoal_core.protocol.errors import InvalidRequestError, NotFoundError, ShoalError, VersionMismatchError
+from shoal_core.protocol.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    ServiceError,
+    ShoalError,
+    VersionMismatchError,
+)
 from shoal_core.protocol.ids import JobId, NodeId, ServiceId
 from shoal_core.protocol.messages import (
     PROTOCOL_VERSION,
@@ -137,6 +144,8 @@ class ControlStore:
                 return self._event(message.message, message.source)
             case Stored() | Conflict() | Loaded():
                 return self._settled(message)
+            case StoreRefused():
+                return self._store_refused(message)
             case Changed():
                 self.state.remember(message.key, message.value, message.revision)
                 return []
@@ -290,6 +299,13 @@ class ControlStore:
                 case EndJob():
                     effects += self._tell_job(operation.job_id)
         return effects
+
+    def _store_refused(self, refusal: StoreRefused) -> list[Effect]:
+        """Tell whoever asked; what nobody asked for is tried again at a later tick."""
+        operation: Operation = refusal.context
+        if operation.token is None:
+            self._under_way.discard(refusal.key)
+        return operation.answer(ServiceError(f"the control store cannot write: {refusal.error}"))
 
     def _request(self, request: Request, now: float) -> list[Effect]:
         """Begin what is asked for, or refuse it."""

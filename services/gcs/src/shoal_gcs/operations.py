@@ -294,7 +294,7 @@ class ReadPart(Operation):
                 NotFoundError(f"job {request.job_id} has no function {request.function_id} with a part {request.part}")
             )
         parts, data = split(outcome.value)
-        return self.answer(FunctionPart.model_construct(parts=int(parts), data=data))
+        return self.answer(FunctionPart(parts=int(parts), data=data))
 
 
 # ------------------------------------------------------------------------------------ internal KV
@@ -338,7 +338,7 @@ class GetKey(Operation):
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
         """Answer with what was read."""
         value = split(outcome.value)[1] if outcome.value is not None else None
-        return self.answer(KvValue.model_construct(value=value))
+        return self.answer(KvValue(value=value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,14 @@ class MemoryJetStream:
     def _stream_info(self, names: list[str], body: Answer) -> Answer:
         stream = self._stream(names)
         stored = stream.in_order()
-        state = {"messages": len(stored), "last_seq": stream.last_sequence, "bytes": sum(len(m.data) for m in stored)}
+        size_bytes = sum(len(message.data) for message in stored)
+        state: Answer = {"messages": len(stored), "last_seq": stream.last_sequence, "bytes": size_bytes}
+        if "subjects_filter" in body:
+            pattern = body["subjects_filter"].split(".")
+            found = sorted(subject for subject in stream.messages if matches(pattern, subject.split(".")))
+            page = found[body.get("offset", 0) :]
+            state["subjects"] = {subject: len(stream.messages[subject]) for subject in page}
+            return {"config": stream.configuration, "state": state, "total": len(found)}
         return {"config": stream.configuration, "state": state}
 
     def _delete_stream(self, names: list[str], body: Answer) -> Answer:

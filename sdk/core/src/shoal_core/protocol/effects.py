@@ -6,11 +6,12 @@ A core is a plain object with two methods, neither of which waits, reads a clock
     tick(now) -> list[Effect]                 # a time it asked for with WakeAt has come
 
 ``message`` is one of the core's inputs: a control message wrapped in ``Request`` or ``Event``, records wrapped in
-``Received``, the outcome of an ``Ask`` (``Answered``), a ``Load`` (``Loaded``) or a ``Store`` (``Stored`` or
-``Conflict``), what a watched bucket says (``Changed``), ``Connected``, or an input of the service's own.
+``Received``, the outcome of an ``Ask`` (``Answered``), a ``Load`` (``Loaded``) or a ``Store`` (``Stored``,
+``Conflict`` or ``StoreRefused``), what a watched bucket says (``Changed``), ``Connected``, or an input of the service's
+own.
 
 A list of effects is performed in its order. Where a ``Store`` stands in it, what follows waits until the store has
-taken effect, and is dropped if it conflicts: the core then hears ``Conflict`` and decides anew. (A run of neighbouring
+taken effect, and is dropped if it did not: the core then hears why and decides anew. (A run of neighbouring
 ``Store`` effects goes out together.) Other inputs may be handled while a list waits.
 """
 
@@ -137,6 +138,16 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreRefused:
+    """A ``Store`` that the bucket will never take: it is full, or the value too large. Nothing was changed."""
+
+    key: str
+    error: ShoalError
+    context: Any
+    bucket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """Read a key through the leader of its bucket; it comes back as ``Loaded`` with the same ``context``."""
 
@@ -188,4 +199,4 @@ class WakeAt:
 
 
 Effect = Reply | Publish | Ask | Send | Forget | Store | Load | Start | WakeAt
-Input = Request | Event | Received | Answered | Stored | Conflict | Loaded | Changed | Connected
+Input = Request | Event | Received | Answered | Stored | Conflict | StoreRefused | Loaded | Changed | Connected

@@ -516,6 +516,12 @@ class DurablePutChunk(Message):
     data: bytes
 
 
+class DurableSeal(Message):
+    """End the upload of a durable object: all its chunks are there (verb ``seal``)."""
+
+    object_id: str
+
+
 class DurableGet(Message):
     """Ask for a durable object's manifest (verb ``get``)."""
 
@@ -595,6 +601,7 @@ NODE_PROCESS: dict[Verb, type[Message]] = {
 OBJECTSTORE: dict[Verb, type[Message]] = {
     "put": DurablePut,
     "put_chunk": DurablePutChunk,
+    "seal": DurableSeal,
     "get": DurableGet,
     "get_chunk": DurableGetChunk,
     "delete": DurableDelete,
@@ -626,6 +633,7 @@ REPLIES: dict[type[Message], type[Message]] = {
     GetProcesses: ProcessList,
     DurablePut: Done,
     DurablePutChunk: Done,
+    DurableSeal: DurableManifest,
     DurableGet: DurableManifest,
     DurableGetChunk: DurableChunk,
     DurableDelete: Done,

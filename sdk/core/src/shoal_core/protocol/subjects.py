@@ -119,9 +119,13 @@ class Subjects:
         """Return the name of the durable tier's JetStream stream."""
         return f"shoal-{self.cluster}-objects"
 
+    def object_prefix(self) -> str:
+        """Return what the subjects of all durable objects begin with; ``<object>.<chunk>`` follows."""
+        return f"obj.{self.cluster}."
+
     def object_chunk(self, object_id: str, index: str) -> str:
         """Return where one chunk of a durable object is stored."""
-        return f"obj.{self.cluster}.{object_id}.{index}"
+        return f"{self.object_prefix()}{object_id}.{index}"
 
 
 def parse_channel(subject: str) -> tuple[Role, str]:

@@ -32,7 +32,6 @@ from shoal_core.protocol.effects import (
     Answered,
     Ask,
     Changed,
-    Conflict,
     Connected,
     Effect,
     Event,
@@ -46,6 +45,7 @@ from shoal_core.protocol.effects import (
     Send,
     Start,
     Store,
+    Stored,
     WakeAt,
 )
 from shoal_core.protocol.errors import BufferFullError, ServiceError, ShoalError, wire_code
@@ -360,7 +360,7 @@ class Engine:
             outcomes = await asyncio.gather(*(perform_store(self._stores[store.bucket], store) for store in stores))
         for outcome in outcomes:
             self.inject(outcome)
-        if not any(isinstance(outcome, Conflict) for outcome in outcomes):
+        if all(isinstance(outcome, Stored) for outcome in outcomes):
             self._perform(effects, end)
 
     async def _load(self, effect: Load) -> None:

@@ -10,12 +10,13 @@ import asyncio
 import logging
 
 from shoal_core.bus.keyvalue import Entry, KeyValue
-from shoal_core.protocol.effects import Conflict, Store, Stored
+from shoal_core.protocol.effects import Conflict, Store, Stored, StoreRefused
 from shoal_core.protocol.errors import (
     BusClosedError,
     BusError,
     JetStreamError,
     JetStreamUnavailableError,
+    PayloadTooLargeError,
     RevisionConflict,
 )
 
@@ -39,7 +40,7 @@ class Patience:
         self._seconds = min(2 * self._seconds, LONGEST_PAUSE_SECONDS)
 
 
-async def perform_store(bucket: KeyValue, store: Store) -> Stored | Conflict:
+async def perform_store(bucket: KeyValue, store: Store) -> Stored | Conflict | StoreRefused:
     """Carry out a store until it is certain whether it took effect."""
     patience = Patience()
     uncertain = False
@@ -53,11 +54,18 @@ async def perform_store(bucket: KeyValue, store: Store) -> Stored | Conflict:
         except RevisionConflict as conflict:
             if not uncertain:
                 return Conflict(store.key, conflict.value, conflict.revision, store.context, store.bucket)
+        except BusClosedError:
+            raise
         except (BusError, JetStreamUnavailableError) as error:
-            if isinstance(error, BusClosedError) or (isinstance(error, JetStreamError) and error.code < 500):
-                raise
+            if _is_final(error):
+                return StoreRefused(store.key, error, store.context, store.bucket)
             uncertain = True
             await patience.pause(f"storing {store.key!r}", error)
+
+
+def _is_final(error: Exception) -> bool:
+    """Tell whether trying again would end the same way."""
+    return isinstance(error, PayloadTooLargeError) or (isinstance(error, JetStreamError) and error.code < 500)
 
 
 async def _attempt(bucket: KeyValue, store: Store) -> Stored:
@@ -86,7 +94,9 @@ async def perform_load(bucket: KeyValue, key: str) -> Entry | None:
     while True:
         try:
             return await bucket.get(key)
+        except BusClosedError:
+            raise
         except (BusError, JetStreamUnavailableError) as error:
-            if isinstance(error, BusClosedError) or (isinstance(error, JetStreamError) and error.code < 500):
+            if _is_final(error):
                 raise
             await patience.pause(f"reading {key!r}", error)

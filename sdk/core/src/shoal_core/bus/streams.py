@@ -1,0 +1,115 @@
+"""Durable objects in a JetStream stream: chunks, and a manifest that says what they make.
+
+An object's messages lie on ``obj.<cluster>.<object>.<index>`` and ``obj.<cluster>.<object>.manifest``, one on each. The
+manifest is changed by compare-and-set, through the interface of a key-value bucket; chunks are written plainly, read by
+direct get (any replica of the stream answers) and fall back to the leader where that one lags behind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoal_core.bus.interface import STATUS_HEADER, Bus
+from shoal_core.bus.jetstream import API, CALL_SECONDS, JetStream
+from shoal_core.bus.keyvalue import JetStreamKeyValue
+from shoal_core.protocol.errors import JetStreamError, NoRespondersError
+
+MANIFEST = "manifest"
+NO_SPACE = (10047, 10077, 10023)
+
+
+class Manifests(JetStreamKeyValue):
+    """The manifests of an object stream as a bucket; its keys are ``<object>.manifest``."""
+
+    def __init__(self, bus: Bus, stream: str, prefix: str) -> None:
+        super().__init__(bus, stream)
+        self.stream = stream
+        self.prefix = prefix
+
+
+class ObjectStream:
+    """The durable tier's stream; made by ``open_object_stream``. Prefix: ``obj.<cluster>.``."""
+
+    def __init__(self, bus: Bus, stream: str, prefix: str) -> None:
+        self.manifests = Manifests(bus, stream, prefix)
+        self._stream = stream
+        self._prefix = prefix
+        self._bus = bus
+        self._jetstream = JetStream(bus)
+
+    async def put_chunk(self, object_id: str, index: int, data: bytes) -> None:
+        """Store a chunk, over one that is there; returns once it is acknowledged.
+
+        Raises ``JetStreamError`` (see ``is_full``) and the errors of ``Bus.request``.
+        """
+        await self._jetstream.publish(f"{self._prefix}{object_id}.{index}", data)
+
+    async def get_chunk(self, object_id: str, index: int) -> bytes | None:
+        """Return a chunk; None if there is none."""
+        subject = f"{self._prefix}{object_id}.{index}"
+        try:
+            answer = await self._bus.request(
+                f"{API}.DIRECT.GET.{self._stream}.{subject}", b"", timeout_seconds=CALL_SECONDS
+            )
+        except NoRespondersError:
+            pass
+        else:
+            if answer.headers is None or STATUS_HEADER not in answer.headers:
+                return answer.data
+        message = await self._jetstream.last_message(self._stream, subject)
+        return message.data if message is not None else None
+
+    async def purge(self, object_id: str) -> int:
+        """Delete an object's chunks and its manifest together; return how many messages there were."""
+        return await self._jetstream.purge(self._stream, f"{self._prefix}{object_id}.>")
+
+    async def counts(self) -> dict[str, tuple[int, bool]]:
+        """Return of every object how many chunks lie here, and whether it has a manifest."""
+        found: dict[str, tuple[int, bool]] = {}
+        offset = 0
+        while True:
+            subjects, total = await self._subjects(offset)
+            for subject in subjects:
+                object_id, _, part = subject.removeprefix(self._prefix).rpartition(".")
+                chunks, has_manifest = found.get(object_id, (0, False))
+                found[object_id] = (chunks, True) if part == MANIFEST else (chunks + 1, has_manifest)
+            offset += len(subjects)
+            if not subjects or offset >= total:
+                return found
+
+    async def _subjects(self, offset: int) -> tuple[list[str], int]:
+        """Return one page of the subjects that hold a message, and how many there are in all."""
+        query: dict[str, Any] = {"subjects_filter": f"{self._prefix}>", "offset": offset}
+        answer = await self._jetstream.call(f"STREAM.INFO.{self._stream}", query)
+        subjects = list(answer.get("state", {}).get("subjects") or {})
+        return subjects, answer.get("total", len(subjects))
+
+
+def is_full(error: JetStreamError) -> bool:
+    """Tell whether a write failed because there is no room for it."""
+    return error.error_code in NO_SPACE
+
+
+async def open_object_stream(
+    bus: Bus, stream: str, prefix: str, *, replicas: int = 1, max_bytes: int = -1, memory: bool = False
+) -> ObjectStream:
+    """Open an object stream, making it first if it does not exist; ``max_bytes`` -1: bounded by the broker alone.
+
+    Raises ``JetStreamUnavailableError`` where the broker runs without JetStream.
+    """
+    await JetStream(bus).ensure_stream(
+        {
+            "name": stream,
+            "subjects": [f"{prefix}>"],
+            "storage": "memory" if memory else "file",
+            "num_replicas": replicas,
+            "max_msgs_per_subject": 1,
+            "max_msgs": -1,
+            "max_bytes": max_bytes,
+            "max_consumers": -1,
+            "retention": "limits",
+            "discard": "new",
+            "allow_direct": True,
+        }
+    )
+    return ObjectStream(bus, stream, prefix)
