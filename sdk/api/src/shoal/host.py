@@ -1,8 +1,8 @@
 """The host process of a cluster of one machine: a private broker, and the services in one event loop.
 
 ``python -m shoal.host '{…}'`` prints one line of JSON when all services are ready, and serves until it is told to end:
-by SIGTERM or SIGINT, or, for an embedded cluster, by the end of its standard input, which its driver holds. The services are
-the same blocks that run alone elsewhere, and talk through the broker like any others.
+by SIGTERM or SIGINT, or, for an embedded cluster, by the end of its standard input, which its driver holds. The
+services are the same blocks that run alone elsewhere, and talk through the broker like any others.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ async def serve(orders: Orders) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     if not orders.lasting:
-        loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 1) or ended.set())
+        loop.add_reader(sys.stdin.fileno(), ended.set)  # the driver never writes: readable means that it is gone
     store = str(Path(orders.session_dir) / "store")
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(launch_broker(orders.cluster, store_dir=store))

@@ -59,8 +59,8 @@ def wait(
     """Wait until ``num_returns`` of the objects are ready; return those and the others, both in the order given.
 
     After ``timeout`` seconds fewer may be ready. An object whose task failed is ready. ``fetch_local`` is accepted;
-    large objects are read where they lie. Raises ``TypeError`` for anything but a list of references, ``ValueError`` for
-    duplicates and for a number of objects that cannot be.
+    large objects are read where they lie. Raises ``TypeError`` for anything but a list of references, and
+    ``ValueError`` for duplicates and for a number of objects that cannot be.
     """
     if isinstance(object_refs, ObjectRef):
         raise TypeError("wait() expected a list of ObjectRefs, got a single ObjectRef.")

@@ -35,6 +35,7 @@ class RemoteFunction(Generic[P, R]):
         self._call: tuple[Runtime, Call] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Raise ``TypeError``: remote functions are not called directly."""
         name = _name(self._function)
         raise TypeError(
             f"Remote functions cannot be called directly. Instead of running '{name}()', try '{name}.remote()'."
@@ -148,8 +149,9 @@ def remote(*args: Any, **options: Any) -> Any:
     """Make a function remote: ``@remote``, ``@remote(num_cpus=2, ...)`` or ``remote(function)``.
 
     Options: ``num_cpus`` (1), ``num_gpus``, ``memory`` (bytes), ``resources`` ({name: amount}), ``accelerator_type``,
-    ``name``, ``num_returns`` (1), ``max_retries`` (3; -1 without end) for crashes of the worker, ``retry_exceptions`` (False; True
-    or a list of classes) for exceptions, ``max_calls`` (0: a worker process runs any number), ``scheduling_strategy``.
+    ``name``, ``num_returns`` (1), ``max_retries`` (3; -1 without end) for crashes of the worker, ``retry_exceptions``
+    (False; True or a list of classes) for exceptions, ``max_calls`` (0: a worker process runs any number),
+    ``scheduling_strategy``.
     """
     if len(args) == 1 and not options:
         return _make(args[0], {})

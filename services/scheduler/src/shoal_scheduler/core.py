@@ -1,23 +1,23 @@
 """The scheduler: it plans, nodes decide.
 
 Any number of replicas hear all demand and all announcements. For each demand a rendezvous hash over the living replicas
-says who acts first; the others act on what is still unmet a second later. A plan is optimistic: what was asked of a node
-counts as used until it answers or announces. A node that refuses costs one round trip and nothing else, so replicas
-need not agree.
+says who acts first; the others act on what its owner repeats about a second later. A plan is optimistic: what was asked
+of a node counts as used until it answers. A node that refuses costs one round trip and nothing else, so replicas need
+not agree; an owner that is granted a slot twice gives one lease back.
 
 When demand waits that would fit if a lease came back, its owner's competitors are asked for leases, beginning with who
-holds most beyond an equal share: so that an owner with endless work shares with one that has just begun.
+holds most beyond an equal share: so that an owner with endless work shares with one that has just begun (``fairness``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
 from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event, Publish, Reply, Request, WakeAt
-from shoal_core.protocol.ids import NodeId, ProcessId, ServiceId, SlotId, node_of
+from shoal_core.protocol.ids import NodeId, ProcessId, ServiceId, SlotId
 from shoal_core.protocol.messages import (
     Demand,
     DemandNotice,
@@ -35,28 +35,33 @@ from shoal_core.protocol.messages import (
     ResourceView,
     SchedulerPresence,
 )
-from shoal_core.protocol.resources import Resources, add, fits
+from shoal_core.protocol.resources import Resources, add
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_scheduler.demand import DemandTable, Wanted
-from shoal_scheduler.policy import NodeView, choose, explain, is_feasible
+from shoal_scheduler.fairness import Holdings, Placement, Unmet, find_victim, holdings, plan
+from shoal_scheduler.policy import NodeView, explain, is_feasible
 
 PRESENCE_SECONDS = 1.0
 SILENT_SECONDS = 3.0
-HELP_SECONDS = 1.0
 ASK_AGAIN_SECONDS = 2.0
 AVOID_SECONDS = 0.5
 RECALL_SECONDS = 0.02
 NOTICE_SECONDS = 1.0
+SETTLE_SECONDS = 2.0
+NO_NODES_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseAsk:
-    """What a ``LeaseRequest`` under way was about."""
+    """What a ``LeaseRequest`` under way is about; ``number`` is its own, and rises."""
 
+    number: int
     node: NodeId
     owner: ProcessId
     key: int
     slots: tuple[SlotId, ...]
+    resources: tuple[tuple[str, int], ...]
+    asked_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +81,17 @@ class Scheduler:
     def __init__(self, subjects: Subjects, identity: ServiceId) -> None:
         self.nodes: dict[NodeId, NodeView] = {}
         self.demand = DemandTable()
+        self.asks: dict[int, LeaseAsk] = {}
         self.decisions = 0
         self.refusals = 0
         self._subjects = subjects
         self._identity = identity
         self._replicas: dict[str, float] = {identity: math.inf}
-        self._presence_at = 0.0
+        self._last_ask = 0
+        self._connected = True
+        self._hears_since = -math.inf
+        self._presence_at = -math.inf
+        self._wake_at = math.inf
 
     # ------------------------------------------------------------------------------- inputs
 
@@ -97,22 +107,23 @@ class Scheduler:
                     self._replicas[scheduler] = now
                 return []
             case Event(NodeDied(node_id=node)):
-                self.nodes.pop(node, None)
-                for owner in self.demand.owners():
-                    if node_of(owner) == node:
-                        self.demand.drop_owner(owner)
+                self._node_died(node, now)
             case Event(ProcessDied(process_id=process)):
                 self.demand.drop_owner(process)
-            case Event(JobFinished(job_id=job)):
-                for owner in {wanted.owner for wanted in self.demand if wanted.job_id == job}:
-                    self.demand.drop_owner(owner)
+            case Event(JobFinished() as finished):
+                self.demand.drop_job(finished.job_id)
+                self.demand.drop_owner(finished.driver)
             case Answered(LeaseAsk() as ask, answer):
                 self._answered(ask, answer, now)
             case Request(GetPending(), token):
                 return [Reply(token, PendingList(pending=self._pending(now)))]
             case Request(GetResources(), token):
                 return [Reply(token, self._resources())]
-            case Begin() | Connected():
+            case Begin():
+                self._hears_since = now
+                return self.tick(now)
+            case Connected(connected):
+                self._connection_changed(connected, now)
                 return self.tick(now)
             case _:
                 return []
@@ -125,15 +136,26 @@ class Scheduler:
             self._presence_at = now + PRESENCE_SECONDS
             subject = self._subjects.event(Role.SCHEDULER, self._identity, "presence")
             effects.append(Publish(subject, SchedulerPresence(scheduler=self._identity)))
-            self._replicas = {r: at for r, at in self._replicas.items() if now - at < SILENT_SECONDS}
-            self.nodes = {n: view for n, view in self.nodes.items() if now - view.heard_at < SILENT_SECONDS}
-            self.demand.forget_silent(now)
-        for wanted in self.demand:
-            for slot, asked_at in list(wanted.asked.items()):
-                if now - asked_at >= ASK_AGAIN_SECONDS:
-                    del wanted.asked[slot]
-                    wanted.open[slot] = asked_at
+            if self._connected:
+                self._replicas = {r: at for r, at in self._replicas.items() if now - at < SILENT_SECONDS}
+                self.nodes = {n: view for n, view in self.nodes.items() if now - view.heard_at < SILENT_SECONDS}
+                self.demand.forget_silent(now)
+        for ask in list(self.asks.values()):
+            if now - ask.asked_at < ASK_AGAIN_SECONDS:
+                break
+            self._unanswered(ask, now)
         return [*effects, *self._plan(now)]
+
+    def _connection_changed(self, connected: bool, now: float) -> None:
+        """While nothing can be heard, silence means nothing; afterwards everyone has a full new period."""
+        self._connected = connected
+        if connected:
+            self._hears_since = now
+            self._presence_at = now
+            self._replicas = {replica: max(at, now) for replica, at in self._replicas.items()}
+            self.demand.renew(now)
+            for node in self.nodes.values():
+                node.heard_at = now
 
     def _announced(self, announcement: NodeAnnouncement, now: float) -> None:
         node = self.nodes.get(announcement.node_id)
@@ -143,133 +165,159 @@ class Scheduler:
         elif announcement.sequence <= node.sequence:
             return
         node.total = announcement.total
-        node.free = dict(announcement.free)
         node.labels = announcement.labels
         node.draining = announcement.draining
-        node.leases = announcement.leases
+        node.leases = list(announcement.leases)
         node.sequence = announcement.sequence
         node.heard_at = now
+        node.learn(announcement.free)
+
+    def _node_died(self, node: NodeId, now: float) -> None:
+        self.nodes.pop(node, None)
+        self.demand.drop_node(node)
+        for ask in [ask for ask in self.asks.values() if ask.node == node]:
+            self._settle(ask)
+            self._reopen(ask, ask.slots, now)
 
     def _answered(self, ask: LeaseAsk, answer: Any, now: float) -> None:
+        """Take in what a node answered; of an ask that was given up before, only what it granted counts."""
+        if not isinstance(answer, LeaseAnswer):
+            if ask.number in self.asks:
+                self._unanswered(ask, now)
+            return
+        self._settle(ask)
         node = self.nodes.get(ask.node)
+        if node is not None and answer.sequence >= node.sequence:
+            node.learn(answer.free)
+        self._reopen(ask, answer.refused, now)
         wanted = self.demand.find(ask.owner, ask.key)
-        refused: list[SlotId] = list(ask.slots)
-        if isinstance(answer, LeaseAnswer):
-            refused = answer.refused
-            self.refusals += len(refused)
-            if node is not None and answer.sequence >= node.sequence:
-                node.free = dict(answer.free)
-            if wanted is not None:
-                self.demand.met(wanted, answer.granted)
-        elif node is not None:
+        if wanted is None:
+            return
+        if answer.refused:
+            self.refusals += len(answer.refused)
+            if all(answer.free.get(name, 0) >= units for name, units in ask.resources):
+                wanted.avoid[ask.node] = now + AVOID_SECONDS
+        self.demand.met(wanted, answer.granted, ask.node, now)
+
+    def _unanswered(self, ask: LeaseAsk, now: float) -> None:
+        """Leave the node alone for a moment, and ask again: perhaps another one."""
+        self._settle(ask)
+        self._reopen(ask, ask.slots, now)
+        node = self.nodes.get(ask.node)
+        if node is not None:
             node.avoid_until = now + AVOID_SECONDS
+
+    def _settle(self, ask: LeaseAsk) -> None:
+        """An ask is over: what it would have taken counts no more."""
+        self.asks.pop(ask.number, None)
+        node = self.nodes.get(ask.node)
+        if node is not None and node.asked.pop(ask.number, None) is not None:
+            node.take(dict(ask.resources), -len(ask.slots))
+
+    def _reopen(self, ask: LeaseAsk, slots: tuple[SlotId, ...] | list[SlotId], now: float) -> None:
+        wanted = self.demand.find(ask.owner, ask.key)
         if wanted is not None:
-            for slot in refused:
-                if slot in wanted.asked:
-                    del wanted.asked[slot]
-                    wanted.open[slot] = now
+            wanted.reopen(slots, ask.number, now)
 
     # ------------------------------------------------------------------------------- decisions
 
     def _plan(self, now: float) -> list[Effect]:
-        """Ask nodes for all that fits, one slot for each in turn; see to what does not."""
-        asks: dict[tuple[NodeId, ProcessId, int], tuple[Wanted, list[SlotId]]] = {}
-        waiting = sorted(
-            (wanted for wanted in self.demand if wanted.open and self._is_ours(wanted, now)),
-            key=lambda wanted: (-wanted.entry.depth, wanted.since, wanted.owner, wanted.entry.key),
-        )
-        unmet: list[Wanted] = []
-        depths = sorted({wanted.entry.depth for wanted in waiting}, reverse=True)
-        for depth in depths:
-            turn = [wanted for wanted in waiting if wanted.entry.depth == depth]
-            while turn:
-                turn = [wanted for wanted in turn if self._place(wanted, asks, unmet, now)]
-        effects: list[Effect] = [self._ask(node, wanted, slots) for (node, _, _), (wanted, slots) in asks.items()]
-        for wanted in unmet:
-            effects += self._see_to(wanted, now)
-        effects.append(WakeAt(min(self._presence_at, now + RECALL_SECONDS) if unmet else self._presence_at))
-        return effects
+        """Ask nodes for all that fits; see to what does not; say when to look again."""
+        self._wake_at = self._presence_at
+        effects: list[Effect] = []
+        if self._connected:
+            nodes = list(self.nodes.values())
+            held = self._holdings()
+            waiting = [(wanted, slots) for wanted in self.demand if (slots := self._slots_for_us(wanted))]
+            placements, unmet = plan(waiting, nodes, held, now)
+            effects += [self._ask(placement, now) for placement in placements]
+            for demand in unmet:
+                effects += self._see_to(demand, held, now)
+        if self.asks:
+            self._wake(next(iter(self.asks.values())).asked_at + ASK_AGAIN_SECONDS)
+        return [*effects, WakeAt(self._wake_at)]
 
-    def _is_ours(self, wanted: Wanted, now: float) -> bool:
-        """Tell whether this replica should act: it is first by the hash, or the first has not helped for a while."""
+    def _wake(self, at: float) -> None:
+        self._wake_at = min(self._wake_at, at)
+
+    def _holdings(self) -> Holdings:
+        """Count what each owner holds, and what is being asked for it."""
+        held = holdings(self.nodes.values())
+        for ask in self.asks.values():
+            held[ask.owner] += len(ask.slots)
+        return held
+
+    def _slots_for_us(self, wanted: Wanted) -> list[SlotId]:
+        """Return the open slots that this replica should place: all where it is first, else those that need help."""
+        return list(wanted.open) if self._is_first(wanted) else wanted.overdue()
+
+    def _is_first(self, wanted: Wanted) -> bool:
+        """Tell whether this replica is the one to act on a demand."""
         if len(self._replicas) == 1:
             return True
         name = f"{wanted.owner}/{wanted.entry.key}/"
-        first = max(self._replicas, key=lambda replica: (zlib.crc32((name + replica).encode()), replica))
-        return first == self._identity or now - min(wanted.open.values()) >= HELP_SECONDS
+        first = max(self._replicas, key=lambda r: (hashlib.blake2b((name + r).encode(), digest_size=8).digest(), r))
+        return first == self._identity
 
-    def _place(
-        self,
-        wanted: Wanted,
-        asks: dict[tuple[NodeId, ProcessId, int], tuple[Wanted, list[SlotId]]],
-        unmet: list[Wanted],
-        now: float,
-    ) -> bool:
-        """Plan one slot; return whether to go on with this demand."""
-        node = choose(wanted.entry.resources, wanted.entry.strategy, self.nodes.values(), now)
-        if node is None:
-            unmet.append(wanted)
-            return False
-        slot = next(iter(wanted.open))
-        del wanted.open[slot]
-        wanted.asked[slot] = now
-        node.take(wanted.entry.resources)
-        asks.setdefault((node.node_id, wanted.owner, wanted.entry.key), (wanted, []))[1].append(slot)
-        self.decisions += 1
-        return bool(wanted.open)
-
-    def _ask(self, node: NodeId, wanted: Wanted, slots: list[SlotId]) -> Effect:
+    def _ask(self, placement: Placement, now: float) -> Effect:
+        """Ask a node for leases."""
+        node, wanted, slots = placement.node, placement.wanted, placement.slots
+        self._last_ask += 1
+        self.decisions += len(slots)
+        resources = wanted.entry.resources
+        ask = LeaseAsk(
+            self._last_ask, node.node_id, wanted.owner, wanted.entry.key, tuple(slots), tuple(resources.items()), now
+        )
+        self.asks[ask.number] = ask
+        node.asked[ask.number] = {name: units * len(slots) for name, units in resources.items()}
+        for slot in slots:
+            del wanted.open[slot]
+            wanted.asked[slot] = ask.number
         request = LeaseRequest(
             scheduler=self._identity,
             owner=wanted.owner,
             job_id=wanted.job_id,
             key=wanted.entry.key,
             slots=slots,
-            resources=wanted.entry.resources,
+            resources=resources,
         )
-        context = LeaseAsk(node, wanted.owner, wanted.entry.key, tuple(slots))
-        return Ask(self._subjects.node_from_scheduler(node, "lease"), request, context, ASK_AGAIN_SECONDS)
+        return Ask(self._subjects.node_from_scheduler(node.node_id, "lease"), request, ask, ASK_AGAIN_SECONDS)
 
-    def _see_to(self, wanted: Wanted, now: float) -> list[Effect]:
+    def _see_to(self, unmet: Unmet, held: Holdings, now: float) -> list[Effect]:
         """Do what can be done for demand that fits nowhere now: say so if it never will, else ask for leases back."""
+        wanted = unmet.wanted
         if not is_feasible(wanted.entry.resources, self.nodes.values()):
             return self._notice(wanted, now)
-        if now - wanted.since < RECALL_SECONDS or now - wanted.recalled_at < RECALL_SECONDS:
+        self._wake_when_avoided_no_more(wanted, now)
+        recall_at = max(wanted.served_at, wanted.recalled_at) + RECALL_SECONDS
+        if now < recall_at:
+            self._wake(recall_at)
             return []
-        victim = self._victim(wanted)
+        rivals = len({*(owner for owner, count in held.items() if count > 0), *self.demand.owners()})
+        victim = find_victim(unmet, self.nodes.values(), held, rivals, now)
         if victim is None:
             return []
         wanted.recalled_at = now
-        node, owner, resources = victim
-        request = RecallLeases(owner=owner, resources=resources, count=1)
-        return [Ask(self._subjects.node_from_scheduler(node, "recall"), request, RecallAsk(node))]
+        self._wake(now + RECALL_SECONDS)
+        victim.node.mark_recalled(victim.lease)
+        request = RecallLeases(owner=victim.lease.owner, resources=victim.lease.resources, count=1)
+        subject = self._subjects.node_from_scheduler(victim.node.node_id, "recall")
+        return [Ask(subject, request, RecallAsk(victim.node.node_id))]
 
-    def _victim(self, wanted: Wanted) -> tuple[NodeId, ProcessId, Resources] | None:
-        """Return whom to ask for a lease: of those with more than an equal share, the one that holds most."""
-        held: dict[ProcessId, int] = {}
-        for node in self.nodes.values():
-            for lease in node.leases:
-                held[lease.owner] = held.get(lease.owner, 0) + lease.count - lease.blocked
-        rivals = {owner for owner, count in held.items() if count > 0} | set(self.demand.owners())
-        share = max(1.0, sum(held.values()) / max(1, len(rivals)))
-        own = held.get(wanted.owner, 0)
-        candidates = []
-        for node in self.nodes.values():
-            for lease in node.leases:
-                left = lease.count - lease.blocked - lease.recalled
-                if lease.owner == wanted.owner or left <= 0 or own + 1 > share:
-                    continue
-                beyond = held[lease.owner] > share or own == 0
-                if beyond and fits(wanted.entry.resources, add(node.free, lease.resources)):
-                    candidates.append((held[lease.owner], lease.owner, node.node_id, lease.resources))
-        if not candidates:
-            return None
-        _, owner, node_id, resources = max(candidates, key=lambda candidate: candidate[:3])
-        return node_id, owner, resources
+    def _wake_when_avoided_no_more(self, wanted: Wanted, now: float) -> None:
+        wanted.avoid = {node: until for node, until in wanted.avoid.items() if until > now}
+        for until in (*wanted.avoid.values(), *(node.avoid_until for node in self.nodes.values())):
+            if until > now:
+                self._wake(until)
 
     def _notice(self, wanted: Wanted, now: float) -> list[Effect]:
         """Tell the owner, once, that nothing in the cluster can meet its demand."""
-        if wanted.noticed or now - wanted.since < NOTICE_SECONDS:
+        if wanted.noticed or not self._is_first(wanted):
+            return []
+        settled_at = self._hears_since + (SETTLE_SECONDS if self.nodes else NO_NODES_SECONDS)
+        notice_at = max(wanted.since + NOTICE_SECONDS, settled_at)
+        if now < notice_at:
+            self._wake(notice_at)
             return []
         wanted.noticed = True
         entry = wanted.entry
@@ -289,7 +337,7 @@ class Scheduler:
                 name=wanted.entry.name,
                 resources=wanted.entry.resources,
                 wanted=wanted.entry.wanted,
-                waiting_seconds=now - wanted.since,
+                waiting_seconds=max(0.0, now - wanted.since),
                 why=explain(wanted.entry.resources, nodes),
                 feasible=is_feasible(wanted.entry.resources, nodes),
             )

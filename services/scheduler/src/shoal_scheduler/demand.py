@@ -1,28 +1,50 @@
-"""Who wants how many leases of what: the open demand of all owners, as one scheduler knows it."""
+"""Who wants how many leases of what: the open demand of all owners, as one scheduler knows it.
+
+A slot's life, in the eyes of one scheduler::
+
+    open ── a node is asked ──► asked ── granted ──► granted: not asked for again, though the owner may list it still
+     ▲                            │                     │
+     └── refused, or unanswered ──┴── its node died, or the owner lists it after GRANTED_SECONDS ──► open
+
+The owner's own statements are the truth: what it does not list any more is gone, wherever it was.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from shoal_core.protocol.ids import JobId, ProcessId, SlotId
+from shoal_core.protocol.ids import JobId, NodeId, ProcessId, SlotId, node_of
 from shoal_core.protocol.messages import Demand, DemandEntry
 
 FORGET_SECONDS = 10.0
 """Owners repeat unmet demand every second; what was not repeated for so long is no longer wanted."""
 
+GRANTED_SECONDS = 5.0
+"""A grant reaches its owner only when its worker process has started. So long, an owner may list a granted slot."""
+
+HELP_SECONDS = 0.9
+"""Others help where an owner repeats a slot after this; a little less than the second between two statements."""
+
 
 @dataclass
 class Wanted:
-    """The open demand of one owner for one scheduling key. ``asked`` maps slots to the time a node was asked."""
+    """The open demand of one owner for one scheduling key.
+
+    ``open`` maps slots to the time they became open, ``asked`` to the number of the ask under way. ``served_at`` is
+    when a slot was last granted or withdrawn, at first when the demand was first heard. ``avoid`` names nodes that
+    refused although they have the room, and until when not to ask them again.
+    """
 
     owner: ProcessId
     job_id: JobId
     entry: DemandEntry
     since: float
-    repeated_at: float
+    served_at: float
+    stated_at: float
     open: dict[SlotId, float] = field(default_factory=dict)
-    asked: dict[SlotId, float] = field(default_factory=dict)
+    asked: dict[SlotId, int] = field(default_factory=dict)
+    avoid: dict[NodeId, float] = field(default_factory=dict)
     noticed: bool = False
     recalled_at: float = 0.0
 
@@ -30,68 +52,121 @@ class Wanted:
         """Return how many leases are asked for and not granted."""
         return len(self.open) + len(self.asked)
 
+    def overdue(self) -> list[SlotId]:
+        """Return the open slots that the owner has repeated: whoever should have asked for them has not."""
+        return [slot for slot, opened_at in self.open.items() if self.stated_at - opened_at >= HELP_SECONDS]
+
+    def reopen(self, slots: Sequence[SlotId], number: int, now: float) -> None:
+        """Open slots again that ask ``number`` did not get."""
+        for slot in slots:
+            if self.asked.get(slot) == number:
+                del self.asked[slot]
+                self.open[slot] = now
+
+
+@dataclass
+class _Owner:
+    version: int = 0
+    stated_at: float = 0.0
+    wanted: dict[int, Wanted] = field(default_factory=dict)
+    granted: dict[SlotId, tuple[NodeId, float]] = field(default_factory=dict)
+
 
 class DemandTable:
     """All demand; each version of an owner's demand replaces the one before."""
 
     def __init__(self) -> None:
-        self._wanted: dict[ProcessId, dict[int, Wanted]] = {}
-        self._versions: dict[ProcessId, int] = {}
+        self._owners: dict[ProcessId, _Owner] = {}
 
     def __iter__(self) -> Iterator[Wanted]:
-        for entries in self._wanted.values():
-            yield from entries.values()
+        for record in self._owners.values():
+            yield from record.wanted.values()
 
     def __len__(self) -> int:
-        return sum(len(entries) for entries in self._wanted.values())
+        return sum(len(record.wanted) for record in self._owners.values())
 
     def find(self, owner: ProcessId, key: int) -> Wanted | None:
         """Return one owner's demand for one key."""
-        return self._wanted.get(owner, {}).get(key)
+        record = self._owners.get(owner)
+        return record.wanted.get(key) if record is not None else None
 
-    def update(self, demand: Demand, now: float) -> None:
-        """Take in an owner's demand, unless a newer version is known."""
-        if demand.version <= self._versions.get(demand.owner, 0):
-            return
-        self._versions[demand.owner] = demand.version
-        before = self._wanted.pop(demand.owner, {})
-        after = {}
-        for entry in demand.entries:
-            wanted = before.get(entry.key)
-            if wanted is None:
-                wanted = Wanted(demand.owner, demand.job_id, entry, now, now)
-            wanted.entry = entry
-            wanted.repeated_at = now
-            asked = {slot: at for slot, at in wanted.asked.items() if slot in set(entry.slots)}
-            wanted.open = {slot: wanted.open.get(slot, now) for slot in entry.slots if slot not in asked}
-            wanted.asked = asked
-            if wanted.unmet():
-                after[entry.key] = wanted
-        if after:
-            self._wanted[demand.owner] = after
-
-    def met(self, wanted: Wanted, slots: list[SlotId]) -> None:
-        """Close slots that a node granted."""
-        for slot in slots:
-            wanted.asked.pop(slot, None)
-            wanted.open.pop(slot, None)
-        if not wanted.unmet():
-            entries = self._wanted.get(wanted.owner, {})
-            entries.pop(wanted.entry.key, None)
-            if not entries:
-                self._wanted.pop(wanted.owner, None)
-
-    def drop_owner(self, owner: ProcessId) -> None:
-        """Forget an owner that is dead."""
-        self._wanted.pop(owner, None)
-        self._versions.pop(owner, None)
+    def known(self) -> list[ProcessId]:
+        """Return the owners that are remembered, also those that want nothing now."""
+        return list(self._owners)
 
     def owners(self) -> list[ProcessId]:
         """Return the owners that want something."""
-        return list(self._wanted)
+        return [owner for owner, record in self._owners.items() if record.wanted]
+
+    def update(self, demand: Demand, now: float) -> None:
+        """Take in an owner's demand, unless a newer version is known."""
+        record = self._owners.setdefault(demand.owner, _Owner())
+        if demand.version <= record.version:
+            return
+        record.version = demand.version
+        record.stated_at = now
+        listed = {slot for entry in demand.entries for slot in entry.slots}
+        record.granted = {
+            slot: (node, at)
+            for slot, (node, at) in record.granted.items()
+            if slot in listed and now - at < GRANTED_SECONDS
+        }
+        before, record.wanted = record.wanted, {}
+        for entry in demand.entries:
+            wanted = before.get(entry.key) or Wanted(demand.owner, demand.job_id, entry, now, now, now)
+            _restate(wanted, entry, record, now)
+            if wanted.unmet():
+                record.wanted[entry.key] = wanted
+
+    def met(self, wanted: Wanted, slots: Sequence[SlotId], node: NodeId, now: float) -> None:
+        """Close slots that a node granted."""
+        record = self._owners[wanted.owner]
+        for slot in slots:
+            wanted.asked.pop(slot, None)
+            wanted.open.pop(slot, None)
+            record.granted[slot] = (node, now)
+            wanted.served_at = now
+        if not wanted.unmet():
+            record.wanted.pop(wanted.entry.key, None)
+
+    def drop_owner(self, owner: ProcessId) -> None:
+        """Forget an owner that is dead."""
+        self._owners.pop(owner, None)
+
+    def drop_job(self, job: JobId) -> None:
+        """Forget the owners of a job that has ended."""
+        for owner in {wanted.owner for wanted in self if wanted.job_id == job}:
+            self.drop_owner(owner)
+
+    def drop_node(self, node: NodeId) -> None:
+        """Forget the owners on a node that is dead, and what it granted to others."""
+        for owner, record in list(self._owners.items()):
+            if node_of(owner) == node:
+                self.drop_owner(owner)
+            else:
+                record.granted = {slot: grant for slot, grant in record.granted.items() if grant[0] != node}
 
     def forget_silent(self, now: float) -> None:
         """Drop what was not repeated."""
-        for wanted in list(self):
-            if now - wanted.repeated_at > FORGET_SECONDS:
-                self.drop_owner(wanted.owner)
+        for owner, record in list(self._owners.items()):
+            if now - record.stated_at > FORGET_SECONDS:
+                self.drop_owner(owner)
+
+    def renew(self, now: float) -> None:
+        """Give every owner a full new period to repeat itself, since nobody could be heard for a while."""
+        for record in self._owners.values():
+            record.stated_at = now
+
+
+def _restate(wanted: Wanted, entry: DemandEntry, record: _Owner, now: float) -> None:
+    """Bring one key up to the owner's newest statement."""
+    slots = dict.fromkeys(entry.slots if entry.wanted else ())
+    asked = {slot: number for slot, number in wanted.asked.items() if slot in slots}
+    if len(asked) < len(wanted.asked) or any(slot not in slots for slot in wanted.open):
+        wanted.served_at = now
+    wanted.entry = entry
+    wanted.stated_at = now
+    wanted.open = {
+        slot: wanted.open.get(slot, now) for slot in slots if slot not in asked and slot not in record.granted
+    }
+    wanted.asked = asked

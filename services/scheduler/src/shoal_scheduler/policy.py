@@ -15,7 +15,11 @@ SPREAD = "SPREAD"
 
 @dataclass
 class NodeView:
-    """What a scheduler believes of a node: what it last announced, less what was asked of it since."""
+    """What a scheduler believes of a node: what it last announced or answered, less what is asked of it.
+
+    ``asked`` holds, by the number of the ask, what a request under way would take; no answer is out of date about it
+    for long, since each ask is settled when its own answer comes.
+    """
 
     node_id: NodeId
     total: Resources
@@ -23,17 +27,29 @@ class NodeView:
     labels: dict[str, str] = field(default_factory=dict)
     draining: bool = False
     leases: list[LeaseSummary] = field(default_factory=list)
+    asked: dict[int, Resources] = field(default_factory=dict)
     sequence: int = 0
     heard_at: float = 0.0
     avoid_until: float = 0.0
 
-    def take(self, resources: Resources) -> None:
-        """Count resources as used."""
+    def take(self, resources: Resources, times: int = 1) -> None:
+        """Count resources as used (``times`` -1: as free again)."""
         for name, units in resources.items():
-            self.free[name] = self.free.get(name, 0) - units
+            self.free[name] = self.free.get(name, 0) - units * times
+
+    def learn(self, free: Resources) -> None:
+        """Take in what the node says is free; it does not know yet of what is on its way to it."""
+        self.free = dict(free)
+        for resources in self.asked.values():
+            self.take(resources)
+
+    def mark_recalled(self, lease: LeaseSummary) -> None:
+        """Count one more of these leases as asked back, until the node says so itself."""
+        marked = lease.model_copy(update={"recalled": lease.recalled + 1})
+        self.leases = [marked if other is lease else other for other in self.leases]
 
     def utilisation(self, resources: Resources) -> float:
-        """Return how full the node would be with ``resources`` on it, by its fullest wanted resource (0 to 1)."""
+        """Return how full the node would be with ``resources`` on it, by its fullest wanted resource (1: full)."""
         shares = [
             1 - (self.free.get(name, 0) - units) / self.total[name]
             for name, units in resources.items()
@@ -54,37 +70,48 @@ def choose(resources: Resources, strategy: str, nodes: Iterable[NodeView], now: 
     if strategy != SPREAD:
         below = [entry for entry in ranked if entry[0] <= HALF_FULL]
         if below:
-            return max(below, key=lambda entry: (entry[0], entry[1]))[2]
-    return min(ranked)[2]
+            return max(below, key=lambda entry: entry[:2])[2]
+    return min(ranked, key=lambda entry: entry[:2])[2]
 
 
 def is_feasible(resources: Resources, nodes: Iterable[NodeView]) -> bool:
-    """Tell whether any node could ever hold these resources."""
-    return any(fits(resources, node.total) for node in nodes)
+    """Tell whether any node that stays could ever hold these resources."""
+    return any(not node.draining and fits(resources, node.total) for node in nodes)
+
+
+def nearest(resources: Resources, nodes: Iterable[NodeView]) -> NodeView | None:
+    """Return, of the nodes that could ever hold these resources, the one of which the least must come free."""
+    able = [node for node in nodes if not node.draining and fits(resources, node.total)]
+    return min(able, key=lambda node: (node.utilisation(resources), node.node_id), default=None)
 
 
 def explain(resources: Resources, nodes: Iterable[NodeView]) -> str:
     """Say in words why a request does not fit anywhere now."""
-    nodes = list(nodes)
-    if not nodes:
-        return "no node is alive"
-    if not is_feasible(resources, nodes):
-        nearest = min(nodes, key=lambda node: (len(_lacking(resources, node.total)), node.node_id))
-        lacking = ", ".join(
-            f"{name} {from_units(resources[name]):g} (it has {from_units(nearest.total.get(name, 0)):g})"
-            for name in _lacking(resources, nearest.total)
-        )
-        return f"no node can ever run it; the nearest, node {nearest.node_id}, lacks {lacking}"
-    able = [node for node in nodes if fits(resources, node.total)]
+    alive = list(nodes)
+    staying = [node for node in alive if not node.draining]
+    if not staying:
+        return "all nodes are about to leave" if alive else "no node is alive"
+    able = [node for node in staying if fits(resources, node.total)]
+    if not able:
+        return _explain_infeasible(resources, staying)
+    if any(fits(resources, node.free) for node in able):
+        return "it fits; a node is being asked"
     short = sorted({name for node in able for name in _lacking(resources, node.free)})
-    if not short:
-        return "it fits; the node is being asked"
     used = ", ".join(
         f"{name}: {from_units(sum(n.total.get(name, 0) - n.free.get(name, 0) for n in able)):g} of "
         f"{from_units(sum(n.total.get(name, 0) for n in able)):g} in use"
         for name in short
     )
     return f"waits for {' and '.join(short)} on {len(able)} node{'s' * (len(able) > 1)} that could run it ({used})"
+
+
+def _explain_infeasible(resources: Resources, nodes: list[NodeView]) -> str:
+    near = min(nodes, key=lambda node: (len(_lacking(resources, node.total)), node.node_id))
+    lacking = ", ".join(
+        f"{name} {from_units(resources[name]):g} (it has {from_units(near.total.get(name, 0)):g})"
+        for name in _lacking(resources, near.total)
+    )
+    return f"no node can ever run it; the nearest, node {near.node_id}, lacks {lacking}"
 
 
 def _lacking(resources: Resources, have: Resources) -> list[str]:

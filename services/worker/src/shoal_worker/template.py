@@ -1,8 +1,8 @@
 """The template: a warm, single-threaded process from which worker processes are forked in milliseconds.
 
-It imports once what every worker needs, and its children share that memory. It speaks with its node service over a socket
-that it inherits: each line it reads is the birth certificate of a worker (a ``WorkerConfig`` as JSON), each line it writes
-tells of a birth or a death. With a birth it sends the read ends of the worker's output pipes.
+It imports once what every worker needs, and its children share that memory. It speaks with its node service over a
+socket that it inherits: each line it reads is the birth certificate of a worker (a ``WorkerConfig`` as JSON), each line
+it writes tells of a birth or a death. With a birth it sends the read ends of the worker's output pipes.
 
 The chain of death: the kernel kills the template when the node service dies, and each worker when the template does.
 """
@@ -51,11 +51,12 @@ class Template:
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.set_wakeup_fd(self._wake_writer)
         while True:
-            readable, _, _ = select.select([self._node, self._wake_reader], [], [])
+            node = self._node.fileno()
+            readable, _, _ = select.select([node, self._wake_reader], [], [])
             if self._wake_reader in readable:
                 os.read(self._wake_reader, 4096)
             self._reap()
-            if self._node in readable and not self._read():
+            if node in readable and not self._read():
                 return
 
     def _read(self) -> bool:

@@ -1,0 +1,475 @@
+"""Where tasks go: every order of grants, results, returns, recalls, crashes and passing time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from shoal_core.protocol.ids import FunctionId, LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber
+from shoal_core.protocol.records import (
+    Inline,
+    LeaseGranted,
+    LeaseReturned,
+    Record,
+    Task,
+    TaskDone,
+    TasksReturned,
+    WorkerLost,
+)
+from shoal_core.runtime.submission import (
+    IDLE_SECONDS,
+    MOST_IN_FLIGHT,
+    MOST_SLOTS,
+    OVERRUN_SECONDS,
+    REPEAT_SECONDS,
+    PendingTask,
+    SchedulingClass,
+    SchedulingKey,
+    Submission,
+)
+from shoal_core.testing.builders import node_id, process_id
+
+CLASSES = (SchedulingClass((("CPU", 10_000),)), SchedulingClass((("GPU", 10_000),), "SPREAD"))
+NODES = (node_id(1), node_id(2))
+Place = tuple[NodeId, LeaseId]
+
+
+@dataclass
+class Pushed:
+    """A task as it was when it was pushed."""
+
+    number: TaskNumber
+    attempt: int
+    position: int
+
+
+@dataclass
+class Worker:
+    """A leased worker process: what it was sent and has neither ended nor returned; it runs the first."""
+
+    node: NodeId
+    lease: LeaseId
+    process: ProcessId
+    tasks: list[Pushed] = field(default_factory=list)
+    last_position: int = 0
+    blocked: bool = False
+    recalled: bool = False
+    gave_back: bool = False
+
+
+@dataclass
+class Fate:
+    """What became of a task."""
+
+    task: PendingTask
+    max_retries: int
+    ended: int = 0
+    used: int = 0
+
+
+class World:
+    """A submission, the nodes and workers it deals with, and the clock."""
+
+    def __init__(self) -> None:
+        self.submission = Submission()
+        self.now = 100.0
+        self.fates: dict[TaskNumber, Fate] = {}
+        self.workers: dict[Place, Worker] = {}
+        self.gone: list[Worker] = []
+        self.leases: Counter[NodeId] = Counter()
+        self.old_slots: list[tuple[int, SlotId]] = []
+
+    # ------------------------------------------------------------------------------- inputs
+
+    def submit(self, scheduling_class: SchedulingClass, function: str, max_retries: int) -> Fate:
+        number = TaskNumber(len(self.fates) + 1)
+        wire = Task(number, 0, LeaseId(0), 0, FunctionId(function), function, 1, Inline(b""))
+        task = PendingTask(wire, self.submission.key_for(scheduling_class), max_retries)
+        fate = self.fates[number] = Fate(task, max_retries)
+        self.submission.enqueue(task)
+        self.turn()
+        return fate
+
+    def slots(self) -> list[tuple[int, SlotId]]:
+        return [(key.index, slot) for key in self.submission.keys.values() for slot in key.slots]
+
+    def grant(self, key: int, slot: SlotId, node: NodeId = NODES[0]) -> Worker:
+        self.leases[node] += 1
+        lease = LeaseId(self.leases[node])
+        worker = Worker(node, lease, process_id(lease, int(node, 16)))
+        self.workers[node, lease] = worker
+        self.old_slots.append((key, slot))
+        self.submission.granted(node, LeaseGranted(lease, key, slot, worker.process), self.now)
+        self.turn()
+        return worker
+
+    def end(self, worker: Worker, *, seconds: float = 0.001, retryable: bool = False) -> None:
+        """End the task that runs at a worker."""
+        pushed = worker.tasks.pop(0)
+        worker.gave_back = False
+        self.result(worker, pushed, seconds=seconds, retryable=retryable)
+        self.turn()
+
+    def result(self, worker: Worker, pushed: Pushed, *, seconds: float = 0.001, retryable: bool = False) -> None:
+        fate = self.fates[pushed.number]
+        retries = fate.task.retries
+        done = TaskDone(pushed.number, pushed.attempt, worker.lease, [Inline(b"")], seconds, retryable)
+        ended = self.submission.done(worker.process, done, self.now)
+        if ended is not None:
+            assert ended is fate.task
+            assert not (retryable and retries)
+            fate.ended += 1
+        elif fate.task.retries != retries:
+            assert retryable
+            fate.used += 1
+
+    def give_back(self, worker: Worker, *, blocked: bool) -> None:
+        """Return what a worker has not begun."""
+        returned = worker.tasks[1:]
+        del worker.tasks[1:]
+        worker.gave_back = True
+        numbers = [pushed.number for pushed in returned]
+        self.submission.returned(worker.process, TasksReturned(worker.lease, numbers, blocked))
+        self.turn()
+
+    def block(self, worker: Worker, *, blocked: bool) -> None:
+        worker.blocked = blocked
+        self.submission.blocked(worker.process, worker.lease, blocked)
+        self.turn()
+
+    def recall(self, worker: Worker) -> None:
+        worker.recalled = True
+        self.submission.recalled(worker.node, worker.lease)
+        self.turn()
+
+    def lose(self, worker: Worker, begun: int) -> None:
+        """End a worker process; ``begun`` of the tasks it has were begun."""
+        del self.workers[worker.node, worker.lease]
+        self.gone.append(worker)
+        last = worker.tasks[begun - 1].position if begun else 0
+        attempts = {pushed.number: self.fates[pushed.number].task.wire.attempt for pushed in worker.tasks}
+        self.submission.lost(worker.node, WorkerLost(worker.lease, last, "killed"))
+        for index, pushed in enumerate(worker.tasks):
+            fate = self.fates[pushed.number]
+            free = index >= begun
+            assert free is (fate.task.wire.attempt == attempts[pushed.number] and not self._failed(fate))
+            fate.used += fate.task.wire.attempt - attempts[pushed.number]
+        self.turn()
+
+    def lose_node(self, node: NodeId) -> None:
+        attempts = {number: fate.task.wire.attempt for number, fate in self.fates.items()}
+        for worker in [worker for worker in self.workers.values() if worker.node == node]:
+            del self.workers[worker.node, worker.lease]
+            self.gone.append(worker)
+        self.submission.node_lost(node, "it is gone")
+        for number, fate in self.fates.items():
+            fate.used += fate.task.wire.attempt - attempts[number]
+        self.turn()
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.submission.tick(self.now)
+        self.turn()
+
+    def _failed(self, fate: Fate) -> bool:
+        return any(task is fate.task for task, _ in self.submission.failed)
+
+    # ------------------------------------------------------------------------------- outputs
+
+    def turn(self) -> None:
+        """Do what the reactor does at the end of each turn."""
+        submission = self.submission
+        submission.pump(self.now)
+        failed, submission.failed = submission.failed, []
+        for task, _ in failed:
+            fate = self.fates[task.wire.number]
+            assert fate.task is task
+            assert task.retries == 0
+            fate.ended += 1
+        outgoing, submission.outgoing = submission.outgoing, []
+        for peer, record in outgoing:
+            self._sent(peer, record)
+        if submission.demand_changed:
+            submission.demand(self.now)
+        self.check()
+
+    def _sent(self, peer: PeerId, record: Record) -> None:
+        if isinstance(record, LeaseReturned):
+            worker = self.workers.pop((NodeId(peer), record.lease))
+            assert not worker.tasks, "a lease goes back with nothing in flight"
+            return
+        assert isinstance(record, Task)
+        [worker] = [worker for worker in self.workers.values() if worker.process == peer]
+        assert record.lease == worker.lease
+        assert not any((worker.blocked, worker.recalled, worker.gave_back))
+        assert record.position > worker.last_position
+        worker.last_position = record.position
+        worker.tasks.append(Pushed(record.number, record.attempt, record.position))
+
+    # ------------------------------------------------------------------------------- what always holds
+
+    def check(self) -> None:
+        places: Counter[TaskNumber] = Counter()
+        for key in self.submission.keys.values():
+            places.update(task.wire.number for task in key.queue)
+            for place, lease in key.leases.items():
+                assert list(lease.in_flight) == [pushed.number for pushed in self.workers[place].tasks]
+                assert len(lease.in_flight) <= MOST_IN_FLIGHT
+                places.update(lease.in_flight.keys())
+            self._check_demand(key)
+        for number, fate in self.fates.items():
+            assert fate.ended in (0, 1), "a task ends once"
+            assert places[number] + fate.ended == 1, "a task is in one place, until it ends"
+            assert fate.used == fate.task.wire.attempt
+            if fate.max_retries >= 0:
+                assert fate.used + fate.task.retries == fate.max_retries
+
+    def _check_demand(self, key: SchedulingKey) -> None:
+        assert len(key.slots) <= MOST_SLOTS
+        if not key.queue:
+            assert not key.slots, "nothing is asked for that nobody needs"
+        elif not any(lease.is_open for lease in key.leases.values()):
+            assert key.slots, "what is queued has a lease to go to, or one is asked for"
+
+    # ------------------------------------------------------------------------------- the end
+
+    def settle(self) -> None:
+        """Let everything run to its end; then nothing may be left."""
+        for worker in list(self.workers.values()):
+            if worker.blocked:
+                self.block(worker, blocked=False)
+        for _ in range(100 + 4 * len(self.fates)):
+            for key, slot in self.slots()[:1]:
+                self.grant(key, slot)
+            for worker in list(self.workers.values()):
+                if worker.tasks:
+                    self.end(worker)
+            self.pass_time(0.001)
+        assert all(fate.ended == 1 for fate in self.fates.values()), "every task ends"
+        self.pass_time(IDLE_SECONDS + 0.001)
+        assert not self.workers, "every lease goes back"
+        self.pass_time(REPEAT_SECONDS + 0.001)
+        assert self.submission.quiet()
+
+
+index = st.integers(0, 1000)
+
+
+class SubmissionMachine(RuleBasedStateMachine):
+    """Any history of one owner."""
+
+    @initialize()
+    def start(self) -> None:
+        self.world = World()
+
+    def worker(self, which: int) -> Worker | None:
+        workers = list(self.world.workers.values())
+        return workers[which % len(workers)] if workers else None
+
+    @rule(
+        scheduling_class=st.sampled_from(CLASSES),
+        function=st.sampled_from(["short", "long"]),
+        max_retries=st.sampled_from([0, 0, 1, 2, -1]),
+        count=st.sampled_from([1, 1, 1, 5, 40]),
+    )
+    def submit(self, scheduling_class: SchedulingClass, function: str, max_retries: int, count: int) -> None:
+        for _ in range(count):
+            self.world.submit(scheduling_class, function, max_retries)
+
+    @rule(which=index, node=st.sampled_from(NODES))
+    def grant(self, which: int, node: NodeId) -> None:
+        slots = self.world.slots()
+        if slots:
+            self.world.grant(*slots[which % len(slots)], node)
+
+    @rule(which=index, node=st.sampled_from(NODES))
+    def grant_again(self, which: int, node: NodeId) -> None:
+        """Two schedulers asked two nodes for the same slot, or the slot was withdrawn meanwhile."""
+        slots = self.world.old_slots
+        if slots:
+            self.world.grant(*slots[which % len(slots)], node)
+
+    @rule(which=index, retryable=st.booleans(), seconds=st.sampled_from([0.00001, 0.001, 0.05, 3.0]))
+    def end(self, which: int, retryable: bool, seconds: float) -> None:
+        worker = self.worker(which)
+        if worker is not None and worker.tasks:
+            if worker.blocked:
+                self.world.block(worker, blocked=False)
+            self.world.end(worker, seconds=seconds, retryable=retryable)
+
+    @rule(which=index)
+    def overrun(self, which: int) -> None:
+        worker = self.worker(which)
+        if worker is not None and len(worker.tasks) > 1:
+            self.world.give_back(worker, blocked=False)
+
+    @rule(which=index)
+    def block(self, which: int) -> None:
+        worker = self.worker(which)
+        if worker is not None and worker.tasks:
+            self.world.block(worker, blocked=True)
+            if worker.tasks[1:]:
+                self.world.give_back(worker, blocked=True)
+
+    @rule(which=index)
+    def unblock(self, which: int) -> None:
+        worker = self.worker(which)
+        if worker is not None and worker.blocked:
+            self.world.block(worker, blocked=False)
+
+    @rule(which=index)
+    def recall(self, which: int) -> None:
+        worker = self.worker(which)
+        if worker is not None:
+            self.world.recall(worker)
+
+    @rule(which=index, begun=index)
+    def crash(self, which: int, begun: int) -> None:
+        worker = self.worker(which)
+        if worker is not None:
+            self.world.lose(worker, begun % (len(worker.tasks) + 1))
+
+    @rule(node=st.sampled_from(NODES), sure=st.sampled_from([False, False, True]))
+    def lose_node(self, node: NodeId, sure: bool) -> None:
+        if sure:
+            self.world.lose_node(node)
+
+    @rule(which=index, retryable=st.booleans())
+    def late_result(self, which: int, retryable: bool) -> None:
+        """The result of a worker that is known to be dead."""
+        late = [(worker, pushed) for worker in self.world.gone for pushed in worker.tasks]
+        if late:
+            worker, pushed = late[which % len(late)]
+            ended = {number: fate.ended for number, fate in self.world.fates.items()}
+            self.world.result(worker, pushed, retryable=retryable)
+            assert ended == {number: fate.ended for number, fate in self.world.fates.items()}
+            self.world.turn()
+
+    @rule(seconds=st.sampled_from([0.0, 0.01, 0.2, 0.3, 2.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    @invariant()
+    def everything_is_in_its_place(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.settle()
+
+
+SubmissionMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestSubmissionMachine = SubmissionMachine.TestCase
+
+
+def test_long_tasks_are_not_stacked_up_behind_each_other() -> None:
+    world = World()
+    for _ in range(10):
+        world.submit(CLASSES[0], "long", 0)
+    worker = world.grant(*world.slots()[0])
+    assert len(worker.tasks) == 1, "nothing is known of the function"
+    world.end(worker, seconds=3.0)
+    assert len(worker.tasks) == 1, "one is enough to be busy"
+
+
+def test_short_tasks_travel_in_bulk_and_are_shared_out() -> None:
+    world = World()
+    world.submit(CLASSES[0], "short", 0)
+    first = world.grant(*world.slots()[0])
+    world.end(first, seconds=0.0)
+    for _ in range(100):
+        world.submit(CLASSES[0], "short", 0)
+    assert len(first.tasks) == 100
+    world.give_back(first, blocked=False)
+    second = world.grant(*world.slots()[0])
+    assert len(second.tasks) == 99
+
+
+def test_tasks_that_come_back_keep_their_order() -> None:
+    world = World()
+    world.submit(CLASSES[0], "short", 0)
+    worker = world.grant(*world.slots()[0])
+    world.end(worker, seconds=0.0)
+    for _ in range(5):
+        world.submit(CLASSES[0], "short", 0)
+    world.lose(worker, 0)
+    assert [task.wire.number for task in world.submission.key_for(CLASSES[0]).queue] == [2, 3, 4, 5, 6]
+
+
+def test_a_lease_whose_task_takes_long_is_not_counted_on() -> None:
+    """It looked as if the function were quick, so the open lease seemed to be worth more than what is queued."""
+    world = World()
+    world.submit(CLASSES[0], "varies", 0)
+    world.submit(CLASSES[0], "varies", 0)
+    workers = [world.grant(*slot) for slot in world.slots()]
+    for worker in workers:
+        world.end(worker, seconds=0.011)
+    world.submit(CLASSES[0], "varies", 0)
+    world.submit(CLASSES[0], "varies", 0)
+    assert [len(worker.tasks) for worker in workers] == [1, 1]
+    world.submit(CLASSES[0], "varies", 0)
+    for _ in range(10):
+        world.pass_time(OVERRUN_SECONDS / 4)
+    assert world.slots(), "a third worker is asked for"
+    world.end(workers[0], seconds=0.3)
+    assert len(workers[0].tasks) == 1, "who gets free first, takes it"
+
+
+def test_demand_names_what_waits_and_is_repeated() -> None:
+    world = World()
+    submission = world.submission
+    world.submit(CLASSES[0], "short", 0)
+    world.submit(CLASSES[1], "long", 0)
+    entries = submission.demand(world.now)
+    assert [(entry.name, entry.wanted, entry.resources, entry.strategy) for entry in entries] == [
+        ("short", 1, {"CPU": 10_000}, "DEFAULT"),
+        ("long", 1, {"GPU": 10_000}, "SPREAD"),
+    ]
+    assert not submission.demand_changed
+    submission.tick(world.now + REPEAT_SECONDS / 2)
+    assert not submission.demand_changed
+    submission.tick(world.now + REPEAT_SECONDS)
+    assert submission.demand_changed
+    assert submission.demand(world.now) == entries
+
+
+def test_a_crash_is_told_in_words() -> None:
+    world = World()
+    for max_retries in (0, 1):
+        world.submit(CLASSES[0], "work", max_retries)
+    texts = []
+    while world.slots():
+        worker = world.grant(*world.slots()[0])
+        place = (worker.node, worker.lease)
+        del world.workers[place]
+        world.submission.lost(worker.node, WorkerLost(worker.lease, 1 << 62, "it was killed", out_of_memory=False))
+        texts += [(failure.code, failure.text) for _, failure in world.submission.failed]
+        for fate in world.fates.values():
+            fate.used = fate.task.wire.attempt
+        world.turn()
+    assert texts == [
+        (
+            "worker_crashed",
+            "Task work() failed after 1 attempt: it was killed. It was not retried, since max_retries is 0.",
+        ),
+        ("worker_crashed", "Task work() failed after 2 attempts: it was killed."),
+    ]
+
+
+def test_closing_gives_back_all_leases() -> None:
+    world = World()
+    for _ in range(3):
+        world.submit(CLASSES[0], "long", 0)
+    for slot in world.slots():
+        world.grant(*slot)
+    world.submission.close()
+    assert sorted(record.lease for _, record in world.submission.outgoing if isinstance(record, LeaseReturned)) == [
+        1,
+        2,
+        3,
+    ]
