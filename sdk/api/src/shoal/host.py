@@ -1,4 +1,4 @@
-"""The host process of a cluster of one machine: a private broker, and the services in one event loop.
+"""The host process of a cluster of one machine: a private broker, and the four services in one event loop.
 
 ``python -m shoal.host '{…}'`` prints one line of JSON when all services are ready, and serves until it is told to end:
 by SIGTERM or SIGINT, or, for an embedded cluster, by the end of its standard input, which its driver holds. The
@@ -25,6 +25,7 @@ from shoal_core.protocol.subjects import Role
 from shoal_core.service.logs import set_up_logs
 from shoal_core.service.main import Service
 from shoal_gcs.service import SERVICE as GCS
+from shoal_objectstore.service import SERVICE as OBJECTSTORE
 from shoal_scheduler.service import SERVICE as SCHEDULER
 from shoal_worker.service import SERVICE as WORKER
 
@@ -83,6 +84,7 @@ async def serve(orders: Orders) -> None:
             credentials.to_file(credentials_file(orders.session_dir, role))
         await stack.enter_async_context(running(GCS, broker, orders))
         await stack.enter_async_context(running(SCHEDULER, broker, orders))
+        await stack.enter_async_context(running(OBJECTSTORE, broker, orders))
         options = {name: value for name, value in orders.options.items() if value not in (None, {})}
         processes = str(credentials_file(orders.session_dir, Role.PROCESS))
         await stack.enter_async_context(

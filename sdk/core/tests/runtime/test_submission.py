@@ -116,14 +116,14 @@ class World:
 
     def result(self, worker: Worker, pushed: Pushed, *, seconds: float = 0.001, retryable: bool = False) -> None:
         fate = self.fates[pushed.number]
-        retries = fate.task.retries
+        retries, attempt = fate.task.retries, fate.task.wire.attempt
         done = TaskDone(pushed.number, pushed.attempt, worker.lease, [Inline(b"")], seconds, retryable)
         ended = self.submission.done(worker.process, done, self.now)
         if ended is not None:
             assert ended is fate.task
             assert not (retryable and retries)
             fate.ended += 1
-        elif fate.task.retries != retries:
+        elif fate.task.wire.attempt != attempt:
             assert retryable
             fate.used += 1
 

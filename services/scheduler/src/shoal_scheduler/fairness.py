@@ -9,8 +9,8 @@ Slots are placed one by one. The next one belongs, in this order, to
 
 Impatient demand that fits nowhere also keeps room: as much of the nearest node as it needs counts as used for all that
 come after it, deeper demand excepted (perhaps it is what those who hold the node wait for). Otherwise small demand
-would take all that comes free, and large demand would wait for ever. Room is kept only every other ``KEEP_SECONDS``, since
-what is in the way may last for ever itself.
+would take all that comes free, and large demand would wait for ever. Room is kept only every other
+``KEEP_SECONDS``, since what is in the way may last for ever itself.
 """
 
 from __future__ import annotations
