@@ -15,9 +15,10 @@ def double(x: int) -> int:
 
 
 def test_init_and_shutdown_leave_nothing_behind() -> None:
-    def left() -> tuple[int, int, set[str]]:
-        shared = {entry.name for entry in Path("/dev/shm").glob("shoal-*")} if Path("/dev/shm").exists() else set()
-        return len(psutil.Process().children(recursive=True)), psutil.Process().num_fds(), shared
+    def left() -> tuple[int, int, list[str]]:
+        folders = [entry.name for entry in Path("/dev/shm").glob("shoal-*")]
+        orphans = [name for name in folders if not psutil.pid_exists(int(name.split("-")[1]))]
+        return len(psutil.Process().children(recursive=True)), psutil.Process().num_fds(), orphans
 
     def once() -> None:
         with shoal.init(num_cpus=1):
