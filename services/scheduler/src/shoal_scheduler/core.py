@@ -28,15 +28,12 @@ from shoal_core.protocol.messages import (
     LeaseRequest,
     NodeAnnouncement,
     NodeDied,
-    PendingDemand,
-    PendingList,
     ProcessDied,
     RecallLeases,
-    ResourceView,
     SchedulerPresence,
 )
-from shoal_core.protocol.resources import Resources, add
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_scheduler.answers import pending_list, resource_view
 from shoal_scheduler.demand import DemandTable, Wanted
 from shoal_scheduler.fairness import Holdings, Placement, Unmet, find_victim, holdings, plan
 from shoal_scheduler.policy import NodeView, explain, is_feasible
@@ -116,9 +113,9 @@ class Scheduler:
             case Answered(LeaseAsk() as ask, answer):
                 self._answered(ask, answer, now)
             case Request(GetPending(), token):
-                return [Reply(token, PendingList(pending=self._pending(now)))]
+                return [Reply(token, pending_list(self.demand, self.nodes.values(), now))]
             case Request(GetResources(), token):
-                return [Reply(token, self._resources())]
+                return [Reply(token, resource_view(self.nodes.values()))]
             case Begin():
                 self._hears_since = now
                 return self.tick(now)
@@ -231,8 +228,9 @@ class Scheduler:
             waiting = [(wanted, slots) for wanted in self.demand if (slots := self._slots_for_us(wanted))]
             placements, unmet = plan(waiting, nodes, held, now)
             effects += [self._ask(placement, now) for placement in placements]
+            rivals = len({*(owner for owner, count in held.items() if count > 0), *self.demand.owners()})
             for demand in unmet:
-                effects += self._see_to(demand, held, now)
+                effects += self._see_to(demand, held, rivals, now)
         if self.asks:
             self._wake(next(iter(self.asks.values())).asked_at + ASK_AGAIN_SECONDS)
         return [*effects, WakeAt(self._wake_at)]
@@ -283,7 +281,7 @@ class Scheduler:
         )
         return Ask(self._subjects.node_from_scheduler(node.node_id, "lease"), request, ask, ASK_AGAIN_SECONDS)
 
-    def _see_to(self, unmet: Unmet, held: Holdings, now: float) -> list[Effect]:
+    def _see_to(self, unmet: Unmet, held: Holdings, rivals: int, now: float) -> list[Effect]:
         """Do what can be done for demand that fits nowhere now: say so if it never will, else ask for leases back."""
         wanted = unmet.wanted
         if not is_feasible(wanted.entry.resources, self.nodes.values()):
@@ -293,7 +291,6 @@ class Scheduler:
         if now < recall_at:
             self._wake(recall_at)
             return []
-        rivals = len({*(owner for owner, count in held.items() if count > 0), *self.demand.owners()})
         victim = find_victim(unmet, self.nodes.values(), held, rivals, now)
         if victim is None:
             return []
@@ -325,29 +322,3 @@ class Scheduler:
         text = f"{entry.wanted} task(s) of {entry.name}() wait: {why}. They stay queued until such a node joins."
         notice = DemandNotice(key=entry.key, name=entry.name, text=text)
         return [Publish(self._subjects.notice(self._identity, wanted.owner), notice)]
-
-    # ------------------------------------------------------------------------------- answers
-
-    def _pending(self, now: float) -> list[PendingDemand]:
-        nodes = list(self.nodes.values())
-        rows = [
-            PendingDemand(
-                owner=wanted.owner,
-                job_id=wanted.job_id,
-                name=wanted.entry.name,
-                resources=wanted.entry.resources,
-                wanted=wanted.entry.wanted,
-                waiting_seconds=max(0.0, now - wanted.since),
-                why=explain(wanted.entry.resources, nodes),
-                feasible=is_feasible(wanted.entry.resources, nodes),
-            )
-            for wanted in self.demand
-        ]
-        return sorted(rows, key=lambda row: -row.waiting_seconds)
-
-    def _resources(self) -> ResourceView:
-        total: Resources = {}
-        free: Resources = {}
-        for node in self.nodes.values():
-            total, free = add(total, node.total), add(free, node.free)
-        return ResourceView(total=total, free=free)
