@@ -17,7 +17,6 @@ from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from bench.memory import MARK, marked_processes
 from bench.rows import ROWS, SYSTEMS, Row, System, find_rows
@@ -112,25 +111,32 @@ def comparison(row: Row, outcomes: dict[System, Outcome]) -> dict[str, Any]:
     }
 
 
-def print_table(rows: list[dict[str, Any]], systems: list[System], console: Console) -> None:
-    """Print the comparison, then what else was measured and what failed."""
-    table = Table("row", *systems, "", "Shoal / Ray", "bar", title="medians; the ratio is how many times better")
-    for column in table.columns[1 : len(systems) + 1]:
-        column.justify = "right"
-    for row in rows:
-        cells = [_cell(row["systems"].get(system)) for system in systems]
-        ratio = "" if row["ratio_to_ray"] is None else f"{row['ratio_to_ray']:.1f} x"
-        colour = COLOURS[row["passes"]]
-        table.add_row(row["title"], *cells, row["unit"], f"[{colour}]{ratio}[/]", f"[{colour}]{row['bar']}[/]")
-    console.print(table)
-    for row in rows:
-        for system, result in row["systems"].items():
-            if result["details"]:
-                pairs = ", ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in result["details"].items())
-                console.print(f"{row['name']}, {system}: {pairs}", highlight=False)
-            if result["error"]:
-                console.print(f"[red]{row['name']}, {system} failed:[/]", highlight=False)
-                console.print(result["error"], markup=False, highlight=False)
+TITLE_WIDTH, CELL_WIDTH, UNIT_WIDTH, RATIO_WIDTH = 34, 12, 6, 12
+
+
+def print_heading(systems: list[System], console: Console) -> None:
+    """Print what stands above the rows."""
+    cells = "".join(f"{system:>{CELL_WIDTH}}" for system in systems)
+    console.print(f"[bold]{'medians':{TITLE_WIDTH}}{cells} {'':{UNIT_WIDTH}}{'Shoal / Ray':>{RATIO_WIDTH}}  bar[/]")
+
+
+def print_row(row: dict[str, Any], systems: list[System], console: Console) -> None:
+    """Print one row as soon as it was measured, then what else was measured with it and what failed."""
+    cells = "".join(f"{_cell(row['systems'].get(system)):>{CELL_WIDTH}}" for system in systems)
+    ratio = "" if row["ratio_to_ray"] is None else f"{row['ratio_to_ray']:.1f} x"
+    colour = COLOURS[row["passes"]]
+    console.print(
+        f"{row['title']:{TITLE_WIDTH}}{cells} {row['unit']:{UNIT_WIDTH}}"
+        f"[{colour}]{ratio:>{RATIO_WIDTH}}  {row['bar']}[/]",
+        highlight=False,
+    )
+    for system, result in row["systems"].items():
+        if result["details"]:
+            pairs = ", ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in result["details"].items())
+            console.print(f"[dim]  {system}: {pairs}[/]", highlight=False)
+        if result["error"]:
+            console.print(f"[red]  {system} failed:[/]", highlight=False)
+            console.print(result["error"], markup=False, highlight=False)
 
 
 def machine() -> dict[str, object]:
@@ -152,7 +158,7 @@ def main(
     show: Annotated[bool, typer.Option("--list", help="List the rows and stop.")] = False,
 ) -> None:
     """Run rows on Shoal, Ray and Dask in turn, each in a fresh process, and say how they compare."""
-    console = Console(stderr=output is Format.JSON)
+    console = Console(stderr=output is Format.JSON, soft_wrap=True)
     if show:
         for row in ROWS:
             console.print(f"{row.name:20}{row.title} ({row.unit}) {row.bar}", highlight=False)
@@ -165,13 +171,15 @@ def main(
     if unknown := set(chosen) - set(SYSTEMS):
         raise typer.BadParameter(f"there is no system {', '.join(sorted(unknown))}; there are: {', '.join(SYSTEMS)}")
     before = machine()
-    results = [
-        comparison(row, run_row(row, chosen or list(row.systems), repetitions, seconds, console)) for row in rows
-    ]
+    shown = chosen or list(SYSTEMS)
+    print_heading(shown, console)
+    results = []
+    for row in rows:
+        systems_of_row = [system for system in shown if system in row.systems]
+        results.append(comparison(row, run_row(row, systems_of_row, repetitions, seconds, console)))
+        print_row(results[-1], shown, console)
     if output is Format.JSON:
         print(json.dumps({"machine": before, "rows": results}, indent=2, ensure_ascii=False))
-    else:
-        print_table(results, chosen or list(SYSTEMS), console)
     if any(result["error"] for row in results for result in row["systems"].values()):
         raise typer.Exit(1)
 
@@ -180,7 +188,7 @@ def _cell(result: dict[str, Any] | None) -> str:
     if result is None or (result["median"] is None and not result["error"]):
         return ""
     if result["median"] is None:
-        return "[red]failed[/]"
+        return "failed"
     value = float(result["median"])
     return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
 

@@ -83,6 +83,19 @@ def test_the_comparison_is_printed_as_a_table_and_as_json(monkeypatch: pytest.Mo
     assert parsed["machine"]["cpus"] == os.cpu_count()
 
 
+def test_a_row_is_printed_before_the_next_one_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_once(row: Row, system: System, repetitions: int, seconds: float) -> bench.Outcome:
+        if row.name == "put_small":
+            raise KeyboardInterrupt
+        return outcome([1234.0])
+
+    monkeypatch.setattr(bench, "run_once", run_once)
+    monkeypatch.setenv("COLUMNS", "160")
+    app = typer.Typer()
+    app.command()(bench.main)
+    assert "1,234" in CliRunner().invoke(app, ["tasks_sync", "put_small"]).output
+
+
 def test_a_program_that_fails_is_told_with_the_end_of_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.PYTHONS, "shoal", Path(sys.executable))
     told = bench.run_once(Row("no_such_row", "", ""), "shoal", 1, 0.01)
