@@ -6,6 +6,7 @@ A worker that prints faster than the node publishes waits in its pipe, which is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 
 from shoal_core.bus.interface import Bus
@@ -14,6 +15,7 @@ from shoal_core.protocol.ids import JobId, NodeId, ProcessId
 from shoal_core.protocol.messages import LogLines
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
+from shoal_core.runtime.output import by_name
 
 READ_BYTES = 64 * 1024
 MOST_LINE_BYTES = 64 * 1024
@@ -29,6 +31,7 @@ class Outputs:
         self._jobs: dict[ProcessId, JobId] = {}
         self._open: dict[int, tuple[ProcessId, int, str]] = {}
         self._rest: dict[int, bytes] = {}
+        self._names: dict[int, str] = {}
         self._loop = asyncio.get_running_loop()
 
     def add(self, process: ProcessId, pid: int, stream: str, descriptor: int) -> None:
@@ -36,6 +39,7 @@ class Outputs:
         os.set_blocking(descriptor, False)
         self._open[descriptor] = (process, pid, stream)
         self._rest[descriptor] = b""
+        self._names[descriptor] = ""
         self._loop.add_reader(descriptor, self._read, descriptor)
 
     def route(self, process: ProcessId, job: JobId) -> None:
@@ -74,20 +78,25 @@ class Outputs:
         job = self._jobs.get(process)
         if job is None:
             return
-        lines = LogLines(
-            node_id=self._node,
-            job_id=job,
-            process_id=process,
-            pid=pid,
-            stream=stream,
-            lines=text.decode(errors="replace").splitlines(),
-        )
-        try:
-            self._bus.publish(self._subjects.log(self._node, job), encode(lines))
-        except BusError:
-            return  # output is a courtesy; it must not stop the node
+        lines = text.decode(errors="replace").split("\n")
+        if not lines[-1]:
+            lines.pop()
+        for name, group in by_name(lines, self._names[descriptor]):
+            self._names[descriptor] = name
+            if group:
+                message = LogLines(
+                    node_id=self._node,
+                    job_id=job,
+                    process_id=process,
+                    pid=pid,
+                    stream=stream,
+                    name=name,
+                    lines=group,
+                )
+                with contextlib.suppress(BusError):  # output is a courtesy; it must not stop the node
+                    self._bus.publish(self._subjects.log(self._node, job), encode(message))
 
     def _close(self, descriptor: int) -> None:
         self._loop.remove_reader(descriptor)
         os.close(descriptor)
-        del self._open[descriptor], self._rest[descriptor]
+        del self._open[descriptor], self._rest[descriptor], self._names[descriptor]

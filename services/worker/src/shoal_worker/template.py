@@ -23,6 +23,8 @@ from typing import NoReturn
 
 import msgspec
 
+from shoal_core.runtime.execution import running_name
+from shoal_core.runtime.output import MarkedStream
 from shoal_core.runtime.process import WorkerConfig, main
 
 PR_SET_PDEATHSIG = 1
@@ -93,8 +95,8 @@ class Template:
             os.dup2(error, 2)
             os.closerange(3, 256)
             os.setsid()
-            sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+            sys.stdout = MarkedStream(os.fdopen(1, "wb", closefd=False), running_name)
+            sys.stderr = MarkedStream(os.fdopen(2, "wb", closefd=False), running_name)
             main(config)
             status = 0
         except BaseException:

@@ -1,0 +1,53 @@
+"""What a worker process prints, marked with the name of what prints it.
+
+Whoever reads a worker's pipe sees bytes, not tasks. So before the first whole line that a task prints, its worker
+writes a line of its own, a *mark*: ``MARK`` and the name. Marks are made only where something is printed, at the
+beginning of a line, and only when the name has changed. What libraries write past Python's streams has no mark, and
+counts as the output of whatever was named last.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+MARK = "\x1eshoal-name:"
+
+
+class MarkedStream(io.TextIOWrapper):
+    """A text stream that marks its lines with what ``name`` returns ("" for nothing to say)."""
+
+    def __init__(self, binary: BinaryIO, name: Callable[[], str]) -> None:
+        super().__init__(binary, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        self._name = name
+        self._told = ""
+        self._begins_line = True
+
+    def write(self, text: str, /) -> int:
+        """Write text, behind a mark if it is the first that something else prints."""
+        if self._begins_line and text:
+            name = self._name()
+            if name != self._told:
+                self._told = name
+                super().write(f"{MARK}{name}\n")
+        written = super().write(text)
+        if text:
+            self._begins_line = text.endswith("\n")
+        return written
+
+
+def by_name(lines: Iterable[str], name: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield lines in groups of what printed them, without the marks; ``name`` is who was named before.
+
+    The last group is always there, perhaps empty, and tells the name for the lines that follow.
+    """
+    group: list[str] = []
+    for line in lines:
+        if line.startswith(MARK):
+            if group:
+                yield name, group
+            name, group = line[len(MARK) :], []
+        else:
+            group.append(line)
+    yield name, group

@@ -1,0 +1,63 @@
+"""Lines of worker processes, and the marks that say what printed them."""
+
+from __future__ import annotations
+
+import io
+
+from shoal_core.runtime.output import MARK, MarkedStream, by_name
+
+
+class Printer:
+    """A worker's standard output, and what runs in the worker."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._bytes = io.BytesIO()
+        self.stream = MarkedStream(self._bytes, lambda: self.name)
+
+    def groups(self) -> list[tuple[str, list[str]]]:
+        """Return what a reader of the pipe makes of it."""
+        self.stream.flush()
+        lines = self._bytes.getvalue().decode().removesuffix("\n").split("\n")
+        return [(name, group) for name, group in by_name(lines, "") if any(group)]
+
+
+def test_lines_come_under_the_name_of_what_printed_them() -> None:
+    printer = Printer()
+    print("nobody", file=printer.stream)
+    printer.name = "first"
+    print("one", 1, file=printer.stream)
+    print("two", file=printer.stream)
+    printer.name = "second"
+    print("three", file=printer.stream)
+    assert printer.groups() == [("", ["nobody"]), ("first", ["one 1", "two"]), ("second", ["three"])]
+
+
+def test_a_name_is_told_only_where_something_is_printed() -> None:
+    printer = Printer()
+    for name in ("a", "b", "c"):
+        printer.name = name
+        printer.stream.write("")
+    assert printer.groups() == []
+
+
+def test_a_line_that_two_tasks_share_is_not_torn() -> None:
+    printer = Printer()
+    printer.name = "first"
+    print("begun ", end="", file=printer.stream)
+    printer.name = "second"
+    print("ended", file=printer.stream)
+    print("own", file=printer.stream)
+    assert printer.groups() == [("first", ["begun ended"]), ("second", ["own"])]
+
+
+def test_a_reader_goes_on_under_the_name_it_heard_last() -> None:
+    *_, (name, rest) = by_name([f"{MARK}first", "x"], "")
+    assert (name, rest) == ("first", ["x"])
+    assert list(by_name(["y", f"{MARK}second"], name)) == [("first", ["y"]), ("second", [])]
+
+
+def test_what_is_not_text_is_written_all_the_same() -> None:
+    printer = Printer()
+    print("\udcff", file=printer.stream)
+    assert printer.groups() == [("", ["\\udcff"])]
