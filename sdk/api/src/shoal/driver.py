@@ -31,6 +31,7 @@ from shoal_core.protocol.messages import (
     DriverAlive,
     FinishJob,
     JobConfig,
+    JobFinished,
     JobRecord,
     JobState,
     ListNodes,
@@ -39,6 +40,7 @@ from shoal_core.protocol.messages import (
     NodeState,
     RegisterJob,
 )
+from shoal_core.protocol.records import Failed
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime.runtime import Runtime
@@ -195,7 +197,19 @@ def _listening(runtime: Runtime, options: DriverOptions) -> Iterator[None]:
         notice = decode(DemandNotice, message.data)
         logger.warning("%s", notice.text)
 
-    subscriptions = [runtime.bus.subscribe(runtime.subjects.notice("*", runtime.local), on_notice)]
+    def on_finished(message: Message) -> None:
+        finished = decode(JobFinished, message.data)
+        if finished.job_id == runtime.job:
+            text = (
+                f"This driver's job {runtime.job} was ended by the cluster: {finished.message}. That is never undone; "
+                "call shutdown() and init() to begin a new job."
+            )
+            runtime.close(Failed("declared_dead", text))
+
+    subscriptions = [
+        runtime.bus.subscribe(runtime.subjects.notice("*", runtime.local), on_notice),
+        runtime.bus.subscribe(runtime.subjects.event(Role.GCS, "*", "job_finished"), on_finished),
+    ]
     if options.log_to_driver:
         subscriptions.append(runtime.bus.subscribe(runtime.subjects.log("*", runtime.job), on_lines))
     try:

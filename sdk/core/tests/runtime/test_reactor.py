@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shoal_core.protocol.errors import (
+    ClusterUnreachableError,
+    DeclaredDeadError,
     GetTimeoutError,
     OwnerDiedError,
     ReferenceCountingAssertionError,
@@ -325,6 +327,46 @@ async def test_who_waits_after_the_process_left_gets_an_error(lone: LoneRuntime)
     ref = lone.runtime.objects.create(ObjectKey(1 << 24 | 1))
     with pytest.raises(SystemError_, match="left the cluster"):
         lone.runtime.get([ref], None)
+
+
+async def test_a_process_that_left_submits_nothing_more(lone: LoneRuntime) -> None:
+    lone.runtime.close(Failed("declared_dead", "job 1 was ended"))
+    lone.runtime.close()  # the first reason stands
+    with pytest.raises(DeclaredDeadError, match="job 1 was ended"):
+        lone.runtime.submit(a_call(lone), (), {})
+
+
+def away() -> ClusterUnreachableError:
+    return ClusterUnreachableError("the broker is away")
+
+
+async def test_an_obstacle_is_raised_by_whoever_waits_and_loses_nothing(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+    future = asyncio.wrap_future(ref.future())
+    awaiting = asyncio.ensure_future(ref)
+    blocked = asyncio.create_task(asyncio.to_thread(lone.runtime.get, [ref], None))
+    await turns_until(lambda: ref._state.waiters is not None)
+    lone.reactor.drain()
+    lone.runtime.obstruct(away)
+    for waiting in (blocked, awaiting, future):
+        with pytest.raises(ClusterUnreachableError, match="away"):
+            await waiting
+    with pytest.raises(ClusterUnreachableError, match="away"):
+        await asyncio.to_thread(lone.runtime.get, [ref], None)
+    with pytest.raises(ClusterUnreachableError, match="away"):
+        await asyncio.to_thread(lone.runtime.wait, [ref], 1, None)
+    lone.runtime.obstruct(None)
+    grant(lone)
+    lone.receive(WORKER, done(the_task(lone), value(42)))
+    assert lone.runtime.get([ref], 0) == [42]
+    assert not lone.reactor.notifying
+
+
+async def test_what_is_ready_is_read_in_spite_of_an_obstacle(lone: LoneRuntime) -> None:
+    ref = lone.runtime.put(7)
+    lone.runtime.obstruct(away)
+    assert lone.runtime.get([ref], None) == [7]
+    assert await ref == 7
 
 
 async def test_arguments_that_cannot_be_pickled_are_named(lone: LoneRuntime) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shoal_core.bus.tracing import ENABLED, span
 from shoal_core.protocol.errors import TaskError, UnserializableException
 from shoal_core.protocol.ids import FunctionId, LeaseId, ProcessId
 from shoal_core.protocol.messages import JobConfig
@@ -67,6 +68,12 @@ class Running:
 
 
 current: contextvars.ContextVar[Running | None] = contextvars.ContextVar("shoal_current_task", default=None)
+
+
+def running_name() -> str:
+    """Return the name of the task that runs in this context, "" where none does."""
+    running = current.get()
+    return "" if running is None else running.task.name
 
 
 class BegunPage:
@@ -152,7 +159,11 @@ class Execution:
             exhausted = self._is_last_call(task.function, definition.max_calls)
             args, kwargs = self._arguments(task)
             try:
-                result = definition.function(*args, **kwargs)
+                if ENABLED:
+                    with span(f"run {task.name}", "CONSUMER", task.trace):
+                        result = definition.function(*args, **kwargs)
+                else:
+                    result = definition.function(*args, **kwargs)
             finally:
                 del args, kwargs
             values, results = self._store(task, accepted.owner, result)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, object_id_bytes, task_id_bytes, task_of
-from shoal_core.protocol.records import Failed, Reference, Value
+from shoal_core.protocol.records import Failed, Reference, Stored, Value
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -46,7 +46,7 @@ class Home(Protocol):
         """Do something beside the I/O thread, since it may block or run user code (I/O thread)."""
 
     def load(self, state: ObjectState) -> Any:
-        """Return the value of an object that is ready, or raise its error."""
+        """Return the value of an object that is ready, or raise its error, or why it will not be ready."""
 
     def pin(self, state: ObjectState) -> None:
         """Keep the object until the job ends: a reference to it was pickled where nobody counts."""
@@ -70,6 +70,11 @@ class Waiter:
         """Count an object that became ready (I/O thread, under the table's lock)."""
         self.needed -= 1
         if (self.needed <= 0 or (self.fail_fast and type(state.value) is Failed)) and self._lock.locked():
+            self._lock.release()
+
+    def give_up(self) -> None:
+        """Release the thread although its objects are not ready (under the table's lock)."""
+        if self._lock.locked():
             self._lock.release()
 
     def wait(self, timeout_seconds: float | None) -> bool:
@@ -193,6 +198,8 @@ class ObjectRef(Generic[T_co]):
 
             home.notify(state, wake)
             yield from woken
+        if type(state.value) is Stored:  # mapping or fetching it takes a while, in which the loop should turn
+            return (yield from loop.run_in_executor(None, home.load, state))  # type: ignore[no-any-return]
         return home.load(state)  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -308,6 +315,13 @@ class ObjectTable:
                     state.waiters.remove(waiter)
                     if not state.waiters:
                         state.waiters = None
+
+    def release_all(self) -> None:
+        """Have every blocked thread look again, although nothing became ready (I/O thread)."""
+        with self.lock:
+            for state in (*self.owned.values(), *self.borrowed.values()):
+                for waiter in state.waiters or ():
+                    waiter.give_up()
 
     def settle(self, ready: Sequence[tuple[ObjectState, Value]]) -> None:
         """Make objects ready and wake who waits for them; the lock is taken once for the batch."""

@@ -52,9 +52,9 @@ LOSS_GRACE_SECONDS = 0.03
 """A crashed worker's last results may still be on their way when its node tells of the crash."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Notify:
-    """Command: call back on the I/O thread when an object is ready."""
+    """Command: call back on the I/O thread when an object is ready, or out of reach."""
 
     state: ObjectState
     callback: Callable[[], None]
@@ -100,7 +100,8 @@ class Reactor:
         self._version = 0
         self._settled: list[tuple[ObjectState, Value]] = []
         self._dead: set[str] = set()
-        self.closed = False
+        self.notifying: set[Notify] = set()
+        self.closed: Failed | None = None
         self.commands_by_type: dict[type, Callable[[Any], None]] = {
             PendingTask: self._submit,
             Notify: self._notify,
@@ -133,7 +134,7 @@ class Reactor:
 
     def drain(self) -> None:
         """Work off what user threads left on the queues."""
-        if self.closed:
+        if self.closed is not None:
             return
         self._awake = False
         # A release is counted before the commands are taken: whatever was asked for before it, comes before it.
@@ -151,7 +152,7 @@ class Reactor:
 
     def deliver(self, peer: PeerId, records: list[Record]) -> None:
         """Handle what a channel delivered."""
-        if self.closed:
+        if self.closed is not None:
             return
         handlers = self.records_by_type
         now = time.monotonic()
@@ -206,17 +207,22 @@ class Reactor:
         demand = Demand(owner=self.local, job_id=self.job, version=self._version, entries=entries)
         self._bus.publish(self._subjects.demand(self.local), encode(demand))
 
-    def close(self) -> None:
-        """Give everything back; nothing is handled afterwards, and what is not ready now never will be."""
-        self.closed = True
+    def close(self, reason: Failed) -> None:
+        """Give everything back; nothing is handled afterwards, and what is not ready now never will be.
+
+        ``reason`` is what becomes of it. A second call changes nothing.
+        """
+        if self.closed is not None:
+            return
+        self.closed = reason
         self._awake = True  # nobody needs to wake what handles nothing
         if self._tick is not None:
             self._tick.cancel()
         self.submission.close()
         self._send_all(self.submission.outgoing)
-        left = Failed("system", "The object is out of reach: this process left the cluster before it was ready.")
         states = [*self._table.owned.values(), *self._table.borrowed.values()]
-        self._table.settle([(state, left) for state in states if state.value is None])
+        self._table.settle([(state, reason) for state in states if state.value is None])
+        self._table.release_all()
 
     # ------------------------------------------------------------------------------- tasks of this process
 
@@ -291,7 +297,7 @@ class Reactor:
 
     def _worker_lost(self, node: NodeId, loss: WorkerLost) -> None:
         def lose() -> None:
-            if not self.closed:
+            if self.closed is None:
                 self.submission.lost(node, loss)
                 self.finish()
 
@@ -303,7 +309,19 @@ class Reactor:
         state = notify.state
         if state.value is None:
             self._want((state,))
-        self._table.observe(state, lambda _state: notify.callback())
+        self.notifying.add(notify)
+        self._table.observe(state, lambda _state: self._call_back(notify))
+
+    def _call_back(self, notify: Notify) -> None:
+        if notify in self.notifying:
+            self.notifying.remove(notify)
+            notify.callback()
+
+    def give_up(self) -> None:
+        """Have everyone who waits look again, although nothing became ready."""
+        self._table.release_all()
+        for notify in list(self.notifying):
+            self._call_back(notify)
 
     def _want(self, states: Iterable[ObjectState]) -> None:
         """Ask the owners for objects that are not ours and not here."""
@@ -413,7 +431,7 @@ class Reactor:
             self._loop.call_later(LOSS_GRACE_SECONDS, self._bury, process)
 
     def _bury(self, process: ProcessId) -> None:
-        if self.closed:
+        if self.closed is not None:
             return
         self.peers.forget(process)
         for key in self.borrowing.process_died(process):

@@ -22,11 +22,11 @@ from typing import Any, ClassVar, TypeVar
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask, ask_raw
+from shoal_core.bus.tracing import ENABLED, current_traceparent, span
 from shoal_core.protocol.errors import (
     GetTimeoutError,
     ObjectLostError,
     ShoalError,
-    SystemError_,
     TaskError,
     from_wire,
 )
@@ -69,6 +69,7 @@ BLOCK_GRACE_SECONDS = 0.01
 REQUEST_SECONDS = 60.0
 READS_AT_ONCE = 4
 NO_ARGUMENTS = Inline(b"")
+LEFT = Failed("system", "The object is out of reach: this process left the cluster before it was ready.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class Runtime:
         self.blocked: Callable[[bool], None] | None = None
         self.ended: Callable[[Ended], None] = _nobody_runs
         self.namespace = ""
+        self.obstacle: Callable[[], ShoalError] | None = None
         self._shared_memory = shared_memory
         self._numbers = itertools.count(1)
         self._pins = itertools.count(1)
@@ -155,6 +157,8 @@ class Runtime:
         arguments: Value = NO_ARGUMENTS
         if args or kwargs:
             arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
+        if self.reactor.closed is not None:
+            raise _error(self.reactor.closed)
         running = current.get()
         wire = Task(
             number,
@@ -167,7 +171,7 @@ class Runtime:
             arguments,
             [],
             call.retry_on,
-            "",
+            _submit_span(call.name) if ENABLED else "",
             0 if running is None else running.task.depth + 1,
         )
         create = self.objects.create
@@ -297,25 +301,30 @@ class Runtime:
         waiter = Waiter(needed, fail_fast)
         self.objects.register(waiter, pending)
         try:
-            if self.reactor.closed:
-                raise SystemError_("This process left the cluster; nothing that is not ready will be.")
+            if self.reactor.closed is not None:
+                raise _error(self.reactor.closed)
             if timeout_seconds == 0:
                 return
-            if self.blocked is None or current.get() is None:
-                waiter.wait(timeout_seconds)
-                return
-            began = time.monotonic()
-            if not waiter.wait(
-                BLOCK_GRACE_SECONDS if timeout_seconds is None else min(BLOCK_GRACE_SECONDS, timeout_seconds)
-            ):
-                self.blocked(True)
-                try:
-                    left = None if timeout_seconds is None else timeout_seconds - (time.monotonic() - began)
-                    waiter.wait(left)
-                finally:
-                    self.blocked(False)
+            if self.obstacle is None:
+                self._block(waiter, timeout_seconds)
+            if self.obstacle is not None and waiter.needed > 0:
+                raise self.obstacle()
         finally:
             self.objects.unregister(waiter, pending)
+
+    def _block(self, waiter: Waiter, timeout_seconds: float | None) -> None:
+        """Block this thread; a task's thread gives back its CPU after a short grace."""
+        if self.blocked is None or current.get() is None:
+            waiter.wait(timeout_seconds)
+            return
+        began = time.monotonic()
+        grace = BLOCK_GRACE_SECONDS if timeout_seconds is None else min(BLOCK_GRACE_SECONDS, timeout_seconds)
+        if not waiter.wait(grace):
+            self.blocked(True)
+            try:
+                waiter.wait(None if timeout_seconds is None else timeout_seconds - (time.monotonic() - began))
+            finally:
+                self.blocked(False)
 
     def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
         """Call back on the I/O thread when an object is ready (any thread)."""
@@ -331,7 +340,7 @@ class Runtime:
         self.reactor.pinned.append(ref)
 
     def load(self, state: ObjectState) -> Any:
-        """Return the value of an object that is ready, or raise its error."""
+        """Return the value of an object that is ready, or raise its error, or why it will not be ready."""
         value = state.value
         if type(value) is Inline:
             return self.codec.load(value)
@@ -342,7 +351,9 @@ class Runtime:
                 state.shared = weakref.ref(mapping)
                 return loaded
             return read_segment(memoryview(mapping))
-        assert value is not None
+        if value is None:
+            assert self.obstacle is not None, "only an obstacle wakes who waits for what is not ready"
+            raise self.obstacle()
         return self.load_value(value)
 
     def load_value(self, value: Value) -> Any:
@@ -354,8 +365,6 @@ class Runtime:
         assert type(value) is Stored
         if value.node == self.node and self._shared_memory is not None:
             return self._map(value)[0]
-        if threading.get_ident() == self._thread:
-            raise RuntimeError("An object of another node cannot be awaited yet; get() it in a thread.")
         return read_segment(memoryview(self.call(self._pull(value))).toreadonly())
 
     def _map(self, value: Stored) -> tuple[Any, mmap.mmap]:
@@ -397,9 +406,15 @@ class Runtime:
             ) from reason
         return data
 
-    def close(self) -> None:
-        """Stop handling anything (I/O thread)."""
-        self.reactor.close()
+    def close(self, reason: Failed = LEFT) -> None:
+        """Stop handling anything; ``reason`` is what becomes of all that is not ready (I/O thread)."""
+        self.reactor.close(reason)
+
+    def obstruct(self, obstacle: Callable[[], ShoalError] | None) -> None:
+        """Have whoever waits, or begins to, raise this error instead, until None is said (I/O thread)."""
+        self.obstacle = obstacle
+        if obstacle is not None:
+            self.reactor.give_up()
 
     def install(self) -> None:
         """Make this the process's runtime."""
@@ -414,6 +429,12 @@ class Runtime:
 
     def _restore(self, owner: ProcessId, key: ObjectKey) -> ObjectRef[Any]:
         return self.objects.restore(Reference(owner, key))
+
+
+def _submit_span(name: str) -> str:
+    """Open and end the span of a submission; return its context, for the task to carry."""
+    with span(f"submit {name}", "PRODUCER"):
+        return current_traceparent()
 
 
 def _split(refs: Sequence[ObjectRef[Any]], count: int) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -21,7 +22,7 @@ from typing import Self
 
 from shoal_core import __version__
 from shoal_core.bus.connection import connect
-from shoal_core.bus.credentials import Credentials, TlsFiles
+from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.peers import Peers
 from shoal_core.bus.requests import ask
@@ -30,6 +31,7 @@ from shoal_core.protocol.errors import (
     ClusterUnreachableError,
     NotFoundError,
     RequestTimeoutError,
+    ShoalError,
     VersionMismatchError,
 )
 from shoal_core.protocol.ids import NO_NODE, NodeId, PeerId, ProcessId, new_process_id, node_of
@@ -53,6 +55,8 @@ from shoal_core.runtime.runtime import Runtime
 JOIN_SECONDS = 10.0
 LEAVE_SECONDS = 2.0
 ASK_SECONDS = 5.0
+BROKER_LIMIT_SECONDS = float(os.environ.get("SHOAL_BROKER_LIMIT_SECONDS", "60"))
+"""So long a broker may be away before whoever waits for an object is told so; work goes on when it is back."""
 
 logger = logging.getLogger("shoal.runtime")
 
@@ -127,6 +131,7 @@ class Session:
             async with Peers(bus, subjects, Role.PROCESS, local, runtime.reactor.deliver) as peers:
                 runtime.reactor.peers = peers
                 async with watch_deaths(runtime), self._part(runtime):
+                    _watch_broker(runtime)
                     self._ready.set_result(runtime)
                     await self._stop.wait()
                     runtime.close()
@@ -175,6 +180,31 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def _watch_broker(runtime: Runtime, limit_seconds: float = BROKER_LIMIT_SECONDS) -> None:
+    """While the broker has been away for too long, have whoever waits be told so instead (until the bus ends)."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def unreachable() -> ShoalError:
+        return ClusterUnreachableError(
+            f"The broker at {redacted(runtime.address)} has been away for more than {limit_seconds:g} s "
+            "(SHOAL_BROKER_LIMIT_SECONDS). Nothing is lost: get() the same reference again, and it waits for the "
+            "broker to come back."
+        )
+
+    def on_connection(connected: bool) -> None:
+        nonlocal timer
+        if timer is not None:
+            timer.cancel()
+            timer = None
+        if connected:
+            runtime.obstruct(None)
+        else:
+            timer = loop.call_later(limit_seconds, runtime.obstruct, unreachable)
+
+    runtime.bus.on_connection(on_connection)
 
 
 @contextlib.asynccontextmanager
