@@ -127,6 +127,9 @@ class Runtime:
         if threading.get_ident() == self._thread:
             coroutine.close()
             raise RuntimeError("A blocking call was made on Shoal's own I/O thread; use the awaitable form there.")
+        if self.reactor.closed is not None:
+            coroutine.close()
+            raise _error(self.reactor.closed)
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     @property
