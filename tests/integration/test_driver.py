@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +16,29 @@ from shoal.cluster_utils import Cluster
 from shoal.session import runtime
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.messages import FinishJob, JobState
+
+
+TRACED_DRIVER = """
+import shoal
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+def trace_id():
+    return trace.get_current_span().get_span_context().trace_id
+
+@shoal.remote
+def inner():
+    return trace_id()
+
+@shoal.remote
+def outer():
+    return [trace_id(), shoal.get(inner.remote())]
+
+trace.set_tracer_provider(TracerProvider())
+shoal.init(num_cpus=1)
+with trace.get_tracer("driver").start_as_current_span("mine"):
+    print(trace_id(), *shoal.get(outer.remote()))
+"""
 
 
 @shoal.remote
@@ -70,3 +96,13 @@ def test_an_object_of_another_node_can_be_awaited() -> None:
         assert asyncio.run(main()) == [3_000_000, 3_000_000]
     finally:
         cluster.shutdown()
+
+
+def test_a_trace_follows_tasks_within_tasks() -> None:
+    environment = os.environ | {"SHOAL_TRACING": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED_DRIVER], env=environment, capture_output=True, text=True, timeout=50, check=True
+    )
+    mine, *others = done.stdout.split()
+    assert int(mine)
+    assert others == [mine, mine]
