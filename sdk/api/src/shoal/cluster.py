@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal_core.protocol.errors import ClusterUnreachableError
+from shoal_core.protocol.resources import to_units
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
@@ -37,30 +38,82 @@ class HostOptions:
     resources: dict[str, float] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     object_store_memory: int | None = None
+    memory: int | None = None
 
     @classmethod
     def of(
         cls,
-        num_cpus: float | None,
-        num_gpus: float | None,
-        resources: Mapping[str, float] | None,
-        labels: Mapping[str, str] | None,
-        object_store_memory: int | None,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+        resources: Mapping[str, float] | None = None,
+        labels: Mapping[str, str] | None = None,
+        object_store_memory: int | None = None,
+        memory: int | None = None,
     ) -> HostOptions:
-        """Check the parameters of ``init`` that describe the node."""
-        for name, value in (
-            ("num_cpus", num_cpus),
-            ("num_gpus", num_gpus),
-            ("object_store_memory", object_store_memory),
-        ):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}.")
-        for resource in resources or {}:
-            if resource in ("CPU", "GPU"):
-                raise ValueError(f"Use num_{resource.lower()}s instead of {resource!r} in resources.")
-        return cls(num_cpus, num_gpus, dict(resources or {}), dict(labels or {}), object_store_memory)
+        """Check the parameters that describe a node; ``TypeError`` and ``ValueError`` name the wrong one."""
+        _check_amount("num_cpus", num_cpus)
+        _check_amount("num_gpus", num_gpus)
+        _check_resources({} if resources is None else resources)
+        _check_labels({} if labels is None else labels)
+        return cls(
+            num_cpus,
+            num_gpus,
+            dict(resources or {}),
+            dict(labels or {}),
+            _bytes("object_store_memory", object_store_memory),
+            _bytes("memory", memory),
+        )
+
+
+_PARAMETERS = {
+    "CPU": "num_cpus",
+    "GPU": "num_gpus",
+    "memory": "memory",
+    "object_store_memory": "object_store_memory",
+}
+"""The resources that have a parameter of their own."""
+
+
+def _check_amount(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a number that is not negative, got {value}.")
+    try:
+        to_units(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is wrong: {error}.") from None
+
+
+def _bytes(name: str, value: Any) -> int | None:
+    """Return a number of bytes, which may be given as a whole float such as 1e9."""
+    _check_amount(name, value)
+    if value is not None and (value != int(value) or value < 1):
+        raise ValueError(f"{name} must be a whole number of bytes, at least 1, got {value}.")
+    return None if value is None else int(value)
+
+
+def _check_resources(resources: Any) -> None:
+    if not isinstance(resources, Mapping):
+        raise TypeError(f"resources must be a dict of names to amounts, got {type(resources).__name__}.")
+    for name, amount in resources.items():
+        if not isinstance(name, str):
+            raise TypeError(f"resources must have names of type str, got {name!r}.")
+        if name in _PARAMETERS:
+            raise ValueError(f"Use {_PARAMETERS[name]} instead of {name!r} in resources.")
+        if amount is None:
+            raise TypeError(f"resources[{name!r}] must be a number, got None.")
+        _check_amount(f"resources[{name!r}]", amount)
+
+
+def _check_labels(labels: Any) -> None:
+    if not isinstance(labels, Mapping):
+        raise TypeError(f"labels must be a dict of str to str, got {type(labels).__name__}.")
+    for name, value in labels.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"labels must be a dict of str to str, got {name!r}: {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -98,12 +151,14 @@ def start_host(options: HostOptions, *, lasting: bool) -> HostInfo:
         ready = json.loads(line)
         info = HostInfo(pid=process.pid, session_dir=str(session_dir), **ready)
     except (ValueError, TypeError):
+        ended = process.poll()
         process.kill()
         _reap(process)
         log_end = (session_dir / "host.log").read_text(errors="replace")[-2000:]
         shutil.rmtree(session_dir, ignore_errors=True)
+        how = f"within {START_SECONDS:g} s" if ended is None else f"and ended with status {ended}"
         raise ClusterUnreachableError(
-            f"The cluster of this machine did not start within {START_SECONDS:g} s. The end of its log:\n{log_end}"
+            f"The cluster of this machine did not start {how}. The end of its log:\n{log_end}"
         ) from None
     if lasting:
         _write_current(info)
@@ -128,6 +183,11 @@ def stop_host(info: HostInfo) -> None:
     if read_current() == info:
         _current_path().unlink(missing_ok=True)
     shutil.rmtree(info.session_dir, ignore_errors=True)
+
+
+def is_running(info: HostInfo) -> bool:
+    """Tell whether a host lives."""
+    return _lives(info.pid, _hosts.get(info.pid))
 
 
 def read_current() -> HostInfo | None:

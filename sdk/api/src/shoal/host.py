@@ -3,6 +3,9 @@
 ``python -m shoal.host '{…}'`` prints one line of JSON when all services are ready, and serves until it is told to end:
 by SIGTERM or SIGINT, or, for an embedded cluster, by the end of its standard input, which its driver holds. The
 services are the same blocks that run alone elsewhere, and talk through the broker like any others.
+
+``python -m shoal.host node …`` runs one node service alone, with its own flags, that ends like an embedded cluster: by
+the end of its standard input too.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +27,7 @@ from shoal_core.bus.broker import EmbeddedBroker, launch_broker
 from shoal_core.bus.connection import connect
 from shoal_core.protocol.subjects import Role
 from shoal_core.service.logs import set_up_logs
-from shoal_core.service.main import Service
+from shoal_core.service.main import Service, run
 from shoal_gcs.service import SERVICE as GCS
 from shoal_objectstore.service import SERVICE as OBJECTSTORE
 from shoal_scheduler.service import SERVICE as SCHEDULER
@@ -99,8 +103,21 @@ async def serve(orders: Orders) -> None:
         await ended.wait()
 
 
+def serve_node(flags: Sequence[str]) -> int:
+    """Run a node service until a signal comes or standard input ends; return its exit code."""
+
+    def end_with_input() -> None:
+        os.read(sys.stdin.fileno(), 1)  # nobody writes: it returns when whoever holds the other end is gone
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_input, name="owner", daemon=True).start()
+    return run(WORKER, flags)
+
+
 def main() -> None:
-    """Carry out the orders given as the one argument."""
+    """Run a node, or carry out the orders given as the one argument."""
+    if sys.argv[1] == "node":
+        sys.exit(serve_node(sys.argv[2:]))
     orders = Orders(**json.loads(sys.argv[1]))
     set_up_logs("host", str(os.getpid()), "info", "text")
     try:
