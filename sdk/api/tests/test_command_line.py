@@ -113,8 +113,9 @@ def test_up_prints_where_the_cluster_is_and_down_ends_it(machine: Machine) -> No
 def test_up_twice_shows_the_one_that_runs_and_fails_only_if_another_was_described(machine: Machine) -> None:
     run("up")
     code, text = run("up")
-    assert (code, "runs already" in text) == (0, True)
-    assert run("up", "--num-cpus", "3")[0] == 1
+    assert (code, "runs already" in text, "cannot be changed" in text) == (0, True, False)
+    code, text = run("up", "--num-cpus", "3")
+    assert (code, "runs already" in text, "cannot be changed" in text) == (1, True, True)
     assert machine.options == HostOptions()
 
 
@@ -124,6 +125,7 @@ def test_up_twice_shows_the_one_that_runs_and_fails_only_if_another_was_describe
         (["--resources", "{"], "--resources is not JSON"),
         (["--resources", "[1]"], "--resources must be a JSON object"),
         (["--resources", '{"CPU": 1}'], "num_cpus"),
+        (["--resources", '{"licence": "two"}'], "licence"),
         (["--num-cpus", "many"], "num-cpus"),
         (["--num-cpus", "-1"], "num-cpus"),
     ],
@@ -158,7 +160,7 @@ def test_status_of_the_local_cluster_for_people_and_for_programs(
     code, text = run("status")
     assert code == 0
     assert asked[0].credentials == Credentials(user="observer", password="other")
-    for words in ("1 of 1 nodes alive", "1/4", "1.0 GiB", "train", "no node has a GPU [yet]", "nats://host:4222"):
+    for words in ("1 of 1 nodes alive", "1/4", "0.0/1.0 GiB", "train", "no node has a GPU [yet]", "nats://host:4222"):
         assert words in text, text
     assert "secret" not in text
 
@@ -192,7 +194,14 @@ def test_a_service_gets_its_flags_as_they_are(monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_service_is_refused() -> None:
     code, text = run("service", "gsc")
     assert code == 2
-    assert "objectstore" in text
+    assert "Did you mean 'gcs'?" in text
+
+
+@pytest.mark.parametrize("arguments", [["service", "--help"], ["service"]])
+def test_the_services_are_listed(arguments: list[str]) -> None:
+    code, text = run(*arguments)
+    assert (code, "Error" in text) == (2 if arguments == ["service"] else 0, False)
+    assert all(name in text for name in ("gcs", "scheduler", "worker", "objectstore"))
 
 
 def test_the_command_is_installed() -> None:

@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,13 +53,13 @@ class Format(StrEnum):
     JSON = "json"
 
 
-class ServiceName(StrEnum):
-    """The services that run alone."""
-
-    GCS = "gcs"
-    SCHEDULER = "scheduler"
-    WORKER = "worker"
-    OBJECTSTORE = "objectstore"
+SERVICES = {
+    "gcs": "The control store: nodes, jobs, exported functions.",
+    "scheduler": "Finds nodes for what waits.",
+    "worker": "A node: runs tasks on this machine, and keeps their objects.",
+    "objectstore": "Durable copies of objects.",
+}
+"""The services that run alone, and what each is."""
 
 
 def main() -> None:
@@ -103,9 +104,11 @@ def up(
         raise typer.BadParameter(str(error)) from None
     running = read_current()
     if running is not None:
-        out.print(f"A cluster runs already (pid {running.pid}). To start another one, run `shoal down` first.\n")
+        as_asked = options == HostOptions()
+        other = "" if as_asked else " Its options cannot be changed: run `shoal down` first."
+        out.print(f"A cluster runs already (pid {running.pid}).{other}\n")
         _print_host(running)
-        raise typer.Exit(0 if options == HostOptions() else 1)
+        raise typer.Exit(0 if as_asked else 1)
     host = start_host(options, lasting=True)
     out.print(f"[green]The cluster is up[/] (pid {host.pid}).\n")
     _print_host(host)
@@ -151,18 +154,30 @@ def status(
         _print_status(seen)
 
 
-@app.command(
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+_services = typer.Typer(
     no_args_is_help=True,
+    help="Run one service in this process. Its flags are its own: `shoal service gcs --help` lists them.",
 )
-def service(context: typer.Context, name: Annotated[ServiceName, typer.Argument(help="Which one.")]) -> None:
-    """Run one service in this process: `shoal service gcs --address nats://… --credentials …`.
+app.add_typer(_services, name="service")
 
-    The flags are the service's own; `shoal service gcs --help` lists them.
-    """
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", f"shoal_{name.value}", *context.args])
+
+def _exec_service(name: str) -> Callable[[typer.Context], None]:
+    """Return a command that becomes a service, and leaves all flags to it."""
+
+    def become(context: typer.Context) -> None:
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", f"shoal_{name}", *context.args])
+
+    return become
+
+
+for _name, _help in SERVICES.items():
+    _services.command(
+        _name,
+        help=_help,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_exec_service(_name))
 
 
 # ------------------------------------------------------------------------------------ what was asked
@@ -212,8 +227,9 @@ def _fail(error: ShoalError, code: int) -> None:
 def _print_host(host: HostInfo) -> None:
     out.print(f"  address      {redacted(host.address)}")
     out.print(f"  credentials  {host.credentials_path}\n")
-    out.print("On this machine, drivers find it by themselves: shoal.init()")
-    out.print(f"From others: SHOAL_ADDRESS={redacted(host.address)} SHOAL_CREDENTIALS=<a copy of that file>")
+    out.print("Programs of yours on this machine find it by themselves: shoal.init()")
+    out.print(f"Others on it: SHOAL_ADDRESS={redacted(host.address)} SHOAL_CREDENTIALS=<a copy of that file>")
+    out.print("To see what it does: shoal status. To end it: shoal down")
 
 
 def _print_status(seen: ClusterStatus) -> None:
@@ -221,13 +237,13 @@ def _print_status(seen: ClusterStatus) -> None:
     out.print(
         f"Cluster [bold]{seen.cluster}[/] at {redacted(seen.address)}: {alive} of {len(seen.nodes)} nodes alive\n"
     )
-    nodes = Table("node", "host", "state", "CPU", "other resources", "processes", box=None, header_style="bold")
+    nodes = Table("node", "host", "state", "CPU", "other", "processes", box=None, header_style="bold")
     for node in seen.nodes:
         nodes.add_row(*_node_cells(node))
     out.print(nodes)
-    out.print("\n[bold]used / total[/]")
+    out.print("\n[bold]used/total[/]")
     for name, (used, total) in seen.totals().items():
-        out.print(f"  {name:24}{_amount(name, used)} / {_amount(name, total)}")
+        out.print(f"  {escape(name):24}{_share(name, used, total)}")
     if not seen.pending:
         out.print("\nNothing waits.")
         return
@@ -255,14 +271,16 @@ def _node_cells(node: NodeStatus) -> list[str]:
         return [description.node_id, description.hostname, "[yellow]silent[/]", "", "", ""]
     used, total = node.used, node.announcement.total
     state = "[yellow]draining[/]" if node.announcement.draining else "[green]ALIVE[/]"
-    cells = {
-        name: f"{_amount(name, from_units(used.get(name, 0)))}/{_amount(name, from_units(units))}"
-        for name, units in total.items()
-    }
+    cells = {name: _share(name, from_units(used.get(name, 0)), from_units(units)) for name, units in total.items()}
     cpu = cells.pop("CPU", "")
     others = ", ".join(f"{name} {cell}" for name, cell in sorted(cells.items()) if not name.startswith("node:"))
     processes = str(node.announcement.worker_processes)
     return [description.node_id, description.hostname, state, cpu, others, processes]
+
+
+def _share(name: str, used: float, total: float) -> str:
+    """Return how much of a resource is used, and its unit once."""
+    return f"{used / 2**30:.1f}/{total / 2**30:.1f} GiB" if name in _BYTES else f"{used:g}/{total:g}"
 
 
 def _amount(name: str, amount: float) -> str:
