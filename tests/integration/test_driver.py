@@ -17,7 +17,6 @@ from shoal.session import runtime
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.messages import FinishJob, JobState
 
-
 TRACED_DRIVER = """
 import shoal
 from opentelemetry import trace
