@@ -14,13 +14,14 @@ import pytest
 from shoal_core.bus.broker import launch_broker
 from shoal_core.bus.connection import connect
 from shoal_core.protocol.errors import PermissionViolationError
-from shoal_core.protocol.ids import JobId, NodeId, ProcessId
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
 from shoal_core.protocol.subjects import Role, Subjects
 
 CLUSTER = "c"
 SUBJECTS = Subjects(CLUSTER)
 NODE = NodeId("0123456789abcdef")
 PROCESS = ProcessId("0123456789abcdef01234567")
+ACTOR = ActorId(PROCESS + "00000001")
 EVERYONE = set(Role)
 SERVICES = {Role.NODE, Role.GCS, Role.SCHEDULER, Role.OBJECTSTORE}
 NOBODY: set[Role] = set()
@@ -64,7 +65,9 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
     Subjects.gcs: [Row(SUBJECTS.gcs("verb"), EVERYONE, {Role.GCS})],
     Subjects.gcs_from_node: [Row(SUBJECTS.gcs_from_node("verb"), {Role.NODE}, {Role.GCS})],
     Subjects.objectstore: [Row(SUBJECTS.objectstore("verb"), {Role.PROCESS, Role.NODE}, {Role.OBJECTSTORE})],
-    Subjects.demand: [Row(SUBJECTS.demand(PROCESS), {Role.PROCESS}, {Role.SCHEDULER}, SUBJECTS.demand("*"))],
+    Subjects.demand: [
+        Row(SUBJECTS.demand(PROCESS), {Role.PROCESS, Role.GCS}, {Role.SCHEDULER}, SUBJECTS.demand("*")),
+    ],
     Subjects.scheduler: [Row(SUBJECTS.scheduler("verb"), EVERYONE, {Role.SCHEDULER})],
     Subjects.node_from_scheduler: [Row(SUBJECTS.node_from_scheduler(NODE, "verb"), {Role.SCHEDULER}, {Role.NODE})],
     Subjects.node_from_process: [
@@ -85,6 +88,9 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
     ],
     Subjects.event: [event_row(role) for role in Role],
     Subjects.log: [Row(SUBJECTS.log(NODE, JobId("1")), {Role.NODE}, EVERYONE, SUBJECTS.log("*", JobId("1")))],
+    Subjects.actor_changed: [
+        Row(SUBJECTS.actor_changed("x", ACTOR), {Role.GCS}, EVERYONE, SUBJECTS.actor_changed("*", ACTOR)),
+    ],
     Subjects.notice: [
         Row(SUBJECTS.notice("x", PROCESS), {Role.SCHEDULER}, EVERYONE, SUBJECTS.notice("*", PROCESS)),
     ],

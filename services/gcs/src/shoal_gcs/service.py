@@ -12,8 +12,9 @@ from typing import Any
 from shoal_core.bus import Bus
 from shoal_core.protocol.errors import BusError, JetStreamUnavailableError
 from shoal_core.protocol.ids import ServiceId
-from shoal_core.protocol.messages import GCS_NODE, GCS_PUBLIC, DriverAlive, Echo, NodeAnnouncement
+from shoal_core.protocol.messages import DriverAlive, Echo, NodeAnnouncement
 from shoal_core.protocol.subjects import GCS_QUEUE, Role, Subjects
+from shoal_core.protocol.verbs import GCS_NODE, GCS_PUBLIC
 from shoal_core.service import Engine, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings

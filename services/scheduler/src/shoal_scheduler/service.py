@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from shoal_core.bus import Bus
 from shoal_core.protocol.ids import ServiceId
 from shoal_core.protocol.messages import (
-    SCHEDULER_PUBLIC,
     Demand,
     JobFinished,
     NodeAnnouncement,
@@ -17,6 +16,7 @@ from shoal_core.protocol.messages import (
     SchedulerPresence,
 )
 from shoal_core.protocol.subjects import SCHEDULER_QUEUE, Role, Subjects
+from shoal_core.protocol.verbs import SCHEDULER_PUBLIC
 from shoal_core.service import Engine, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings

@@ -25,8 +25,6 @@ from shoal_core.protocol.effects import Connected
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import NodeId, ProcessId, new_node_id
 from shoal_core.protocol.messages import (
-    NODE_PROCESS,
-    NODE_SCHEDULER,
     JobFinished,
     NodeDescription,
     NodeDied,
@@ -36,6 +34,7 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.resources import GPU, UNIT
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.protocol.verbs import NODE_PROCESS, NODE_SCHEDULER
 from shoal_core.runtime.process import WorkerConfig
 from shoal_core.service import Engine, RawRoute, Route
 from shoal_core.service.main import Service

@@ -7,7 +7,8 @@ import time
 
 from shoal_core.bus.interface import Bus
 from shoal_core.protocol.errors import DisconnectedError, NoRespondersError, RequestTimeoutError
-from shoal_core.protocol.messages import REPLIES, Message
+from shoal_core.protocol.messages import Message
+from shoal_core.protocol.verbs import REPLIES
 from shoal_core.protocol.wire import decode_reply, encode
 
 FIRST_PAUSE_SECONDS = 0.02

@@ -10,6 +10,7 @@ id             chars  made of
 ``NodeId``     16     64 random bits
 ``ProcessId``  24     the 16 of its node (zeros for a driver without one) + 32 random bits
 ``JobId``      8      a counter of the cluster
+``ActorId``    32     its creator's process id + the actor's number in it (32 bits)
 ``TaskId``     40     the owner's process id + the task's number in it (64 bits)
 ``ObjectId``   48     the task's id + the return index (32 bits); 0 is an object made by put
 =============  =====  ==================================================================
@@ -26,6 +27,7 @@ NodeId = NewType("NodeId", str)
 ProcessId = NewType("ProcessId", str)
 ServiceId = NewType("ServiceId", str)
 JobId = NewType("JobId", str)
+ActorId = NewType("ActorId", str)
 FunctionId = NewType("FunctionId", str)
 TaskNumber = NewType("TaskNumber", int)
 ObjectKey = NewType("ObjectKey", int)
@@ -46,6 +48,11 @@ def new_node_id() -> NodeId:
 def new_process_id(node: NodeId = NO_NODE) -> ProcessId:
     """Draw the id of a process that starts now on ``node``."""
     return ProcessId(node + secrets.token_hex(4))
+
+
+def actor_id(creator: ProcessId, number: int) -> ActorId:
+    """Return the id of the ``number``-th actor that a process creates."""
+    return ActorId(f"{creator}{number:08x}")
 
 
 def new_service_id() -> ServiceId:

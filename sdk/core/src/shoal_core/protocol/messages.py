@@ -1,17 +1,17 @@
 """The control plane's messages: pydantic models, JSON on the wire, so that ``nats sub`` shows what happens.
 
-Every request names the model of its answer in ``REPLIES``; every answer may instead be a ``Refusal``. Amounts
-of resources are in ten-thousandths (see ``resources``), times in seconds since the epoch.
+Which verb of which subject carries which of them, and what answers it, is in ``verbs``; every answer may instead be a
+``Refusal``. Those about actors are in ``actors``. Amounts of resources are in ten-thousandths (see ``resources``),
+times in seconds since the epoch.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal_core.protocol.ids import FunctionId, JobId, NodeId, ProcessId, SlotId
+from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId, ProcessId, SlotId
 from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 1
@@ -208,10 +208,11 @@ class RegisterJob(Message):
 
 
 class JobRecord(Message):
-    """What the control store knows of a job."""
+    """What the control store knows of a job. That of a detached actor has no driver: it ends with ``actor``."""
 
     job_id: JobId
     driver: ProcessId
+    actor: ActorId | None = None
     hostname: str
     machine_id: str
     pid: int
@@ -361,6 +362,14 @@ class KvKeyList(Message):
 # ---------------------------------------------------------------------------------------- leases
 
 
+class ActorStart(Message):
+    """An incarnation of an actor that wants a place; see ``actors`` for what follows."""
+
+    actor_id: ActorId
+    incarnation: int
+    owner: ProcessId = Field(description="Who is told if no node can ever meet the demand.")
+
+
 class DemandEntry(Message):
     """What an owner wants for one scheduling key."""
 
@@ -371,6 +380,7 @@ class DemandEntry(Message):
     wanted: int = Field(description="How many tasks wait; 0 withdraws the demand.")
     slots: list[SlotId] = Field(description="Ids of the leases asked for and not yet granted.")
     depth: int = Field(default=0, description="How deep the owner is nested; deeper demand goes first.")
+    actor: ActorStart | None = Field(default=None, description="The one slot is for this incarnation of an actor.")
 
 
 class Demand(Message):
@@ -391,6 +401,7 @@ class LeaseRequest(Message):
     key: int
     slots: list[SlotId]
     resources: Resources
+    actor: ActorStart | None = None
 
 
 class LeaseAnswer(Message):
@@ -569,72 +580,3 @@ class LogLines(Message):
     stream: str = Field(description="stdout or stderr.")
     name: str = Field(default="", description="What the process was running, for people; may be empty.")
     lines: list[str]
-
-
-Verb = Annotated[str, "the last token of a request's subject"]
-
-GCS_PUBLIC: dict[Verb, type[Message]] = {
-    "cluster": GetCluster,
-    "get_node": GetNode,
-    "list_nodes": ListNodes,
-    "register_job": RegisterJob,
-    "finish_job": FinishJob,
-    "get_job": GetJob,
-    "list_jobs": ListJobs,
-    "put_function": PutFunctionPart,
-    "get_function": GetFunctionPart,
-    "kv_put": KvPut,
-    "kv_get": KvGet,
-    "kv_delete": KvDelete,
-    "kv_keys": KvKeys,
-}
-GCS_NODE: dict[Verb, type[Message]] = {"register_node": NodeDescription, "retire_node": RetireNode}
-SCHEDULER_PUBLIC: dict[Verb, type[Message]] = {"pending": GetPending, "resources": GetResources}
-NODE_SCHEDULER: dict[Verb, type[Message]] = {"lease": LeaseRequest, "recall": RecallLeases}
-NODE_PROCESS: dict[Verb, type[Message]] = {
-    "allocate": AllocateSegment,
-    "pin": PinSegment,
-    "attach_driver": AttachDriver,
-    "processes": GetProcesses,
-    "read": SegmentRead,
-}
-OBJECTSTORE: dict[Verb, type[Message]] = {
-    "put": DurablePut,
-    "put_chunk": DurablePutChunk,
-    "seal": DurableSeal,
-    "get": DurableGet,
-    "get_chunk": DurableGetChunk,
-    "delete": DurableDelete,
-}
-
-REPLIES: dict[type[Message], type[Message]] = {
-    GetCluster: ClusterInfo,
-    GetNode: NodeRecord,
-    ListNodes: NodeList,
-    NodeDescription: NodeRecord,
-    RetireNode: Done,
-    RegisterJob: JobRecord,
-    FinishJob: Done,
-    GetJob: JobRecord,
-    ListJobs: JobList,
-    PutFunctionPart: Done,
-    GetFunctionPart: FunctionPart,
-    KvPut: KvAdded,
-    KvGet: KvValue,
-    KvDelete: KvDeleted,
-    KvKeys: KvKeyList,
-    GetPending: PendingList,
-    GetResources: ResourceView,
-    LeaseRequest: LeaseAnswer,
-    RecallLeases: Done,
-    AllocateSegment: SegmentGranted,
-    PinSegment: Done,
-    AttachDriver: Done,
-    GetProcesses: ProcessList,
-    DurablePut: Done,
-    DurablePutChunk: Done,
-    DurableSeal: DurableManifest,
-    DurableGet: DurableManifest,
-    DurableGetChunk: DurableChunk,
-    DurableDelete: Done,
-}

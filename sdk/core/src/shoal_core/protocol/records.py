@@ -10,7 +10,17 @@ from collections.abc import Sequence
 
 import msgspec
 
-from shoal_core.protocol.ids import FunctionId, JobId, LeaseId, NodeId, ObjectKey, ProcessId, SlotId, TaskNumber
+from shoal_core.protocol.ids import (
+    ActorId,
+    FunctionId,
+    JobId,
+    LeaseId,
+    NodeId,
+    ObjectKey,
+    ProcessId,
+    SlotId,
+    TaskNumber,
+)
 
 
 class Reference(msgspec.Struct, array_like=True, frozen=True):
@@ -54,7 +64,11 @@ def contained_in(value: Value) -> Sequence[Reference]:
 
 
 class Task(msgspec.Struct, array_like=True, tag=1):
-    """Owner → worker: run this. Tasks of one lease run in the order of their positions."""
+    """Owner → worker: run this. Tasks of one lease run in the order of their positions.
+
+    A call of an actor's method is a task of lease 0: ``function`` is then the method's name and ``group`` the
+    concurrency group it runs in, if the caller chose one. Calls of one caller come in its order.
+    """
 
     number: TaskNumber
     attempt: int
@@ -68,6 +82,7 @@ class Task(msgspec.Struct, array_like=True, tag=1):
     retry_on: bytes = b""
     trace: str = ""
     depth: int = 0
+    group: str = ""
 
 
 class TaskDone(msgspec.Struct, array_like=True, tag=2):
@@ -221,6 +236,44 @@ class ProcessUnneeded(msgspec.Struct, array_like=True, tag=22):
     """Node → worker: no lease will come any more; end as soon as nobody refers to an object you own."""
 
 
+class ActorAssigned(msgspec.Struct, array_like=True, tag=23):
+    """Node → worker: make this actor's instance; the process serves nothing else in its life.
+
+    ``record`` is the ``ActorRecord`` as JSON, ``spec`` what its creator said of how to make it.
+    """
+
+    lease: LeaseAssigned
+    record: bytes
+    spec: bytes
+
+
+class ActorReady(msgspec.Struct, array_like=True, tag=24):
+    """Worker → node: the instance is made."""
+
+    actor: ActorId
+    incarnation: int
+    pid: int
+
+
+class ActorLeft(msgspec.Struct, array_like=True, tag=25):
+    """Worker → node: the actor has ended by its own will, or its ``__init__`` raised ``error`` (a pickle).
+
+    All that it had answered was received. The process ends when nobody refers to an object that it owns.
+    """
+
+    actor: ActorId
+    incarnation: int
+    reason: str
+    error: bytes = b""
+
+
+class ActorDismissed(msgspec.Struct, array_like=True, tag=26):
+    """Node → worker: nobody has a handle of the actor any more; end in good order."""
+
+    actor: ActorId
+    reason: str
+
+
 Record = (
     Task
     | TaskDone
@@ -244,6 +297,10 @@ Record = (
     | SegmentSealed
     | ObjectUnavailable
     | ProcessUnneeded
+    | ActorAssigned
+    | ActorReady
+    | ActorLeft
+    | ActorDismissed
 )
 
 _encoder = msgspec.msgpack.Encoder()

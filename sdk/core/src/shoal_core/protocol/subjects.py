@@ -9,7 +9,7 @@ subject (below ``shoal.<cluster>``)                     published by           h
 ``gcs.public.<verb>``                                   every role             one gcs (queue group)
 ``gcs.node.<verb>``                                     node                   one gcs
 ``objectstore.<verb>``                                  process, node          one objectstore
-``scheduler.demand.<owner>``                            process                every scheduler
+``scheduler.demand.<owner>``                            process, gcs           every scheduler
 ``scheduler.public.<verb>``                             every role             one scheduler
 ``node.<node>.scheduler.<verb>``                        scheduler              that node
 ``node.<node>.process.<verb>``                          process, node          that node
@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, PeerId, ProcessId
 
 
 class Role(StrEnum):
@@ -98,6 +98,10 @@ class Subjects:
     def log(self, node: str, job: JobId) -> str:
         """Return where a node (``*`` for all) publishes what a job's workers print."""
         return self.event(Role.NODE, node, f"log.{job}")
+
+    def actor_changed(self, replica: str, actor: ActorId) -> str:
+        """Return where a replica (``*`` for all) of the control store tells that an actor's record has changed."""
+        return self.event(Role.GCS, replica, f"actor.{actor}")
 
     def notice(self, scheduler: str, owner: ProcessId) -> str:
         """Return where a scheduler (``*`` for all) tells an owner about its demand."""
@@ -192,7 +196,7 @@ def permissions(cluster: str, role: Role) -> Permissions:
             subscribe=(*own_inbox, *events, *service, f"{root}.channel.*.*.*", f"{root}.node.>"),
         ),
         Role.GCS: Permissions(
-            publish=(*anyone, *replies, *own_events, *records),
+            publish=(*anyone, *replies, *own_events, *records, f"{root}.scheduler.demand.*"),
             subscribe=(*own_inbox, *events, *service, f"{root}.gcs.>"),
         ),
         Role.SCHEDULER: Permissions(

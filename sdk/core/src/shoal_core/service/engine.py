@@ -50,8 +50,9 @@ from shoal_core.protocol.effects import (
 )
 from shoal_core.protocol.errors import BufferFullError, ServiceError, ShoalError, wire_code
 from shoal_core.protocol.ids import PeerId
-from shoal_core.protocol.messages import REPLIES, Message
+from shoal_core.protocol.messages import Message
 from shoal_core.protocol.records import Record
+from shoal_core.protocol.verbs import REPLIES
 from shoal_core.protocol.wire import REFUSAL_HEADER, decode, decode_reply, encode
 from shoal_core.service.discovery import Discovery
 from shoal_core.service.metrics import Metrics
