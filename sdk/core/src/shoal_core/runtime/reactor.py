@@ -43,7 +43,9 @@ from shoal_core.protocol.records import (
 )
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
+from shoal_core.runtime.actors import Actors, Create, Created, Follow
 from shoal_core.runtime.borrowing import Borrowing
+from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.submission import PendingTask, Submission
 
@@ -90,6 +92,8 @@ class Reactor:
         self.released: deque[ObjectState] = deque()
         self.submission = Submission()
         self.borrowing = Borrowing(local)
+        self.actors = Actors(bus, subjects)
+        self.actors.turn = self.finish
         self.pinned: list[ObjectRef[Any]] = []
         self._bus = bus
         self._subjects = subjects
@@ -104,6 +108,10 @@ class Reactor:
         self.closed: Failed | None = None
         self.commands_by_type: dict[type, Callable[[Any], None]] = {
             PendingTask: self._submit,
+            PendingCall: self._call,
+            Follow: self.actors.follow,
+            Create: self.actors.create,
+            Created: self.actors.created,
             Notify: self._notify,
             Want: lambda want: self._want(want.states),
             Say: lambda say: self.send(say.peer, say.record),
@@ -168,21 +176,28 @@ class Reactor:
         while self._settled:  # whoever observed an object may have settled others: tasks that need what has failed
             settled, self._settled = self._settled, []
             self._table.settle(settled)
-        submission = self.submission
-        submission.pump(time.monotonic())
-        if submission.failed:
-            failed, submission.failed = submission.failed, []
+        submission, calls = self.submission, self.actors.calls
+        now = time.monotonic()
+        submission.pump(now)
+        calls.pump(now)
+        if submission.failed or calls.failed:
+            failed: list[tuple[PendingTask | PendingCall, Failed]] = [*submission.failed, *calls.failed]
+            submission.failed, calls.failed = [], []
             for task, failure in failed:
                 self.fail(task, failure)
             self.finish()
             return
         if submission.outgoing:
             self._send_all(submission.outgoing)
+        if calls.outgoing:
+            self._send_all(calls.outgoing)
+        if calls.questions:
+            self.actors.ask()
         if self.borrowing.outgoing:
             self._send_all(self.borrowing.outgoing)
         if submission.demand_changed:
             self._publish_demand()
-        if self._tick is None and not submission.quiet():
+        if self._tick is None and not (submission.quiet() and calls.quiet()):
             self._tick = self._loop.call_later(TICK_SECONDS, self._on_tick)
 
     def send(self, peer: PeerId, record: Record) -> None:
@@ -197,7 +212,9 @@ class Reactor:
 
     def _on_tick(self) -> None:
         self._tick = None
-        self.submission.tick(time.monotonic())
+        now = time.monotonic()
+        self.submission.tick(now)
+        self.actors.calls.tick(now)
         self.finish()
 
     def _publish_demand(self) -> None:
@@ -228,42 +245,56 @@ class Reactor:
 
     def _submit(self, task: PendingTask) -> None:
         """Queue a task as soon as the objects it depends on are ready."""
-        waiting = []
-        for ref in task.dependencies:
-            state = ref._state
-            if state.value is None:
-                waiting.append(state)
-        if not waiting:
-            self._enqueue(task)
+        if not task.dependencies:
+            self.submission.enqueue(task)
             return
-        task.unresolved = len(waiting)
-        self._want(waiting)
 
-        def resolved(_state: ObjectState) -> None:
+        def resolved(failure: Failed | None) -> None:
+            if failure is None:
+                self.submission.enqueue(task)
+            else:
+                self.fail(task, failure)
+
+        self._resolve(task, resolved)
+
+    def _call(self, call: PendingCall) -> None:
+        """Queue a call of an actor at once, since its place among others is fixed now."""
+        calls = self.actors.calls
+        calls.enqueue(call)
+        if not call.dependencies:
+            return
+
+        def resolved(failure: Failed | None) -> None:
+            if failure is None:
+                calls.resolved(call)
+            elif calls.withdraw(call):
+                self.fail(call, failure)
+
+        self._resolve(call, resolved)
+
+    def _resolve(self, task: PendingTask | PendingCall, then: Callable[[Failed | None], None]) -> None:
+        """Collect the values a task depends on; ``then`` is told when all are there, or which has failed."""
+        waiting = [ref._state for ref in task.dependencies if ref._state.value is None]
+        task.unresolved = len(waiting)
+
+        def one(_state: ObjectState) -> None:
             task.unresolved -= 1
             if not task.unresolved:
-                self._enqueue(task)
+                then(_collect(task))
 
+        if not waiting:
+            then(_collect(task))
+            return
+        self._want(waiting)
         for state in waiting:
-            self._table.observe(state, resolved)
+            self._table.observe(state, one)
 
-    def _enqueue(self, task: PendingTask) -> None:
-        values = task.wire.dependencies
-        for ref in task.dependencies:
-            value = ref._state.value
-            assert value is not None
-            if type(value) is Failed:
-                self.fail(task, value)
-                return
-            values.append(value)
-        self.submission.enqueue(task)
-
-    def fail(self, task: PendingTask, failure: Failed) -> None:
+    def fail(self, task: PendingTask | PendingCall, failure: Failed) -> None:
         """End a task without a result of its own: all it would return is this error."""
         self._settle_returns(task, [failure] * task.wire.returns, self.local)
 
     def _task_done(self, worker: ProcessId, result: TaskDone, now: float) -> None:
-        task = self.submission.done(worker, result, now)
+        task = self.submission.done(worker, result, now) if result.lease else self.actors.calls.done(worker, result)
         for reference in result.kept:
             if reference.owner == self.local:
                 self.borrowing.lend(reference.key, worker)
@@ -274,7 +305,7 @@ class Reactor:
             return
         self._settle_returns(task, result.values, worker)
 
-    def _settle_returns(self, task: PendingTask, values: Sequence[Value], worker: ProcessId) -> None:
+    def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
         owned = self._table.owned
         for index, value in enumerate(values, 1):
@@ -289,6 +320,8 @@ class Reactor:
                 self._settled.append((state, value))
         task.dependencies = ()
         task.nested = ()
+        if type(task) is PendingCall and task.counter is not None:
+            task.counter.fall()
 
     def _discard(self, value: Value) -> None:
         """Give back the memory of a value that nobody wants any more."""
@@ -414,6 +447,8 @@ class Reactor:
 
     def _forget(self, state: ObjectState) -> None:
         state.contents = ()
+        if state in self.actors.handles:
+            self.actors.released(state)
         if state.owner == self.local:
             if type(state.value) is Stored:
                 self._discard(state.value)
@@ -434,6 +469,7 @@ class Reactor:
         if self.closed is not None:
             return
         self.peers.forget(process)
+        self.actors.calls.process_died(process, time.monotonic())
         for key in self.borrowing.process_died(process):
             self._free_if_unused(key)
         for state in list(self._table.borrowed.values()):
@@ -451,6 +487,18 @@ class Reactor:
                 self._bury(ProcessId(peer))
         self.peers.forget(node)
         self.finish()
+
+
+def _collect(task: PendingTask | PendingCall) -> Failed | None:
+    """Give a task the values it depends on; return the first that has failed, if any has."""
+    values = task.wire.dependencies
+    for ref in task.dependencies:
+        value = ref._state.value
+        assert value is not None
+        if type(value) is Failed:
+            return value
+        values.append(value)
+    return None
 
 
 def unpin(reactor: Reactor, node: NodeId, segment: str, serial: int) -> None:

@@ -1,0 +1,201 @@
+"""The I/O thread's side of a process's actors: hearing what becomes of them, making them, letting them go.
+
+What is decided about calls is in ``calls``; this follows the actors that it knows of, asks the control store where it
+wants to know more, and keeps what an actor's creator owes it: the references among the arguments of its making, for as
+long as it may be started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shoal_core.bus.interface import Bus, Message, Subscription
+from shoal_core.bus.requests import ask
+from shoal_core.protocol.actors import (
+    ActorChanged,
+    ActorDescription,
+    ActorRecord,
+    ActorState,
+    CreateActor,
+    GetActor,
+    ReleaseActor,
+    changed,
+)
+from shoal_core.protocol.errors import BusClosedError, BusError, NotFoundError, ServiceError, ShoalError
+from shoal_core.protocol.ids import ActorId
+from shoal_core.protocol.messages import Message as ControlMessage
+from shoal_core.protocol.subjects import Subjects
+from shoal_core.protocol.wire import decode
+from shoal_core.runtime.calls import Calls
+from shoal_core.runtime.objects import ObjectRef, ObjectState
+
+PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Follow:
+    """Command: a handle of an actor is here; it lives as long as the reference whose ``state`` this is."""
+
+    actor: ActorId
+    name: str
+    sequential: bool
+    state: ObjectState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Create:
+    """Command: create an actor of this process; ``holds`` are the references among what it is made from."""
+
+    description: ActorDescription
+    spec: bytes
+    holds: Sequence[ObjectRef[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Created:
+    """Command: an actor of this process was created by a request that somebody waited for."""
+
+    record: ActorRecord
+    holds: Sequence[ObjectRef[Any]]
+
+
+class Actors:
+    """The actors that one process calls or has created (I/O thread only)."""
+
+    def __init__(self, bus: Bus, subjects: Subjects) -> None:
+        self.calls = Calls()
+        self.handles: dict[ObjectState, ActorId] = {}
+        self._bus = bus
+        self._subjects = subjects
+        self._heard: dict[ActorId, Subscription] = {}
+        self._states: dict[ActorId, set[ObjectState]] = {}
+        self._holds: dict[ActorId, Sequence[ObjectRef[Any]]] = {}
+        self._owned: dict[ObjectState, ActorId] = {}
+        self._asking: set[ActorId] = set()
+        self._loop = asyncio.get_running_loop()
+        self.turn = _nothing
+        """Called after news came outside a turn of the reactor's own."""
+
+    # ------------------------------------------------------------------------------- commands
+
+    def follow(self, command: Follow) -> None:
+        """Hear of an actor from now on."""
+        self.handles[command.state] = command.actor
+        self._states.setdefault(command.actor, set()).add(command.state)
+        if self.calls.know(command.actor, command.name, sequential=command.sequential):
+            subject = self._subjects.actor_changed("*", command.actor)
+            self._heard[command.actor] = self._bus.subscribe(subject, self._on_changed)
+            if command.state not in self._owned:
+                self._ask(command.actor)
+
+    def create(self, command: Create) -> None:
+        """Have an actor created; whatever becomes of it comes out of its calls."""
+        self._keep(command.description, command.holds)
+        self._bus.spawn(self._create(command))
+
+    def created(self, command: Created) -> None:
+        """Take in a creation that is done."""
+        self._keep(command.record.description, command.holds)
+        self.calls.changed(changed(command.record), time.monotonic())
+
+    def own(self, state: ObjectState, actor: ActorId) -> None:
+        """``state`` is the creation object of an actor of this process: when nobody refers to it, the actor goes."""
+        self._owned[state] = actor
+
+    def released(self, state: ObjectState) -> None:
+        """The object behind a handle is gone: so are the handles that it stood for."""
+        actor = self.handles.pop(state)
+        states = self._states[actor]
+        states.discard(state)
+        if not states:
+            del self._states[actor]
+            self._heard.pop(actor).unsubscribe()
+            self.calls.forget(actor)
+        if self._owned.pop(state, None) is not None:
+            self._holds.pop(actor, None)
+            self._bus.spawn(self._tell(ReleaseActor(actor_id=actor, reason="all its handles are gone")))
+
+    def ask(self) -> None:
+        """Ask the control store what ``calls`` wants to know."""
+        questions, self.calls.questions = self.calls.questions, []
+        for actor in questions:
+            self._ask(actor)
+
+    def reread(self) -> None:
+        """Some news may have been missed."""
+        self.calls.reread(time.monotonic())
+        self.turn()
+
+    # ------------------------------------------------------------------------------- inside
+
+    def _keep(self, description: ActorDescription, holds: Sequence[ObjectRef[Any]]) -> None:
+        if holds:
+            self._holds[description.actor_id] = holds
+
+    def _on_changed(self, message: Message) -> None:
+        self._take(decode(ActorChanged, message.data))
+
+    def _take(self, news: ActorChanged) -> None:
+        if news.state is ActorState.DEAD:
+            self._holds.pop(news.actor_id, None)
+        self.calls.changed(news, time.monotonic())
+        self.turn()
+
+    def _ask(self, actor: ActorId) -> None:
+        if actor not in self._asking:
+            self._asking.add(actor)
+            self._bus.spawn(self._ask_now(actor))
+
+    async def _ask_now(self, actor: ActorId) -> None:
+        try:
+            record = await ask(self._bus, self._subjects.gcs("get_actor"), GetActor(actor_id=actor))
+            assert isinstance(record, ActorRecord)
+            self._take(changed(record))
+        except NotFoundError:
+            self.calls.gone(actor, time.monotonic())
+            self.turn()
+        except (BusError, ServiceError):
+            return  # asked again in time, as long as somebody waits
+        finally:
+            self._asking.discard(actor)
+
+    async def _create(self, command: Create) -> None:
+        request = CreateActor(description=command.description, spec=command.spec)
+        actor = command.description.actor_id
+        while True:
+            try:
+                record = await ask(self._bus, self._subjects.gcs("create_actor"), request)
+            except BusClosedError:
+                return
+            except (BusError, ServiceError):
+                await asyncio.sleep(PAUSE_SECONDS)
+            except ShoalError as error:
+                self._holds.pop(actor, None)
+                self.calls.refused(actor, str(error))
+                self.turn()
+                return
+            else:
+                assert isinstance(record, ActorRecord)
+                self._take(changed(record))
+                return
+
+    async def _tell(self, message: ControlMessage) -> None:
+        """Tell the control store something until it has heard it."""
+        while True:
+            try:
+                await ask(self._bus, self._subjects.gcs("release_actor"), message)
+                return
+            except BusClosedError:
+                return
+            except (BusError, ServiceError):
+                await asyncio.sleep(PAUSE_SECONDS)
+            except ShoalError:
+                return  # it is not known, so it is gone
+
+
+def _nothing() -> None:
+    """Nobody has to act on news yet."""
