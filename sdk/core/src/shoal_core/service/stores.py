@@ -10,6 +10,7 @@ import asyncio
 import logging
 
 from shoal_core.bus.keyvalue import Entry, KeyValue
+from shoal_core.bus.streams import is_full
 from shoal_core.protocol.effects import Conflict, Store, Stored, StoreRefused
 from shoal_core.protocol.errors import (
     BusClosedError,
@@ -64,8 +65,10 @@ async def perform_store(bucket: KeyValue, store: Store) -> Stored | Conflict | S
 
 
 def _is_final(error: Exception) -> bool:
-    """Tell whether trying again would end the same way."""
-    return isinstance(error, PayloadTooLargeError) or (isinstance(error, JetStreamError) and error.code < 500)
+    """Tell whether trying again would end the same way: a full store, too, refuses, and whoever asked is to know."""
+    if isinstance(error, JetStreamError):
+        return error.code < 500 or is_full(error)
+    return isinstance(error, PayloadTooLargeError)
 
 
 async def _attempt(bucket: KeyValue, store: Store) -> Stored:
