@@ -68,6 +68,7 @@ class Metrics:
         self._counters: dict[str, dict[Labels, Counter]] = {}
         self._histograms: dict[str, dict[Labels, Histogram]] = {}
         self._gauges: dict[str, Callable[[], Reading]] = {}
+        self._totals: dict[str, Callable[[], float]] = {}
 
     def counter(self, name: str, description: str, **values: str) -> Counter:
         """Return the counter ``shoal_<name>`` (``name`` ends in ``_total``) with these labels."""
@@ -85,6 +86,11 @@ class Metrics:
         """Have ``shoal_<name>`` read by ``read`` whenever somebody asks: one number, or one for each set of labels."""
         self._descriptions[name] = description
         self._gauges[name] = read
+
+    def total(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """Have the counter ``shoal_<name>`` (``name`` ends in ``_total``) read by ``read``: who counts is elsewhere."""
+        self._descriptions[name] = description
+        self._totals[name] = read
 
     def names(self) -> list[str]:
         """Return the full names of all that is counted, sorted."""
@@ -107,6 +113,8 @@ class Metrics:
             for key, counter in counters.items():
                 counted.add_metric([value for _, value in key], counter.value)
             yield counted
+        for name, total in self._totals.items():
+            yield CounterMetricFamily(f"shoal_{name}", self._descriptions[name], value=total())
         for name, read in self._gauges.items():
             reading = read()
             table: Mapping[Labels, float] = reading if isinstance(reading, Mapping) else {(): reading}
