@@ -1,17 +1,25 @@
-"""The durable tier over the in-memory broker and its JetStream."""
+"""The durable tier as a service, over the in-memory broker and a real one."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from shoal_core.bus import Bus
-from shoal_core.bus.memory import MemoryBroker
+from shoal_core.bus.jetstream import JetStream
 from shoal_core.bus.requests import ask
-from shoal_core.protocol.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, ServiceError
+from shoal_core.bus.streams import open_object_stream
+from shoal_core.protocol.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    NotFoundError,
+    ObjectStoreFullError,
+    ServiceError,
+)
 from shoal_core.protocol.ids import new_process_id
 from shoal_core.protocol.messages import (
     DurableChunk,
@@ -24,23 +32,38 @@ from shoal_core.protocol.messages import (
     DurableSeal,
 )
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.service import Engine
 from shoal_core.service.settings import ServiceSettings
-from shoal_objectstore.manifests import ABANDONED_SECONDS, Manifest, is_abandoned
+from shoal_core.testing.buses import CLUSTER, BusHarness, Implementation, bus_harness
+from shoal_objectstore.manifests import ABANDONED_SECONDS, Manifest, encode, is_abandoned, manifest_key
 from shoal_objectstore.service import serve
 
-CLUSTER = "test"
 SUBJECTS = Subjects(CLUSTER)
+SETTINGS = ServiceSettings(cluster=CLUSTER)
+REPLICAS = 2
+
+
+@pytest.fixture(params=["memory", "fast"])
+async def harness(request: pytest.FixtureRequest) -> AsyncIterator[BusHarness]:
+    implementation: Implementation = request.param
+    async with bus_harness(implementation) as harness:
+        yield harness
+
+
+@pytest.fixture
+async def bus(harness: BusHarness) -> AsyncIterator[Bus]:
+    """Yield the connection of somebody who asks the durable tier."""
+    async with replicas(harness):
+        yield await harness.join(Role.PROCESS, new_process_id())
 
 
 @asynccontextmanager
-async def durable_tier() -> AsyncIterator[Bus]:
-    broker = MemoryBroker()
-    async with (
-        broker.connect(role=Role.OBJECTSTORE, identity="store", cluster=CLUSTER) as bus,
-        serve(bus, ServiceSettings(cluster=CLUSTER)),
-        broker.connect(role=Role.PROCESS, identity=new_process_id(), cluster=CLUSTER) as asker,
-    ):
-        yield asker
+async def replicas(harness: BusHarness) -> AsyncIterator[list[Engine]]:
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(serve(await harness.join(Role.OBJECTSTORE, f"store{n}"), SETTINGS))
+            for n in range(REPLICAS)
+        ]
 
 
 def digest(data: bytes) -> str:
@@ -59,55 +82,127 @@ async def upload(bus: Bus, object_id: str, chunks: list[bytes], *, wrong: bool =
     await ask(bus, SUBJECTS.objectstore("seal"), DurableSeal(object_id=object_id))
 
 
-async def test_an_object_comes_back_as_it_was_put() -> None:
+async def test_an_object_comes_back_as_it_was_put(bus: Bus) -> None:
     chunks = [b"a" * 1000, b"\x00\xff" * 500, b"c"]
-    async with durable_tier() as bus:
-        await upload(bus, "one", chunks)
-        await upload(bus, "one", chunks)  # again, as after a lost answer
-        manifest = await ask(bus, SUBJECTS.objectstore("get"), DurableGet(object_id="one"))
-        assert isinstance(manifest, DurableManifest)
-        assert (manifest.chunks, manifest.size_bytes) == (3, 2001)
-        got = []
-        for index in range(3):
-            part = await ask(bus, SUBJECTS.objectstore("get_chunk"), DurableGetChunk(object_id="one", index=index))
-            assert isinstance(part, DurableChunk)
-            got.append(part.data)
-        assert got == chunks
+    await upload(bus, "one", chunks)
+    await upload(bus, "one", chunks)  # again, as after a lost answer
+    manifest = await ask(bus, SUBJECTS.objectstore("get"), DurableGet(object_id="one"))
+    assert isinstance(manifest, DurableManifest)
+    assert (manifest.chunks, manifest.size_bytes) == (3, 2001)
+    got = []
+    for index in range(3):
+        part = await ask(bus, SUBJECTS.objectstore("get_chunk"), DurableGetChunk(object_id="one", index=index))
+        assert isinstance(part, DurableChunk)
+        got.append(part.data)
+    assert got == chunks
 
 
-async def test_an_object_is_readable_only_once_it_is_whole() -> None:
-    async with durable_tier() as bus:
-        put = DurablePut(object_id="half", size_bytes=2, chunks=2, digest="00000000")
-        await ask(bus, SUBJECTS.objectstore("put"), put)
-        with pytest.raises(NotFoundError, match="half"):
-            await ask(bus, SUBJECTS.objectstore("get"), DurableGet(object_id="half"))
-        with pytest.raises(NotFoundError, match="chunk 0"):
-            await ask(bus, SUBJECTS.objectstore("seal"), DurableSeal(object_id="half"))
+async def test_an_object_is_readable_only_once_it_is_whole(bus: Bus) -> None:
+    put = DurablePut(object_id="half", size_bytes=2, chunks=2, digest="00000000")
+    await ask(bus, SUBJECTS.objectstore("put"), put)
+    with pytest.raises(NotFoundError, match="half"):
+        await ask(bus, SUBJECTS.objectstore("get"), DurableGet(object_id="half"))
+    with pytest.raises(NotFoundError, match="chunk 0"):
+        await ask(bus, SUBJECTS.objectstore("seal"), DurableSeal(object_id="half"))
 
 
-async def test_a_wrong_digest_is_refused() -> None:
-    async with durable_tier() as bus:
-        with pytest.raises(ServiceError, match="digest"):
-            await upload(bus, "bad", [b"data"], wrong=True)
+async def test_a_wrong_digest_is_refused(bus: Bus) -> None:
+    with pytest.raises(ServiceError, match="digest"):
+        await upload(bus, "bad", [b"data"], wrong=True)
 
 
-async def test_other_contents_and_chunks_that_are_not_announced_are_refused() -> None:
-    async with durable_tier() as bus:
-        await upload(bus, "taken", [b"first"])
-        with pytest.raises(AlreadyExistsError, match="taken"):
-            await upload(bus, "taken", [b"second"])
-        part = DurablePutChunk(object_id="taken", index=7, data=b"")
-        with pytest.raises(InvalidRequestError, match="not 7"):
-            await ask(bus, SUBJECTS.objectstore("put_chunk"), part)
+async def test_other_contents_and_chunks_that_are_not_announced_are_refused(bus: Bus) -> None:
+    await upload(bus, "taken", [b"first"])
+    with pytest.raises(AlreadyExistsError, match="taken"):
+        await upload(bus, "taken", [b"second"])
+    part = DurablePutChunk(object_id="taken", index=7, data=b"")
+    with pytest.raises(InvalidRequestError, match="not 7"):
+        await ask(bus, SUBJECTS.objectstore("put_chunk"), part)
 
 
-async def test_a_deleted_object_is_gone() -> None:
-    async with durable_tier() as bus:
-        await upload(bus, "gone", [b"data"])
-        await ask(bus, SUBJECTS.objectstore("delete"), DurableDelete(object_id="gone"))
-        with pytest.raises(NotFoundError):
-            await ask(bus, SUBJECTS.objectstore("get"), DurableGet(object_id="gone"))
-        await upload(bus, "gone", [b"again"])
+async def test_a_deleted_object_is_gone(bus: Bus) -> None:
+    await upload(bus, "gone", [b"data"])
+    await ask(bus, SUBJECTS.objectstore("delete"), DurableDelete(object_id="gone"))
+    with pytest.raises(NotFoundError):
+        await ask(bus, SUBJECTS.objectstore("get"), DurableGet(object_id="gone"))
+    await upload(bus, "gone", [b"again"])
+
+
+async def test_a_chunk_is_readable_only_once_the_object_is_whole(bus: Bus) -> None:
+    await ask(bus, SUBJECTS.objectstore("put"), DurablePut(object_id="half", size_bytes=1, chunks=1, digest="00000000"))
+    part = DurablePutChunk(object_id="half", index=0, data=b"x")
+    await ask(bus, SUBJECTS.objectstore("put_chunk"), part)
+    with pytest.raises(NotFoundError, match="half"):
+        await ask(bus, SUBJECTS.objectstore("get_chunk"), DurableGetChunk(object_id="half", index=0))
+
+
+async def test_an_id_that_names_all_objects_is_refused_and_harms_none(bus: Bus) -> None:
+    await upload(bus, "kept", [b"data"])
+    for object_id in ("*", ">", "with space"):
+        with pytest.raises(InvalidRequestError, match="object_id"):
+            await ask(bus, SUBJECTS.objectstore("delete"), DurableDelete(object_id=object_id))
+    part = await ask(bus, SUBJECTS.objectstore("get_chunk"), DurableGetChunk(object_id="kept", index=0))
+    assert part == DurableChunk(data=b"data")
+
+
+async def messages_in_stream(bus: Bus) -> int:
+    answer = await JetStream(bus).call(f"STREAM.INFO.{SUBJECTS.object_stream()}", {})
+    return int(answer["state"]["messages"])
+
+
+async def test_a_delete_leaves_nothing_in_the_stream(harness: BusHarness, bus: Bus) -> None:
+    store = await harness.join(Role.OBJECTSTORE, "looks")
+    await upload(bus, "gone", [b"one", b"two"])
+    assert await messages_in_stream(store) == 3
+    await ask(bus, SUBJECTS.objectstore("delete"), DurableDelete(object_id="gone"))
+    assert await messages_in_stream(store) == 0
+
+
+async def test_what_was_left_behind_is_swept_when_a_replica_begins(harness: BusHarness) -> None:
+    store = await harness.join(Role.OBJECTSTORE, "crashed")
+    stream = await open_object_stream(store, SUBJECTS.object_stream(), SUBJECTS.object_prefix())
+    await stream.put_chunk("nobody.1", 0, b"of an upload that is gone")
+    abandoned = Manifest("abandoned", 2, 2, "00000000", opened_at=0.0)
+    revision = await stream.manifests.put(manifest_key("abandoned"), encode(abandoned), revision=0)
+    await stream.put_chunk(f"abandoned.{revision}", 0, b"x")
+    await stream.manifests.put(manifest_key("deleted"), b"", revision=0)
+    async with replicas(harness) as [one, other]:
+        while await messages_in_stream(store):
+            pass
+        swept = [value_of(engine, "shoal_objects_swept_total") for engine in (one, other)]
+        assert sum(swept) == 1
+
+
+async def test_a_tier_that_is_full_says_so_and_takes_more_after_a_delete() -> None:
+    async with bus_harness("fast") as harness:  # the twin has no limits
+        store = await harness.join(Role.OBJECTSTORE, "first")
+        await open_object_stream(store, SUBJECTS.object_stream(), SUBJECTS.object_prefix(), max_bytes=10_000)
+        async with replicas(harness):
+            bus = await harness.join(Role.PROCESS, new_process_id())
+            await upload(bus, "small", [bytes(5000)])
+            with pytest.raises(ObjectStoreFullError, match="large"):
+                await upload(bus, "large", [bytes(8000)])
+            await ask(bus, SUBJECTS.objectstore("delete"), DurableDelete(object_id="small"))
+            await upload(bus, "large", [bytes(8000)])
+
+
+async def test_replicas_count_objects_and_bytes(harness: BusHarness) -> None:
+    async with replicas(harness) as engines:
+        bus = await harness.join(Role.PROCESS, new_process_id())
+        await upload(bus, "one", [b"abc", b"de"])
+        await upload(bus, "two", [b"f"])
+        await ask(bus, SUBJECTS.objectstore("get_chunk"), DurableGetChunk(object_id="one", index=1))
+        await ask(bus, SUBJECTS.objectstore("delete"), DurableDelete(object_id="one"))
+        names = ("objects_put", "objects_sealed", "objects_deleted", "object_bytes_written", "object_bytes_read")
+        totals = [sum(value_of(engine, f"shoal_{name}_total") for engine in engines) for name in names]
+        assert totals == [2, 2, 1, 6, 6 + 2]
+        assert value_of(engines[0], "shoal_objectstore_requests") == 0
+
+
+def value_of(engine: Engine, name: str) -> float:
+    families = text_string_to_metric_families(engine.metrics.exposition().decode())
+    [value] = [sample.value for family in families for sample in family.samples if sample.name == name]
+    return value
 
 
 def test_only_uploads_that_nobody_ends_are_abandoned() -> None:

@@ -1,134 +1,65 @@
-"""The durable tier as a service: chunks and manifests in JetStream. Replicas share the work through a queue group."""
+"""The durable tier as a service: its core on a bus and an object stream. Replicas share the work by a queue group."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-import zlib
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from shoal_core.bus import Bus
-from shoal_core.bus.streams import ObjectStream, is_full, open_object_stream
-from shoal_core.protocol.effects import Effect
-from shoal_core.protocol.errors import JetStreamError, NotFoundError, ObjectStoreFullError, RevisionConflict
-from shoal_core.protocol.messages import (
-    Done,
-    DurableChunk,
-    DurableDelete,
-    DurableGet,
-    DurableGetChunk,
-    DurablePut,
-    DurablePutChunk,
-    DurableSeal,
-)
+from shoal_core.bus.streams import ObjectStream, open_object_stream
+from shoal_core.protocol.errors import BusError, JetStreamUnavailableError
 from shoal_core.protocol.subjects import OBJECTSTORE_QUEUE, Role, Subjects
-from shoal_core.protocol.wire import encode
-from shoal_core.service import Engine, RawRoute
+from shoal_core.protocol.verbs import OBJECTSTORE
+from shoal_core.service import Engine, Metrics, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
-from shoal_objectstore import manifests
-from shoal_objectstore.manifests import Manifest
+from shoal_objectstore.core import Begin, DurableTier, Listed, ListPlaces
+from shoal_objectstore.operations import ChunkRead, Purge, Purged, ReadChunk
 
-SWEEP_SECONDS = 600.0
-
-
-class _Nothing:
-    """The engine's core: all requests of this service are answered from the stream itself."""
-
-    def handle(self, message: object, now: float) -> list[Effect]:
-        """Ignore connection changes."""
-        return []
-
-    def tick(self, now: float) -> list[Effect]:
-        """Nothing is ever due."""
-        return []
+logger = logging.getLogger("shoal.objectstore")
 
 
-class DurableObjects:
-    """Answers requests from one object stream."""
+async def perform(stream: ObjectStream, command: ReadChunk | Purge | ListPlaces) -> ChunkRead | Purged | Listed:
+    """Carry out a command of the core once, and return what came of it."""
+    try:
+        match command:
+            case ReadChunk():
+                return ChunkRead(command, await stream.get_chunk(command.place, command.index))
+            case Purge():
+                bucket = stream.manifests
+                below = None if command.revision is None else command.revision + 1
+                await bucket.jetstream.purge(bucket.stream, f"{bucket.prefix}{command.place}.>", below_sequence=below)
+                return Purged(command)
+            case ListPlaces():
+                return Listed(places_by_object(await stream.counts()))
+    except (BusError, JetStreamUnavailableError) as error:
+        if isinstance(command, ReadChunk):
+            return ChunkRead(command, error)
+        logger.warning("what was deleted or left behind is swept later: %s", error)
+        return Purged(command, error) if isinstance(command, Purge) else Listed({})
 
-    def __init__(self, stream: ObjectStream) -> None:
-        self._stream = stream
 
-    async def put(self, request: DurablePut) -> bytes:
-        """Open an upload."""
-        while True:
-            current, revision = await self._manifest(request.object_id)
-            manifest = manifests.opened(current, request, time.time())
-            if manifest is None or await self._store(manifest, revision):
-                return encode(Done())
+def places_by_object(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the places of each object's chunks, from the names under which the stream counts: objects and places."""
+    places: dict[str, list[str]] = {}
+    for name in names:
+        object_id, _, upload = name.partition(".")
+        places.setdefault(object_id, []).extend([name] if upload else [])
+    return places
 
-    async def put_chunk(self, request: DurablePutChunk) -> bytes:
-        """Store a chunk of an open upload."""
-        current, _ = await self._manifest(request.object_id)
-        manifest = manifests.require_chunk(current, request.object_id, request.index)
-        if not manifest.sealed:
-            try:
-                await self._stream.put_chunk(request.object_id, request.index, request.data)
-            except JetStreamError as error:
-                if is_full(error):
-                    raise ObjectStoreFullError(f"the durable tier is full: {error}") from error
-                raise
-        return encode(Done())
 
-    async def seal(self, request: DurableSeal) -> bytes:
-        """Check what was uploaded and make the object readable."""
-        while True:
-            current, revision = await self._manifest(request.object_id)
-            manifest = manifests.require_chunk(current, request.object_id, 0)
-            if manifest.sealed:
-                return encode(manifests.readable(manifest, request.object_id))
-            size_bytes = digest = 0
-            for index in range(manifest.chunks):
-                chunk = await self._chunk(request.object_id, index)
-                size_bytes += len(chunk)
-                digest = zlib.crc32(chunk, digest)
-            whole = manifests.sealed(manifest, size_bytes, f"{digest:08x}")
-            if await self._store(whole, revision):
-                return encode(manifests.readable(whole, request.object_id))
-
-    async def get(self, request: DurableGet) -> bytes:
-        """Return the manifest of a sealed object."""
-        current, _ = await self._manifest(request.object_id)
-        return encode(manifests.readable(current, request.object_id))
-
-    async def get_chunk(self, request: DurableGetChunk) -> bytes:
-        """Return one chunk."""
-        return encode(DurableChunk(data=await self._chunk(request.object_id, request.index)))
-
-    async def delete(self, request: DurableDelete) -> bytes:
-        """Remove an object; it is no error if it is not there."""
-        await self._stream.purge(request.object_id)
-        return encode(Done())
-
-    async def sweep(self) -> None:
-        """Remove what uploads left behind that nobody ended, again and again."""
-        while True:
-            for object_id in await self._stream.counts():
-                current, _ = await self._manifest(object_id)
-                if manifests.is_abandoned(current, time.time()):
-                    await self._stream.purge(object_id)
-            await asyncio.sleep(SWEEP_SECONDS)
-
-    async def _manifest(self, object_id: str) -> tuple[Manifest | None, int]:
-        entry = await self._stream.manifests.get(f"{object_id}.manifest")
-        return (None, 0) if entry is None else (manifests.decode(entry.value), entry.revision)
-
-    async def _store(self, manifest: Manifest, revision: int) -> bool:
-        try:
-            await self._stream.manifests.put(
-                f"{manifest.object_id}.manifest", manifests.encode(manifest), revision=revision
-            )
-        except RevisionConflict:
-            return False
-        return True
-
-    async def _chunk(self, object_id: str, index: int) -> bytes:
-        chunk = await self._stream.get_chunk(object_id, index)
-        if chunk is None:
-            raise NotFoundError(f"chunk {index} of object {object_id} is not in the durable tier")
-        return chunk
+def count(metrics: Metrics, core: DurableTier) -> None:
+    """Have a replica's numbers read."""
+    counts = core.counts
+    metrics.gauge("objectstore_requests", "Requests that are under way.", lambda: len(core.under_way))
+    metrics.total("objects_put_total", "Uploads that were opened.", lambda: counts.opened)
+    metrics.total("objects_sealed_total", "Objects that became readable.", lambda: counts.sealed)
+    metrics.total("objects_deleted_total", "Objects that were deleted.", lambda: counts.deleted)
+    metrics.total("objects_swept_total", "Uploads that nobody ended.", lambda: counts.swept)
+    metrics.total("object_bytes_written_total", "Bytes of chunks that were stored.", lambda: counts.written_bytes)
+    metrics.total("object_bytes_read_total", "Bytes of chunks that were read.", lambda: counts.read_bytes)
 
 
 @asynccontextmanager
@@ -138,20 +69,23 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
     stream = await open_object_stream(
         bus, subjects.object_stream(), subjects.object_prefix(), replicas=settings.replicas
     )
-    objects = DurableObjects(stream)
-    routes = [
-        RawRoute(subjects.objectstore("put"), DurablePut, objects.put, OBJECTSTORE_QUEUE),
-        RawRoute(subjects.objectstore("put_chunk"), DurablePutChunk, objects.put_chunk, OBJECTSTORE_QUEUE),
-        RawRoute(subjects.objectstore("seal"), DurableSeal, objects.seal, OBJECTSTORE_QUEUE),
-        RawRoute(subjects.objectstore("get"), DurableGet, objects.get, OBJECTSTORE_QUEUE),
-        RawRoute(subjects.objectstore("get_chunk"), DurableGetChunk, objects.get_chunk, OBJECTSTORE_QUEUE),
-        RawRoute(subjects.objectstore("delete"), DurableDelete, objects.delete, OBJECTSTORE_QUEUE),
-    ]
-    async with asyncio.TaskGroup() as tasks:
-        sweeping = tasks.create_task(objects.sweep())
-        async with Engine(_Nothing(), bus, name="objectstore", routes=routes) as engine:
-            yield engine
-        sweeping.cancel()
+    core = DurableTier()
+
+    async def start(command: Any) -> None:
+        engine.inject(await perform(stream, command))
+
+    engine = Engine(
+        core,
+        bus,
+        name="objectstore",
+        routes=[Route(subjects.objectstore(verb), model, OBJECTSTORE_QUEUE) for verb, model in OBJECTSTORE.items()],
+        perform_start=start,
+        stores={"": stream.manifests},
+        first=[Begin()],
+    )
+    count(engine.metrics, core)
+    async with engine:
+        yield engine
 
 
 SERVICE = Service("objectstore", Role.OBJECTSTORE, ServiceSettings, serve)
