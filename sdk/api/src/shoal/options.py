@@ -15,8 +15,8 @@ import cloudpickle
 
 from shoal_core.protocol.ids import MAX_RETURNS
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, UNIT, to_units
-from shoal_core.runtime.execution import ALL_EXCEPTIONS
 from shoal_core.runtime.submission import SchedulingClass
+from shoal_core.runtime.work import ALL_EXCEPTIONS
 
 DEFAULT_RETRIES = 3
 ACCELERATOR_AMOUNT = 0.001
@@ -28,7 +28,7 @@ def _amount(name: str, value: Any) -> None:
         raise TypeError(f"The type of option {name} is {type(value).__name__}; it must be a number, such as 1 or 0.5.")
     try:
         units = to_units(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"The value of option {name} is wrong: {error}.") from None
     if name == "num_gpus" and units > UNIT and units % UNIT:
         raise ValueError(f"The value of option num_gpus is {value}; above 1 it must be a whole number.")

@@ -7,7 +7,7 @@ from typing import Any
 from shoal.session import runtime
 from shoal_core.protocol.ids import task_id_bytes
 from shoal_core.protocol.resources import to_amounts
-from shoal_core.runtime.execution import Running, current
+from shoal_core.runtime.work import Running, current
 
 
 class RuntimeContext:

@@ -21,8 +21,9 @@ from shoal_core.protocol.records import (
     Unborrow,
     WorkerBlocked,
 )
-from shoal_core.runtime.execution import Accepted, BegunPage, Ended, Execution, Running, current
+from shoal_core.runtime.execution import BegunPage, Execution
 from shoal_core.runtime.process import Service
+from shoal_core.runtime.work import Accepted, Ended, Running, current
 from shoal_core.testing.builders import inline, node_id, process_id, put_key, task
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 
@@ -50,7 +51,7 @@ class Worker(LoneRuntime):
         accepted = self.execution.queue.get_nowait()
         assert isinstance(accepted, Accepted)
         self.execution.running = accepted
-        current.set(Running(accepted.task, accepted.owner, None))
+        current.set(Running(accepted.task, accepted.owner, accepted.order, None, ""))
         return accepted
 
     def end(self, accepted: Accepted, *, exhausted: bool = False) -> None:
@@ -156,7 +157,7 @@ async def test_a_thread_that_outlives_its_task_holds_up_nobody(worker: Worker) -
     worker.block(True)
     worker.end(accepted)
     assert [record.blocked for peer, record in worker.sent(WorkerBlocked) if peer == OWNER] == [True, False]
-    current.set(Running(accepted.task, OWNER, None))
+    current.set(Running(accepted.task, OWNER, accepted.order, None, ""))
     worker.block(False)
     worker.block(True)
     assert worker.sent(WorkerBlocked) == []

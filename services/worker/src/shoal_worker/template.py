@@ -23,9 +23,9 @@ from typing import NoReturn
 
 import msgspec
 
-from shoal_core.runtime.execution import running_name
 from shoal_core.runtime.output import MarkedStream
 from shoal_core.runtime.process import WorkerConfig, main
+from shoal_core.runtime.work import running_name
 
 PR_SET_PDEATHSIG = 1
 MOST_LINE_BYTES = 64 * 1024

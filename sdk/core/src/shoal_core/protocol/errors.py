@@ -253,7 +253,12 @@ class WorkerCrashedError(ShoalError):
 
 
 class ActorError(ShoalError):
-    """Something befell an actor (Ray: ``RayActorError``)."""
+    """Something befell an actor (Ray: ``RayActorError``).
+
+    ``cause`` is the exception that its ``__init__`` raised, where that is what befell it.
+    """
+
+    cause: BaseException | None = None
 
 
 class ActorDiedError(ActorError):

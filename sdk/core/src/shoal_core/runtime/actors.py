@@ -27,7 +27,6 @@ from shoal_core.protocol.actors import (
 )
 from shoal_core.protocol.errors import BusClosedError, BusError, NotFoundError, ServiceError, ShoalError
 from shoal_core.protocol.ids import ActorId
-from shoal_core.protocol.messages import Message as ControlMessage
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import decode
 from shoal_core.runtime.calls import Calls
@@ -38,11 +37,24 @@ PAUSE_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Follow:
-    """Command: a handle of an actor is here; it lives as long as the reference whose ``state`` this is."""
+    """Command: a handle of an actor is here; it lives as long as the reference whose ``state`` this is.
+
+    ``new``: it is this process that has it created. ``uncounted``: nobody has counted this process as a holder.
+    """
 
     actor: ActorId
     name: str
     sequential: bool
+    state: ObjectState
+    new: bool = False
+    uncounted: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Own:
+    """Command: ``state`` is the creation object of this process's own actor, which goes when nobody refers to it."""
+
+    actor: ActorId
     state: ObjectState
 
 
@@ -59,7 +71,7 @@ class Create:
 class Created:
     """Command: an actor of this process was created by a request that somebody waited for."""
 
-    record: ActorRecord
+    actor: ActorId
     holds: Sequence[ObjectRef[Any]]
 
 
@@ -75,6 +87,7 @@ class Actors:
         self._states: dict[ActorId, set[ObjectState]] = {}
         self._holds: dict[ActorId, Sequence[ObjectRef[Any]]] = {}
         self._owned: dict[ObjectState, ActorId] = {}
+        self._creating: dict[ActorId, asyncio.Task[None]] = {}
         self._asking: set[ActorId] = set()
         self._loop = asyncio.get_running_loop()
         self.turn = _nothing
@@ -89,22 +102,22 @@ class Actors:
         if self.calls.know(command.actor, command.name, sequential=command.sequential):
             subject = self._subjects.actor_changed("*", command.actor)
             self._heard[command.actor] = self._bus.subscribe(subject, self._on_changed)
-            if command.state not in self._owned:
+            if not command.new:
                 self._ask(command.actor)
 
     def create(self, command: Create) -> None:
         """Have an actor created; whatever becomes of it comes out of its calls."""
-        self._keep(command.description, command.holds)
-        self._bus.spawn(self._create(command))
+        actor = command.description.actor_id
+        self._holds[actor] = command.holds
+        self._creating[actor] = self._bus.spawn(self._create(command))
 
     def created(self, command: Created) -> None:
-        """Take in a creation that is done."""
-        self._keep(command.record.description, command.holds)
-        self.calls.changed(changed(command.record), time.monotonic())
+        """Take in a creation that is done: keep what the actor is made of."""
+        self._holds[command.actor] = command.holds
 
-    def own(self, state: ObjectState, actor: ActorId) -> None:
-        """``state`` is the creation object of an actor of this process: when nobody refers to it, the actor goes."""
-        self._owned[state] = actor
+    def own(self, command: Own) -> None:
+        """Release an actor of this process when nobody refers to its creation object any more."""
+        self._owned[command.state] = command.actor
 
     def released(self, state: ObjectState) -> None:
         """The object behind a handle is gone: so are the handles that it stood for."""
@@ -117,7 +130,7 @@ class Actors:
             self.calls.forget(actor)
         if self._owned.pop(state, None) is not None:
             self._holds.pop(actor, None)
-            self._bus.spawn(self._tell(ReleaseActor(actor_id=actor, reason="all its handles are gone")))
+            self._bus.spawn(self._release(actor))
 
     def ask(self) -> None:
         """Ask the control store what ``calls`` wants to know."""
@@ -131,10 +144,6 @@ class Actors:
         self.turn()
 
     # ------------------------------------------------------------------------------- inside
-
-    def _keep(self, description: ActorDescription, holds: Sequence[ObjectRef[Any]]) -> None:
-        if holds:
-            self._holds[description.actor_id] = holds
 
     def _on_changed(self, message: Message) -> None:
         self._take(decode(ActorChanged, message.data))
@@ -177,17 +186,21 @@ class Actors:
                 self._holds.pop(actor, None)
                 self.calls.refused(actor, str(error))
                 self.turn()
-                return
+                break
             else:
                 assert isinstance(record, ActorRecord)
                 self._take(changed(record))
-                return
+                break
+        del self._creating[actor]
 
-    async def _tell(self, message: ControlMessage) -> None:
-        """Tell the control store something until it has heard it."""
+    async def _release(self, actor: ActorId) -> None:
+        """Tell the control store, until it has heard it, that nobody has a handle; not before it has the actor."""
+        if (creating := self._creating.get(actor)) is not None:
+            await asyncio.wait({creating})
+        request = ReleaseActor(actor_id=actor, reason="all its handles are gone")
         while True:
             try:
-                await ask(self._bus, self._subjects.gcs("release_actor"), message)
+                await ask(self._bus, self._subjects.gcs("release_actor"), request)
                 return
             except BusClosedError:
                 return

@@ -35,6 +35,9 @@ from shoal_core.protocol.records import Failed, Record, Task, TaskDone
 
 GRACE_SECONDS = 0.03
 WINDOW = 1024
+MISSING_SECONDS = 10.0
+"""So long an actor may be unknown to the control store that its creator is just telling of."""
+
 ASK_SECONDS = 0.5
 """How often the control store is asked about an actor that somebody waits for and that is not ALIVE."""
 
@@ -107,6 +110,7 @@ class Callee:
         "death",
         "in_flight",
         "incarnation",
+        "missing_since",
         "name",
         "news",
         "news_at",
@@ -128,6 +132,7 @@ class Callee:
         self.queue: deque[PendingCall] = deque()
         self.in_flight: dict[TaskNumber, PendingCall] = {}
         self.positions = 0
+        self.missing_since = math.inf
         self.news: ActorChanged | None = None
         self.news_at = math.inf
         self.ask_at = math.inf
@@ -234,9 +239,12 @@ class Calls:
             self._apply(callee, news)
 
     def gone(self, actor: ActorId, now: float) -> None:
-        """The control store knows nothing of an actor: it died long ago, or never was."""
+        """The control store knows nothing of an actor: it died long ago, or is only just being created."""
         callee = self._callees.get(actor)
-        if callee is not None:
+        if callee is None:
+            return
+        callee.missing_since = min(callee.missing_since, now)
+        if now - callee.missing_since >= MISSING_SECONDS:
             death = ActorDeath(reason="the control store does not know it any more")
             self.changed(_dead(callee, death), now)
 
@@ -329,6 +337,7 @@ class Calls:
         new_incarnation = news.incarnation != callee.incarnation
         callee.news, callee.news_at = None, math.inf
         callee.state, callee.incarnation, callee.death = news.state, news.incarnation, news.death
+        callee.missing_since = math.inf
         if callee.process is not None and callee.process != news.process_id:
             self._by_process.pop(callee.process, None)
         if news.state is ActorState.DEAD or new_incarnation:

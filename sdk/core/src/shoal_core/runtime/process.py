@@ -1,7 +1,7 @@
 """A worker process: what the template's child becomes.
 
 The main thread runs tasks; the I/O thread receives leases and tasks, answers their owners, and gives back what the
-main thread does not come to.
+main thread does not come to. Or the process is given an actor, makes it, and runs its methods until the actor ends.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ import msgspec
 
 from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.interface import Bus
+from shoal_core.protocol.errors import BusError
 from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, node_of
 from shoal_core.protocol.records import (
+    ActorAssigned,
+    ActorDismissed,
+    ActorLeft,
+    ActorReady,
     LeaseAssigned,
     ProcessUnneeded,
     Reference,
@@ -33,13 +38,17 @@ from shoal_core.protocol.records import (
     contained_in,
 )
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.runtime.execution import Accepted, BegunPage, Ended, Execution, Running, current
+from shoal_core.runtime.execution import BegunPage, Execution
+from shoal_core.runtime.hosting import Hosting, Left, Outcome
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session
+from shoal_core.runtime.work import Accepted, Ended, Running, current
 
 OVERRUN_SECONDS = 0.05
 """A task that runs so long holds up those behind it: they go back to their owners."""
+LEAVE_SECONDS = 2.0
+"""How long an actor that leaves waits for its callers to have heard all that it had answered."""
 LINGER_SECONDS = 0.5
 """How often a process without work looks whether its objects are still referred to."""
 
@@ -69,19 +78,28 @@ class Service:
         self._early: dict[LeaseId, list[tuple[ProcessId, Task]]] = {}
         self._ended: list[Ended] = []
         self._unanswered = 0
-        self._ended_place = (LeaseId(0), 0)
+        self._order = 0
+        self._ended_order = 0
         self._waits = 0
         self._blocked = False
         self._unneeded = False
         self._leaving = False
         self._left = False
+        self._held: list[ObjectRef[object]] = []
         self._overrun: asyncio.TimerHandle | None = None
         self._reactor.records_by_type |= {
             Task: self._task,
             LeaseAssigned: self._assigned,
+            ActorAssigned: self._actor_assigned,
+            ActorDismissed: self._actor_dismissed,
             ProcessUnneeded: self._unneeded_now,
         }
-        self._reactor.commands_by_type |= {Ended: self._task_ended, _Blocked: self._change_blocked}
+        self._reactor.commands_by_type |= {
+            Ended: self._task_ended,
+            _Blocked: self._change_blocked,
+            Outcome: self._actor_made,
+            Left: self._actor_left,
+        }
         self._reactor.phase = self._answer
         runtime.ended = runtime.command
         runtime.blocked = lambda blocked: runtime.command(_Blocked(blocked, current.get()))
@@ -98,21 +116,42 @@ class Service:
             del self._early[passed]
 
     def _task(self, owner: ProcessId, task: Task) -> None:
+        if not task.lease:
+            self._call(owner, task)
+            return
         if task.lease not in self._leases:
             self._early.setdefault(task.lease, []).append((owner, task))
             return
-        references = []
+        references = self._adopt(owner, task)
+        if self._blocked or self._leaving:
+            self._reactor.send(owner, TasksReturned(task.lease, [task.number], self._blocked))
+            return
+        self._order += 1
+        self._execution.queue.put(Accepted(task, owner, references, self._order))
+        if self._overrun is None:
+            self._overrun = asyncio.get_running_loop().call_later(OVERRUN_SECONDS, self._look)
+
+    def _call(self, caller: ProcessId, call: Task) -> None:
+        """Have the actor of this process run a call; one that comes too late is its caller's to settle."""
+        hosting = self._runtime.hosting
+        if hosting is None or self._leaving:
+            return
+        self._order += 1
+        accepted = Accepted(call, caller, self._adopt(caller, call), self._order)
+        if hosting.is_sequential:
+            self._execution.queue.put(accepted)
+        else:
+            hosting.accept(accepted)
+
+    def _adopt(self, owner: ProcessId, task: Task) -> list[ObjectRef[object]]:
+        """Make the references among a task's arguments, and have their owners count this process."""
+        references: list[ObjectRef[object]] = []
         for value in (task.arguments, *task.dependencies):
             references += [self._runtime.objects.restore(reference) for reference in contained_in(value)]
         if references:
             foreign = [ref._state.wire() for ref in references if ref._state.owner != owner]
             self._reactor.borrowing.ensure(foreign, _nothing)
-        if self._blocked or self._leaving:
-            self._reactor.send(owner, TasksReturned(task.lease, [task.number], self._blocked))
-            return
-        self._execution.queue.put(Accepted(task, owner, references))
-        if self._overrun is None:
-            self._overrun = asyncio.get_running_loop().call_later(OVERRUN_SECONDS, self._look)
+        return references
 
     def _look(self) -> None:
         """Give back what waits behind a task that takes long."""
@@ -136,29 +175,86 @@ class Service:
     def _change_blocked(self, change: _Blocked) -> None:
         """Count the threads of the task that wait; a thread that outlives its task holds up nobody."""
         running = change.running
-        if running is not None and _place(running.task) > self._ended_place:
+        if running is not None and running.order > self._ended_order:
             self._waits += 1 if change.blocked else -1
-            self._tell_blocked(running.task.lease, running.owner)
+            self._tell_blocked(running.task, running.owner)
 
-    def _tell_blocked(self, lease: LeaseId, owner: ProcessId) -> None:
+    def _tell_blocked(self, task: Task, owner: ProcessId) -> None:
+        """Tell the node that the CPU is not used; the owner of a task is told to send nothing more, too."""
         blocked = self._waits > 0
-        if blocked == self._blocked:
+        hosting = self._runtime.hosting
+        if blocked == self._blocked or (hosting is not None and not hosting.is_sequential):
             return
         self._blocked = blocked
-        notice = WorkerBlocked(lease, blocked)
+        if hosting is not None:
+            self._reactor.send(self._runtime.node, WorkerBlocked(hosting.lease.lease, blocked))
+            return
+        notice = WorkerBlocked(task.lease, blocked)
         self._reactor.send(self._runtime.node, notice)
         self._reactor.send(owner, notice)
         if blocked:
             self._give_back(blocked=True)
 
+    # ------------------------------------------------------------------------------- an actor
+
+    def _actor_assigned(self, node: PeerId, assigned: ActorAssigned) -> None:
+        """Become the process of an actor, for the rest of this process's life."""
+        self._reactor.job = assigned.lease.job
+        hosting = Hosting(self._runtime, assigned, self._runtime.command)
+        self._runtime.hosting = hosting
+        refs = [self._runtime.objects.restore(reference) for reference in hosting.references]
+        self._held = refs
+        self._reactor.borrowing.ensure(hosting.references, _nothing)
+        self._execution.queue.put(hosting)
+
+    def _actor_made(self, outcome: Outcome) -> None:
+        """Tell the node whether the instance is there; what it was made from is the instance's own to keep."""
+        assert self._runtime.hosting is not None
+        record = self._runtime.hosting.record
+        actor, incarnation = record.description.actor_id, record.incarnation
+        self._held = []
+        if not outcome.reason:
+            self._reactor.send(self._runtime.node, ActorReady(actor, incarnation, os.getpid()))
+            return
+        self._reactor.send(self._runtime.node, ActorLeft(actor, incarnation, outcome.reason, outcome.error))
+        self._unneeded_now(self._runtime.node, ProcessUnneeded())
+
+    def _actor_left(self, left: Left) -> None:
+        """The actor ends by its own will: tell the node, once its callers have heard all that it had answered."""
+        hosting = self._runtime.hosting
+        assert hosting is not None
+        if self._leaving:
+            return
+        self._leaving = True
+        hosting.leave()
+        record = hosting.record
+
+        async def leave() -> None:
+            with contextlib.suppress(BusError):
+                await self._reactor.peers.flush(LEAVE_SECONDS)
+            self._reactor.send(
+                self._runtime.node, ActorLeft(record.description.actor_id, record.incarnation, left.reason)
+            )
+            self._unneeded_now(self._runtime.node, ProcessUnneeded())
+
+        self._runtime.bus.spawn(leave())
+
+    def _actor_dismissed(self, node: PeerId, dismissed: ActorDismissed) -> None:
+        """Nobody has a handle of the actor any more, so nobody waits for a call of it."""
+        hosting = self._runtime.hosting
+        if hosting is not None and not self._leaving:
+            self._leaving = True
+            hosting.leave()
+            self._unneeded_now(node, ProcessUnneeded())
+
     # ------------------------------------------------------------------------------- results go
 
     def _task_ended(self, item: Ended) -> None:
-        task, owner = item.accepted.task, item.accepted.owner
+        accepted = item.accepted
         self._ended.append(item)
-        self._ended_place = _place(task)
+        self._ended_order = max(self._ended_order, accepted.order)
         self._waits = 0
-        self._tell_blocked(task.lease, owner)
+        self._tell_blocked(accepted.task, accepted.owner)
 
     def _answer(self) -> None:
         """Answer the owners of tasks that ended (after releases were counted, so that ``kept`` is exact)."""
@@ -253,8 +349,3 @@ def main(config: WorkerConfig) -> None:
 
 def _nothing() -> None:
     """Nothing waits for the owners' answers yet; the end of the task does."""
-
-
-def _place(task: Task) -> tuple[LeaseId, int]:
-    """Return what orders the tasks of this process: a node numbers its leases, an owner the tasks of each."""
-    return task.lease, task.position

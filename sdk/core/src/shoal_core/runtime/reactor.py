@@ -43,7 +43,7 @@ from shoal_core.protocol.records import (
 )
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
-from shoal_core.runtime.actors import Actors, Create, Created, Follow
+from shoal_core.runtime.actors import Actors, Create, Created, Follow, Own
 from shoal_core.runtime.borrowing import Borrowing
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
@@ -109,7 +109,8 @@ class Reactor:
         self.commands_by_type: dict[type, Callable[[Any], None]] = {
             PendingTask: self._submit,
             PendingCall: self._call,
-            Follow: self.actors.follow,
+            Follow: self._follow,
+            Own: self.actors.own,
             Create: self.actors.create,
             Created: self.actors.created,
             Notify: self._notify,
@@ -271,6 +272,11 @@ class Reactor:
                 self.fail(call, failure)
 
         self._resolve(call, resolved)
+
+    def _follow(self, follow: Follow) -> None:
+        if follow.uncounted:
+            self.borrowing.ensure([follow.state.wire()], _nothing)
+        self.actors.follow(follow)
 
     def _resolve(self, task: PendingTask | PendingCall, then: Callable[[Failed | None], None]) -> None:
         """Collect the values a task depends on; ``then`` is told when all are there, or which has failed."""
@@ -510,6 +516,10 @@ def unpin(reactor: Reactor, node: NodeId, segment: str, serial: int) -> None:
 def seal(reactor: Reactor, node: NodeId, segment: str, owner: ProcessId) -> None:
     """Tell the node that a segment is written, and who will free it (any thread)."""
     reactor.commands.append(Say(node, SegmentSealed(segment, owner)))
+
+
+def _nothing() -> None:
+    """Nobody waits for an owner's answer."""
 
 
 def _owner_died(state: ObjectState) -> Failed:

@@ -18,19 +18,23 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask, ask_raw
 from shoal_core.bus.tracing import ENABLED, current_traceparent, span
+from shoal_core.protocol.actors import ActorDescription, ActorRecord, CreateActor
 from shoal_core.protocol.errors import (
+    ActorDiedError,
     GetTimeoutError,
     ObjectLostError,
+    PendingCallsLimitExceeded,
     ShoalError,
     TaskError,
     from_wire,
 )
 from shoal_core.protocol.ids import (
+    ActorId,
     FunctionId,
     JobId,
     LeaseId,
@@ -38,6 +42,7 @@ from shoal_core.protocol.ids import (
     ObjectKey,
     ProcessId,
     TaskNumber,
+    actor_id,
     node_of,
     object_key,
 )
@@ -47,6 +52,7 @@ from shoal_core.protocol.messages import (
     GetJob,
     JobConfig,
     JobRecord,
+    Message,
     PinSegment,
     SegmentGranted,
     SegmentRead,
@@ -55,12 +61,17 @@ from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Task,
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime import objects, segments
-from shoal_core.runtime.execution import Ended, current
+from shoal_core.runtime.actors import Create, Created, Follow, Own
+from shoal_core.runtime.calls import PendingCall, PendingCounter
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
 from shoal_core.runtime.reactor import Notify, Reactor, Want, seal, unpin
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized, read_segment, segment_bytes
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
+from shoal_core.runtime.work import Ended, current
+
+if TYPE_CHECKING:
+    from shoal_core.runtime.hosting import Hosting
 
 T = TypeVar("T")
 
@@ -82,6 +93,20 @@ class Call:
     key: SchedulingKey
     retries: int
     retry_on: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MethodCall:
+    """All that calls of one method of an actor with the same options share; ``name`` is for people."""
+
+    actor: ActorId
+    method: str
+    name: str
+    returns: int
+    retries: int
+    retry_on: bytes
+    group: str = ""
+    unordered: bool = False
 
 
 class Runtime:
@@ -106,9 +131,11 @@ class Runtime:
         self.blocked: Callable[[bool], None] | None = None
         self.ended: Callable[[Ended], None] = _nobody_runs
         self.namespace = ""
+        self.hosting: Hosting | None = None
         self.obstacle: Callable[[], ShoalError] | None = None
         self._shared_memory = shared_memory
         self._numbers = itertools.count(1)
+        self._actor_numbers = itertools.count(1)
         self._pins = itertools.count(1)
         self._commands = self.reactor.commands
         self._thread = threading.get_ident()
@@ -154,41 +181,91 @@ class Runtime:
 
     def submit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[ObjectRef[Any]]:
         """Start a task and return the references to what it will return; never waits for the task."""
-        number = TaskNumber(next(self._numbers))
         dependencies: Sequence[ObjectRef[Any]] = ()
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
         if args or kwargs:
             arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
-        if self.reactor.closed is not None:
-            raise _error(self.reactor.closed)
-        running = current.get()
-        wire = Task(
-            number,
-            0,
-            LeaseId(0),
-            0,
-            call.function,
-            call.name,
-            call.returns,
-            arguments,
-            [],
-            call.retry_on,
-            _submit_span(call.name) if ENABLED else "",
-            0 if running is None else running.task.depth + 1,
-        )
-        create = self.objects.create
-        first = object_key(number, 1)
-        refs = [create(ObjectKey(first + index)) for index in range(call.returns)]
+        wire = self._wire(call.function, call.name, call.returns, arguments, call.retry_on)
+        refs = self._returns(wire)
         self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested))
         self.reactor.wake()
         return refs
+
+    def call_actor(
+        self,
+        call: MethodCall,
+        handle: ObjectRef[Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        counter: PendingCounter | None = None,
+    ) -> list[ObjectRef[Any]]:
+        """Call a method and return the references to what it will return; never waits for the actor.
+
+        ``handle`` is the reference behind the caller's handle, which the call holds until it ends. Raises
+        ``PendingCallsLimitExceeded`` where ``counter`` allows no more.
+        """
+        if counter is not None and not counter.rise():
+            raise PendingCallsLimitExceeded(
+                f"{call.name}.remote() was refused: {counter.most} calls of this handle have not ended "
+                "(max_pending_calls). Get some of their results first."
+            )
+        dependencies: Sequence[ObjectRef[Any]] = ()
+        nested: Sequence[ObjectRef[Any]] = ()
+        arguments: Value = NO_ARGUMENTS
+        try:
+            if args or kwargs:
+                arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
+            wire = self._wire(FunctionId(call.method), call.name, call.returns, arguments, call.retry_on)
+        except BaseException:
+            if counter is not None:
+                counter.fall()
+            raise
+        wire.group = call.group
+        refs = self._returns(wire)
+        holds = [*nested, handle]
+        self._commands.append(PendingCall(call.actor, wire, call.retries, dependencies, holds, call.unordered, counter))
+        self.reactor.wake()
+        return refs
+
+    def _wire(self, function: FunctionId, name: str, returns: int, arguments: Value, retry_on: bytes) -> Task:
+        """Return a new task as it travels."""
+        if self.reactor.closed is not None:
+            raise _error(self.reactor.closed)
+        running = current.get()
+        return Task(
+            TaskNumber(next(self._numbers)),
+            0,
+            LeaseId(0),
+            0,
+            function,
+            name,
+            returns,
+            arguments,
+            [],
+            retry_on,
+            _submit_span(name) if ENABLED else "",
+            0 if running is None else running.task.depth + 1,
+        )
+
+    def _returns(self, wire: Task) -> list[ObjectRef[Any]]:
+        """Make the references to what a task will return."""
+        create = self.objects.create
+        first = object_key(wire.number, 1)
+        return [create(ObjectKey(first + index)) for index in range(wire.returns)]
 
     def _arguments(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Value, Sequence[ObjectRef[Any]], Sequence[ObjectRef[Any]]]:
         """Serialize arguments; references among them become dependencies, those inside them are nested."""
         dependencies: list[ObjectRef[Any]] = []
+        serialized = self._serialize(name, args, kwargs, dependencies)
+        return self.place(serialized, self.local), dependencies, serialized.references
+
+    def _serialize(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], dependencies: list[ObjectRef[Any]]
+    ) -> Serialized:
+        """Serialize arguments without the references among them, which go into ``dependencies``."""
 
         def substitute(value: Any) -> Any:
             if type(value) is not ObjectRef:
@@ -200,13 +277,84 @@ class Runtime:
         if kwargs:
             kwargs = {key: substitute(value) for key, value in kwargs.items()}
         try:
-            serialized = self.codec.dump_arguments(args, kwargs)
+            return self.codec.dump_arguments(args, kwargs)
         except (TypeError, pickle.PicklingError, AttributeError, RuntimeError, ValueError) as error:
             raise TypeError(
                 f"The arguments of {name}.remote() cannot be sent to a worker: "
                 f"{_culprit(self.codec, args, kwargs, error)}"
             ) from error
-        return self.place(serialized, self.local), dependencies, serialized.references
+
+    # ------------------------------------------------------------------------------- actors
+
+    def new_actor(self) -> tuple[ActorId, ObjectRef[Any]]:
+        """Draw the id of an actor that this process creates, and make its creation object."""
+        number = next(self._numbers)
+        ref = self.objects.create(object_key(TaskNumber(number), 0))
+        return actor_id(self.local, next(self._actor_numbers)), ref
+
+    def made_of(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Inline, list[Reference], Reference | None, list[ObjectRef[Any]]]:
+        """Serialize what an actor is made of: arguments, references among them, or one large object; and all held."""
+        dependencies: list[ObjectRef[Any]] = []
+        serialized = self._serialize(name, args, kwargs, dependencies)
+        names = [ref._state.wire() for ref in dependencies]
+        if serialized.raw or serialized.size_bytes > INLINE_BYTES:
+            ref = self._put(serialized)
+            return NO_ARGUMENTS, names, ref._state.wire(), [ref, *dependencies]
+        return serialized.inline(), names, None, [*dependencies, *serialized.references]
+
+    def create_actor(
+        self, description: ActorDescription, spec: bytes, holds: Sequence[ObjectRef[Any]], handle: ObjectRef[Any]
+    ) -> None:
+        """Have an actor without a name created; never waits. What goes wrong comes out of its calls."""
+        self._own(description, handle)
+        self.command(Create(description, spec, holds))
+
+    def create_named_actor(
+        self,
+        description: ActorDescription,
+        spec: bytes,
+        holds: Sequence[ObjectRef[Any]],
+        handle: ObjectRef[Any],
+        get_if_exists: bool,
+    ) -> ActorRecord:
+        """Have an actor with a name created, or find the one that has it; waits for the control store only.
+
+        Raises ``ActorAlreadyExistsError`` where the name is taken and ``get_if_exists`` is not set.
+        """
+        request = CreateActor(description=description, spec=spec, get_if_exists=get_if_exists)
+        record = self.ask_gcs("create_actor", request)
+        assert isinstance(record, ActorRecord)
+        if record.description.actor_id == description.actor_id:
+            self._own(description, handle)
+            self.command(Created(description.actor_id, holds))
+        return record
+
+    def _own(self, description: ActorDescription, handle: ObjectRef[Any]) -> None:
+        if not description.detached:
+            self.command(Own(description.actor_id, handle._state))
+
+    def ask_gcs(self, verb: str, message: Message) -> Message:
+        """Ask the control store something and wait for the answer (user threads only)."""
+        return self.call(ask(self.bus, self.subjects.gcs(verb), message, timeout_seconds=REQUEST_SECONDS))
+
+    def follow(
+        self,
+        actor: ActorId,
+        name: str,
+        ref: ObjectRef[Any],
+        *,
+        sequential: bool,
+        new: bool = False,
+        uncounted: bool = False,
+    ) -> None:
+        """Hear of an actor for as long as the reference behind its handle lives (see ``actors.Follow``)."""
+        self.command(Follow(actor, name, sequential, ref._state, new, uncounted))
+
+    def token(self) -> ObjectRef[Any]:
+        """Return a reference to nothing, by whose end the end of a handle is noticed that nobody counts."""
+        return self.objects.create(object_key(TaskNumber(next(self._numbers)), 0))
 
     def function(self, function_id: FunctionId) -> Definition:
         """Return a function of the job, fetched at its first use (user threads only)."""
@@ -218,9 +366,7 @@ class Runtime:
 
     def job_config(self, job: JobId) -> JobConfig:
         """Return what a job's processes need to know of it (user threads only)."""
-        record = self.call(
-            ask(self.bus, self.subjects.gcs("get_job"), GetJob(job_id=job), timeout_seconds=REQUEST_SECONDS)
-        )
+        record = self.ask_gcs("get_job", GetJob(job_id=job))
         assert isinstance(record, JobRecord)
         self.namespace = record.config.namespace
         return record.config
@@ -229,7 +375,9 @@ class Runtime:
 
     def put(self, value: Any) -> ObjectRef[Any]:
         """Make an object of a value and return a reference to it."""
-        serialized = self.codec.dump(value)
+        return self._put(self.codec.dump(value))
+
+    def _put(self, serialized: Serialized) -> ObjectRef[Any]:
         ref = self.objects.create(object_key(TaskNumber(next(self._numbers)), 0))
         state = ref._state
         state.contents = serialized.references
@@ -457,6 +605,8 @@ def _split(refs: Sequence[ObjectRef[Any]], count: int) -> tuple[list[ObjectRef[A
 
 def _error(value: Failed) -> Exception:
     """Return the exception that a failed value stands for."""
+    if value.code == "actor_died":
+        return _actor_died(value)
     if value.data:
         try:
             error = pickle.loads(value.data)
@@ -464,6 +614,18 @@ def _error(value: Failed) -> Exception:
             return TaskError("task", f"{value.text}\n(the exception could not be unpickled here: {reason})", reason)
         return error.as_instanceof_cause() if isinstance(error, TaskError) else error
     return from_wire(value.code, value.text)
+
+
+def _actor_died(value: Failed) -> ActorDiedError:
+    """Return the error of calls of a dead actor; its cause is what ``__init__`` raised, if it did."""
+    error = ActorDiedError(value.text)
+    if value.data:
+        try:
+            cause = pickle.loads(value.data)
+        except Exception as reason:
+            cause = TaskError("__init__", f"{value.text}\n(the exception could not be unpickled: {reason})", reason)
+        error.cause = error.__cause__ = cause.as_instanceof_cause() if isinstance(cause, TaskError) else cause
+    return error
 
 
 def _culprit(codec: Codec, args: Sequence[Any], kwargs: dict[str, Any], error: BaseException) -> str:

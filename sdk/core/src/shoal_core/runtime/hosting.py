@@ -1,0 +1,385 @@
+"""The actor of a worker process: its instance, and the threads or the loop that run its methods.
+
+=============  ============================================  ====================================================
+kind           where methods run                             how many at once
+=============  ============================================  ====================================================
+plain          the main thread                               one
+threaded       pools of threads, one for each group          the group's number
+async          an event loop on the main thread              the group's number of coroutines, others wait in order
+=============  ============================================  ====================================================
+
+An actor is async if any of its methods is ``async def``, else threaded if more than one call may run at once. Methods
+of an async actor that are not ``async`` run on the loop as well, and hold it up.
+
+The actor leaves when a method raises ``ActorExit`` (``exit_actor()``, ``__ray_terminate__``, ``sys.exit``), or when its
+node says that nobody has a handle of it any more. The call in which it left is not answered: its caller hears that the
+actor has died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shoal_core.bus.tracing import ENABLED
+from shoal_core.protocol.actors import MOST_ERROR_BYTES, ActorRecord
+from shoal_core.protocol.ids import FunctionId
+from shoal_core.protocol.records import ActorAssigned, Inline, LeaseAssigned, Reference
+from shoal_core.runtime.session import new_event_loop
+from shoal_core.runtime.work import Accepted, Work, failure, fill_in
+
+if TYPE_CHECKING:
+    from shoal_core.runtime.runtime import Runtime
+
+DEFAULT_GROUP = ""
+ASYNC_CONCURRENCY = 1000
+
+
+class ActorExit(BaseException):
+    """Leaves a method to end its actor; no error of any call."""
+
+
+class ActorSpec(msgspec.Struct, array_like=True, frozen=True):
+    """What the process of an actor needs to make it.
+
+    ``arguments`` are the pickled ``(args, kwargs)``, in which a ``Dependency`` stands for each of ``dependencies``;
+    where they are too large to be kept in a record they are an object, ``whole``. ``concurrency`` is how many calls
+    run at once outside the groups, 0 where nothing was said.
+    """
+
+    function: FunctionId
+    arguments: Inline
+    dependencies: list[Reference] = []
+    whole: Reference | None = None
+    concurrency: int = 0
+    groups: dict[str, int] = {}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of making the instance; ``error`` is the pickled exception, if there was one."""
+
+    reason: str = ""
+    error: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The actor ends by its own will."""
+
+    reason: str
+
+
+class Hosting:
+    """The actor of this process. ``tell`` hands an ``Outcome`` and ``Left`` to the I/O thread."""
+
+    def __init__(self, runtime: Runtime, assigned: ActorAssigned, tell: Callable[[Any], None]) -> None:
+        self.record = ActorRecord.model_validate_json(assigned.record)
+        self.lease: LeaseAssigned = assigned.lease
+        self.instance: Any = None
+        self._spec = spec = msgspec.msgpack.decode(assigned.spec, type=ActorSpec)
+        self.references = [*spec.arguments.contained, *spec.dependencies]
+        if spec.whole is not None:
+            self.references.append(spec.whole)
+        self._runtime = runtime
+        self._tell = tell
+        self._group_names: dict[str, str] = {}
+        self._groups: dict[str, _Pool | _Limit] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._arrived: deque[Accepted] = deque()
+        self._left = False
+        self.label = self.record.description.class_name
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether the main thread runs one call after the other."""
+        return not self._groups
+
+    @property
+    def restarted(self) -> bool:
+        """Whether this is not the actor's first incarnation."""
+        return self.record.incarnation > 0
+
+    # ------------------------------------------------------------------------------- the main thread
+
+    def make(self) -> None:
+        """Make the instance; an async actor's loop runs here until the actor leaves."""
+        try:
+            cls: type[Any] = self._runtime.function(self._spec.function).function  # type: ignore[assignment]
+            self._arrange(cls)
+            if self._loop is None:
+                self._instantiate(cls)
+        except BaseException as error:
+            self._tell(self._failed(error))
+            return
+        if self._loop is None:
+            self._tell(Outcome())
+        else:
+            asyncio.set_event_loop(self._loop)
+            self._loop.call_soon(self._make_on_loop, cls)
+            self._loop.run_forever()
+
+    def _make_on_loop(self, cls: type[Any]) -> None:
+        """Make an async actor's instance where its methods run, so that ``__init__`` may use the loop."""
+        assert self._loop is not None
+        try:
+            self._instantiate(cls)
+        except BaseException as error:
+            self._tell(self._failed(error))
+            self._loop.stop()
+        else:
+            self._tell(Outcome())
+
+    def _arrange(self, cls: type[Any]) -> None:
+        """Find out of what kind the actor is, and make what its methods run on."""
+        spec = self._spec
+        for name, method in inspect.getmembers(cls, callable):
+            group = getattr(method, "__shoal_method__", {}).get("concurrency_group")
+            if group:
+                self._group_names[name] = group
+        if is_async(cls):
+            self._loop = new_event_loop()
+            limits = {DEFAULT_GROUP: spec.concurrency or ASYNC_CONCURRENCY, **spec.groups}
+            self._groups = {name: _Limit(limit) for name, limit in limits.items()}
+        elif spec.concurrency > 1 or spec.groups:
+            limits = {DEFAULT_GROUP: spec.concurrency or 1, **spec.groups}
+            self._groups = {name: _Pool(limit, name, self.run) for name, limit in limits.items()}
+
+    def _instantiate(self, cls: type[Any]) -> None:
+        spec, runtime = self._spec, self._runtime
+        if spec.whole is not None:
+            (args, kwargs) = runtime.get([runtime.objects.restore(spec.whole)], None)[0]
+        elif spec.arguments.data:
+            args, kwargs = runtime.codec.load(spec.arguments)
+        else:
+            args, kwargs = (), {}
+        if spec.dependencies:
+            refs = [runtime.objects.restore(reference) for reference in spec.dependencies]
+            args, kwargs = fill_in(args, kwargs, runtime.get(refs, None))
+        self.instance = cls(*args, **kwargs)
+        if any("__repr__" in vars(base) for base in cls.__mro__[:-1]):
+            self.label = repr(self.instance)
+
+    def _failed(self, error: BaseException) -> Outcome:
+        description = self.record.description
+        failed = failure(f"{description.class_name}.__init__", error)
+        data = failed.data if len(failed.data) <= MOST_ERROR_BYTES else b""
+        return Outcome(f"an exception was raised in __init__:\n{failed.text[:MOST_ERROR_BYTES]}", data)
+
+    # ------------------------------------------------------------------------------- calls
+
+    def accept(self, accepted: Accepted) -> None:
+        """Have a call run, by its group (I/O thread; not for a sequential actor)."""
+        if self._loop is not None:
+            self._arrived.append(accepted)
+            if len(self._arrived) == 1:
+                self._loop.call_soon_threadsafe(self._start_arrived)
+            return
+        group = self._group_of(accepted)
+        assert isinstance(group, _Pool)
+        group.put(accepted)
+
+    def run(self, accepted: Accepted) -> None:
+        """Run a call in this thread, and hand its end to the I/O thread."""
+        if self._left:
+            return
+        work = Work(self._runtime, accepted, self.lease, (ActorExit, SystemExit), self.label)
+        try:
+            with work:
+                method = self._method(accepted)
+                args, kwargs = work.arguments()
+                try:
+                    if ENABLED:
+                        with work.traced():
+                            result = method(*args, **kwargs)
+                    else:
+                        result = method(*args, **kwargs)
+                finally:
+                    del args, kwargs, method
+                work.succeed(result)
+                del result
+        except (ActorExit, SystemExit) as error:
+            self._leave(error)
+            return
+        self._runtime.ended(work.ended)
+
+    def leave(self) -> None:
+        """Run nothing more, and let the instance go, where that can be done from outside (I/O thread)."""
+        self._left = True
+        for group in self._groups.values():
+            if isinstance(group, _Pool):
+                group.close()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _leave(self, error: BaseException) -> None:
+        if not self._left:
+            self._left = True
+            reason = str(error) if isinstance(error, ActorExit) else f"it called sys.exit({error})"
+            self._tell(Left(reason))
+
+    def _group_of(self, accepted: Accepted) -> _Pool | _Limit:
+        task = accepted.task
+        name = task.group or self._group_names.get(task.function, DEFAULT_GROUP)
+        return self._groups.get(name) or self._groups[DEFAULT_GROUP]
+
+    def _method(self, accepted: Accepted) -> Callable[..., Any]:
+        task = accepted.task
+        special = _SPECIAL.get(task.function)
+        if special is not None:
+            return special(self.instance)
+        if task.group and task.group not in self._groups:
+            raise ValueError(
+                f"The actor {self.record.description.class_name} has no concurrency group {task.group!r}; "
+                f"its groups are {sorted(self._spec.groups)}."
+            )
+        method: Callable[..., Any] = getattr(self.instance, task.function)
+        return method
+
+    # ------------------------------------------------------------------------------- on the loop
+
+    def _start_arrived(self) -> None:
+        arrived = self._arrived
+        while arrived:
+            accepted = arrived.popleft()
+            limit = self._group_of(accepted)
+            assert isinstance(limit, _Limit)
+            if limit.enter(accepted):
+                self._start(accepted, limit)
+
+    def _start(self, accepted: Accepted, limit: _Limit) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(self._run_on_loop(accepted))
+        limit.running.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            limit.running.discard(task)
+            following = limit.leave()
+            if following is not None and not self._left:
+                self._start(following, limit)
+
+        task.add_done_callback(ended)
+
+    async def _run_on_loop(self, accepted: Accepted) -> None:
+        work = Work(self._runtime, accepted, self.lease, (ActorExit, SystemExit), self.label)
+        try:
+            with work:
+                method = self._method(accepted)
+                if work.has_large_arguments:
+                    args, kwargs = await asyncio.get_running_loop().run_in_executor(None, work.arguments)
+                else:
+                    args, kwargs = work.arguments()
+                try:
+                    if ENABLED:
+                        with work.traced():
+                            result = method(*args, **kwargs)
+                            if inspect.isawaitable(result):
+                                result = await result
+                    else:
+                        result = method(*args, **kwargs)
+                        if inspect.isawaitable(result):
+                            result = await result
+                finally:
+                    del args, kwargs, method
+                work.succeed(result)
+                del result
+        except (ActorExit, SystemExit) as error:
+            self._leave(error)
+            return
+        self._runtime.ended(work.ended)
+
+
+class _Pool:
+    """The threads of one concurrency group, started as they are needed."""
+
+    def __init__(self, limit: int, name: str, run: Callable[[Accepted], None]) -> None:
+        self._limit = limit
+        self._name = name or "default"
+        self._run = run
+        self._queue: queue.SimpleQueue[Accepted | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+
+    def put(self, accepted: Accepted) -> None:
+        """Have a call run in one of the threads (I/O thread)."""
+        self._queue.put(accepted)
+        if len(self._threads) < self._limit and not self._idle.acquire(blocking=False):
+            name = f"shoal-{self._name}-{len(self._threads)}"
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def close(self) -> None:
+        """Have the threads end when what they run has ended."""
+        for _ in self._threads:
+            self._queue.put(None)
+
+    def _serve(self) -> None:
+        while (accepted := self._queue.get()) is not None:
+            self._run(accepted)
+            del accepted
+            self._idle.release()
+
+
+class _Limit:
+    """How many calls of one concurrency group run on the loop at once; the others wait in order."""
+
+    def __init__(self, limit: int) -> None:
+        self.running: set[asyncio.Task[None]] = set()
+        self._free = limit
+        self._waiting: deque[Accepted] = deque()
+
+    def enter(self, accepted: Accepted) -> bool:
+        """Tell whether a call may start now; else it waits."""
+        if self._free:
+            self._free -= 1
+            return True
+        self._waiting.append(accepted)
+        return False
+
+    def leave(self) -> Accepted | None:
+        """One that ran has ended; return the one that may start in its place."""
+        if self._waiting:
+            return self._waiting.popleft()
+        self._free += 1
+        return None
+
+
+def is_async(cls: type[Any]) -> bool:
+    """Tell whether any method of a class is ``async def``."""
+    return any(
+        inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
+        for _, method in inspect.getmembers(cls, inspect.isroutine)
+    )
+
+
+def _ready(instance: Any) -> Callable[[], bool]:
+    return lambda: True
+
+
+def _call(instance: Any) -> Callable[..., Any]:
+    return lambda function, *args, **kwargs: function(instance, *args, **kwargs)
+
+
+def _terminate(instance: Any) -> Callable[[], None]:
+    def terminate() -> None:
+        raise ActorExit("it was terminated by __ray_terminate__")
+
+    return terminate
+
+
+_SPECIAL: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "__ray_ready__": _ready,
+    "__ray_call__": _call,
+    "__ray_terminate__": _terminate,
+}
+SPECIAL_METHODS = frozenset(_SPECIAL)
+"""Methods that every actor has."""

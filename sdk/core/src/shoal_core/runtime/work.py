@@ -1,0 +1,220 @@
+"""What running one task, or one call of an actor, means: arguments in, a function, results or a failure out.
+
+``Work`` is one run of it. Who runs it (the main thread, a pool, an event loop) is in ``execution`` and ``hosting``.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import pickle
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shoal_core.bus.tracing import span
+from shoal_core.protocol.errors import TaskError, UnserializableException
+from shoal_core.protocol.ids import ProcessId
+from shoal_core.protocol.records import Failed, Inline, LeaseAssigned, Stored, Task, Value
+from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.serialization import Dependency, Serialized
+
+if TYPE_CHECKING:
+    from shoal_core.runtime.runtime import Runtime
+
+ALL_EXCEPTIONS = b"*"
+_NO_ARGUMENTS: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+
+@dataclass(slots=True)
+class Accepted:
+    """A task that came to this process; ``references`` are those nested in its arguments, held until it ends.
+
+    ``order`` rises with each task that comes.
+    """
+
+    task: Task
+    owner: ProcessId
+    references: list[ObjectRef[Any]]
+    order: int
+
+
+@dataclass(slots=True)
+class Ended:
+    """A task that ended here, as the I/O thread needs it to answer the owner."""
+
+    accepted: Accepted
+    values: list[Value]
+    results: list[Serialized]
+    seconds: float
+    retryable: bool
+    exhausted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What the current task may ask about itself; ``label`` is its name for people."""
+
+    task: Task
+    owner: ProcessId
+    order: int
+    lease: LeaseAssigned | None
+    label: str
+
+
+current: contextvars.ContextVar[Running | None] = contextvars.ContextVar("shoal_current_task", default=None)
+
+
+def running_name() -> str:
+    """Return the name of the task that runs in this context, "" where none does."""
+    running = current.get()
+    return "" if running is None else running.label
+
+
+class Work:
+    """One run of a task. Use: ``with work: work.succeed(function(*args, **kwargs))``, then look at ``ended``.
+
+    Entering makes the task the current one and notes the time; an exception that leaves the block is the task's
+    failure, and goes no further. What ``lets_pass`` names does. ``actor`` is what people are shown of an actor.
+    """
+
+    __slots__ = ("_began", "_label", "_lease", "_lets_pass", "_name", "_runtime", "_token", "accepted", "ended")
+
+    ended: Ended
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        accepted: Accepted,
+        lease: LeaseAssigned | None,
+        lets_pass: tuple[type[BaseException], ...] = (),
+        actor: str = "",
+    ) -> None:
+        self.accepted = accepted
+        name = accepted.task.name
+        self._label = actor or name
+        self._name = f"{actor}.{accepted.task.function}" if actor else name
+        self._runtime = runtime
+        self._lease = lease
+        self._lets_pass = lets_pass
+
+    def __enter__(self) -> Work:
+        accepted = self.accepted
+        self._began = time.perf_counter()
+        self._token = current.set(Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        current.reset(self._token)
+        if error is None:
+            return True
+        if isinstance(error, self._lets_pass):
+            return False
+        task = self.accepted.task
+        retryable = _is_retryable(task, error)
+        failed = failure(self._name, error)
+        self._end([failed] * max(1, task.returns), [], retryable)
+        return True
+
+    def arguments(self) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Return the task's positional and keyword arguments."""
+        task, runtime = self.accepted.task, self._runtime
+        arguments = task.arguments
+        if type(arguments) is Inline and not arguments.data:
+            return _NO_ARGUMENTS
+        args, kwargs = runtime.load_value(arguments)
+        if not task.dependencies:
+            return args, kwargs
+        values = [runtime.load_value(value) for value in task.dependencies]
+        return fill_in(args, kwargs, values)
+
+    @property
+    def has_large_arguments(self) -> bool:
+        """Whether fetching the arguments may take a while."""
+        task = self.accepted.task
+        return any(type(value) is Stored for value in (task.arguments, *task.dependencies))
+
+    def succeed(self, result: Any) -> None:
+        """Serialize what the function returned; the owner of the values is the task's owner."""
+        task, runtime = self.accepted.task, self._runtime
+        if task.returns == 1:
+            results = [runtime.codec.dump(result)]
+        elif task.returns == 0:
+            results = []
+        else:
+            results = [runtime.codec.dump(part) for part in _parts(task, result)]
+        self._end([runtime.place(serialized, self.accepted.owner) for serialized in results], results, False)
+
+    def traced(self) -> AbstractContextManager[Any]:
+        """Open the span in which the function runs; its parent is the submission."""
+        return span(f"run {self.accepted.task.name}", "CONSUMER", self.accepted.task.trace)
+
+    def _end(self, values: list[Value], results: list[Serialized], retryable: bool) -> None:
+        self.ended = Ended(self.accepted, values, results, time.perf_counter() - self._began, retryable)
+
+
+def fill_in(args: Sequence[Any], kwargs: dict[str, Any], values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Return arguments with each ``Dependency`` replaced by the value it stands for."""
+    args = [values[arg.index] if type(arg) is Dependency else arg for arg in args]
+    kwargs = {name: values[arg.index] if type(arg) is Dependency else arg for name, arg in kwargs.items()}
+    return args, kwargs
+
+
+def failure(name: str, error: BaseException) -> Failed:
+    """Return an exception of user code as it travels: with its remote traceback, and pickled if it can be."""
+    frames = traceback.format_exception(type(error), error, _user_frames(error))
+    text = f"{name}() (pid={os.getpid()}, ip={_address()})\n" + "".join(frames).rstrip()
+    return Failed("task", text, pickle_error(name, text, error))
+
+
+def pickle_error(name: str, text: str, error: BaseException) -> bytes:
+    """Pickle a ``TaskError``; where its cause cannot travel, with the cause's text instead."""
+    import cloudpickle
+
+    error.__traceback__ = None
+    cause = error.cause if isinstance(error, TaskError) else error
+    try:
+        data: bytes = cloudpickle.dumps(TaskError(name, text, cause), protocol=5)
+        pickle.loads(data)
+    except Exception as reason:
+        substitute = UnserializableException(f"{type(cause).__name__}: {cause} (it could not be pickled: {reason})")
+        data = pickle.dumps(TaskError(name, text, substitute), 5)
+    return data
+
+
+_OUR_FOLDER = os.path.dirname(__file__)
+
+
+def _user_frames(error: BaseException) -> Any:
+    """Return the traceback from the user's first frame on."""
+    frames = error.__traceback__
+    while frames is not None and os.path.dirname(frames.tb_frame.f_code.co_filename) == _OUR_FOLDER:
+        frames = frames.tb_next
+    return frames
+
+
+def _address() -> str:
+    return os.environ.get("SHOAL_NODE_ADDRESS", "127.0.0.1")
+
+
+def _parts(task: Task, result: Any) -> Sequence[Any]:
+    try:
+        parts = list(result)
+    except TypeError:
+        parts = None
+    if parts is None or len(parts) != task.returns:
+        got = f"an object of type {type(result).__name__}" if parts is None else f"{len(parts)} values"
+        raise ValueError(f"Task {task.name} was declared with num_returns={task.returns} but returned {got}.")
+    return parts
+
+
+def _is_retryable(task: Task, error: BaseException) -> bool:
+    if not task.retry_on or not isinstance(error, Exception):
+        return False
+    if task.retry_on == ALL_EXCEPTIONS:
+        return True
+    cause = error.cause if isinstance(error, TaskError) else error
+    return isinstance(cause, pickle.loads(task.retry_on))
