@@ -1,0 +1,108 @@
+"""``init``: what it refuses before anything starts, and joining twice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import shoal
+from shoal import session
+from shoal.driver import DriverOptions
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hold that no cluster is looked for and none is started."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a cluster was looked for or started")
+
+    for name in ("read_current", "start_host", "driver_session"):
+        monkeypatch.setattr(session, name, refuse)
+    monkeypatch.delenv("SHOAL_ADDRESS", raising=False)
+    yield
+    assert not shoal.is_initialized()
+
+
+@pytest.mark.usefixtures("nothing_starts")
+class TestRefusals:
+    def test_unknown_parameters_are_named(self) -> None:
+        with pytest.raises(RuntimeError, match=r"init\(\): num_cpu, spam\."):
+            shoal.init(spam=1, num_cpu=2, include_dashboard=False)
+
+    @pytest.mark.parametrize("resource", ["CPU", "GPU"])
+    def test_processors_have_parameters_of_their_own(self, resource: str) -> None:
+        with pytest.raises(ValueError, match=f"num_{resource.lower()}s"):
+            shoal.init(resources={resource: 1})
+
+    @pytest.mark.parametrize("name", ["num_cpus", "num_gpus", "object_store_memory"])
+    def test_a_wrong_number_is_named(self, name: str) -> None:
+        wrong: dict[str, Any] = {name: "many"}
+        with pytest.raises(TypeError, match=name):
+            shoal.init(**wrong)
+        wrong = {name: -1}
+        with pytest.raises(ValueError, match=name):
+            shoal.init(**wrong)
+
+    def test_local_mode_is_refused_with_what_to_do_instead(self) -> None:
+        with pytest.raises(ValueError, match=r"init\(num_cpus=1\)"):
+            shoal.init(local_mode=True)
+
+    @pytest.mark.parametrize(
+        ("parameters", "error", "says"),
+        [
+            ({"namespace": 1}, TypeError, "namespace"),
+            ({"namespace": ""}, ValueError, "namespace"),
+            ({"runtime_env": {"pip": ["requests"]}}, ValueError, "pip"),
+            ({"runtime_env": {"env_vars": {"A": 1}}}, TypeError, "env_vars"),
+            ({"logging_level": "loud"}, ValueError, "loud"),
+        ],
+    )
+    def test_a_wrong_parameter_of_the_job_is_named(
+        self, parameters: dict[str, Any], error: type[Exception], says: str
+    ) -> None:
+        with pytest.raises(error, match=says):
+            shoal.init(**parameters)
+
+
+def test_the_parameters_of_the_job_are_kept() -> None:
+    environment = {"env_vars": {"A": "1"}, "working_dir": "/somewhere"}
+    options = DriverOptions.of("mine", environment, None, False, logging.INFO)
+    assert (options.namespace, options.log_to_driver) == ("mine", False)
+    assert (options.environment, options.working_directory) == ({"A": "1"}, "/somewhere")
+    assert options != DriverOptions.of("mine", environment, None, True, logging.INFO)
+
+
+def test_a_namespace_of_its_own_is_drawn_for_each_job() -> None:
+    first, second = (DriverOptions.of(None, None, None, True, logging.INFO).namespace for _ in range(2))
+    assert first
+    assert first != second
+
+
+def test_joining_twice_is_an_error_unless_it_is_to_be_ignored() -> None:
+    with shoal.init("local", num_cpus=1, namespace="mine", include_dashboard=False) as context:
+        assert shoal.is_initialized()
+        assert context["namespace"] == "mine"
+        assert dict(context) == context.address_info
+        assert context.address_info["address"] == context["gcs_address"] == shoal.get_runtime_context().gcs_address
+        assert context["node_id"] == shoal.get_runtime_context().get_node_id()
+        with pytest.raises(RuntimeError, match="ignore_reinit_error"):
+            shoal.init(num_cpus=1)
+        assert shoal.init(num_cpus=1, ignore_reinit_error=True) is context
+        assert shoal.is_initialized()
+    assert not shoal.is_initialized()
+    shoal.shutdown()
+
+
+def test_the_jobs_environment_is_that_of_its_tasks() -> None:
+    @shoal.remote
+    def look() -> tuple[str | None, str]:
+        import os
+
+        return os.environ.get("SHOAL_TEST_COLOUR"), os.getcwd()
+
+    with shoal.init("local", num_cpus=1, runtime_env={"env_vars": {"SHOAL_TEST_COLOUR": "blue"}, "working_dir": "/"}):
+        assert shoal.get(look.remote()) == ("blue", "/")
