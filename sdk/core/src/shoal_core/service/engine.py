@@ -9,7 +9,7 @@ takes time (stores, loads, questions to others, a service's own starts) runs bes
                           ▲                                          │
                           └── Stored, Conflict, Loaded, Answered ◄───┘
 
-A core that raises is wrong: the asker is told so, and the engine stops by raising in the task that entered it, to be
+A core that raises, or asks for what cannot be done, is wrong: the asker is told so, and the engine stops by raising in the task that entered it, to be
 started again by whoever runs it. Bad input from outside is refused and never gets so far.
 """
 
@@ -217,23 +217,19 @@ class Engine:
         if self._failure.done():
             return
         try:
-            effects = self.core.handle(message, self._clock())
+            self._perform(self.core.handle(message, self._clock()))
         except Exception as error:
             self._fail(error)
-            if isinstance(message, Request):
+            if isinstance(message, Request) and message.token in self._askers:
                 self._reply(Reply(message.token, ServiceError(f"{self.name} failed: {error!r}; it will be restarted")))
-            return
-        self._perform(effects)
 
     def _tick(self) -> None:
         """Wake the core."""
         self._wake_at = self._wake_timer = None
         try:
-            effects = self.core.tick(self._clock())
+            self._perform(self.core.tick(self._clock()))
         except Exception as error:
             self._fail(error)
-            return
-        self._perform(effects)
 
     def _deliver(self, peer: PeerId, records: list[Record]) -> None:
         self.inject(Received(peer, records))
