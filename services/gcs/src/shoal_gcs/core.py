@@ -1,7 +1,8 @@
 """The control store's decisions: what exists, what should go, who is told.
 
 Replicas are equal, and any number may run. Each keeps a cache of the store by watching it, answers from it what cannot
-have changed, reads the rest through the store's leader, and changes the store by compare-and-set only. What one of them
+have changed, reads the rest through the store's leader, and changes the store by compare-and-set only. (Lists come from
+the cache: they may lack what another replica wrote a moment ago.) What one of them
 began and did not finish (a record says that a node is dead, but nobody was told) every other finishes: once a second
 each looks at what the records say, not at what happened.
 
@@ -10,9 +11,10 @@ Deaths and ends are told by events, which may be lost; whoever still speaks as o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from shoal_core.protocol.effects import (
     Changed,
@@ -33,7 +35,6 @@ from shoal_core.protocol.effects import (
 from shoal_core.protocol.errors import (
     InvalidRequestError,
     NotFoundError,
-    ServiceError,
     ShoalError,
     VersionMismatchError,
 )
@@ -50,6 +51,7 @@ from shoal_core.protocol.messages import (
     GetNode,
     JobFinished,
     JobList,
+    JobRecord,
     JobState,
     KvDelete,
     KvGet,
@@ -87,15 +89,31 @@ from shoal_gcs.operations import (
     WritePart,
     encode_record,
 )
-from shoal_gcs.records import CONTROL, NAME_BYTES, PART_BYTES, function_key, job_key, join, kv_key, node_key
+from shoal_gcs.records import (
+    CONTROL,
+    NAME_BYTES,
+    PART_BYTES,
+    StoredJob,
+    StoredKey,
+    StoredNode,
+    function_key,
+    job_key,
+    join,
+    kv_key,
+    node_key,
+)
 from shoal_gcs.silence import Silence
-from shoal_gcs.state import State
+from shoal_gcs.state import Held, State
 
 TICK_SECONDS = 1.0
 NODE_SILENCE_SECONDS = 5.0
 DRIVER_SILENCE_SECONDS = 10.0
+LIST_BYTES = 768 * 1024
+"""How much of a list fits into one answer: who lives, and the newest of those who ended."""
 PATIENCE_TICKS = 2
 """For how many ticks a replica leaves an end that nobody was told of to the replica that wrote it."""
+
+R = TypeVar("R", StoredNode, StoredJob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +184,8 @@ class ControlStore:
         wanted = [
             *self._bury_silent_nodes(now, echoed),
             *self._end_silent_jobs(now, echoed),
-            *self._finish_for_others(),
+            # What is published without a connection is lost, and must not be noted as told.
+            *(self._finish_for_others() if echoed else ()),
         ]
         self._echo_sent += 1
         echo = Publish(self._subjects.event(Role.GCS, self._identity, "echo"), Echo(number=self._echo_sent))
@@ -216,6 +235,8 @@ class ControlStore:
     def _tell_node(self, node: NodeId) -> list[Effect]:
         """Publish a death, then note that it was published."""
         held = self.state.nodes[node]
+        if held.value.told:
+            return [self._node_died(node)]
         value = encode_record(held.value.model_copy(update={"told": True}))
         return [
             self._node_died(node),
@@ -305,15 +326,15 @@ class ControlStore:
         operation: Operation = refusal.context
         if operation.token is None:
             self._under_way.discard(refusal.key)
-        return operation.answer(ServiceError(f"the control store cannot write: {refusal.error}"))
+        return operation.refused(refusal)
 
     def _request(self, request: Request, now: float) -> list[Effect]:
         """Begin what is asked for, or refuse it."""
         try:
             operation = self._operation(request, now)
+            return operation if isinstance(operation, list) else operation.attempt(self.state)
         except ShoalError as error:
             return [Reply(request.token, error)]
-        return operation if isinstance(operation, list) else operation.attempt(self.state)
 
     def _operation(self, request: Request, now: float) -> Operation | list[Effect]:
         """Return the operation a request asks for, or at once the answer."""
@@ -329,8 +350,7 @@ class ControlStore:
             case GetNode():
                 return ReadNode(token, message.node_id)
             case ListNodes():
-                nodes = [held.value.record for held in self.state.nodes.values()]
-                return [Reply(token, NodeList(nodes=sorted(nodes, key=_node_age)))]
+                return [Reply(token, NodeList(nodes=_listed_nodes(self.state.nodes.values())))]
             case RegisterJob():
                 return OpenJob(token, message, now)
             case FinishJob():
@@ -340,9 +360,7 @@ class ControlStore:
             case GetJob():
                 return ReadJob(token, message.job_id)
             case ListJobs():
-                return [
-                    Reply(token, JobList(jobs=[self.state.jobs[job].value.record for job in sorted(self.state.jobs)]))
-                ]
+                return [Reply(token, JobList(jobs=_listed_jobs(self.state.jobs.values())))]
         return self._data_operation(token, message)
 
     def _data_operation(self, token: int, message: Message) -> Operation | list[Effect]:
@@ -352,7 +370,7 @@ class ControlStore:
                 _check_part(message)
                 self._check_running(message.job_id)
                 key = function_key(message.job_id, message.function_id, message.part)
-                return WritePart(token, key, join(str(message.parts), message.data))
+                return WritePart(token, message.job_id, key, join(str(message.parts), message.data))
             case GetFunctionPart():
                 return ReadPart(token, message)
             case KvPut():
@@ -361,9 +379,9 @@ class ControlStore:
                 _check_name(message.namespace, message.key)
                 return GetKey(token, message.namespace, message.key)
             case KvDelete():
-                keys = self._keys(message.namespace, message.key) if message.prefix else [message.key]
                 _check_name(message.namespace, message.key)
-                return DeleteKeys(token, frozenset(kv_key(message.namespace, key) for key in keys))
+                keys = self._keys(message.namespace, message.key) if message.prefix else [message.key]
+                return DeleteKeys(token, frozenset(kv_key(message.namespace, key) for key in keys), self._next_writer())
             case KvKeys():
                 return [Reply(token, KvKeyList(keys=self._keys(message.namespace, message.prefix)))]
         raise InvalidRequestError(f"the control store does not know the request {type(message).__name__}")
@@ -371,12 +389,24 @@ class ControlStore:
     def _put_key(self, token: int, message: KvPut) -> Operation:
         _check_name(message.namespace, message.key)
         _check_size(f"the value of key {message.key!r}", message.value)
+        base = self.state.kv.get((message.namespace, message.key))
+        if base is None or not (message.overwrite or base.value.value is None):
+            # Whether there is such a key now is for the store to say: it takes a write at revision 0 only if not.
+            base = Held(StoredKey(), 0)
+        return PutKey(token, message, self._next_writer(), base)
+
+    def _next_writer(self) -> str:
+        """Name a request that changes keys."""
         self._writes += 1
-        known = self.state.kv.get((message.namespace, message.key), 0) if message.overwrite else 0
-        return PutKey(token, message, f"{self._identity}:{self._writes}", known)
+        return f"{self._identity}:{self._writes}"
 
     def _keys(self, namespace: str, prefix: str) -> list[str]:
-        return sorted(key for space, key in self.state.kv if space == namespace and key.startswith(prefix))
+        """Return a namespace's keys, as far as the cache knows them."""
+        return sorted(
+            key
+            for (space, key), held in self.state.kv.items()
+            if space == namespace and key.startswith(prefix) and held.value.value is not None
+        )
 
     def _check_running(self, job: JobId) -> None:
         """Refuse functions for a job that ended: they would never be deleted."""
@@ -398,8 +428,26 @@ class ControlStore:
         )
 
 
-def _node_age(record: NodeRecord) -> tuple[float, str]:
-    return record.description.started_at, record.description.node_id
+def _listed_nodes(nodes: Iterable[Held[StoredNode]]) -> list[NodeRecord]:
+    """Return the records of all living nodes and of the dead as far as they fit, oldest first."""
+    newest_first = sorted(nodes, key=lambda held: -(held.value.record.ended_at or math.inf))
+    listed = [held.value.record for held in _that_fit(newest_first)]
+    return sorted(listed, key=lambda record: (record.description.started_at, record.description.node_id))
+
+
+def _listed_jobs(jobs: Iterable[Held[StoredJob]]) -> list[JobRecord]:
+    """Return the records of all running jobs and of the ended as far as they fit, oldest first."""
+    newest_first = sorted(jobs, key=lambda held: -(held.value.record.ended_at or math.inf))
+    return sorted((held.value.record for held in _that_fit(newest_first)), key=lambda record: record.job_id)
+
+
+def _that_fit(newest_first: Iterable[Held[R]]) -> Iterable[Held[R]]:
+    """Return what fits into one answer, and in any case all that has not ended."""
+    room = LIST_BYTES
+    for held in newest_first:
+        room -= held.size_bytes
+        if room >= 0 or held.value.record.ended_at is None:
+            yield held
 
 
 def _check_name(namespace: str, key: str) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 
-from shoal_core.protocol.effects import Conflict, Effect, Load, Loaded, Reply, Store, Stored
-from shoal_core.protocol.errors import AlreadyExistsError, DeclaredDeadError, NotFoundError, ShoalError
+from shoal_core.protocol.effects import Conflict, Effect, Load, Loaded, Reply, Store, Stored, StoreRefused
+from shoal_core.protocol.errors import AlreadyExistsError, DeclaredDeadError, NotFoundError, ServiceError, ShoalError
 from shoal_core.protocol.ids import JobId, NodeId
 from shoal_core.protocol.messages import (
     ClusterInfo,
@@ -34,17 +34,16 @@ from shoal_gcs.records import (
     CLUSTER_KEY,
     FUNCTIONS,
     StoredJob,
+    StoredKey,
     StoredNode,
     function_key,
     job_id,
     job_key,
-    join,
     kv_key,
     node_key,
-    parse_kv_key,
     split,
 )
-from shoal_gcs.state import State
+from shoal_gcs.state import Held, State
 
 Outcome = Stored | Conflict | Loaded
 
@@ -61,6 +60,10 @@ class Operation(ABC):
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
         """Go on after a write or a read, which the cache knows of already."""
         return self.attempt(state)
+
+    def refused(self, refusal: StoreRefused) -> list[Effect]:
+        """Tell whoever asked that the store will never take it; what nobody asked for is tried at a later tick."""
+        return self.answer(_refusal(refusal))
 
     def answer(self, message: Message | ShoalError) -> list[Effect]:
         """Return the answer to whoever asked."""
@@ -120,7 +123,7 @@ class BuryNode(Operation):
         """Write the death, unless it is written."""
         held = state.nodes.get(self.node_id)
         if held is None:
-            return self.answer(NotFoundError(f"there is no node {self.node_id}"))
+            return [Load(node_key(self.node_id), self)]
         record = held.value.record
         if record.state is NodeState.DEAD:
             return self.answer(Done())
@@ -128,6 +131,12 @@ class BuryNode(Operation):
             update={"state": NodeState.DEAD, "death_reason": self.reason, "ended_at": self.now},
         )
         return [Store(node_key(self.node_id), encode_record(StoredNode(record=dead)), held.revision, self)]
+
+    def settled(self, state: State, outcome: Outcome) -> list[Effect]:
+        """Go on, unless there is no such node."""
+        if self.node_id not in state.nodes:
+            return self.answer(NotFoundError(f"there is no node {self.node_id}"))
+        return self.attempt(state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,21 +266,34 @@ class MarkTold(Operation):
 
 @dataclass(frozen=True, slots=True)
 class WritePart(Operation):
-    """Keep one part of a function; the same part again is no error."""
+    """Keep one part of a function; the same part again is no error.
+
+    The functions of a job are deleted after its end was recorded. So a part that was written while the job runs (looked
+    up after the write, through the leader) is deleted with the rest; any other came too late, and is taken back.
+    """
 
     token: int | None
+    job_id: JobId
     key: str
     value: bytes
+    revision: int = 0
 
     def attempt(self, state: State) -> list[Effect]:
         """Write it."""
         return [Store(self.key, self.value, 0, self, FUNCTIONS)]
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
-        """Answer."""
-        if outcome.value == self.value:
-            return self.answer(Done())
-        return self.answer(AlreadyExistsError(f"{self.key} is kept already, with another content"))
+        """Look whether the job still runs; if so, answer, else take the part back."""
+        if outcome.bucket != FUNCTIONS:
+            held = state.jobs.get(self.job_id)
+            if held is not None and held.value.record.state is JobState.RUNNING:
+                return self.answer(Done())
+            return [Store(self.key, None, self.revision, self, FUNCTIONS)]
+        if outcome.value is None:
+            return self.answer(NotFoundError(f"there is no job {self.job_id} that runs"))
+        if outcome.value != self.value:
+            return self.answer(AlreadyExistsError(f"{self.key} is kept already, with another content"))
+        return [Load(job_key(self.job_id), replace(self, revision=outcome.revision))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,25 +324,27 @@ class ReadPart(Operation):
 
 @dataclass(frozen=True, slots=True)
 class PutKey(Operation):
-    """Set a key. ``writer`` names this very request, so that a write whose answer was lost is recognized."""
+    """Set a key. ``writer`` names this very request; ``base`` is what it writes over."""
 
     token: int | None
     request: KvPut
     writer: str
-    revision: int
+    base: Held[StoredKey]
 
     def attempt(self, state: State) -> list[Effect]:
-        """Write it over the revision that was seen last; 0 where it must be new."""
+        """Write it over what was seen last."""
         key = kv_key(self.request.namespace, self.request.key)
-        return [Store(key, join(self.writer, self.request.value), self.revision, self)]
+        stored = self.base.value.changed(self.writer, self.request.value)
+        return [Store(key, stored.encode(), self.base.revision, self)]
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
         """Answer, or try over what is there now."""
-        if isinstance(outcome, Stored):
-            return self.answer(KvAdded(added=self.revision == 0))
-        if outcome.value is not None and not self.request.overwrite:
+        now = StoredKey.decode(outcome.value)
+        if isinstance(outcome, Stored) or self.writer in now.writers:
+            return self.answer(KvAdded(added=self.base.value.value is None))
+        if now.value is not None and not self.request.overwrite:
             return self.answer(KvAdded(added=False))
-        return replace(self, revision=outcome.revision).attempt(state)
+        return replace(self, base=Held(now, outcome.revision)).attempt(state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,16 +361,16 @@ class GetKey(Operation):
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
         """Answer with what was read."""
-        value = split(outcome.value)[1] if outcome.value is not None else None
-        return self.answer(KvValue(value=value))
+        return self.answer(KvValue(value=StoredKey.decode(outcome.value).value))
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteKeys(Operation):
-    """Delete keys, each by its own compare-and-set; the answer counts them when all are settled."""
+    """Delete keys, each by its own compare-and-set; there is one answer, when all are settled."""
 
     token: int | None
     keys: frozenset[str]
+    writer: str
     progress: Deletion = field(default_factory=lambda: Deletion())
 
     def attempt(self, state: State) -> list[Effect]:
@@ -357,14 +381,23 @@ class DeleteKeys(Operation):
         return [Load(key, self) for key in sorted(self.keys)]
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
-        """Delete what was read; try again where it changed; answer after the last."""
-        if not isinstance(outcome, Stored) and outcome.value is not None:
-            return [Store(outcome.key, None, outcome.revision, self)]
-        self.progress.waiting.discard(outcome.key)
-        if isinstance(outcome, Stored):
-            self.progress.count += 1
-            state.forget_kv(*parse_kv_key(outcome.key))
-        return [] if self.progress.waiting else self.answer(KvDeleted(count=self.progress.count))
+        """Delete what was read; try again where it changed."""
+        now = StoredKey.decode(outcome.value)
+        deleted = isinstance(outcome, Stored) or self.writer in now.writers
+        if now.value is not None and not deleted:
+            return [Store(outcome.key, now.changed(self.writer, None).encode(), outcome.revision, self)]
+        self.progress.count += deleted
+        return self._done_with(outcome.key)
+
+    def refused(self, refusal: StoreRefused) -> list[Effect]:
+        """Leave the key, see the others through, and answer that it failed."""
+        self.progress.error = _refusal(refusal)
+        return self._done_with(refusal.key)
+
+    def _done_with(self, key: str) -> list[Effect]:
+        progress = self.progress
+        progress.waiting.discard(key)
+        return [] if progress.waiting else self.answer(progress.error or KvDeleted(count=progress.count))
 
 
 @dataclass(slots=True)
@@ -373,6 +406,11 @@ class Deletion:
 
     waiting: set[str] = field(default_factory=set)
     count: int = 0
+    error: ServiceError | None = None
+
+
+def _refusal(refusal: StoreRefused) -> ServiceError:
+    return ServiceError(f"the control store cannot write: {refusal.error}")
 
 
 def encode_record(record: StoredNode | StoredJob) -> bytes:

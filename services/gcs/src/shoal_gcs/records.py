@@ -6,17 +6,21 @@ key                                        bucket                        value
 ``cluster``                                control                       the session, drawn once
 ``node.<node id>``                         control                       ``StoredNode`` as JSON; never deleted
 ``job.<job id>``                           control                       ``StoredJob`` as JSON; never deleted
-``kv.<namespace>.<key>``                   control                       who wrote it, a newline, the value
+``kv.<namespace>.<key>``                   control                       ``StoredKey``; a deleted one stays as such
 ``function.<job>.<function>.<part>``       functions (watched by none)   how many parts, a newline, the part's bytes
 =========================================  ============================  ============================================
 
-A user's namespace and key are one encoded token each, so that no name can reach into another.
+A user's namespace and key are one encoded token each, so that no name can reach into another. Ids come from outside
+too: what is none is refused here, before it becomes a key.
 """
 
 from __future__ import annotations
 
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import dataclass
 
+from shoal_core.protocol.errors import InvalidRequestError
 from shoal_core.protocol.ids import FunctionId, JobId, NodeId
 from shoal_core.protocol.messages import JobRecord, Message, NodeRecord
 
@@ -24,6 +28,8 @@ CLUSTER_KEY = "cluster"
 CONTROL, FUNCTIONS = "", "functions"
 PART_BYTES = 512 * 1024
 NAME_BYTES = 512
+MOST_WRITERS = 8
+ID = re.compile(r"[-_a-zA-Z0-9]{1,64}")
 
 
 class StoredNode(Message):
@@ -40,14 +46,43 @@ class StoredJob(Message):
     told: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """What a key of the internal key-value store holds: ``value`` None where it was deleted.
+
+    ``writers`` name the requests that changed it last, newest first, at most ``MOST_WRITERS``. A request whose write
+    seems to have come too late can so tell that it took effect and was written over before the answer was known.
+    """
+
+    writers: tuple[str, ...] = ()
+    value: bytes | None = None
+
+    def changed(self, writer: str, value: bytes | None) -> StoredKey:
+        """Return what a request makes of it."""
+        return StoredKey((writer, *self.writers)[:MOST_WRITERS], value)
+
+    def encode(self) -> bytes:
+        """Return it as the store keeps it: a line with what was done and by whom, then the value."""
+        return join(" ".join(("deleted" if self.value is None else "put", *self.writers)), self.value or b"")
+
+    @staticmethod
+    def decode(stored: bytes | None) -> StoredKey:
+        """Return what ``encode`` encoded; of a key that the store never held, that nobody wrote it."""
+        if stored is None:
+            return StoredKey()
+        head, value = split(stored)
+        done, *writers = head.split(" ")
+        return StoredKey(tuple(writers), None if done == "deleted" else value)
+
+
 def node_key(node: NodeId) -> str:
     """Return where a node's record is kept."""
-    return f"node.{node}"
+    return f"node.{_checked('node', node)}"
 
 
 def job_key(job: JobId) -> str:
     """Return where a job's record is kept."""
-    return f"job.{job}"
+    return f"job.{_checked('job', job)}"
 
 
 def job_id(number: int) -> JobId:
@@ -68,12 +103,12 @@ def parse_kv_key(key: str) -> tuple[str, str]:
 
 def function_prefix(job: JobId) -> str:
     """Return what the keys of all functions of a job begin with."""
-    return f"function.{job}."
+    return f"function.{_checked('job', job)}."
 
 
 def function_key(job: JobId, function: FunctionId, part: int) -> str:
     """Return where one part of a function is kept."""
-    return f"{function_prefix(job)}{_token(function)}.{part}"
+    return f"{function_prefix(job)}{_checked('function', function)}.{part}"
 
 
 def join(head: str, data: bytes) -> bytes:
@@ -85,6 +120,13 @@ def split(value: bytes) -> tuple[str, bytes]:
     """Return what ``join`` joined."""
     head, _, data = value.partition(b"\n")
     return head.decode(), data
+
+
+def _checked(what: str, identity: str) -> str:
+    """Return an id, which may become a token of a key; raises ``InvalidRequestError`` for what is none."""
+    if ID.fullmatch(identity) is None:
+        raise InvalidRequestError(f"not the id of a {what}: {identity[:80]!r} (1 to 64 letters, digits and - _)")
+    return identity
 
 
 def _token(text: str) -> str:

@@ -1,7 +1,8 @@
 """What one replica knows of the store: a cache that its watch, its own writes and its reads keep up.
 
-Knowledge only grows: what comes with an older revision than is known is stale, and ignored. The revisions of deleted
-keys stay known, so that a late answer cannot bring them back.
+Knowledge only grows: what comes with an older revision than is known is stale, and ignored. Nothing is ever dropped:
+an id that was forgotten could be registered again, and jobs are numbered by the records there are. It amounts to a few
+kilobytes for each node and job that ever was, as much as the store itself keeps.
 """
 
 from __future__ import annotations
@@ -11,66 +12,61 @@ from typing import Generic, TypeVar
 
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId
 from shoal_core.protocol.messages import JobState, NodeState
-from shoal_gcs.records import CLUSTER_KEY, StoredJob, StoredNode, job_id, parse_kv_key
+from shoal_gcs.records import CLUSTER_KEY, StoredJob, StoredKey, StoredNode, job_id, parse_kv_key
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Held(Generic[T]):
-    """A value and the revision at which the store held it."""
+    """A value, the revision at which the store held it, and its size there."""
 
     value: T
     revision: int
+    size_bytes: int = 0
 
 
 @dataclass(slots=True)
 class State:
-    """The cache. ``untold`` are the keys of nodes and jobs whose end is recorded but was not published for certain."""
+    """The cache. ``untold`` are the keys of nodes and jobs whose end is recorded but was not published for certain.
+
+    ``kv`` holds no values, only whether there are any and who wrote them, deleted keys included.
+    """
 
     session: str = ""
     nodes: dict[NodeId, Held[StoredNode]] = field(default_factory=dict)
     jobs: dict[JobId, Held[StoredJob]] = field(default_factory=dict)
     jobs_by_driver: dict[ProcessId, JobId] = field(default_factory=dict)
-    kv: dict[tuple[str, str], int] = field(default_factory=dict)
+    kv: dict[tuple[str, str], Held[StoredKey]] = field(default_factory=dict)
     revisions: dict[str, int] = field(default_factory=dict)
     untold: set[str] = field(default_factory=set)
     first_free_job: int = 1
 
     def remember(self, key: str, value: bytes | None, revision: int) -> None:
-        """Take in what the store held at a revision (a deletion: None and the revision of its marker)."""
-        if revision <= self.revisions.get(key, 0):
+        """Take in what the store held at a revision. Keys that are gone (None) are of no interest: none ever goes."""
+        if value is None or revision <= self.revisions.get(key, 0):
             return
         self.revisions[key] = revision
         kind = key.partition(".")[0]
         if kind == "kv":
-            self._remember_kv(parse_kv_key(key), value, revision)
-        elif value is None:
-            return
+            stored = StoredKey.decode(value)
+            exists = None if stored.value is None else b""
+            self.kv[parse_kv_key(key)] = Held(StoredKey(stored.writers, exists), revision)
         elif kind == "node":
             node = StoredNode.model_validate_json(value)
-            self.nodes[node.record.description.node_id] = Held(node, revision)
+            self.nodes[node.record.description.node_id] = Held(node, revision, len(value))
             self._note_end(key, node.record.state is NodeState.DEAD and not node.told)
         elif kind == "job":
             job = StoredJob.model_validate_json(value)
-            self._remember_job(job, revision)
+            self._remember_job(Held(job, revision, len(value)))
             self._note_end(key, job.record.state is not JobState.RUNNING and not job.told)
         elif key == CLUSTER_KEY:
             self.session = value.decode()
 
-    def forget_kv(self, namespace: str, key: str) -> None:
-        """Take in that this replica deleted a key at the revision it knew."""
-        self.kv.pop((namespace, key), None)
-
-    def _remember_kv(self, name: tuple[str, str], value: bytes | None, revision: int) -> None:
-        if value is None:
-            self.kv.pop(name, None)
-        else:
-            self.kv[name] = revision
-
-    def _remember_job(self, job: StoredJob, revision: int) -> None:
-        self.jobs[job.record.job_id] = Held(job, revision)
-        self.jobs_by_driver[job.record.driver] = job.record.job_id
+    def _remember_job(self, job: Held[StoredJob]) -> None:
+        record = job.value.record
+        self.jobs[record.job_id] = job
+        self.jobs_by_driver[record.driver] = record.job_id
         while job_id(self.first_free_job) in self.jobs:
             self.first_free_job += 1
 
