@@ -14,9 +14,12 @@ The first use joins a cluster, or starts one that ends with this process (see ``
 Ray Core program.
 """
 
-from shoal import exceptions, runtime_context
+from shoal import actor, exceptions, runtime_context
+from shoal.actor import get_actor, kill, method
+from shoal.decorator import remote
+from shoal.handle import ActorID
 from shoal.objects import get, put, wait
-from shoal.remote_function import RemoteFunction, remote
+from shoal.remote_function import RemoteFunction
 from shoal.runtime_context import get_gpu_ids, get_runtime_context
 from shoal.session import Context, init, is_initialized, shutdown
 from shoal.state import available_resources, cluster_resources, nodes
@@ -26,19 +29,24 @@ from shoal_core.runtime.objects import ObjectRef
 ObjectID = ObjectRef
 
 __all__ = [
+    "ActorID",
     "Context",
     "ObjectID",
     "ObjectRef",
     "RemoteFunction",
     "__version__",
+    "actor",
     "available_resources",
     "cluster_resources",
     "exceptions",
     "get",
+    "get_actor",
     "get_gpu_ids",
     "get_runtime_context",
     "init",
     "is_initialized",
+    "kill",
+    "method",
     "nodes",
     "put",
     "remote",

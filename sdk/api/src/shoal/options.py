@@ -1,4 +1,4 @@
-"""Options of tasks: which there are, what they may be, and the error for each wrong one.
+"""Options of tasks, and what those of actors share with them: their names, values, and the error for each wrong one.
 
 An unknown name and an impossible value raise ``ValueError``, a wrong type ``TypeError``, at the call that was
 wrong. The names and defaults are Ray's.
@@ -7,7 +7,7 @@ wrong. The names and defaults are Ray's.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,9 @@ def _amount(name: str, value: Any) -> None:
         raise ValueError(f"The value of option num_gpus is {value}; above 1 it must be a whole number.")
 
 
-def _integer(lowest: int) -> Callable[[str, Any], None]:
+def integer(lowest: int) -> Callable[[str, Any], None]:
+    """Return the check of an option that is a whole number of at least ``lowest``."""
+
     def check(name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"The type of option {name} is {type(value).__name__}; it must be an int.")
@@ -44,10 +46,11 @@ def _integer(lowest: int) -> Callable[[str, Any], None]:
     return check
 
 
-def _returns(name: str, value: Any) -> None:
+def returns(name: str, value: Any) -> None:
+    """Check ``num_returns``."""
     if isinstance(value, str):
         raise ValueError(f"num_returns={value!r} is not supported in this version; pass an int.")
-    _integer(0)(name, value)
+    integer(0)(name, value)
     if value > MAX_RETURNS:
         raise ValueError(f"The value of option num_returns is {value}; it must be at most {MAX_RETURNS}.")
 
@@ -72,7 +75,8 @@ def _text(name: str, value: Any) -> None:
         raise TypeError(f"The type of option {name} is {type(value).__name__}; it must be a str.")
 
 
-def _retry_exceptions(name: str, value: Any) -> None:
+def retry_exceptions(name: str, value: Any) -> None:
+    """Check ``retry_exceptions``: a bool or a list of exception classes."""
     if isinstance(value, bool):
         return
     if not isinstance(value, (list, tuple)):
@@ -90,25 +94,30 @@ def _strategy(name: str, value: Any) -> None:
         raise ValueError(f"scheduling_strategy={value!r} is not supported in this version; pass one of {STRATEGIES}.")
 
 
-def _anything(name: str, value: Any) -> None:
+def anything(name: str, value: Any) -> None:
     """Accept the option; it has no effect."""
 
 
-TASK_OPTIONS: dict[str, Callable[[str, Any], None]] = {
+COMMON_OPTIONS: dict[str, Callable[[str, Any], None]] = {
     "num_cpus": _amount,
     "num_gpus": _amount,
     "memory": _amount,
     "resources": _resources,
     "accelerator_type": _text,
-    "name": _text,
-    "num_returns": _returns,
-    "max_calls": _integer(0),
-    "max_retries": _integer(-1),
-    "retry_exceptions": _retry_exceptions,
     "scheduling_strategy": _strategy,
-    "enable_task_events": _anything,
-    "_metadata": _anything,
-    "_labels": _anything,
+    "enable_task_events": anything,
+    "_metadata": anything,
+    "_labels": anything,
+}
+"""The options that tasks and actors share."""
+
+TASK_OPTIONS: dict[str, Callable[[str, Any], None]] = {
+    **COMMON_OPTIONS,
+    "name": _text,
+    "num_returns": returns,
+    "max_calls": integer(0),
+    "max_retries": integer(-1),
+    "retry_exceptions": retry_exceptions,
 }
 """Every option of a task, and the check of its value. None is always allowed and means the default."""
 
@@ -116,14 +125,19 @@ DECORATOR_ONLY = frozenset({"max_calls"})
 
 
 def check(options: Mapping[str, Any], *, in_options: bool = False) -> None:
-    """Raise for the first option that is unknown or wrong."""
+    """Raise for the first option of a task that is unknown or wrong."""
+    check_table(options, TASK_OPTIONS, "remote functions", DECORATOR_ONLY if in_options else frozenset())
+
+
+def check_table(
+    options: Mapping[str, Any], table: Mapping[str, Callable[[str, Any], None]], what: str, forbidden: frozenset[str]
+) -> None:
+    """Raise for the first option that ``table`` does not know, that is ``forbidden`` here, or that is wrong."""
     for name, value in options.items():
-        known = TASK_OPTIONS.get(name)
+        known = table.get(name)
         if known is None:
-            raise ValueError(
-                f"Invalid option keyword {name!r} for remote functions. Valid ones are {sorted(TASK_OPTIONS)}."
-            )
-        if in_options and name in DECORATOR_ONLY:
+            raise ValueError(f"Invalid option keyword {name!r} for {what}. Valid ones are {sorted(table)}.")
+        if name in forbidden:
             raise ValueError(f"The option {name} belongs into the decorator; .options() does not take it.")
         if value is not None:
             known(name, value)
@@ -144,23 +158,31 @@ class TaskOptions:
 def resolve(options: Mapping[str, Any], function_name: str) -> TaskOptions:
     """Turn checked options into what a call needs, with Ray's defaults."""
     given = {name: value for name, value in options.items() if value is not None}
-    amounts = dict(given.get("resources", {}))
-    amounts[CPU] = given.get("num_cpus", 1)
-    amounts[GPU] = given.get("num_gpus", 0)
-    amounts[MEMORY] = given.get("memory", 0)
-    if "accelerator_type" in given:
-        amounts[f"accelerator_type:{given['accelerator_type']}"] = ACCELERATOR_AMOUNT
+    amounts = {CPU: 1.0, **amounts_of(given)}
     resources = tuple(sorted((name, to_units(amount)) for name, amount in amounts.items() if amount))
-    retry = given.get("retry_exceptions", False)
-    if isinstance(retry, bool):
-        retry_on = ALL_EXCEPTIONS if retry else b""
-    else:
-        retry_on = pickle.dumps((), 5) if not retry else cloudpickle.dumps(tuple(retry), protocol=5)
     return TaskOptions(
         scheduling_class=SchedulingClass(resources, given.get("scheduling_strategy", "DEFAULT")),
         name=given.get("name", function_name),
         returns=given.get("num_returns", 1),
         retries=given.get("max_retries", DEFAULT_RETRIES),
-        retry_on=retry_on,
-        max_calls=given.get("max_calls", 1 if amounts[GPU] else 0),
+        retry_on=retry_on(given.get("retry_exceptions", False)),
+        max_calls=given.get("max_calls", 1 if amounts.get(GPU) else 0),
     )
+
+
+def amounts_of(given: Mapping[str, Any]) -> dict[str, float]:
+    """Return the amounts of all resources that checked options ask for by name."""
+    amounts: dict[str, float] = dict(given.get("resources", {}))
+    for option, resource in (("num_cpus", CPU), ("num_gpus", GPU), ("memory", MEMORY)):
+        if option in given:
+            amounts[resource] = given[option]
+    if "accelerator_type" in given:
+        amounts[f"accelerator_type:{given['accelerator_type']}"] = ACCELERATOR_AMOUNT
+    return amounts
+
+
+def retry_on(retry: bool | Sequence[type[BaseException]]) -> bytes:
+    """Return ``retry_exceptions`` as it travels: nothing, a mark for all exceptions, or pickled classes."""
+    if isinstance(retry, bool):
+        return ALL_EXCEPTIONS if retry else b""
+    return pickle.dumps((), 5) if not retry else cloudpickle.dumps(tuple(retry), protocol=5)

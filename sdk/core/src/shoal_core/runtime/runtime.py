@@ -170,10 +170,10 @@ class Runtime:
 
     # ------------------------------------------------------------------------------- tasks
 
-    def export(self, exported: Exported) -> None:
-        """Make a function known to the job's workers; returns when they can fetch it."""
-        if not self.functions.is_uploaded(self.job, exported.function_id):
-            self.call(self.functions.upload(self.job, exported))
+    def export(self, job: JobId, exported: Exported) -> None:
+        """Make a function known to a job's workers; returns when they can fetch it."""
+        if not self.functions.is_uploaded(job, exported.function_id):
+            self.call(self.functions.upload(job, exported))
 
     def scheduling_key(self, scheduling_class: SchedulingClass) -> SchedulingKey:
         """Return the queue that tasks of a scheduling class share."""
@@ -304,11 +304,8 @@ class Runtime:
             return NO_ARGUMENTS, names, ref._state.wire(), [ref, *dependencies]
         return serialized.inline(), names, None, [*dependencies, *serialized.references]
 
-    def create_actor(
-        self, description: ActorDescription, spec: bytes, holds: Sequence[ObjectRef[Any]], handle: ObjectRef[Any]
-    ) -> None:
+    def create_actor(self, description: ActorDescription, spec: bytes, holds: Sequence[ObjectRef[Any]]) -> None:
         """Have an actor without a name created; never waits. What goes wrong comes out of its calls."""
-        self._own(description, handle)
         self.command(Create(description, spec, holds))
 
     def create_named_actor(
@@ -327,13 +324,14 @@ class Runtime:
         record = self.ask_gcs("create_actor", request)
         assert isinstance(record, ActorRecord)
         if record.description.actor_id == description.actor_id:
-            self._own(description, handle)
+            if not description.detached:
+                self.own_actor(description, handle)
             self.command(Created(description.actor_id, holds))
         return record
 
-    def _own(self, description: ActorDescription, handle: ObjectRef[Any]) -> None:
-        if not description.detached:
-            self.command(Own(description.actor_id, handle._state))
+    def own_actor(self, description: ActorDescription, handle: ObjectRef[Any]) -> None:
+        """Have an actor of this process go when nobody refers to its creation object any more."""
+        self.command(Own(description.actor_id, handle._state))
 
     def ask_gcs(self, verb: str, message: Message) -> Message:
         """Ask the control store something and wait for the answer (user threads only)."""
