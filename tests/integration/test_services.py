@@ -19,7 +19,7 @@ import pytest
 import shoal
 from shoal import ObjectRef
 from shoal_core.bus.broker import EmbeddedBroker, free_port, launch_broker
-from shoal_core.protocol.ids import new_node_id
+from shoal_core.protocol.ids import NO_NODE, new_node_id
 from shoal_core.protocol.subjects import Role
 
 COUNT = 10_000
@@ -256,6 +256,31 @@ def test_a_node_that_ends_costs_no_task(other_node: tuple[Service, str], in_good
         else:
             service.kill()
     until(lambda: shoal.cluster_resources()["CPU"] == 2, "the end of the node is known")
+
+
+def test_a_driver_that_cannot_open_its_nodes_shared_memory_works_without(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @shoal.remote
+    def repeat(data: bytes, times: int) -> bytes:
+        return data * times
+
+    (worker,) = stack.alive("worker")
+    (probe,) = Path("/dev/shm").glob(f"shoal-{worker.process.pid}-*/probe")
+    monkeypatch.setenv("SHOAL_ADDRESS", stack.address)
+    monkeypatch.setenv("SHOAL_CREDENTIALS", str(stack.credentials(Role.PROCESS)))
+    probe.unlink()
+    try:
+        with shoal.init():
+            assert shoal.get_runtime_context().get_node_id() == NO_NODE
+            assert shoal.get([double.remote(i) for i in range(100)]) == [2 * i for i in range(100)]
+            assert shoal.get(repeat.remote(b"r", 3_000_000)) == b"r" * 3_000_000
+            assert shoal.get(repeat.remote(b"a" * 3_000_000, 1)) == b"a" * 3_000_000
+            put = shoal.put(b"p" * 3_000_000)
+            assert shoal.get(put) == shoal.get(repeat.remote(put, 1)) == b"p" * 3_000_000
+            assert len(shoal.get(repeat.remote(repeat.remote(b"c", 2_000_000), 2))) == 4_000_000
+    finally:
+        probe.touch()
 
 
 def test_services_that_are_told_to_end_leave_nothing(stack: Stack) -> None:
