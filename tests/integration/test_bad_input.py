@@ -227,9 +227,11 @@ class TestCalling:
         refs = [repeat.remote(bytes([i]), 3_000_000) for i in range(20)]
         assert [value[0] for value in shoal.get(refs, timeout=30)] == list(range(20))
 
-    def test_wrong_arguments_of_a_function_are_an_error_of_the_task(self) -> None:
-        with pytest.raises(TypeError, match="missing 1 required positional argument"):
-            shoal.get(length.remote(), timeout=30)  # type: ignore[call-overload]
+    def test_arguments_that_do_not_fit_the_function_are_named_at_the_call(self) -> None:
+        with pytest.raises(TypeError, match=r"length.*'value'"):
+            length.remote()  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match=r"length.*'size'"):
+            length.remote("abc", size=3)  # type: ignore[call-overload]
 
 
 @pytest.mark.usefixtures("two_cpus")
