@@ -9,8 +9,9 @@ takes time (stores, loads, questions to others, a service's own starts) runs bes
                           ▲                                          │
                           └── Stored, Conflict, Loaded, Answered ◄───┘
 
-A core that raises, or asks for what cannot be done, is wrong: the asker is told so, and the engine stops by raising in the task that entered it, to be
-started again by whoever runs it. Bad input from outside is refused and never gets so far.
+A core that raises, or asks for what cannot be done, is wrong: the asker is told so, and the engine stops by raising in
+the task that entered it, to be started again by whoever runs it. Bad input from outside is refused and never gets so
+far.
 """
 
 from __future__ import annotations
