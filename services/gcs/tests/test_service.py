@@ -46,7 +46,7 @@ from shoal_core.service.settings import ServiceSettings
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.buses import CLUSTER, BusHarness, Implementation, bus_harness, until
 from shoal_gcs.core import ControlStore
-from shoal_gcs.records import job_id
+from shoal_gcs.records import StoredJob, StoredNode, job_id
 from shoal_gcs.service import serve
 
 SUBJECTS = Subjects(CLUSTER)
@@ -73,8 +73,9 @@ async def replicas(harness: BusHarness, *names: str) -> AsyncIterator[list[Contr
 
 def all_is_told(core: ControlStore) -> bool:
     """Tell whether a replica knows of one node and one job, and that their ends were told."""
-    ends = [held.value.told for held in (*core.state.nodes.values(), *core.state.jobs.values())]
-    return ends == [True, True]
+    records: list[StoredNode | StoredJob] = [held.value for held in core.state.nodes.values()]
+    records += [held.value for held in core.state.jobs.values()]
+    return [record.told for record in records] == [True, True]
 
 
 class Asker:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from shoal_core.protocol.actors import NodeActors
 from shoal_core.protocol.effects import (
     Changed,
     Conflict,
@@ -38,7 +39,7 @@ from shoal_core.protocol.errors import (
     ShoalError,
     VersionMismatchError,
 )
-from shoal_core.protocol.ids import JobId, NodeId, ServiceId
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, ServiceId
 from shoal_core.protocol.messages import (
     PROTOCOL_VERSION,
     ClusterInfo,
@@ -67,11 +68,13 @@ from shoal_core.protocol.messages import (
     NodeList,
     NodeRecord,
     NodeState,
+    ProcessDied,
     PutFunctionPart,
     RegisterJob,
     RetireNode,
 )
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_gcs.actors import Actors
 from shoal_gcs.operations import (
     BuryNode,
     DeleteKeys,
@@ -90,6 +93,7 @@ from shoal_gcs.operations import (
     encode_record,
 )
 from shoal_gcs.records import (
+    ACTOR_PREFIX,
     CONTROL,
     NAME_BYTES,
     PART_BYTES,
@@ -144,6 +148,7 @@ class ControlStore:
         self._identity = identity
         self._session = session
         self._version = version
+        self._actors = Actors(self.state, subjects, identity)
         self._nodes_silent = Silence()
         self._drivers_silent = Silence()
         self._echo_sent = 0
@@ -159,9 +164,9 @@ class ControlStore:
             case Request():
                 return self._request(message, now)
             case Event():
-                return self._event(message.message, message.source)
+                return self._event(message.message, message.source, now)
             case Stored() | Conflict() | Loaded():
-                return self._settled(message)
+                return self._settled(message, now)
             case StoreRefused():
                 return self._store_refused(message)
             case Changed():
@@ -186,6 +191,8 @@ class ControlStore:
             *self._end_silent_jobs(now, echoed),
             # What is published without a connection is lost, and must not be noted as told.
             *(self._finish_for_others() if echoed else ()),
+            *self._all_by_themselves(self._actors.due(now)),
+            *self._actors.demands(now),
         ]
         self._echo_sent += 1
         echo = Publish(self._subjects.event(Role.GCS, self._identity, "echo"), Echo(number=self._echo_sent))
@@ -205,7 +212,7 @@ class ControlStore:
         return effects
 
     def _end_silent_jobs(self, now: float, echoed: bool) -> list[Effect]:
-        self._drivers_silent.pass_time(now, self.state.running_jobs(), echoed)
+        self._drivers_silent.pass_time(now, self.state.driven_jobs(), echoed)
         reason = f"nothing was heard of the driver for {DRIVER_SILENCE_SECONDS:g} s"
         effects: list[Effect] = []
         for job in self._drivers_silent.longer_than(DRIVER_SILENCE_SECONDS):
@@ -221,6 +228,10 @@ class ControlStore:
         if effects:
             self._under_way.add(key)
         return effects
+
+    def _all_by_themselves(self, due: Iterable[tuple[str, Operation]]) -> list[Effect]:
+        """Begin a number of operations, each of which changes the key beside it."""
+        return [effect for key, operation in list(due) for effect in self._by_itself(key, operation)]
 
     def _finish_for_others(self) -> list[Effect]:
         """Tell of the ends that the records say nobody was told of, after some patience."""
@@ -270,10 +281,14 @@ class ControlStore:
 
     # -------------------------------------------------------------------------------- signs of life
 
-    def _event(self, event: Message, source: str) -> list[Effect]:
+    def _event(self, event: Message, source: str, now: float) -> list[Effect]:
         match event:
             case NodeAnnouncement():
                 return self._announced(event)
+            case NodeActors():
+                return self._actors.told_again(event)
+            case ProcessDied():
+                return self._all_by_themselves(self._actors.owner_died(event.process_id, now))
             case DriverAlive():
                 self._drivers_silent.heard(event.job_id)
                 return self._tell_again([event.job_id])
@@ -305,7 +320,7 @@ class ControlStore:
 
     # -------------------------------------------------------------------------------- requests
 
-    def _settled(self, outcome: Stored | Conflict | Loaded) -> list[Effect]:
+    def _settled(self, outcome: Stored | Conflict | Loaded, now: float) -> list[Effect]:
         """Take in the outcome of a write or a read, and go on with the operation it belongs to."""
         operation: Operation = outcome.context
         if outcome.bucket == CONTROL:
@@ -319,6 +334,9 @@ class ControlStore:
                     effects += self._tell_node(operation.node_id)
                 case EndJob():
                     effects += self._tell_job(operation.job_id)
+            if outcome.bucket == CONTROL and outcome.key.startswith(ACTOR_PREFIX):
+                told = self._actors.told(ActorId(outcome.key.removeprefix(ACTOR_PREFIX)), now)
+                effects = [*told, *effects]  # telling waits for no write that follows
         return effects
 
     def _store_refused(self, refusal: StoreRefused) -> list[Effect]:
@@ -339,6 +357,8 @@ class ControlStore:
     def _operation(self, request: Request, now: float) -> Operation | list[Effect]:
         """Return the operation a request asks for, or at once the answer."""
         token, message = request.token, request.message
+        if (about_actors := self._actors.operation(message, token, now)) is not None:
+            return about_actors
         match message:
             case GetCluster():
                 self._check_version(message)

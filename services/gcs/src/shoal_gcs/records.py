@@ -7,6 +7,9 @@ key                                        bucket                        value
 ``node.<node id>``                         control                       ``StoredNode`` as JSON; never deleted
 ``job.<job id>``                           control                       ``StoredJob`` as JSON; never deleted
 ``kv.<namespace>.<key>``                   control                       ``StoredKey``; a deleted one stays as such
+``actor.<actor id>``                       control                       ``ActorRecord`` as JSON
+``name.<namespace>.<name>``                control                       the id of the actor that has the name
+``spec.<actor id>``                        functions                     what the actor's process makes it from
 ``function.<job>.<function>.<part>``       functions (watched by none)   how many parts, a newline, the part's bytes
 =========================================  ============================  ============================================
 
@@ -21,10 +24,11 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 
 from shoal_core.protocol.errors import InvalidRequestError
-from shoal_core.protocol.ids import FunctionId, JobId, NodeId
+from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId
 from shoal_core.protocol.messages import JobRecord, Message, NodeRecord
 
 CLUSTER_KEY = "cluster"
+ACTOR_PREFIX = "actor."
 CONTROL, FUNCTIONS = "", "functions"
 PART_BYTES = 512 * 1024
 NAME_BYTES = 512
@@ -99,6 +103,21 @@ def parse_kv_key(key: str) -> tuple[str, str]:
     """Return the namespace and the key that ``kv_key`` encoded."""
     _, namespace, name = key.split(".")
     return _text(namespace), _text(name)
+
+
+def actor_key(actor: ActorId) -> str:
+    """Return where an actor's record is kept."""
+    return f"{ACTOR_PREFIX}{_checked('actor', actor)}"
+
+
+def name_key(namespace: str, name: str) -> str:
+    """Return where it is kept which actor has a name."""
+    return f"name.{_token(namespace)}.{_token(name)}"
+
+
+def spec_key(actor: ActorId) -> str:
+    """Return where it is kept what an actor is made from."""
+    return f"spec.{_checked('actor', actor)}"
 
 
 def function_prefix(job: JobId) -> str:

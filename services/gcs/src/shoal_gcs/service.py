@@ -10,9 +10,10 @@ from importlib.metadata import version
 from typing import Any
 
 from shoal_core.bus import Bus
+from shoal_core.protocol.actors import NodeActors
 from shoal_core.protocol.errors import BusError, JetStreamUnavailableError
 from shoal_core.protocol.ids import ServiceId
-from shoal_core.protocol.messages import DriverAlive, Echo, NodeAnnouncement
+from shoal_core.protocol.messages import DriverAlive, Echo, NodeAnnouncement, ProcessDied
 from shoal_core.protocol.subjects import GCS_QUEUE, Role, Subjects
 from shoal_core.protocol.verbs import GCS_NODE, GCS_PUBLIC
 from shoal_core.service import Engine, Route
@@ -30,6 +31,8 @@ def routes(subjects: Subjects) -> list[Route]:
     from_nodes = [Route(subjects.gcs_from_node(verb), model, GCS_QUEUE) for verb, model in GCS_NODE.items()]
     events = [
         Route(subjects.event(Role.NODE, "*", "announce"), NodeAnnouncement, kind="event"),
+        Route(subjects.event(Role.NODE, "*", "actors"), NodeActors, kind="event"),
+        Route(subjects.event(Role.NODE, "*", "process_died"), ProcessDied, kind="event"),
         Route(subjects.event(Role.PROCESS, "*", "alive"), DriverAlive, kind="event"),
         Route(subjects.event(Role.GCS, "*", "echo"), Echo, kind="event"),
     ]
@@ -69,6 +72,7 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
         first=[Begin()],
     )
     engine.metrics.gauge("nodes", "Nodes that are alive.", lambda: len(core.state.live_nodes()))
+    engine.metrics.gauge("actors", "Actors that are not dead.", lambda: len(core.state.living_actors))
     engine.metrics.gauge("jobs", "Jobs that run.", lambda: len(core.state.running_jobs()))
     async with engine:
         yield engine

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from shoal_core.protocol.ids import JobId, NodeId, ProcessId
+from shoal_core.protocol.actors import ActorRecord, ActorState
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
 from shoal_core.protocol.messages import JobState, NodeState
 from shoal_gcs.records import CLUSTER_KEY, StoredJob, StoredKey, StoredNode, job_id, parse_kv_key
 
@@ -38,6 +39,8 @@ class State:
     jobs: dict[JobId, Held[StoredJob]] = field(default_factory=dict)
     jobs_by_driver: dict[ProcessId, JobId] = field(default_factory=dict)
     kv: dict[tuple[str, str], Held[StoredKey]] = field(default_factory=dict)
+    actors: dict[ActorId, Held[ActorRecord]] = field(default_factory=dict)
+    living_actors: set[ActorId] = field(default_factory=set)
     revisions: dict[str, int] = field(default_factory=dict)
     untold: set[str] = field(default_factory=set)
     first_free_job: int = 1
@@ -60,6 +63,8 @@ class State:
             job = StoredJob.model_validate_json(value)
             self._remember_job(Held(job, revision, len(value)))
             self._note_end(key, job.record.state is not JobState.RUNNING and not job.told)
+        elif kind == "actor":
+            self._remember_actor(Held(ActorRecord.model_validate_json(value), revision, len(value)))
         elif key == CLUSTER_KEY:
             self.session = value.decode()
 
@@ -69,6 +74,12 @@ class State:
         self.jobs_by_driver[record.driver] = record.job_id
         while job_id(self.first_free_job) in self.jobs:
             self.first_free_job += 1
+
+    def _remember_actor(self, actor: Held[ActorRecord]) -> None:
+        actor_id = actor.value.description.actor_id
+        self.actors[actor_id] = actor
+        dead = actor.value.state is ActorState.DEAD
+        (self.living_actors.discard if dead else self.living_actors.add)(actor_id)
 
     def _note_end(self, key: str, untold: bool) -> None:
         """Keep the set of those ends that nobody was told of."""
@@ -81,3 +92,7 @@ class State:
     def running_jobs(self) -> list[JobId]:
         """Return the jobs that have not ended."""
         return [job for job, held in self.jobs.items() if held.value.record.state is JobState.RUNNING]
+
+    def driven_jobs(self) -> list[JobId]:
+        """Return those that have not ended and have a driver, which gives signs of life."""
+        return [job for job in self.running_jobs() if self.jobs[job].value.record.actor is None]
