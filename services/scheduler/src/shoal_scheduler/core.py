@@ -278,6 +278,7 @@ class Scheduler:
             key=wanted.entry.key,
             slots=slots,
             resources=resources,
+            actor=wanted.entry.actor,
         )
         return Ask(self._subjects.node_from_scheduler(node.node_id, "lease"), request, ask, ASK_AGAIN_SECONDS)
 
@@ -319,6 +320,10 @@ class Scheduler:
         wanted.noticed = True
         entry = wanted.entry
         why = explain(entry.resources, self.nodes.values())
-        text = f"{entry.wanted} task(s) of {entry.name}() wait: {why}. They stay queued until such a node joins."
+        if entry.actor is not None:
+            told, text = entry.actor.owner, f"Actor {entry.name} waits: {why}. It is placed when such a node joins."
+        else:
+            told = wanted.owner
+            text = f"{entry.wanted} task(s) of {entry.name}() wait: {why}. They stay queued until such a node joins."
         notice = DemandNotice(key=entry.key, name=entry.name, text=text)
-        return [Publish(self._subjects.notice(self._identity, wanted.owner), notice)]
+        return [Publish(self._subjects.notice(self._identity, told), notice)]

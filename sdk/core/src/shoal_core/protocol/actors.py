@@ -43,7 +43,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ObjectKey, ProcessId
-from shoal_core.protocol.messages import JobConfig, Message
+from shoal_core.protocol.messages import Message
 from shoal_core.protocol.resources import Resources
 
 MOST_SPEC_BYTES = 256 * 1024
@@ -196,7 +196,6 @@ class ActorClaim(Message):
     """The right is the asker's: this is what to start."""
 
     record: ActorRecord
-    config: JobConfig
     spec: bytes
 
 

@@ -1,0 +1,233 @@
+"""What the control store does about actors by itself: states demand for those that wait, ends those whose time is over.
+
+All of it is level-triggered: once a second each replica looks at what the records say. Most of it is also done at once,
+when the replica itself has changed a record or hears of a death.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from shoal_core.protocol.actors import (
+    ActorEnded,
+    ActorList,
+    ActorRecord,
+    ActorStarted,
+    ActorState,
+    ActorSummary,
+    ClaimActor,
+    CreateActor,
+    FindActor,
+    GetActor,
+    KillActor,
+    ListActors,
+    NodeActors,
+    OpenActorJob,
+    ReleaseActor,
+    changed,
+)
+from shoal_core.protocol.effects import Effect, Publish, Reply
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId, ServiceId, SlotId, node_of
+from shoal_core.protocol.messages import ActorStart, Demand, DemandEntry, JobState, Message, NodeState
+from shoal_core.protocol.subjects import Subjects
+from shoal_gcs.actor_operations import (
+    ChangeActor,
+    Claim,
+    Ended,
+    FindName,
+    Kill,
+    MakeActor,
+    OpenJobOfActor,
+    ReadActor,
+    Started,
+)
+from shoal_gcs.operations import EndJob, Operation
+from shoal_gcs.records import actor_key, job_key
+from shoal_gcs.state import State
+
+NAMING_SECONDS = 3.0
+"""So long a replica that died may have left an actor without a decision about its name."""
+ORPHAN_SECONDS = 60.0
+"""So long a job may be open for a detached actor that is not created."""
+LISTED = 1000
+
+
+class Actors:
+    """One replica's part in the life of actors."""
+
+    def __init__(self, state: State, subjects: Subjects, identity: ServiceId) -> None:
+        self._state = state
+        self._subjects = subjects
+        self._identity = identity
+
+    # -------------------------------------------------------------------------------- what is asked
+
+    def operation(self, message: Message, token: int, now: float) -> Operation | list[Effect] | None:
+        """Return the operation that a request about actors asks for, or at once its answer; None for other requests."""
+        match message:
+            case CreateActor():
+                return MakeActor(token, message, now)
+            case OpenActorJob():
+                return OpenJobOfActor(token, message, now)
+            case GetActor():
+                return ReadActor(token, message.actor_id)
+            case FindActor():
+                return FindName(token, message.namespace, message.name)
+            case ListActors():
+                return [Reply(token, self._list(message))]
+            case KillActor():
+                return ChangeActor(token, message.actor_id, Kill(message.reason, message.no_restart), now)
+            case ReleaseActor():
+                return ChangeActor(token, message.actor_id, Kill(message.reason, graceful=True), now)
+            case ClaimActor():
+                return Claim(token, message.actor_id, message.incarnation, message.node_id)
+            case ActorStarted():
+                started = Started(message.incarnation, message.node_id, message.process_id, message.pid)
+                return ChangeActor(token, message.actor_id, started, now)
+            case ActorEnded():
+                ended = Ended(message.incarnation, message.node_id, message.reason, message.error, message.final)
+                return ChangeActor(token, message.actor_id, ended, now)
+        return None
+
+    def _list(self, request: ListActors) -> ActorList:
+        wanted = [
+            held.value
+            for held in self._state.actors.values()
+            if (request.namespace is None or held.value.description.namespace == request.namespace)
+            and (not request.named_only or (held.value.description.name and _is_known_to_live(held.value)))
+        ]
+        wanted.sort(key=lambda record: (record.state is not ActorState.DEAD, record.created_at))
+        return ActorList(actors=sorted(map(_summary, wanted[-LISTED:]), key=lambda actor: actor.actor_id))
+
+    # -------------------------------------------------------------------------------- what is told
+
+    def told(self, actor: ActorId, now: float) -> list[Effect]:
+        """Tell that this replica has changed a record, and state the demand of an incarnation that wants a place."""
+        record = self._state.actors[actor].value
+        if record.state is ActorState.NAMING:
+            return []
+        subject = self._subjects.actor_changed(self._identity, actor)
+        return [Publish(subject, changed(record)), self._demand(record, now)]
+
+    def told_again(self, hosted: NodeActors) -> list[Effect]:
+        """Tell a node of the incarnations it hosts that the records do not name any more."""
+        effects: list[Effect] = []
+        for actor in hosted.actors:
+            held = self._state.actors.get(actor.actor_id)
+            if held is not None and _is_over(held.value, actor.incarnation, hosted.node_id):
+                subject = self._subjects.actor_changed(self._identity, actor.actor_id)
+                effects.append(Publish(subject, changed(held.value)))
+        return effects
+
+    def _demand(self, record: ActorRecord, now: float) -> Publish:
+        """State what an actor wants: a place for its incarnation, or, since it has one or needs none, nothing."""
+        about = record.description
+        entries = []
+        if _wants_place(record):
+            slot = _slot(about.actor_id, record.incarnation)
+            start = ActorStart(actor_id=about.actor_id, incarnation=record.incarnation, owner=about.owner)
+            entry = DemandEntry(
+                key=slot,
+                name=about.class_name,
+                resources=about.placement,
+                strategy=about.strategy,
+                wanted=1,
+                slots=[slot],
+                actor=start,
+            )
+            entries.append(entry)
+        owner = ProcessId(about.actor_id)
+        demand = Demand(owner=owner, job_id=about.job_id, version=int(now * 1000), entries=entries)
+        return Publish(self._subjects.demand(owner), demand)
+
+    # -------------------------------------------------------------------------------- what is due
+
+    def demands(self, now: float) -> list[Effect]:
+        """Repeat the demand of all incarnations that want a place."""
+        records = (self._state.actors[actor].value for actor in sorted(self._state.living_actors))
+        return [self._demand(record, now) for record in records if _wants_place(record)]
+
+    def due(self, now: float) -> Iterator[tuple[str, Operation]]:
+        """Yield what has to be done because of what the records say, each with the key that it changes."""
+        for actor in sorted(self._state.living_actors):
+            record = self._state.actors[actor].value
+            operation = self._due(record, now)
+            if operation is not None:
+                yield actor_key(actor), operation
+        for job in self._state.running_jobs():
+            yield from self._end_of_own_job(job, now)
+
+    def owner_died(self, process: ProcessId, now: float) -> Iterator[tuple[str, Operation]]:
+        """Yield the ends of the actors that go with a process that has died."""
+        for actor in sorted(self._state.living_actors):
+            about = self._state.actors[actor].value.description
+            if about.owner == process and not about.detached:
+                yield actor_key(actor), ChangeActor(None, actor, Kill("its owner has died"), now)
+
+    def _due(self, record: ActorRecord, now: float) -> Operation | None:
+        about = record.description
+        actor = about.actor_id
+        job = self._state.jobs.get(about.job_id)
+        if job is not None and job.value.record.state is not JobState.RUNNING:
+            return ChangeActor(None, actor, Kill("its job has ended"), now)
+        if not about.detached and self._is_dead(node_of(about.owner)):
+            return ChangeActor(None, actor, Kill("its owner has died with its node"), now)
+        if record.node_id is not None and self._is_dead(record.node_id):
+            reason = f"its node {record.node_id} has died"
+            return ChangeActor(None, actor, Ended(record.incarnation, record.node_id, reason), now)
+        if record.state is ActorState.NAMING and now - record.created_at > NAMING_SECONDS:
+            return MakeActor(None, CreateActor(description=about, spec=b""), now)
+        return None
+
+    def _end_of_own_job(self, job: JobId, now: float) -> Iterator[tuple[str, Operation]]:
+        """Yield the end of a detached actor's job, when the actor is dead or was never created."""
+        record = self._state.jobs[job].value.record
+        if record.actor is None:
+            return
+        held = self._state.actors.get(record.actor)
+        if held is None and now - record.started_at > ORPHAN_SECONDS:
+            yield job_key(job), EndJob(None, job, JobState.FAILED, "its actor was never created", now)
+        elif held is not None and held.value.state is ActorState.DEAD:
+            yield job_key(job), EndJob(None, job, JobState.SUCCEEDED, "its actor is dead", now)
+
+    def _is_dead(self, node: NodeId) -> bool:
+        held = self._state.nodes.get(node)
+        return held is not None and held.value.record.state is NodeState.DEAD
+
+
+def _wants_place(record: ActorRecord) -> bool:
+    return record.state in (ActorState.PENDING_CREATION, ActorState.RESTARTING) and record.node_id is None
+
+
+def _is_over(record: ActorRecord, incarnation: int, node: NodeId) -> bool:
+    if record.state is ActorState.DEAD or record.incarnation > incarnation:
+        return True
+    return record.incarnation == incarnation and record.node_id not in (None, node)
+
+
+def _is_known_to_live(record: ActorRecord) -> bool:
+    return record.state not in (ActorState.DEAD, ActorState.NAMING)
+
+
+def _slot(actor: ActorId, incarnation: int) -> SlotId:
+    """Return the slot of an incarnation, which all replicas name alike (51 bits, that JSON keeps exact anywhere)."""
+    digest = hashlib.blake2b(f"{actor}/{incarnation}".encode(), digest_size=8).digest()
+    return SlotId(int.from_bytes(digest, "big") >> 13)
+
+
+def _summary(record: ActorRecord) -> ActorSummary:
+    about = record.description
+    return ActorSummary(
+        actor_id=about.actor_id,
+        job_id=about.job_id,
+        class_name=about.class_name,
+        name=about.name,
+        namespace=about.namespace,
+        state=record.state,
+        node_id=record.node_id,
+        pid=record.pid,
+        restarts=record.incarnation,
+        detached=about.detached,
+        death_reason=record.death.reason if record.death is not None else "",
+    )
