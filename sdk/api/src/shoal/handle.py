@@ -66,17 +66,35 @@ class ActorHandle(Generic[T_co]):
         self._shoal_signatures = signatures or {}
         most = description.max_pending_calls
         self._shoal_counter = PendingCounter(most) if most > 0 else None
+        self._shoal_calls: dict[str, MethodCall] = {}
 
     def __getattr__(self, name: str) -> ActorMethod:
-        description = self.__dict__["_shoal_description"]
-        method = description.methods.get(name)
+        # Methods are bound anew each time: a handle that kept them would wait for the garbage collector to go.
+        call = self.__dict__["_shoal_calls"].get(name)
+        if call is None:
+            call = self._shoal_calls[name] = self._shoal_call(name)
+        return ActorMethod(self, call)
+
+    def _shoal_call(self, name: str, options: Mapping[str, Any] | None = None) -> MethodCall:
+        """Return what calls of a method share, by its own options and those given here."""
+        about = self._shoal_description
+        method = about.methods.get(name)
         if method is None:
             if name not in SPECIAL_METHODS:
-                raise AttributeError(f"The actor class {description.class_name!r} has no method {name!r}.")
+                raise AttributeError(f"The actor class {about.class_name!r} has no method {name!r}.")
             method = MethodDescription()
-        bound = ActorMethod(self, name, method)
-        self.__dict__[name] = bound
-        return bound
+        options = options or {}
+        method = describe_method(options, method)
+        return MethodCall(
+            actor=self._shoal_actor,
+            method=name,
+            name=options.get("name") or f"{about.class_name}.{name}",
+            returns=method.returns,
+            retries=about.retries if method.retries is None else method.retries,
+            retry_on=method.retry_on,
+            group=method.group,
+            unordered=about.unordered,
+        )
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._shoal_description.methods})
@@ -118,36 +136,18 @@ class ActorID(str):
 class ActorMethod:
     """A method of an actor, bound to a handle."""
 
-    __slots__ = ("_call", "_description", "_handle", "_name")
+    __slots__ = ("_call", "_handle", "_options")
 
-    def __init__(
-        self,
-        handle: ActorHandle[Any],
-        name: str,
-        description: MethodDescription,
-        *,
-        display: str = "",
-    ) -> None:
-        actor = handle._shoal_description
+    def __init__(self, handle: ActorHandle[Any], call: MethodCall, options: Mapping[str, Any] | None = None) -> None:
         self._handle = handle
-        self._name = name
-        self._description = description
-        self._call = MethodCall(
-            actor=handle._shoal_actor,
-            method=name,
-            name=display or f"{actor.class_name}.{name}",
-            returns=description.returns,
-            retries=actor.retries if description.retries is None else description.retries,
-            retry_on=description.retry_on,
-            group=description.group,
-            unordered=actor.unordered,
-        )
+        self._call = call
+        self._options = options
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raise ``TypeError``: methods of actors are not called directly."""
         raise TypeError(
-            f"Actor methods cannot be called directly. Instead of running 'object.{self._name}()', try "
-            f"'object.{self._name}.remote()'."
+            f"Actor methods cannot be called directly. Instead of running 'object.{self._call.method}()', try "
+            f"'object.{self._call.method}.remote()'."
         )
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,10 +156,10 @@ class ActorMethod:
         With ``num_returns=n`` a list of n references, with ``num_returns=0`` None. Raises ``TypeError`` where the
         arguments do not fit (if the class is known here) or cannot be pickled, and ``PendingCallsLimitExceeded``.
         """
-        handle = self._handle
-        if (signature := handle._shoal_signatures.get(self._name)) is not None:
+        handle, call = self._handle, self._call
+        if (signature := handle._shoal_signatures.get(call.method)) is not None:
             signature.check(args, kwargs)
-        refs = handle._shoal_runtime.call_actor(self._call, handle._shoal_ref, args, kwargs, handle._shoal_counter)
+        refs = handle._shoal_runtime.call_actor(call, handle._shoal_ref, args, kwargs, handle._shoal_counter)
         if len(refs) == 1:
             return refs[0]
         return refs or None
@@ -167,8 +167,8 @@ class ActorMethod:
     def options(self, **options: Any) -> ActorMethod:
         """Return this method with some options replaced: ``num_returns``, ``concurrency_group``, ``name``, …"""
         actor_options.check_method(options)
-        description = describe_method(options, self._description)
-        return ActorMethod(self._handle, self._name, description, display=options.get("name") or "")
+        merged = {**(self._options or {}), **options}
+        return ActorMethod(self._handle, self._handle._shoal_call(self._call.method, merged), merged)
 
     def _remote(self, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
         """Call the method with arguments and options given as values (a name that Ray programs use)."""

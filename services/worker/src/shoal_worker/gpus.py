@@ -29,6 +29,8 @@ class GpuTable:
 
     def allocate(self, units: int) -> tuple[GpuShare, ...] | None:
         """Take ``units`` out of the table and say from which devices; None where no devices have that much."""
+        if why_impossible(units):
+            return None
         shares = self._whole(units // UNIT) if units >= UNIT else self._part(units)
         if shares is not None:
             for share in shares:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import JobId, LeaseId, ProcessId, SlotId
 from shoal_core.protocol.messages import LeaseSummary
-from shoal_core.protocol.resources import CPU, GPU, Resources, add, fits, subtract
+from shoal_core.protocol.resources import CPU, GPU, UNIT, Resources, add, fits, subtract
 from shoal_worker.gpus import GpuShare, GpuTable
 
 MOST_SLOTS = 4096
@@ -30,7 +30,8 @@ class Lease:
     """A promise of resources and of one worker process to an owner. ``process`` is None until one is there.
 
     ``over``: the owner has nothing to do with it any more; it ends when its process has been reaped, and not before,
-    since a dying process still uses what was promised to it.
+    since a dying process still uses what was promised to it. ``actor``: it is an actor, whose id stands for the owner;
+    nobody returns it, and it is never asked back.
     """
 
     number: LeaseId
@@ -44,6 +45,7 @@ class Lease:
     blocked: bool = False
     recalled: bool = False
     over: bool = False
+    actor: bool = False
 
     @property
     def cpu(self) -> Resources:
@@ -59,6 +61,7 @@ class Lease:
 
 @dataclass(slots=True)
 class _Owner:
+    job: JobId
     leases: dict[LeaseId, Lease] = field(default_factory=dict)
     slots: dict[SlotId, None] = field(default_factory=dict)
     dead: bool = False
@@ -93,11 +96,17 @@ class LeaseTable:
         """Return the owners that hold leases or have slots on record."""
         return list(self._owners)
 
+    def jobs(self) -> set[JobId]:
+        """Return the jobs of all owners on record, and of all leases."""
+        return {*(owner.job for owner in self._owners.values()), *(lease.job for lease in self)}
+
     def of_owner(self, owner: ProcessId) -> list[Lease]:
         """Return an owner's leases, oldest first."""
         return list(self._owners[owner].leases.values()) if owner in self._owners else []
 
-    def grant(self, owner: ProcessId, job: JobId, key: int, slot: SlotId, resources: Resources) -> Lease | None:
+    def grant(
+        self, owner: ProcessId, job: JobId, key: int, slot: SlotId, resources: Resources, *, actor: bool = False
+    ) -> Lease | None:
         """Reserve resources for a slot that is not known yet; None where they are not free."""
         if not fits(resources, self.free):
             return None
@@ -105,15 +114,26 @@ class LeaseTable:
         if shares is None:
             return None
         self._last += 1
-        lease = Lease(LeaseId(self._last), owner, job, key, slot, resources, shares)
+        lease = Lease(LeaseId(self._last), owner, job, key, slot, resources, shares, actor=actor)
         self.free = subtract(self.free, resources)
         self._leases[lease.number] = lease
-        record = self._owners.setdefault(owner, _Owner())
+        if actor:
+            return lease
+        record = self._owners.setdefault(owner, _Owner(job))
         record.leases[lease.number] = lease
         record.slots[slot] = None
         if len(record.slots) > MOST_SLOTS:
             del record.slots[next(iter(record.slots))]
         return lease
+
+    def resize(self, lease: Lease, resources: Resources) -> None:
+        """Have a lease hold other amounts of what it has: what an actor needs to live, not what it needs to be placed.
+
+        GPUs stay as they were granted.
+        """
+        kept = {**resources, GPU: lease.resources[GPU]} if lease.resources.get(GPU) else dict(resources)
+        self.free = subtract(add(self.free, lease.held), kept)
+        lease.resources = kept
 
     def block(self, lease: Lease) -> bool:
         """Give the lease's CPU to others while its task waits; tell whether that changed anything."""
@@ -134,9 +154,10 @@ class LeaseTable:
     def end(self, lease: Lease) -> None:
         """End a lease: its resources are free. KeyError if it had ended before."""
         del self._leases[lease.number]
-        del self._owners[lease.owner].leases[lease.number]
-        if self._owners[lease.owner].dead:
-            self.forget(lease.owner)
+        if not lease.actor:
+            del self._owners[lease.owner].leases[lease.number]
+            if self._owners[lease.owner].dead:
+                self.forget(lease.owner)
         self.free = add(self.free, lease.held)
         self.gpus.release(lease.gpus)
 
@@ -147,6 +168,11 @@ class LeaseTable:
             record.dead = True
             if not record.leases:
                 del self._owners[owner]
+
+    def forget_job(self, job: JobId) -> None:
+        """A job has ended: forget its owners."""
+        for owner in [owner for owner, record in self._owners.items() if record.job == job]:
+            self.forget(owner)
 
     def recall(self, owner: ProcessId, resources: Resources, count: int) -> list[Lease]:
         """Mark up to ``count`` of an owner's newest leases of these resources as asked back, and return them."""
@@ -161,9 +187,11 @@ class LeaseTable:
         return chosen
 
     def summaries(self) -> list[LeaseSummary]:
-        """Return how many leases each owner holds, by resources."""
+        """Return how many leases each owner holds, by resources; those of actors do not count as held by anyone."""
         groups: dict[tuple[ProcessId, tuple[tuple[str, int], ...]], list[Lease]] = {}
         for lease in self._leases.values():
+            if lease.actor:
+                continue
             groups.setdefault((lease.owner, tuple(sorted(lease.resources.items()))), []).append(lease)
         return [
             LeaseSummary(
@@ -176,3 +204,20 @@ class LeaseTable:
             )
             for (owner, resources), leases in groups.items()
         ]
+
+    def sanity_check(self) -> None:
+        """State the invariants."""
+        free = self.total
+        shared = [UNIT] * len(self.gpus.names)
+        for lease in self:
+            free = subtract(free, lease.held)
+            assert sum(share.units for share in lease.gpus) == lease.resources.get(GPU, 0), "a lease has its GPUs"
+            for share in lease.gpus:
+                shared[share.index] -= share.units
+        assert self.free == free, "what is free and what is held is all there is"
+        assert self.gpus.free == shared
+        assert all(0 <= units <= UNIT for units in shared), "no device is promised twice"
+        assert all(units >= 0 for name, units in free.items() if name != CPU), "only CPUs are overdrawn"
+        owned = {lease.number for record in self._owners.values() for lease in record.leases.values()}
+        assert owned == {lease.number for lease in self if not lease.actor}
+        assert all(record.leases for record in self._owners.values() if record.dead), "the dead are forgotten"

@@ -148,9 +148,8 @@ class Liveness:
                 self._finish(job, message, now)
 
     def finish(self, job: JobId, message: str, now: float) -> None:
-        """Tell the control store, until it has heard it, that a job's driver died."""
-        if job not in self._ended_jobs:
-            self._finish(job, FinishJob(job_id=job, state=JobState.FAILED, message=message), now)
+        """Tell the control store, until it has heard it or says it itself, that a job's driver died."""
+        self._finish(job, FinishJob(job_id=job, state=JobState.FAILED, message=message), now)
 
     def answered(self, answered: Answered) -> Ends:
         """Take an answer in and return what it shows to be dead. What was not answered is asked again in time."""

@@ -4,7 +4,8 @@ Schedulers ask it for leases, owners give them back, processes allocate and pin 
 who died. It is put together from tables that each know one thing::
 
     NodeCore ── Workforce ── LeaseTable ── GpuTable
-       │            └─────── ProcessTable
+       │            ├─────── ProcessTable
+       │            └─────── ActorTable
        ├─────── SegmentTable
        └─────── Liveness          (who elsewhere is dead)
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import (
     Answered,
     Connected,
@@ -55,6 +57,8 @@ from shoal_core.protocol.messages import (
     SegmentGranted,
 )
 from shoal_core.protocol.records import (
+    ActorLeft,
+    ActorReady,
     LeaseReturned,
     Record,
     SegmentFreed,
@@ -64,6 +68,7 @@ from shoal_core.protocol.records import (
     WorkerReady,
 )
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_worker.actors import About, ActorTable
 from shoal_worker.inputs import (
     Drain,
     DriverEnded,
@@ -101,7 +106,8 @@ class NodeCore:
         self.leases = LeaseTable(description.total, gpu_names)
         self.processes = ProcessTable(self.node_id, prestart)
         self.segments = SegmentTable(description.object_store_bytes, warm_bytes)
-        self.workforce = Workforce(self.leases, self.processes)
+        self.actors = ActorTable(self.node_id, subjects)
+        self.workforce = Workforce(self.leases, self.processes, self.actors)
         self.liveness = Liveness(self.node_id, subjects)
         self.drivers: dict[ProcessId, JobId] = {}
         self.draining = False
@@ -132,6 +138,9 @@ class NodeCore:
                 self._record(message.peer, record, now)
         elif isinstance(message, Event):
             self._event(message.message, now)
+        elif isinstance(message, Answered) and isinstance(message.context, About):
+            if (judged := self.actors.answered(message, now)) is not None:
+                self.workforce.judge(*judged, "the control store does not want it any more", now)
         elif isinstance(message, Answered):
             self._ends(self.liveness.answered(message), now)
         elif isinstance(message, Connected):
@@ -147,6 +156,7 @@ class NodeCore:
         """Do what is due: announcing, staffing, reading again what others know."""
         self._wake_at = float("inf")
         self.workforce.tend(now)
+        self.actors.tick(now)
         self.liveness.tick(self._owners(), self._jobs(), now)
         return self._flush(now)
 
@@ -156,7 +166,8 @@ class NodeCore:
         effects += self.workforce.effects
         effects += map(Start, self.segments.commands)
         effects += self.liveness.effects
-        self.workforce.effects, self.segments.commands, self.liveness.effects = [], [], []
+        effects += self.actors.effects
+        self.workforce.effects, self.segments.commands, self.liveness.effects, self.actors.effects = [], [], [], []
         if now >= self._announce_at():
             effects.append(self._announcement(now))
         wake_at = self._announce_at()
@@ -200,15 +211,13 @@ class NodeCore:
 
     def _lease(self, request: LeaseRequest, token: int, now: float) -> LeaseAnswer:
         reason = ""
-        if self.draining:
-            reason = "the node is leaving"
-        elif self.liveness.is_dead(request.owner) or self.liveness.has_ended(request.job_id):
+        if self.liveness.has_ended(request.job_id) or (request.actor is None and self.liveness.is_dead(request.owner)):
             reason = "the owner is dead"
         if reason:
             granted: list[SlotId] = []
             refused = request.slots
         else:
-            granted, refused, reason = self.workforce.grant(request, now)
+            granted, refused, reason = self.workforce.grant(request, now, "the node is leaving" * self.draining)
         return LeaseAnswer(
             node_id=self.node_id,
             granted=granted,
@@ -223,8 +232,8 @@ class NodeCore:
         return Done()
 
     def _allocate(self, request: AllocateSegment, token: int, now: float) -> None:
-        self._require_local(request.process)
-        segment = self.segments.allocate(request.process, request.size_bytes)
+        job = self._require_local(request.process)
+        segment = self.segments.allocate(request.process, request.size_bytes, job)
         self._allocations[segment.name] = token
 
     def _pin(self, request: PinSegment, token: int, now: float) -> Done:
@@ -249,13 +258,17 @@ class NodeCore:
         processes = [*(process.process_id for process in self.processes), *self.drivers]
         return ProcessList(sequence=self._deaths, processes=processes)
 
-    def _require_local(self, process: ProcessId) -> None:
-        """Only a process whose death this node will see may hold something here."""
-        if process not in self.drivers and self.processes.get(process) is None:
+    def _require_local(self, process: ProcessId) -> JobId | None:
+        """Only a process whose death this node will see may hold something here; return its job."""
+        if process in self.drivers:
+            return self.drivers[process]
+        worker = self.processes.get(process)
+        if worker is None:
             raise DeclaredDeadError(
                 f"process {process} is not known to live on node {self.node_id}: "
                 "it has died, or it is a driver that has not attached itself yet"
             )
+        return worker.job
 
     # ------------------------------------------------------------------------------- records
 
@@ -267,6 +280,12 @@ class NodeCore:
             self.workforce.blocked(process, record.lease, record.blocked)
         elif isinstance(record, WorkerReady):
             self.workforce.ready(process, now)
+        elif isinstance(record, ActorReady):
+            self.actors.ready(record.actor, record.incarnation, process, record.pid, now)
+        elif isinstance(record, ActorLeft):
+            hosted = self.actors.of_process(record.actor, record.incarnation)
+            if hosted is not None:
+                self.workforce.actor_left(hosted, record.reason, now, record.error)
         elif isinstance(record, SegmentSealed):
             self._sealed(process, record)
         elif isinstance(record, SegmentUnpinned):
@@ -289,6 +308,10 @@ class NodeCore:
             self._ends(Ends(jobs=[event.job_id], processes=[event.driver]), now)
         elif isinstance(event, NodeDied):
             self._ends(Ends(nodes=[event.node_id]), now)
+        elif isinstance(event, ActorChanged):
+            for hosted, verdict in self.actors.changed(event):
+                reason = event.death.reason if event.death is not None else "it is started anew"
+                self.workforce.judge(hosted, verdict, reason, now)
 
     def _input(self, message: object, now: float) -> None:
         if isinstance(message, ProcessEnded):
@@ -326,9 +349,9 @@ class NodeCore:
         job = self.drivers.pop(driver, None)
         if job is None:
             return
-        self.liveness.finish(job, "the driver process died", now)
         self._local_death(driver, "the driver process ended", now)
         self._ends(Ends(jobs=[job]), now)
+        self.liveness.finish(job, "the driver process died", now)
 
     def _local_death(self, process: ProcessId, reason: str, now: float) -> None:
         """A process of this node is gone: tell everyone, and let go of what it held."""
@@ -349,6 +372,8 @@ class NodeCore:
             # A driver whose job has ended may live on and keep what it has mapped; one that died was detached before.
             if self.liveness.process_died(process):
                 self.workforce.owner_died(process, now)
+                for hosted in self.actors.owned_by(process):
+                    self.workforce.end_actor(hosted, "its owner has died", now)
                 self.segments.process_died(process, reaped=process not in self.drivers)
                 self._effects.append(Forget(process))
         for job in ends.jobs:
@@ -362,10 +387,20 @@ class NodeCore:
             self._effects.append(Start(UnwatchDriver(driver)))
 
     def _owners(self) -> set[ProcessId]:
-        return {*self.leases.owners(), *self.segments.processes()}
+        return {*self.leases.owners(), *self.segments.processes(), *self.actors.owners()}
 
     def _jobs(self) -> set[JobId]:
-        jobs = {lease.job for lease in self.leases}
+        jobs = self.leases.jobs() | self.segments.jobs()
         jobs.update(process.job for process in self.processes if process.job is not None)
         jobs.update(self.drivers.values())
         return jobs
+
+    def sanity_check(self) -> None:
+        """State the invariants."""
+        self.workforce.sanity_check()
+        self.actors.sanity_check()
+        self.segments.sanity_check()
+        assert not any(self.liveness.is_dead(driver) for driver in self.drivers)
+        for lease in self.leases:
+            dead = self.liveness.has_ended(lease.job) or (not lease.actor and self.liveness.is_dead(lease.owner))
+            assert lease.over or not dead, "nothing is kept for the dead but what their processes still use"

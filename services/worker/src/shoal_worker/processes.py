@@ -126,6 +126,10 @@ class ProcessTable:
         process.lease = None
         self._rest(process, now)
 
+    def leave(self, process: WorkerProcess, now: float) -> None:
+        """The actor of a process has ended; the process ends when nobody refers to its objects."""
+        process.state, process.since, process.lease = ProcessState.LEAVING, now, None
+
     def kill(self, process: WorkerProcess, reason: str, now: float) -> bool:
         """Enter that a process is being killed; tell whether it was not already."""
         if process.state is ProcessState.KILLED:
@@ -166,3 +170,11 @@ class ProcessTable:
     def _rest(self, process: WorkerProcess, now: float) -> None:
         process.state, process.since = ProcessState.IDLE, now
         self._idle[process.process_id] = None
+
+    def sanity_check(self) -> None:
+        """State the invariants."""
+        assert {*self._idle} == {p.process_id for p in self if p.state is ProcessState.IDLE}
+        for process in self:
+            assert process.state is not ProcessState.LEASED or process.lease is not None
+            assert process.lease is None or process.state in (ProcessState.LEASED, ProcessState.KILLED)
+            assert process.job is not None or process.lease is None

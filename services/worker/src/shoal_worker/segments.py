@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from shoal_core.protocol.errors import NotFoundError, ObjectStoreFullError
-from shoal_core.protocol.ids import ProcessId
+from shoal_core.protocol.ids import JobId, ProcessId
 
 PAGE_BYTES = 4096
+MOST_ENDED = 64
 
 
 def size_class(size_bytes: int) -> int:
@@ -44,17 +45,40 @@ class SegmentState(Enum):
     FREED = "freed"
 
 
-@dataclass(slots=True)
 class Pins:
-    """The pins of one process on one segment: the serials that are held, and the highest one ever heard of."""
+    """The pins of one process on one segment, by serial.
 
-    held: set[int] = field(default_factory=set)
-    highest: int = 0
+    The requests of different threads may overtake each other, and a copy of a request may come after the end of its
+    pin. So what ended is remembered: the newest ``MOST_ENDED`` serials, and that all below them have ended too.
+    """
+
+    __slots__ = ("_all_ended", "_ended", "held")
+
+    def __init__(self) -> None:
+        self.held: set[int] = set()
+        self._ended: set[int] = set()
+        self._all_ended = 0
+
+    def hold(self, serial: int) -> bool:
+        """Hold a pin; False if it has ended already."""
+        if serial in self._ended or (serial <= self._all_ended and serial not in self.held):
+            return False
+        self.held.add(serial)
+        return True
+
+    def end(self, serial: int) -> None:
+        """A pin is held no more, and never again."""
+        self.held.discard(serial)
+        if serial > self._all_ended:
+            self._ended.add(serial)
+        if len(self._ended) > MOST_ENDED:
+            self._all_ended = min(self._ended)
+            self._ended.remove(self._all_ended)
 
 
 @dataclass(slots=True)
 class Segment:
-    """One object's file. ``process`` is the writer until it is sealed, the owner afterwards.
+    """One object's file. ``process`` is the writer until it is sealed, the owner afterwards; both belong to ``job``.
 
     ``spoiled``: someone may still map it, so its file must not be used again.
     ``freed_by`` are those who freed it before it was sealed: the owner, if its word overtook the writer's.
@@ -64,6 +88,7 @@ class Segment:
     capacity_bytes: int
     state: SegmentState
     process: ProcessId
+    job: JobId | None = None
     pins: dict[ProcessId, Pins] = field(default_factory=dict)
     freed_by: set[ProcessId] = field(default_factory=set)
     spoiled: bool = False
@@ -119,7 +144,11 @@ class SegmentTable:
         """Return the writers and owners of segments."""
         return {segment.process for segment in self._segments.values()}
 
-    def allocate(self, process: ProcessId, size_bytes: int) -> Segment:
+    def jobs(self) -> set[JobId]:
+        """Return the jobs that segments belong to."""
+        return {segment.job for segment in self._segments.values() if segment.job is not None}
+
+    def allocate(self, process: ProcessId, size_bytes: int, job: JobId | None = None) -> Segment:
         """Promise a file to a writer and order it made; ``ObjectStoreFullError`` says who holds what."""
         capacity = size_class(size_bytes)
         reused = self._warm[capacity].pop() if self._warm.get(capacity) else ""
@@ -128,7 +157,7 @@ class SegmentTable:
         else:
             self._make_room(capacity, size_bytes)
         self._drawn += 1
-        segment = Segment(f"o{self._drawn}", capacity, SegmentState.CREATING, process)
+        segment = Segment(f"o{self._drawn}", capacity, SegmentState.CREATING, process, job)
         self._segments[segment.name] = segment
         self.used_bytes += capacity
         self.commands.append(CreateFile(segment.name, capacity, reused))
@@ -162,19 +191,15 @@ class SegmentTable:
         segment = self._segments.get(name)
         if segment is None or segment.state not in (SegmentState.WRITING, SegmentState.SEALED):
             raise NotFoundError(f"segment {name} cannot be mapped: its object was freed, or its writer died")
-        pins = segment.pins.setdefault(process, Pins())
-        if serial > pins.highest:
-            pins.highest = serial
-            pins.held.add(serial)
+        if not segment.pins.setdefault(process, Pins()).hold(serial):
+            raise NotFoundError(f"pin {serial} of process {process} on segment {name} has ended before")
 
     def unpin(self, name: str, process: ProcessId, serial: int) -> None:
         """A process maps the segment no more; a copy of the request for that pin has no effect from now on."""
         segment = self._segments.get(name)
         if segment is None:
             return
-        pins = segment.pins.setdefault(process, Pins())
-        pins.highest = max(pins.highest, serial)
-        pins.held.discard(serial)
+        segment.pins.setdefault(process, Pins()).end(serial)
         self._reclaim(segment)
 
     def free(self, name: str, process: ProcessId) -> bool:
@@ -255,3 +280,13 @@ class SegmentTable:
         del self._segments[segment.name]
         self.used_bytes -= segment.capacity_bytes
         self.commands.append(RemoveFile(segment.name))
+
+    def sanity_check(self) -> None:
+        """State the invariants."""
+        assert self.used_bytes == sum(segment.capacity_bytes for segment in self._segments.values())
+        assert self.warm_bytes == sum(size * len(names) for size, names in self._warm.items())
+        assert self.warm_bytes <= self._most_warm_bytes
+        assert self.used_bytes + self.warm_bytes <= self.capacity_bytes
+        assert not {name for names in self._warm.values() for name in names} & {*self._segments}
+        for segment in self._segments.values():
+            assert segment.state is not SegmentState.FREED or segment.pinned(), "what nobody needs is reclaimed"

@@ -21,9 +21,10 @@ from shoal_core.bus import Bus, Credentials
 from shoal_core.bus.peers import Peers
 from shoal_core.bus.requests import ask
 from shoal_core.machine import machine_id
+from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
 from shoal_core.protocol.errors import NotFoundError
-from shoal_core.protocol.ids import NodeId, ProcessId, new_node_id
+from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
 from shoal_core.protocol.messages import (
     JobFinished,
     NodeDescription,
@@ -198,6 +199,7 @@ def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRo
         Route(subjects.event(Role.NODE, "*", "process_died"), ProcessDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "node_died"), NodeDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
+        Route(subjects.actor_changed("*", ActorId("*")), ActorChanged, kind="event"),
     ]
     return [*asked, *events, RawRoute(subjects.node_from_process(node, "read"), SegmentRead, hands.read)]
 
@@ -262,6 +264,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
                 peers=lambda deliver: Peers(bus, subjects, Role.NODE, node, deliver),
             )
             engine.metrics.gauge("worker_processes", "Worker processes that live.", lambda: len(core.processes))
+            engine.metrics.gauge("actors_hosted", "Actors whose process is on this node.", lambda: len(core.actors))
             try:
                 async with engine:
                     assert engine.peers is not None

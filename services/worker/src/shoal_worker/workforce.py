@@ -7,6 +7,7 @@ The rules that hold here:
 - A process serves one lease at a time and one job in its life.
 - Whoever executes for an owner that is gone is killed; the resources are free when the process has been reaped.
 - A lease ends exactly once: by its owner's return, or with its process.
+- An actor's lease is claimed before it waits for a process (see ``actors``), and ends with the incarnation.
 """
 
 from __future__ import annotations
@@ -14,20 +15,30 @@ from __future__ import annotations
 from shoal_core.protocol.effects import Effect, Send, Start
 from shoal_core.protocol.ids import JobId, LeaseId, ProcessId, SlotId
 from shoal_core.protocol.messages import LeaseRequest, RecallLeases
-from shoal_core.protocol.records import LeaseAssigned, LeaseGranted, LeaseRecalled, ProcessUnneeded, WorkerLost
+from shoal_core.protocol.records import (
+    ActorAssigned,
+    ActorDismissed,
+    LeaseAssigned,
+    LeaseGranted,
+    LeaseRecalled,
+    ProcessUnneeded,
+    WorkerLost,
+)
 from shoal_core.protocol.resources import GPU, to_amounts
+from shoal_worker.actors import ActorTable, Hosted, Phase, Verdict
 from shoal_worker.gpus import why_impossible
 from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
 from shoal_worker.leases import Lease, LeaseTable
-from shoal_worker.processes import ProcessTable, WorkerProcess
+from shoal_worker.processes import ProcessState, ProcessTable, WorkerProcess
 
 
 class Workforce:
     """The leases and processes of one node. What is to be done is left in ``effects``; ``changed`` asks to announce."""
 
-    def __init__(self, leases: LeaseTable, processes: ProcessTable) -> None:
+    def __init__(self, leases: LeaseTable, processes: ProcessTable, actors: ActorTable) -> None:
         self.leases = leases
         self.processes = processes
+        self.actors = actors
         self.effects: list[Effect] = []
         self.changed = True
         self._waiting: dict[LeaseId, Lease] = {}
@@ -39,25 +50,36 @@ class Workforce:
 
     # ------------------------------------------------------------------------------- what schedulers ask
 
-    def grant(self, request: LeaseRequest, now: float) -> tuple[list[SlotId], list[SlotId], str]:
-        """Grant what can be granted; return the granted slots, the refused ones, and why those."""
+    def grant(self, request: LeaseRequest, now: float, obstacle: str = "") -> tuple[list[SlotId], list[SlotId], str]:
+        """Grant what can be granted; return the granted slots, the refused ones, and why those.
+
+        Where there is an ``obstacle``, only the slots that were granted before are.
+        """
         granted: list[SlotId] = []
         refused: list[SlotId] = []
-        reason = why_impossible(request.resources.get(GPU, 0))
+        if any(units < 0 for units in request.resources.values()):
+            obstacle = f"an amount of {to_amounts(request.resources)} is negative"
+        reason = obstacle = obstacle or why_impossible(request.resources.get(GPU, 0))
         for slot in request.slots:
-            if self.leases.knows(request.owner, slot):
+            start = request.actor
+            if self.leases.knows(request.owner, slot) if start is None else self.actors.knows(start):
                 granted.append(slot)
                 continue
             lease = None
-            if not refused:
-                lease = self.leases.grant(request.owner, request.job_id, request.key, slot, request.resources)
+            if not refused and not obstacle:
+                lease = self.leases.grant(
+                    request.owner, request.job_id, request.key, slot, request.resources, actor=start is not None
+                )
             if lease is None:
                 refused.append(slot)
                 reason = reason or f"only {to_amounts(self.leases.free)} is free"
                 continue
             granted.append(slot)
-            self._waiting[lease.number] = lease
             self.changed = True
+            if start is None:
+                self._waiting[lease.number] = lease
+            else:
+                self.actors.granted(start, lease.number, now)
         self.staff(now)
         return granted, refused, reason if refused else ""
 
@@ -72,7 +94,7 @@ class Workforce:
     def returned(self, owner: ProcessId, number: LeaseId, kill: bool, now: float) -> None:
         """An owner needs a lease no more; where ``kill``, its process ends with it."""
         lease = self.leases.get(number)
-        if lease is None or lease.owner != owner or lease.over:
+        if lease is None or lease.owner != owner or lease.over or lease.actor:
             return
         process = self._process_of(lease)
         if process is None:
@@ -106,9 +128,11 @@ class Workforce:
             return None
         lease = None if process.lease is None else self.leases.get(process.lease)
         if lease is not None:
-            if not lease.over:
+            reason = process.kill_reason or ended.reason
+            if (hosted := self.actors.find(lease.number)) is not None:
+                self.actors.over(hosted, reason, now)
+            elif not lease.over and lease.owner != process.process_id:
                 begun = ended.begun if ended.begun_lease == lease.number else 0
-                reason = process.kill_reason or ended.reason
                 self.effects.append(Send(lease.owner, WorkerLost(lease.number, begun, reason)))
             self._end(lease)
         return process
@@ -123,7 +147,7 @@ class Workforce:
         """A job is over: its leases and its processes go."""
         for lease in [lease for lease in self.leases if lease.job == job]:
             self._abandon(lease, "its job has ended", now)
-            self.leases.forget(lease.owner)
+        self.leases.forget_job(job)
         for process in self.processes:
             if process.job == job:
                 self._kill(process, "its job has ended", now)
@@ -157,6 +181,9 @@ class Workforce:
         self.processes.lease(process, lease.job, lease.number, now)
         gpus = self.leases.gpus.names_of(lease.gpus)
         assigned = LeaseAssigned(lease.number, lease.owner, lease.job, lease.resources, gpus)
+        if lease.actor:
+            self._assign_actor(lease, process, assigned)
+            return
         self.effects.append(Send(process.process_id, assigned))
         self.effects.append(Send(lease.owner, LeaseGranted(lease.number, lease.key, lease.slot, process.process_id)))
 
@@ -165,7 +192,9 @@ class Workforce:
 
     def _abandon(self, lease: Lease, reason: str, now: float) -> None:
         process = self._process_of(lease)
-        if process is None:
+        if (hosted := self.actors.find(lease.number)) is not None:
+            self.end_actor(hosted, reason, now)
+        elif process is None:
             self._end_waiting(lease)
         else:
             self._kill(process, reason, now)
@@ -186,3 +215,79 @@ class Workforce:
     def _end(self, lease: Lease) -> None:
         self.leases.end(lease)
         self.changed = True
+
+    # ------------------------------------------------------------------------------- actors
+
+    def judge(self, hosted: Hosted, verdict: Verdict, reason: str, now: float) -> None:
+        """Do what was decided about an incarnation of an actor."""
+        lease = self.leases.get(hosted.lease)
+        if verdict is Verdict.RELEASE:
+            self.actors.gone(hosted)
+            if lease is not None and hosted.phase is not Phase.OVER:
+                self._end(lease)
+        elif verdict is Verdict.START:
+            assert lease is not None
+            assert hosted.record is not None
+            self.leases.resize(lease, hosted.record.description.resources)
+            self._waiting[lease.number] = lease
+            self.changed = True
+        elif verdict is Verdict.DISMISS:
+            self.effects.append(Send(self._process(lease).process_id, ActorDismissed(hosted.actor, reason)))
+            self.actor_left(hosted, reason, now)
+        elif verdict is Verdict.KILL:
+            self.end_actor(hosted, reason, now)
+        self.staff(now)
+
+    def end_actor(self, hosted: Hosted, reason: str, now: float) -> None:
+        """End an incarnation at once, however far it is."""
+        lease = self.leases.get(hosted.lease)
+        assert lease is not None
+        process = self._process_of(lease)
+        if process is not None:
+            self._kill(process, reason, now)  # reported when it has been reaped
+            return
+        self.actors.over(hosted, reason, now)
+        self._waiting.pop(lease.number, None)
+        self._end(lease)
+
+    def actor_left(self, hosted: Hosted, reason: str, now: float, error: bytes = b"") -> None:
+        """An incarnation has ended in good order; its process goes when nobody refers to its objects."""
+        lease = self.leases.get(hosted.lease)
+        process = self._process(lease)
+        assert lease is not None
+        self.actors.over(hosted, reason, now, error, final=True)
+        self._end(lease)
+        self.processes.leave(process, now)
+        self.staff(now)
+
+    def _process(self, lease: Lease | None) -> WorkerProcess:
+        process = None if lease is None else self._process_of(lease)
+        assert process is not None
+        return process
+
+    def _assign_actor(self, lease: Lease, process: WorkerProcess, assigned: LeaseAssigned) -> None:
+        hosted = self.actors.find(lease.number)
+        assert hosted is not None
+        assert hosted.record is not None
+        self.actors.assigned(hosted)
+        record = hosted.record.model_dump_json().encode()
+        self.effects.append(Send(process.process_id, ActorAssigned(assigned, record, hosted.spec)))
+
+    # ------------------------------------------------------------------------------- invariants
+
+    def sanity_check(self) -> None:
+        """State the invariants."""
+        self.leases.sanity_check()
+        self.processes.sanity_check()
+        served = {lease.process: lease for lease in self.leases if lease.process is not None}
+        claiming = {hosted.lease for hosted in self.actors if hosted.phase is Phase.CLAIMING}
+        assert len(served) + self.waiting + len(claiming) == len(self.leases), "a lease waits, or has a process"
+        assert {*self._waiting, *claiming} == {lease.number for lease in self.leases if lease.process is None}
+        assert not any(lease.over for lease in self._waiting.values())
+        for process in self.processes:
+            lease = served.pop(process.process_id, None)
+            assert process.lease == (None if lease is None else lease.number), "both sides agree who serves whom"
+            if lease is not None:
+                assert process.job == lease.job
+                assert lease.over == (process.state is ProcessState.KILLED), "whose lease is over is being killed"
+        assert not served, "every lease that was given a process still has it"
