@@ -14,6 +14,7 @@ from shoal_core.protocol.errors import (
     ClusterUnreachableError,
     DeclaredDeadError,
     GetTimeoutError,
+    LocalNodeDiedError,
     OwnerDiedError,
     ReferenceCountingAssertionError,
     SystemError_,
@@ -334,6 +335,69 @@ async def test_a_process_that_left_submits_nothing_more(lone: LoneRuntime) -> No
     lone.runtime.close()  # the first reason stands
     with pytest.raises(DeclaredDeadError, match="job 1 was ended"):
         lone.runtime.submit(a_call(lone), (), {})
+
+
+async def test_a_process_whose_own_node_died_leaves_nobody_waiting(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+    theirs = borrowed(lone)
+    lone.reactor.send(WORKER, Fetch(ref._state.key))
+    future = asyncio.wrap_future(ref.future())
+    waiting = [asyncio.create_task(asyncio.to_thread(lone.runtime.get, [one], None)) for one in (ref, theirs)]
+    await turns_until(lambda: all(one._state.waiters is not None for one in (ref, theirs)))
+    lone.reactor.node_died(NODE, "it was pulled out")
+    for one in (*waiting, future, asyncio.ensure_future(ref)):
+        with pytest.raises(LocalNodeDiedError, match=r"it was pulled out.*shutdown\(\) and init\(\)"):
+            await one
+    assert {NODE, WORKER} <= lone.peers.forgotten
+    with pytest.raises(LocalNodeDiedError):
+        lone.runtime.submit(a_call(lone), (), {})
+    for value in (1, b"x" * 10_000_000):
+        with pytest.raises(LocalNodeDiedError):
+            await asyncio.to_thread(lone.runtime.put, value)
+    lone.reactor.node_died(node_id(2), "nobody cares any more")
+
+
+async def test_the_death_of_another_node_ends_nothing_here(lone: LoneRuntime) -> None:
+    lone.reactor.node_died(node_id(2), "it was pulled out")
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+    grant(lone)
+    lone.receive(WORKER, done(the_task(lone), value(42)))
+    assert lone.runtime.get([ref], 0) == [42]
+
+
+async def test_a_request_under_way_fails_when_the_process_leaves(lone: LoneRuntime) -> None:
+    never = asyncio.get_running_loop().create_future()
+
+    async def ask() -> None:
+        await never
+
+    asking = asyncio.create_task(asyncio.to_thread(lone.runtime.call, ask()))
+    await turns_until(lambda: lone.reactor.asking)
+    lone.runtime.close(Failed("local_node_died", "pulled out"))
+    with pytest.raises(LocalNodeDiedError, match="pulled out"):
+        await asking
+    assert never.cancelled()
+    assert not lone.reactor.asking
+
+
+async def test_a_reference_that_is_awaited_after_the_process_left_raises_why(lone: LoneRuntime) -> None:
+    lone.runtime.close(Failed("local_node_died", "pulled out"))
+    ref = borrowed(lone)
+    with pytest.raises(LocalNodeDiedError, match="pulled out"):
+        await ref
+    future = await asyncio.to_thread(ref.future)
+    with pytest.raises(LocalNodeDiedError, match="pulled out"):
+        await asyncio.wrap_future(future)
+
+
+async def test_who_asked_to_be_called_just_before_the_process_left_is_called(lone: LoneRuntime) -> None:
+    ref = borrowed(lone)
+    awaiting = asyncio.ensure_future(ref)
+    await asyncio.sleep(0)
+    assert lone.reactor.commands  # nobody has come to it yet
+    lone.runtime.close(Failed("local_node_died", "pulled out"))
+    with pytest.raises(LocalNodeDiedError, match="pulled out"):
+        await awaiting
 
 
 def away() -> ClusterUnreachableError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,8 @@ class Created:
 class Actors:
     """The actors that one process calls or has created (I/O thread only)."""
 
-    def __init__(self, bus: Bus, subjects: Subjects) -> None:
-        self.calls = Calls()
+    def __init__(self, bus: Bus, subjects: Subjects, dead: Container[str]) -> None:
+        self.calls = Calls(dead)
         self.handles: dict[ObjectState, ActorId] = {}
         self._bus = bus
         self._subjects = subjects

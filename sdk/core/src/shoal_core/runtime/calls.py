@@ -26,7 +26,7 @@ import math
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from shoal_core.protocol.actors import ActorChanged, ActorDeath, ActorState
@@ -157,9 +157,13 @@ class Callee:
 
 
 class Calls:
-    """All actors that one process calls. Not thread-safe: the I/O thread's."""
+    """All actors that one process calls. Not thread-safe: the I/O thread's.
 
-    def __init__(self) -> None:
+    ``dead`` is the caller's own set of the processes that are known to be dead: late news may name one of them.
+    """
+
+    def __init__(self, dead: Container[str] = ()) -> None:
+        self._dead = dead
         self.outgoing: list[tuple[PeerId, Record]] = []
         self.failed: list[tuple[PendingCall, Failed]] = []
         self.questions: list[ActorId] = []
@@ -291,9 +295,9 @@ class Calls:
                 queue.clear()
             elif callee.process is not None:
                 self._send(callee, callee.process)
-            elif callee.state is ActorState.RESTARTING and any(not call.retries for call in queue):
-                self.failed += [(call, callee.unavailable()) for call in queue if not call.retries]
-                callee.queue = deque(call for call in queue if call.retries)
+            elif callee.state is ActorState.RESTARTING and not all(map(_may_wait, queue)):
+                self.failed += [(call, callee.unavailable()) for call in queue if not _may_wait(call)]
+                callee.queue = deque(call for call in queue if _may_wait(call))
             if callee.is_awaited and callee not in self._timed:
                 self._timed.add(callee)
                 callee.ask_at = now + ASK_SECONDS
@@ -343,6 +347,8 @@ class Calls:
         if news.state is ActorState.DEAD or new_incarnation:
             self._settle_in_flight(callee)
         callee.process = news.process_id if news.state is ActorState.ALIVE else None
+        if callee.process in self._dead:
+            callee.process = None  # there is newer news, and whoever waits is going to ask for it
         if callee.process is not None:
             self._by_process[callee.process] = callee
         self._touched[callee] = None
@@ -365,6 +371,11 @@ class Calls:
         self.questions.append(callee.actor)
         callee.ask_at = now + ASK_SECONDS
         self._timed.add(callee)
+
+
+def _may_wait(call: PendingCall) -> bool:
+    """Tell whether a call waits for a restart: it has a retry left, or waits for the one it was given."""
+    return call.retries != 0 or call.wire.attempt > 0
 
 
 def _next_attempt(call: PendingCall) -> None:

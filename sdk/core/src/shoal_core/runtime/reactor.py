@@ -54,12 +54,25 @@ LOSS_GRACE_SECONDS = 0.03
 """A crashed worker's last results may still be on their way when its node tells of the crash."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Notify:
-    """Command: call back on the I/O thread when an object is ready, or out of reach."""
+    """Command: call back on the I/O thread when an object is ready, or out of reach.
 
-    state: ObjectState
-    callback: Callable[[], None]
+    Once the process has left, nobody comes to commands any more: then whoever gave it calls back.
+    """
+
+    __slots__ = ("_callbacks", "state")
+
+    def __init__(self, state: ObjectState, callback: Callable[[], None]) -> None:
+        self.state = state
+        self._callbacks = [callback]
+
+    def call_back(self) -> None:
+        """Call back, unless that was done before (any thread)."""
+        try:
+            callback = self._callbacks.pop()
+        except IndexError:
+            return
+        callback()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +105,8 @@ class Reactor:
         self.released: deque[ObjectState] = deque()
         self.submission = Submission()
         self.borrowing = Borrowing(local)
-        self.actors = Actors(bus, subjects)
+        self._dead: set[str] = set()
+        self.actors = Actors(bus, subjects, self._dead)
         self.actors.turn = self.finish
         self.pinned: list[ObjectRef[Any]] = []
         self._bus = bus
@@ -103,8 +117,9 @@ class Reactor:
         self._tick: asyncio.TimerHandle | None = None
         self._version = 0
         self._settled: list[tuple[ObjectState, Value]] = []
-        self._dead: set[str] = set()
         self.notifying: set[Notify] = set()
+        self.asking: set[asyncio.Task[Any]] = set()
+        """What asks others on behalf of user threads that wait for the answer."""
         self.closed: Failed | None = None
         self.commands_by_type: dict[type, Callable[[Any], None]] = {
             PendingTask: self._submit,
@@ -174,6 +189,8 @@ class Reactor:
 
     def finish(self) -> None:
         """End a turn: wake who waits, push what can be pushed, send what is to be sent."""
+        if self.closed is not None:
+            return
         while self._settled:  # whoever observed an object may have settled others: tasks that need what has failed
             settled, self._settled = self._settled, []
             self._table.settle(settled)
@@ -240,7 +257,13 @@ class Reactor:
         self._send_all(self.submission.outgoing)
         states = [*self._table.owned.values(), *self._table.borrowed.values()]
         self._table.settle([(state, reason) for state in states if state.value is None])
-        self._table.release_all()
+        self.give_up()
+        while self.commands:
+            command = self.commands.popleft()
+            if type(command) is Notify:
+                command.call_back()
+        for task in list(self.asking):
+            task.cancel()
 
     # ------------------------------------------------------------------------------- tasks of this process
 
@@ -352,9 +375,8 @@ class Reactor:
         self._table.observe(state, lambda _state: self._call_back(notify))
 
     def _call_back(self, notify: Notify) -> None:
-        if notify in self.notifying:
-            self.notifying.remove(notify)
-            notify.callback()
+        self.notifying.discard(notify)
+        notify.call_back()
 
     def give_up(self) -> None:
         """Have everyone who waits look again, although nothing became ready."""
@@ -484,14 +506,33 @@ class Reactor:
         self.finish()
 
     def node_died(self, node: NodeId, reason: str) -> None:
-        """A node of the cluster is gone, and all its processes."""
+        """A node of the cluster is gone, and all its processes.
+
+        If it is that of this process, everybody else takes this process for dead. A worker process is about to be
+        killed; a driver lives on, and can only begin anew.
+        """
+        if self.closed is not None:
+            return
         self._dead.add(node)
-        self.submission.node_lost(node, f"its node {node} died: {reason}")
-        for peer in self.peers.known():
-            if len(peer) > len(node) and node_of(ProcessId(peer)) == node:
-                self._dead.add(peer)
-                self._bury(ProcessId(peer))
+        processes = [
+            ProcessId(peer) for peer in self.peers.known() if len(peer) > len(node) and node_of(ProcessId(peer)) == node
+        ]
         self.peers.forget(node)
+        if node == self.node:
+            for process in processes:
+                self.peers.forget(process)
+            self.close(
+                Failed(
+                    "local_node_died",
+                    f"The node {node}, to which this process belonged, died: {reason}. With it went this process's job "
+                    "and objects; call shutdown() and init() to begin anew.",
+                )
+            )
+            return
+        self.submission.node_lost(node, f"its node {node} died: {reason}")
+        for process in processes:
+            self._dead.add(process)
+            self._bury(process)
         self.finish()
 
 

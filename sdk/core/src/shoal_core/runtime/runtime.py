@@ -150,14 +150,39 @@ class Runtime:
         self.reactor.wake()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the I/O thread and wait for its result (user threads only)."""
+        """Run a coroutine on the I/O thread and wait for its result (user threads only).
+
+        When this process leaves the cluster meanwhile, raise why.
+        """
         if threading.get_ident() == self._thread:
             coroutine.close()
             raise RuntimeError("A blocking call was made on Shoal's own I/O thread; use the awaitable form there.")
         if self.reactor.closed is not None:
             coroutine.close()
             raise _error(self.reactor.closed)
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+        return asyncio.run_coroutine_threadsafe(self._unless_closed(coroutine), self.loop).result()
+
+    def _check_open(self) -> None:
+        """Raise why this process has left the cluster, if it has."""
+        if self.reactor.closed is not None:
+            raise _error(self.reactor.closed)
+
+    async def _unless_closed(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return what a coroutine returns, unless this process leaves the cluster before its end (I/O thread)."""
+        reactor, task = self.reactor, asyncio.current_task()
+        assert task is not None
+        if reactor.closed is not None:
+            coroutine.close()
+            raise _error(reactor.closed)
+        reactor.asking.add(task)
+        try:
+            return await coroutine
+        except asyncio.CancelledError:
+            if reactor.closed is None:
+                raise
+            raise _error(reactor.closed) from None
+        finally:
+            reactor.asking.discard(task)
 
     @property
     def job(self) -> JobId:
@@ -230,8 +255,7 @@ class Runtime:
 
     def _wire(self, function: FunctionId, name: str, returns: int, arguments: Value, retry_on: bytes) -> Task:
         """Return a new task as it travels."""
-        if self.reactor.closed is not None:
-            raise _error(self.reactor.closed)
+        self._check_open()
         running = current.get()
         return Task(
             TaskNumber(next(self._numbers)),
@@ -376,6 +400,7 @@ class Runtime:
         return self._put(self.codec.dump(value))
 
     def _put(self, serialized: Serialized) -> ObjectRef[Any]:
+        self._check_open()
         ref = self.objects.create(object_key(TaskNumber(next(self._numbers)), 0))
         state = ref._state
         state.contents = serialized.references
@@ -450,8 +475,7 @@ class Runtime:
         waiter = Waiter(needed, fail_fast)
         self.objects.register(waiter, pending)
         try:
-            if self.reactor.closed is not None:
-                raise _error(self.reactor.closed)
+            self._check_open()
             if timeout_seconds == 0:
                 return
             if self.obstacle is None:
@@ -477,11 +501,17 @@ class Runtime:
 
     def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
         """Call back on the I/O thread when an object is ready (any thread)."""
-        self.command(Notify(state, callback))
+        notify = Notify(state, callback)
+        self.command(notify)
+        if self.reactor.closed is not None:
+            notify.call_back()
 
     def aside(self, work: Callable[[], None]) -> None:
-        """Do something in a thread of the loop's pool (I/O thread)."""
-        self.loop.run_in_executor(None, work)
+        """Do something in another thread than the I/O thread: this one, or one of the loop's pool."""
+        if threading.get_ident() == self._thread:
+            self.loop.run_in_executor(None, work)
+        else:
+            work()
 
     def pin(self, state: ObjectState) -> None:
         """Keep an object until the job ends (any thread)."""
@@ -501,6 +531,7 @@ class Runtime:
                 return loaded
             return read_segment(memoryview(mapping))
         if value is None:
+            self._check_open()
             assert self.obstacle is not None, "only an obstacle wakes who waits for what is not ready"
             raise self.obstacle()
         return self.load_value(value)

@@ -230,7 +230,7 @@ async def watch_deaths(runtime: Runtime) -> AsyncIterator[None]:
 
     def on_connection(connected: bool) -> None:
         if connected:
-            for node in {NodeId(peer[:16]) for peer in reactor.peers.known()}:
+            for node in {runtime.node, *(NodeId(peer[:16]) for peer in reactor.peers.known())}:
                 inquire(node)
 
     def inquire(node: NodeId) -> None:
