@@ -95,7 +95,10 @@ class Scheduler:
     def handle(self, message: Any, now: float) -> list[Effect]:
         """Take in one input and return what is to be done."""
         match message:
-            case Event(Demand() as demand):
+            case Event(Demand() as demand, source):
+                # Whoever may speak for an owner is for the broker to say, by the subject.
+                if demand.owner != source:
+                    return []
                 self.demand.update(demand, now)
             case Event(NodeAnnouncement() as announcement):
                 self._announced(announcement, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -42,7 +43,8 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
     """Run one replica of the scheduler; entering means that it hears demand."""
     subjects = Subjects(settings.cluster)
     core = Scheduler(subjects, ServiceId(bus.identity))
-    engine = Engine(core, bus, name="scheduler", routes=routes(subjects), first=[Begin()])
+    # Nothing here is a date: a wall clock that is set back would only stop all that waits.
+    engine = Engine(core, bus, name="scheduler", routes=routes(subjects), first=[Begin()], clock=time.monotonic)
     engine.metrics.gauge("nodes_seen", "Nodes that announce themselves.", lambda: len(core.nodes))
     engine.metrics.gauge("demand_pending", "Scheduling keys that wait for leases.", lambda: len(core.demand))
     async with engine:

@@ -1,0 +1,87 @@
+"""Nodes, demand and messages with everything filled in, so that a test states only what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.scheduler.tests.simulation import JOB, cpus
+from shoal_core.protocol.ids import NodeId, SlotId
+from shoal_core.protocol.messages import Demand, DemandEntry, LeaseSummary, NodeAnnouncement
+from shoal_core.protocol.resources import Resources
+from shoal_core.testing.builders import node_id, process_id
+from shoal_scheduler.demand import Wanted
+from shoal_scheduler.policy import NodeView
+
+
+def view(
+    number: int,
+    total: Resources,
+    free: Resources | None = None,
+    *,
+    draining: bool = False,
+    leases: Sequence[LeaseSummary] = (),
+) -> NodeView:
+    """Return what a scheduler believes of a node."""
+    return NodeView(
+        node_id(number), total, dict(total if free is None else free), draining=draining, leases=list(leases)
+    )
+
+
+def summary(
+    owner: int, count: int, resources: Resources | None = None, *, blocked: int = 0, recalled: int = 0
+) -> LeaseSummary:
+    """Return what a node says of one owner's leases."""
+    return LeaseSummary(
+        owner=process_id(owner, 0),
+        job_id=JOB,
+        resources=resources or cpus(1),
+        count=count,
+        blocked=blocked,
+        recalled=recalled,
+    )
+
+
+def entry(
+    slots: Sequence[int], resources: Resources | None = None, *, key: int = 0, depth: int = 0, wanted: int | None = None
+) -> DemandEntry:
+    """Return what an owner wants for one key."""
+    return DemandEntry(
+        key=key,
+        name=f"f{key}",
+        resources=cpus(1) if resources is None else resources,
+        wanted=len(slots) if wanted is None else wanted,
+        slots=[SlotId(slot) for slot in slots],
+        depth=depth,
+    )
+
+
+def demand(owner: int, version: int, *entries: DemandEntry) -> Demand:
+    """Return all that an owner wants."""
+    return Demand(owner=process_id(owner, 0), job_id=JOB, version=version, entries=list(entries))
+
+
+def waiting(
+    owner: int, slots: Sequence[int], resources: Resources | None = None, *, served_at: float = 0.0, depth: int = 0
+) -> Wanted:
+    """Return open demand as a scheduler keeps it."""
+    stated = entry(slots, resources, depth=depth)
+    wanted = Wanted(process_id(owner, 0), JOB, stated, served_at, served_at, served_at)
+    wanted.open = dict.fromkeys(stated.slots, served_at)
+    return wanted
+
+
+def announced(
+    number: int,
+    sequence: int,
+    total: Resources,
+    free: Resources | None = None,
+    leases: Sequence[LeaseSummary] = (),
+) -> NodeAnnouncement:
+    """Return a node's announcement."""
+    return NodeAnnouncement(
+        node_id=NodeId(node_id(number)),
+        sequence=sequence,
+        total=total,
+        free=total if free is None else free,
+        leases=list(leases),
+    )
