@@ -6,18 +6,22 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 import shoal
 from shoal import ObjectRef
+from shoal.exceptions import LocalNodeDiedError
 from shoal_core.bus.broker import EmbeddedBroker, free_port, launch_broker
 from shoal_core.protocol.ids import NO_NODE, new_node_id
 from shoal_core.protocol.subjects import Role
@@ -256,6 +260,47 @@ def test_a_node_that_ends_costs_no_task(other_node: tuple[Service, str], in_good
         else:
             service.kill()
     until(lambda: shoal.cluster_resources()["CPU"] == 2, "the end of the node is known")
+
+
+@pytest.mark.parametrize("in_good_order", [True, False])
+def test_a_driver_whose_own_node_ends_is_told_so_and_can_begin_anew(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, in_good_order: bool
+) -> None:
+    @shoal.remote
+    def forever() -> None:
+        threading.Event().wait()
+
+    async def await_it() -> None:
+        await refs[1]
+
+    monkeypatch.setenv("SHOAL_ADDRESS", stack.address)
+    monkeypatch.setenv("SHOAL_CREDENTIALS", str(stack.credentials(Role.PROCESS)))
+    (worker,) = stack.alive("worker")
+    with shoal.init(), ThreadPoolExecutor() as threads:
+        assert shoal.get(double.remote(21)) == 42
+        refs = [forever.remote() for _ in range(3)]
+        waiting: list[Future[Any]] = [
+            threads.submit(shoal.get, refs[0]),
+            threads.submit(asyncio.run, await_it()),
+            threads.submit(refs[2].future().result),
+        ]
+        if in_good_order:
+            worker.end()
+        else:
+            worker.kill()
+        waiting.append(threads.submit(shoal.put, bytes(10_000_000)))
+        for one in waiting:
+            with pytest.raises(LocalNodeDiedError, match=r"shutdown\(\) and init\(\)"):
+                one.result(timeout=50)
+        with pytest.raises(LocalNodeDiedError):
+            shoal.put(bytes(10_000_000))
+        with pytest.raises(LocalNodeDiedError):
+            double.remote(21)
+        with pytest.raises(LocalNodeDiedError):
+            shoal.nodes()
+    stack.make_whole()
+    with shoal.init():
+        assert shoal.get(double.remote(21)) == 42
 
 
 def test_a_driver_that_cannot_open_its_nodes_shared_memory_works_without(

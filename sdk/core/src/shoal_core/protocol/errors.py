@@ -419,6 +419,7 @@ WIRE_ERRORS: dict[str, type[ShoalError]] = {
     "actor_unavailable": ActorUnavailableError,
     "system": SystemError_,
     "node_died": NodeDiedError,
+    "local_node_died": LocalNodeDiedError,
     "out_of_memory": OutOfMemoryError,
     "object_store_full": ObjectStoreFullError,
     "out_of_disk": OutOfDiskError,
