@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal.handle import ActorHandle, own_handle
 from shoal.session import runtime
 from shoal_core.protocol.ids import task_id_bytes
+from shoal_core.protocol.records import LeaseAssigned
 from shoal_core.protocol.resources import to_amounts
 from shoal_core.runtime.work import Running, current
 
@@ -38,7 +40,21 @@ class RuntimeContext:
     def get_task_function_name(self) -> str | None:
         """Return the name of the function that runs; None in a driver."""
         running = _running()
-        return None if running is None else runtime().function(running.task.function).function.__qualname__
+        if running is None:
+            return None
+        if (hosting := runtime().hosting) is not None:
+            return f"{hosting.record.description.class_name}.{running.task.function}"
+        return runtime().function(running.task.function).function.__qualname__
+
+    def get_actor_id(self) -> str | None:
+        """Return the id of the actor whose process this is; None elsewhere."""
+        hosting = runtime().hosting
+        return None if hosting is None else hosting.record.description.actor_id
+
+    def get_actor_name(self) -> str | None:
+        """Return the name of the actor whose process this is, "" if it has none; None elsewhere."""
+        hosting = runtime().hosting
+        return None if hosting is None else hosting.record.description.name
 
     def get_attempt_number(self) -> int:
         """Return how many times this task was tried before; 0 in a driver."""
@@ -46,9 +62,9 @@ class RuntimeContext:
         return 0 if running is None else running.task.attempt
 
     def get_assigned_resources(self) -> dict[str, float]:
-        """Return the resources that the task holds; empty in a driver."""
-        running = _running()
-        return {} if running is None or running.lease is None else to_amounts(running.lease.resources)
+        """Return the resources that the task or actor holds; empty in a driver."""
+        lease = _lease()
+        return {} if lease is None else to_amounts(lease.resources)
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Return the accelerators that the task may use, by kind."""
@@ -57,6 +73,20 @@ class RuntimeContext:
     def get_runtime_env_string(self) -> str:
         """Return the runtime environment as JSON."""
         return "{}"
+
+    @property
+    def current_actor(self) -> ActorHandle[Any]:
+        """A handle of the actor whose process this is, which does not keep it alive; ``RuntimeError`` elsewhere."""
+        hosting = runtime().hosting
+        if hosting is None:
+            raise RuntimeError("There is no current actor: this code does not run in an actor.")
+        return own_handle(hosting.record)
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """Whether the actor whose process this is was restarted."""
+        hosting = runtime().hosting
+        return hosting is not None and hosting.restarted
 
     @property
     def namespace(self) -> str:
@@ -73,6 +103,8 @@ class RuntimeContext:
         ids: dict[str, Any] = {"job_id": self.get_job_id(), "node_id": self.get_node_id(), "namespace": self.namespace}
         if (task := self.get_task_id()) is not None:
             ids["task_id"] = task
+        if (actor := self.get_actor_id()) is not None:
+            ids["actor_id"] = actor
         return ids
 
 
@@ -83,13 +115,20 @@ def get_runtime_context() -> RuntimeContext:
 
 
 def get_gpu_ids() -> list[int] | list[str]:
-    """Return the GPUs that the current task may use; none in a driver."""
-    running = _running()
-    if running is None or running.lease is None:
+    """Return the GPUs that the current task or actor may use; none in a driver."""
+    lease = _lease()
+    if lease is None:
         return []
-    gpus = running.lease.gpus
+    gpus = lease.gpus
     return [int(gpu) for gpu in gpus] if all(gpu.isdigit() for gpu in gpus) else list(gpus)
 
 
 def _running() -> Running | None:
     return current.get()
+
+
+def _lease() -> LeaseAssigned | None:
+    if (hosting := runtime().hosting) is not None:
+        return hosting.lease
+    running = _running()
+    return None if running is None else running.lease
