@@ -15,6 +15,11 @@ class Printer:
         self._bytes = io.BytesIO()
         self.stream = MarkedStream(self._bytes, lambda: self.name)
 
+    def past_the_stream(self, data: bytes) -> None:
+        """Write to the pipe itself, as a library in C would."""
+        self.stream.flush()
+        self._bytes.write(data)
+
     def groups(self) -> list[tuple[str, list[str]]]:
         """Return what a reader of the pipe makes of it."""
         self.stream.flush()
@@ -55,6 +60,20 @@ def test_a_reader_goes_on_under_the_name_it_heard_last() -> None:
     *_, (name, rest) = by_name([f"{MARK}first", "x"], "")
     assert (name, rest) == ("first", ["x"])
     assert list(by_name(["y", f"{MARK}second"], name)) == [("first", ["y"]), ("second", [])]
+
+
+def test_what_was_written_past_the_stream_without_an_end_of_line_is_no_part_of_a_mark() -> None:
+    printer = Printer()
+    printer.name = "first"
+    print("one", file=printer.stream)
+    printer.past_the_stream(b"half a line")
+    printer.name = "second"
+    print("two", file=printer.stream)
+    assert printer.groups() == [("first", ["one", "half a line"]), ("second", ["two"])]
+
+
+def test_an_empty_line_is_kept() -> None:
+    assert list(by_name(["", f"{MARK}first", "", "x"], "")) == [("", [""]), ("first", ["", "x"])]
 
 
 def test_what_is_not_text_is_written_all_the_same() -> None:

@@ -1,9 +1,9 @@
 """What a worker process prints, marked with the name of what prints it.
 
 Whoever reads a worker's pipe sees bytes, not tasks. So before the first whole line that a task prints, its worker
-writes a line of its own, a *mark*: ``MARK`` and the name. Marks are made only where something is printed, at the
+writes a *mark*: ``MARK``, the name and the end of the line. Marks are made only where something is printed, at the
 beginning of a line, and only when the name has changed. What libraries write past Python's streams has no mark, and
-counts as the output of whatever was named last.
+counts as the output of whatever was named last; where it has no end of line, a mark comes in the middle of one.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ def by_name(lines: Iterable[str], name: str) -> Iterator[tuple[str, list[str]]]:
     """
     group: list[str] = []
     for line in lines:
-        if line.startswith(MARK):
+        begun, mark, told = line.partition(MARK)
+        if begun or not mark:
+            group.append(begun)
+        if mark:
             if group:
                 yield name, group
-            name, group = line[len(MARK) :], []
-        else:
-            group.append(line)
+            name, group = told, []
     yield name, group
