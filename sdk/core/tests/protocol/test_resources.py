@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -54,6 +56,36 @@ def test_ten_tenths_are_one() -> None:
 def test_an_amount_between_two_units_is_refused(units: int, part: float) -> None:
     with pytest.raises(ValueError, match="four decimal places"):
         to_units((units + part) / UNIT)
+
+
+@given(st.floats(0.01, 0.99), st.integers(0, 10**12))
+def test_what_is_finer_is_refused_however_large_the_amount(part: float, units: int) -> None:
+    with pytest.raises(ValueError, match="four decimal places"):
+        to_units((units + part) / UNIT)
+
+
+@pytest.mark.parametrize("amount", [100.00005, 1e6 + 0.00001, 0.00001, 1e-9])
+def test_a_fifth_decimal_place_is_refused(amount: float) -> None:
+    with pytest.raises(ValueError, match="four decimal places"):
+        to_units(amount)
+
+
+@given(st.integers(1, UNIT), st.integers(1, 50))
+def test_what_was_computed_may_be_off_by_its_rounding(units: int, times: int) -> None:
+    assert to_units(times * (units / UNIT)) == times * units
+    assert to_units(1 - units / UNIT) == UNIT - units
+
+
+def test_sums_of_floats_may_be_off_by_their_rounding() -> None:
+    assert to_units(0.1 + 0.2) == 3000
+    assert to_units(0.3 - 0.2 - 0.1) == 0
+    assert to_units(sum([0.1] * 10)) == UNIT
+
+
+@pytest.mark.parametrize("amount", [math.inf, -math.inf, math.nan, 1e305])
+def test_what_is_not_finite_is_refused(amount: float) -> None:
+    with pytest.raises(ValueError, match="must be a finite number"):
+        to_units(amount)
 
 
 @pytest.mark.parametrize("amount", [-1, -0.0001, -1e9])

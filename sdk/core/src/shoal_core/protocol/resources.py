@@ -6,6 +6,7 @@ fractions add up exactly. A missing name means zero; ``Resources`` never stores 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 UNIT = 10_000
@@ -17,13 +18,19 @@ OBJECT_STORE_MEMORY = "object_store_memory"
 
 Resources = dict[str, int]
 
+ROUNDING_STEPS = 8
+"""By so many of the steps that floats have there (or at one, below that) a computed amount may miss what was meant."""
+
 
 def to_units(amount: float) -> int:
-    """Return ``amount`` in ten-thousandths; ``ValueError`` if it is negative or finer than that."""
-    units = round(amount * UNIT)
+    """Return ``amount`` in ten-thousandths; ``ValueError`` if it is negative, finer than that, or not finite."""
+    exact = amount * UNIT
+    if isinstance(exact, float) and not math.isfinite(exact):
+        raise ValueError(f"a resource amount must be a finite number, got {amount}")
+    units = round(exact)
     if units < 0:
         raise ValueError(f"a resource amount must not be negative, got {amount}")
-    if abs(units - amount * UNIT) > 1e-6 * max(1.0, abs(amount)) * UNIT:
+    if units != exact and abs(units - exact) > ROUNDING_STEPS * math.ulp(max(exact, UNIT)):
         raise ValueError(f"a resource amount has at most four decimal places, got {amount}")
     return units
 
