@@ -16,7 +16,6 @@ from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 1
 MOST_READ_BYTES = 512 * 1024
-REFUSED_HEADER = "Shoal-Refused"
 
 
 class Message(BaseModel):
@@ -502,7 +501,7 @@ class PinSegment(Message):
 class SegmentRead(Message):
     """Ask a node for bytes of a segment (verb ``read``); the answer is the bare bytes.
 
-    Where they cannot be read, the answer is a ``Refusal`` that carries the header ``REFUSED_HEADER``.
+    Where they cannot be read, the answer is a ``Refusal`` that carries the header ``wire.REFUSAL_HEADER``.
     """
 
     segment: str
