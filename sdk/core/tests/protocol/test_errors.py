@@ -103,7 +103,9 @@ def test_an_unknown_code_says_so() -> None:
 def test_a_task_error_cannot_be_made_of_a_code_alone() -> None:
     error = TaskError("f", "Traceback …", ValueError("cause"))
     assert wire_code(error) == "task"
-    assert type(from_wire("task", "text")) is ServiceError
+    without = from_wire("task", "text")
+    assert type(without) is ServiceError
+    assert str(without) == "text (the peer sent the error of a task, without the exception that belongs to it)"
 
 
 @pytest.mark.parametrize("kind", SIMPLE, ids=lambda kind: kind.__name__)

@@ -450,8 +450,13 @@ def wire_code(error: ShoalError) -> str:
 
 
 def from_wire(code: str, text: str) -> ShoalError:
-    """Return the error a code stands for; an unknown code becomes a ``ServiceError`` that says so."""
+    """Return the error a code stands for; an unknown code becomes a ``ServiceError`` that says so.
+
+    So does "task": a ``TaskError`` is made of the exception itself, which travels beside the code.
+    """
     error_class = WIRE_ERRORS.get(code)
-    if error_class is None or error_class is TaskError:
+    if error_class is None:
         return ServiceError(f"{text} (the peer sent the unknown error code {code!r})")
+    if error_class is TaskError:
+        return ServiceError(f"{text} (the peer sent the error of a task, without the exception that belongs to it)")
     return error_class(text)
