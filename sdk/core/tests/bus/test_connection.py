@@ -180,10 +180,29 @@ def test_credentials_are_kept_in_a_private_file(tmp_path: Path) -> None:
     assert "b" not in repr(Credentials(user="a", password="b")).replace("Credentials", "")
     path.write_text("-----BEGIN NATS USER JWT-----\nx\n")
     assert Credentials.from_file(path) == Credentials(creds_file=str(path))
-    for wrong in ("nonsense", "[1]", '{"unknown": "x"}'):
-        path.write_text(wrong)
-        with pytest.raises(ValueError, match=r"credentials\.json holds no credentials"):
-            Credentials.from_file(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "nonsense",
+        "[1]",
+        "null",
+        '{"unknown": "x"}',
+        "{}",
+        '{"user": "a"}',
+        '{"password": "b"}',
+        '{"user": "a", "password": ""}',
+        '{"token": 5}',
+        '{"token": null}',
+    ],
+)
+def test_a_file_that_proves_nothing_is_told_what_belongs_in_it(tmp_path: Path, wrong: str) -> None:
+    path = tmp_path / "credentials.json"
+    path.write_text(wrong)
+    with pytest.raises(ValueError, match=r"credentials\.json holds no credentials: .*user and password, or token"):
+        Credentials.from_file(path)
 
 
 def test_addresses_are_shown_without_what_is_secret() -> None:

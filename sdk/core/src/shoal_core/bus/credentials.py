@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+WAYS = ({"user", "password"}, {"token"}, {"creds_file"})
+"""Of each of these sets of fields one is enough."""
+
 
 @dataclass(frozen=True)
 class Credentials:
@@ -39,12 +42,19 @@ class Credentials:
         if "BEGIN NATS USER JWT" in text:
             return cls(creds_file=os.fspath(path))
         try:
-            return cls.from_json(json.loads(text))
+            credentials = cls.from_json(json.loads(text))
         except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{os.fspath(path)} holds no credentials: expected a JSON object with "
-                "user and password, or token, or a NATS .creds file"
-            ) from error
+            raise _no_credentials(path) from error
+        if not credentials.is_complete():
+            raise _no_credentials(path)
+        return credentials
+
+    def is_complete(self) -> bool:
+        """Tell whether everything is there that one of the ways to prove oneself needs."""
+        given = self.to_json()
+        if not all(isinstance(value, str) and value for value in given.values()):
+            return False
+        return any(way <= given.keys() for way in WAYS)
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
         """Write the credentials as JSON to a file that only this user can read."""
@@ -52,6 +62,13 @@ class Credentials:
         with open(descriptor, "w") as file:
             os.fchmod(descriptor, 0o600)
             json.dump(self.to_json(), file)
+
+
+def _no_credentials(path: str | os.PathLike[str]) -> ValueError:
+    return ValueError(
+        f"{os.fspath(path)} holds no credentials: expected a JSON object with "
+        "user and password, or token, or a NATS .creds file"
+    )
 
 
 @dataclass(frozen=True)
