@@ -17,7 +17,7 @@ from shoal_core.protocol.actors import (
     CreateActor,
     OpenActorJob,
 )
-from shoal_core.protocol.effects import Effect, Load, Store, StoreRefused
+from shoal_core.protocol.effects import Effect, Load, Store, Stored, StoreRefused
 from shoal_core.protocol.errors import (
     ActorAlreadyExistsError,
     DeclaredDeadError,
@@ -305,6 +305,33 @@ class OpenJobOfActor(Operation):
             config=record.config,
         )
         return OpenJob(self.token, job, self.now, self.request.actor_id).attempt(state)
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetActor(Operation):
+    """Delete what is left of an actor that was dead for long: the name's key, if it still has it, then the record."""
+
+    token: int | None
+    actor_id: ActorId
+    name_is_free: bool = False
+
+    def attempt(self, state: State) -> list[Effect]:
+        """Look at the name, then delete the record."""
+        held = state.actors.get(self.actor_id)
+        if held is None:
+            return []
+        about = held.value.description
+        if about.name and not self.name_is_free:
+            return [Load(name_key(about.namespace, about.name), self)]
+        return [Store(actor_key(self.actor_id), None, held.revision, self)]
+
+    def settled(self, state: State, outcome: Outcome) -> list[Effect]:
+        """Go on with the record once the name is free, or another's."""
+        if outcome.key == actor_key(self.actor_id):
+            return []
+        if outcome.value is not None and outcome.value.decode() == self.actor_id and not isinstance(outcome, Stored):
+            return [Store(outcome.key, None, outcome.revision, self)]
+        return replace(self, name_is_free=True).attempt(state)
 
 
 # ------------------------------------------------------------------------------------ claiming

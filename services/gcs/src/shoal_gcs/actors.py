@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from shoal_core.protocol.actors import (
     ActorEnded,
@@ -27,7 +28,7 @@ from shoal_core.protocol.actors import (
     ReleaseActor,
     changed,
 )
-from shoal_core.protocol.effects import Effect, Publish, Reply
+from shoal_core.protocol.effects import Effect, Publish, Reply, Start
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId, ServiceId, SlotId, node_of
 from shoal_core.protocol.messages import ActorStart, Demand, DemandEntry, JobState, Message, NodeState
 from shoal_core.protocol.subjects import Subjects
@@ -36,6 +37,7 @@ from shoal_gcs.actor_operations import (
     Claim,
     Ended,
     FindName,
+    ForgetActor,
     Kill,
     MakeActor,
     OpenJobOfActor,
@@ -48,9 +50,18 @@ from shoal_gcs.state import State
 
 NAMING_SECONDS = 3.0
 """So long a replica that died may have left an actor without a decision about its name."""
+KEEP_DEAD_SECONDS = 600.0
+"""So long it can be asked how an actor died."""
 ORPHAN_SECONDS = 60.0
 """So long a job may be open for a detached actor that is not created."""
 LISTED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeSpec:
+    """Command: delete what a dead actor was made from."""
+
+    actor_id: ActorId
 
 
 class Actors:
@@ -108,7 +119,10 @@ class Actors:
         if record.state is ActorState.NAMING:
             return []
         subject = self._subjects.actor_changed(self._identity, actor)
-        return [Publish(subject, changed(record)), self._demand(record, now)]
+        effects: list[Effect] = [Publish(subject, changed(record)), self._demand(record, now)]
+        if record.state is ActorState.DEAD:
+            effects.append(Start(PurgeSpec(actor)))
+        return effects
 
     def told_again(self, hosted: NodeActors) -> list[Effect]:
         """Tell a node of the incarnations it hosts that the records do not name any more."""
@@ -157,6 +171,10 @@ class Actors:
                 yield actor_key(actor), operation
         for job in self._state.running_jobs():
             yield from self._end_of_own_job(job, now)
+        for actor, held in self._state.actors.items():
+            ended_at = held.value.ended_at
+            if ended_at is not None and now - ended_at > KEEP_DEAD_SECONDS:
+                yield actor_key(actor), ForgetActor(None, actor)
 
     def owner_died(self, process: ProcessId, now: float) -> Iterator[tuple[str, Operation]]:
         """Yield the ends of the actors that go with a process that has died."""

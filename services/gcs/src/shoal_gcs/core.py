@@ -334,7 +334,7 @@ class ControlStore:
                     effects += self._tell_node(operation.node_id)
                 case EndJob():
                     effects += self._tell_job(operation.job_id)
-            if outcome.bucket == CONTROL and outcome.key.startswith(ACTOR_PREFIX):
+            if outcome.bucket == CONTROL and outcome.key.startswith(ACTOR_PREFIX) and outcome.value is not None:
                 told = self._actors.told(ActorId(outcome.key.removeprefix(ACTOR_PREFIX)), now)
                 effects = [*told, *effects]  # telling waits for no write that follows
         return effects

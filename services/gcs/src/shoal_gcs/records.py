@@ -9,7 +9,7 @@ key                                        bucket                        value
 ``kv.<namespace>.<key>``                   control                       ``StoredKey``; a deleted one stays as such
 ``actor.<actor id>``                       control                       ``ActorRecord`` as JSON
 ``name.<namespace>.<name>``                control                       the id of the actor that has the name
-``spec.<actor id>``                        functions                     what the actor's process makes it from
+``spec.<actor id>.0``                      functions                     what the actor's process makes it from
 ``function.<job>.<function>.<part>``       functions (watched by none)   how many parts, a newline, the part's bytes
 =========================================  ============================  ============================================
 
@@ -117,7 +117,12 @@ def name_key(namespace: str, name: str) -> str:
 
 def spec_key(actor: ActorId) -> str:
     """Return where it is kept what an actor is made from."""
-    return f"spec.{_checked('actor', actor)}"
+    return f"{spec_prefix(actor)}0"
+
+
+def spec_prefix(actor: ActorId) -> str:
+    """Return what the one key of that begins with."""
+    return f"spec.{_checked('actor', actor)}."
 
 
 def function_prefix(job: JobId) -> str:

@@ -1,8 +1,9 @@
 """What one replica knows of the store: a cache that its watch, its own writes and its reads keep up.
 
-Knowledge only grows: what comes with an older revision than is known is stale, and ignored. Nothing is ever dropped:
-an id that was forgotten could be registered again, and jobs are numbered by the records there are. It amounts to a few
-kilobytes for each node and job that ever was, as much as the store itself keeps.
+Knowledge only grows: what comes with an older revision than is known is stale, and ignored. Nothing of nodes and jobs
+is ever dropped: an id that was forgotten could be registered again, and jobs are numbered by the records there are. It
+amounts to a few kilobytes for each of them that ever was, as much as the store itself keeps. Actors come and go by the
+thousand; those that were dead for long are deleted, here and in the store.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ class State:
     first_free_job: int = 1
 
     def remember(self, key: str, value: bytes | None, revision: int) -> None:
-        """Take in what the store held at a revision. Keys that are gone (None) are of no interest: none ever goes."""
+        """Take in what the store held at a revision; None where the key is gone, which only actors' keys ever are."""
+        kind, _, name = key.partition(".")
+        if value is None and kind == "actor":
+            self._forget_actor(ActorId(name), revision)
         if value is None or revision <= self.revisions.get(key, 0):
             return
         self.revisions[key] = revision
-        kind = key.partition(".")[0]
         if kind == "kv":
             stored = StoredKey.decode(value)
             exists = None if stored.value is None else b""
@@ -80,6 +83,12 @@ class State:
         self.actors[actor_id] = actor
         dead = actor.value.state is ActorState.DEAD
         (self.living_actors.discard if dead else self.living_actors.add)(actor_id)
+
+    def _forget_actor(self, actor: ActorId, revision: int) -> None:
+        """The record of an actor that was dead for long has been deleted."""
+        held = self.actors.get(actor)
+        if held is not None and held.value.state is ActorState.DEAD and not 0 < revision < held.revision:
+            del self.actors[actor]
 
     def _note_end(self, key: str, untold: bool) -> None:
         """Keep the set of those ends that nobody was told of."""
