@@ -266,7 +266,8 @@ class Replica:
         store = work.store
         if fate in ("lost", "late"):
             work.uncertain = True
-            if fate == "late":
+            # A purge leaves no trace that could refuse a part which is still on its way; such parts are not modelled.
+            if fate == "late" and store.bucket == CONTROL:
                 self.world.late.append(store)
             return
         revision = self.world.store.change(store)
