@@ -19,6 +19,7 @@ actor has died.
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import queue
 import threading
@@ -126,6 +127,11 @@ class Hosting:
             asyncio.set_event_loop(self._loop)
             self._loop.call_soon(self._make_on_loop, cls)
             self._loop.run_forever()
+
+    def let_go(self) -> None:
+        """Let the instance go, so that its ``__del__`` runs while the process is still whole."""
+        self.instance = None
+        gc.collect()
 
     def _make_on_loop(self, cls: type[Any]) -> None:
         """Make an async actor's instance where its methods run, so that ``__init__`` may use the loop."""

@@ -7,6 +7,7 @@ main thread does not come to. Or the process is given an actor, makes it, and ru
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
@@ -343,8 +344,12 @@ def main(config: WorkerConfig) -> None:
         Credentials.from_json(config.credentials),
         TlsFiles(**config.tls) if config.tls else None,
     )
-    with Session(address, identify, serve):
+    with Session(address, identify, serve) as session:
         holder[0].serve()
+        if (hosting := session.runtime.hosting) is not None:
+            hosting.let_go()
+        # The process ends without Python's own farewell, which is the template's; user code may count on this part.
+        atexit._run_exitfuncs()
 
 
 def _nothing() -> None:
