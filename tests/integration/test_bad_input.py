@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import shoal
@@ -173,6 +175,21 @@ def call(function: Callable[[], Any]) -> Any:
     return function()
 
 
+class Caller:
+    def call(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+
+def forking(last_act: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that forks, and returns the exit status of the child; that acts and then comes back, too."""
+
+    def fork() -> Any:
+        pid = os.fork()
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if pid else last_act()
+
+    return fork
+
+
 @pytest.mark.usefixtures("two_cpus")
 class TestCalling:
     @pytest.mark.parametrize(
@@ -311,6 +328,46 @@ class TestTasksThatMisbehave:
         assert pid > 0
         assert status == 7
         assert shoal.get(length.remote("after"), timeout=30) == 5
+
+    @pytest.mark.parametrize(
+        ("last_act", "status"),
+        [
+            (lambda: None, 0),
+            (lambda: bytes(10_000_000), 0),
+            (lambda: 1 / 0, 1),
+            (sys.exit, 0),
+            (lambda: sys.exit(7), 7),
+            (lambda: shoal.get(length.remote("abc")), 1),
+        ],
+    )
+    def test_a_process_that_a_task_forked_ends_where_it_comes_back(
+        self, last_act: Callable[[], Any], status: int
+    ) -> None:
+        assert shoal.get(call.remote(forking(last_act)), timeout=30) == status
+        assert shoal.get(length.remote("after"), timeout=30) == 5
+
+    @pytest.mark.parametrize(("last_act", "status"), [(lambda: None, 0), (lambda: 1 / 0, 1)])
+    def test_a_process_that_an_actor_forked_ends_where_it_comes_back(
+        self, last_act: Callable[[], Any], status: int
+    ) -> None:
+        caller: Any = shoal.remote(Caller).remote()
+        assert shoal.get(caller.call.remote(forking(last_act)), timeout=30) == status
+        assert shoal.get(caller.call.remote(os.getpid), timeout=30) > 0
+
+    def test_a_process_that_a_task_forked_does_not_outlive_the_worker(self) -> None:
+        def misbehave() -> tuple[int, int]:
+            worker, pid = os.getpid(), os.fork()
+            while pid == 0:
+                signal.pause()
+            return worker, pid
+
+        worker, pid = shoal.get(call.remote(misbehave), timeout=30)
+        child = psutil.Process(pid)
+        os.kill(worker, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "the child lives on"
+            time.sleep(0.01)
 
     def test_a_task_may_run_a_program(self) -> None:
         def misbehave() -> str:

@@ -1,12 +1,17 @@
-"""What this machine is, to tell whether two processes share it."""
+"""What this machine is, to tell whether two processes share it, and what processes on it owe each other."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
+import signal
+import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
 
 
 @functools.cache
@@ -22,3 +27,28 @@ def machine_id() -> str:
     except OSError:
         boot, namespace = str(uuid.getnode()), ""
     return hashlib.blake2b(f"{boot} {namespace}".encode(), digest_size=8).hexdigest()
+
+
+@functools.cache
+def death_with_parent() -> Callable[[], object]:
+    """Return a function that has the kernel kill this process when the thread that made it ends (Linux).
+
+    Elsewhere it does nothing. It may be called between fork and exec: it is one call into libc, which was loaded here.
+    """
+    if sys.platform != "linux":
+        return _nothing
+    import ctypes  # only who makes processes needs it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    return functools.partial(libc.prctl, PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends; end at once if that has happened already."""
+    death_with_parent()()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _nothing() -> None:
+    """There is no such thing here."""

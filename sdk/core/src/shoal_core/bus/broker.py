@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import functools
 import json
 import os
@@ -17,10 +16,8 @@ import random
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -30,6 +27,7 @@ from shoal_core.bus.broker_directory import private_directory
 from shoal_core.bus.credentials import Credentials
 from shoal_core.bus.interface import logger
 from shoal_core.bus.server_configuration import ServerSettings, server_configuration
+from shoal_core.machine import death_with_parent
 from shoal_core.protocol.errors import ClusterUnreachableError
 from shoal_core.protocol.subjects import Role
 
@@ -104,13 +102,12 @@ class EmbeddedBroker:
             file.write(text)
         with open(self.log_file, "ab") as log:
             self._log_start = log.tell()
-            # What preexec_fn runs between fork and exec is one call into libc, which was loaded before.
             self._process = subprocess.Popen(
                 [self._binary, "--config", str(configuration)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent(),
+                preexec_fn=death_with_parent(),
                 start_new_session=True,
             )
 
@@ -322,12 +319,3 @@ async def _ended(process: subprocess.Popen[bytes] | None) -> None:
         loop.remove_reader(descriptor)
         os.close(descriptor)
     process.wait()
-
-
-def _die_with_parent() -> Callable[[], object] | None:
-    """Return what a child process runs before exec, so that it is killed when this process ends (Linux only)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    set_parent_death_signal = 1
-    return functools.partial(libc.prctl, set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)

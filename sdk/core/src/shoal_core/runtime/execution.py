@@ -2,10 +2,15 @@
 
 The I/O thread puts work on a queue, the main thread takes one item after the other: taking it *is* beginning it, so
 what is still on the queue can be given back to its owner, each task either begun or returned and never both.
+
+User code may fork. The child is a copy of this process but no part of the cluster: what it asks of Shoal is an error,
+it ends where it comes back from user code, and it does not outlive this process. (The kernel ties a child to the thread
+that made it, so this last is for what the main thread forks; a pool's thread may end long before the process.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import queue
@@ -13,14 +18,16 @@ import struct
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shoal_core.bus.tracing import ENABLED
+from shoal_core.machine import death_with_parent, die_with_parent
 from shoal_core.protocol.ids import FunctionId, LeaseId
 from shoal_core.protocol.messages import JobConfig
-from shoal_core.protocol.records import LeaseAssigned
-from shoal_core.runtime.work import Accepted, Work
+from shoal_core.protocol.records import Failed, LeaseAssigned
+from shoal_core.runtime.work import Accepted, Ended, Work
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -71,9 +78,12 @@ class Execution:
         self._hosted: Hosted | None = None
         self._calls: dict[FunctionId, int] = {}
         self._stopped = threading.Event()
+        self._is_fork = False
 
     def serve(self) -> None:
         """Run tasks until told to stop (main thread)."""
+        death_with_parent()  # loads what a child needs, who may not load anything itself
+        os.register_at_fork(after_in_child=partial(self._forked, os.getpid(), threading.get_ident()))
         take = self.queue.get
         while (item := take()) is not None:
             if isinstance(item, Accepted):
@@ -89,6 +99,8 @@ class Execution:
                 self._serve_lease(item.lease)
                 self._hosted = item
                 item.make()
+            if self._is_fork:
+                leave(None)
 
     def stop(self) -> None:
         """Have ``serve`` return when the task that runs has ended (I/O thread)."""
@@ -111,6 +123,15 @@ class Execution:
         for item in kept:
             self.queue.put(item)
         return withdrawn
+
+    def _forked(self, parent: int, main_thread: int) -> None:
+        """Make of a copy of this process what it is: none of the cluster's (in the child, before it goes on)."""
+        is_child = not self._is_fork
+        self._is_fork = True
+        self._runtime.disown()
+        self._runtime.ended = _ended_in_fork
+        if is_child and threading.get_ident() == main_thread:
+            die_with_parent(parent)
 
     def _serve_lease(self, lease: LeaseAssigned) -> None:
         first = self._lease is None
@@ -138,6 +159,8 @@ class Execution:
                     result = definition.function(*args, **kwargs)
             finally:
                 del args, kwargs
+                if self._is_fork:
+                    leave(sys.exc_info()[1])
             work.succeed(result)
             del result
         self.running = None
@@ -150,6 +173,28 @@ class Execution:
             return False
         calls = self._calls[function] = self._calls.get(function, 0) + 1
         return calls >= max_calls
+
+
+def leave(error: BaseException | None) -> NoReturn:
+    """End a process that user code forked, and from which it returned or raised, as an interpreter ends."""
+    status: object = 0
+    if isinstance(error, SystemExit):
+        status = error.code or 0
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # user code may have closed them
+            stream.flush()
+    os._exit(status if isinstance(status, int) else 1)
+
+
+def _ended_in_fork(ended: Ended) -> None:
+    """A method of an actor came back, in a process that it forked."""
+    failures = [value for value in ended.values if isinstance(value, Failed)]
+    for failure in failures[:1]:
+        print(failure.text, file=sys.stderr)
+    leave(SystemExit(len(failures) and 1))
 
 
 def configure(config: JobConfig) -> None:

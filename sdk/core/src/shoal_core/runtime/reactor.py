@@ -265,6 +265,11 @@ class Reactor:
         for task in list(self.asking):
             task.cancel()
 
+    def disown(self, reason: Failed) -> None:
+        """Handle nothing any more, and tell nobody: this is a copy of the process whose state this is."""
+        self.closed = reason
+        self._awake = True
+
     # ------------------------------------------------------------------------------- tasks of this process
 
     def _submit(self, task: PendingTask) -> None:

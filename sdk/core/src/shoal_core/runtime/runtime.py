@@ -81,6 +81,7 @@ REQUEST_SECONDS = 60.0
 READS_AT_ONCE = 4
 NO_ARGUMENTS = Inline(b"")
 LEFT = Failed("system", "The object is out of reach: this process left the cluster before it was ready.")
+FORKED = Failed("system", "This process was forked from one of the cluster's, and is not of the cluster itself.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -589,6 +590,11 @@ class Runtime:
     def close(self, reason: Failed = LEFT) -> None:
         """Stop handling anything; ``reason`` is what becomes of all that is not ready (I/O thread)."""
         self.reactor.close(reason)
+
+    def disown(self) -> None:
+        """Be no process of the cluster: this one is a copy, made by a fork, without the I/O thread (in the child)."""
+        self.objects.lock = threading.Lock()  # the thread that held the other may be gone
+        self.reactor.disown(FORKED)
 
     def obstruct(self, obstacle: Callable[[], ShoalError] | None) -> None:
         """Have whoever waits, or begins to, raise this error instead, until None is said (I/O thread)."""
