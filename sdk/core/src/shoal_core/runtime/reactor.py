@@ -107,7 +107,7 @@ class Reactor:
         self.borrowing = Borrowing(local)
         self._dead: set[str] = set()
         self.actors = Actors(bus, subjects, self._dead)
-        self.actors.turn = self.finish
+        self.actors.turn = self._finish_unless_closed
         self.pinned: list[ObjectRef[Any]] = []
         self._bus = bus
         self._subjects = subjects
@@ -217,6 +217,10 @@ class Reactor:
             self._publish_demand()
         if self._tick is None and not (submission.quiet() and calls.quiet()):
             self._tick = self._loop.call_later(TICK_SECONDS, self._on_tick)
+
+    def _finish_unless_closed(self) -> None:
+        if self.closed is None:
+            self.finish()
 
     def send(self, peer: PeerId, record: Record) -> None:
         """Send a record on the channel to a peer."""
