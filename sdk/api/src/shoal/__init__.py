@@ -14,7 +14,7 @@ The first use joins a cluster, or starts one that ends with this process (see ``
 Ray Core program.
 """
 
-from shoal import actor, exceptions, runtime_context
+from shoal import actor, exceptions, runtime_context, util
 from shoal.actor import get_actor, kill, method
 from shoal.decorator import remote
 from shoal.handle import ActorID
@@ -52,5 +52,6 @@ __all__ = [
     "remote",
     "runtime_context",
     "shutdown",
+    "util",
     "wait",
 ]
