@@ -34,8 +34,9 @@ from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.actors import MOST_ERROR_BYTES, ActorRecord
 from shoal_core.protocol.ids import FunctionId
 from shoal_core.protocol.records import ActorAssigned, Inline, LeaseAssigned, Reference
+from shoal_core.runtime.failures import failure
 from shoal_core.runtime.session import new_event_loop
-from shoal_core.runtime.work import Accepted, Work, failure, fill_in
+from shoal_core.runtime.work import Accepted, Work, fill_in
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import mmap
 import pickle
-import reprlib
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -21,24 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from shoal_core.bus.interface import Bus
-from shoal_core.bus.requests import ask, ask_raw
+from shoal_core.bus.requests import ask
 from shoal_core.bus.tracing import ENABLED, current_traceparent, span
 from shoal_core.protocol.actors import ActorDescription, ActorRecord, CreateActor
 from shoal_core.protocol.errors import (
-    ActorDiedError,
     GetTimeoutError,
-    ObjectLostError,
     PendingCallsLimitExceeded,
     ShoalError,
-    TaskError,
-    from_wire,
 )
 from shoal_core.protocol.ids import (
     ActorId,
     FunctionId,
     JobId,
     LeaseId,
-    NodeId,
     ObjectKey,
     ProcessId,
     TaskNumber,
@@ -47,27 +39,23 @@ from shoal_core.protocol.ids import (
     object_key,
 )
 from shoal_core.protocol.messages import (
-    MOST_READ_BYTES,
-    AllocateSegment,
     GetJob,
     JobConfig,
     JobRecord,
     Message,
-    PinSegment,
-    SegmentGranted,
-    SegmentRead,
 )
-from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Task, Value
+from shoal_core.protocol.records import Failed, Inline, Reference, Task, Value
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.protocol.wire import encode
-from shoal_core.runtime import objects, segments
+from shoal_core.runtime import objects
 from shoal_core.runtime.actors import Create, Created, Follow, Own
 from shoal_core.runtime.calls import PendingCall, PendingCounter
+from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
-from shoal_core.runtime.reactor import Notify, Reactor, Want, seal, unpin
-from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized, read_segment, segment_bytes
+from shoal_core.runtime.reactor import Notify, Reactor, Want
+from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
+from shoal_core.runtime.values import Values
 from shoal_core.runtime.work import Ended, current
 
 if TYPE_CHECKING:
@@ -78,7 +66,6 @@ T = TypeVar("T")
 BLOCK_GRACE_SECONDS = 0.01
 """A worker that waits longer than this gives its CPU back."""
 REQUEST_SECONDS = 60.0
-READS_AT_ONCE = 4
 NO_ARGUMENTS = Inline(b"")
 LEFT = Failed("system", "The object is out of reach: this process left the cluster before it was ready.")
 FORKED = Failed("system", "This process was forked from one of the cluster's, and is not of the cluster itself.")
@@ -128,16 +115,15 @@ class Runtime:
         self.reactor = Reactor(bus, subjects, local, self.objects)
         self.released: deque[ObjectState] = self.reactor.released
         self.codec = Codec(self.objects.remember)
+        self.values = Values(bus, subjects, local, shared_memory, self.codec, self.reactor, self.call)
         self.functions = FunctionStore(bus, subjects)
         self.blocked: Callable[[bool], None] | None = None
         self.ended: Callable[[Ended], None] = _nobody_runs
         self.namespace = ""
         self.hosting: Hosting | None = None
         self.obstacle: Callable[[], ShoalError] | None = None
-        self._shared_memory = shared_memory
         self._numbers = itertools.count(1)
         self._actor_numbers = itertools.count(1)
-        self._pins = itertools.count(1)
         self._commands = self.reactor.commands
         self._thread = threading.get_ident()
 
@@ -160,13 +146,13 @@ class Runtime:
             raise RuntimeError("A blocking call was made on Shoal's own I/O thread; use the awaitable form there.")
         if self.reactor.closed is not None:
             coroutine.close()
-            raise _error(self.reactor.closed)
+            raise error_of(self.reactor.closed)
         return asyncio.run_coroutine_threadsafe(self._unless_closed(coroutine), self.loop).result()
 
     def _check_open(self) -> None:
         """Raise why this process has left the cluster, if it has."""
         if self.reactor.closed is not None:
-            raise _error(self.reactor.closed)
+            raise error_of(self.reactor.closed)
 
     async def _unless_closed(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Return what a coroutine returns, unless this process leaves the cluster before its end (I/O thread)."""
@@ -174,14 +160,14 @@ class Runtime:
         assert task is not None
         if reactor.closed is not None:
             coroutine.close()
-            raise _error(reactor.closed)
+            raise error_of(reactor.closed)
         reactor.asking.add(task)
         try:
             return await coroutine
         except asyncio.CancelledError:
             if reactor.closed is None:
                 raise
-            raise _error(reactor.closed) from None
+            raise error_of(reactor.closed) from None
         finally:
             reactor.asking.discard(task)
 
@@ -285,7 +271,7 @@ class Runtime:
         """Serialize arguments; references among them become dependencies, those inside them are nested."""
         dependencies: list[ObjectRef[Any]] = []
         serialized = self._serialize(name, args, kwargs, dependencies)
-        return self.place(serialized, self.local), dependencies, serialized.references
+        return self.values.place(serialized, self.local), dependencies, serialized.references
 
     def _serialize(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], dependencies: list[ObjectRef[Any]]
@@ -306,7 +292,7 @@ class Runtime:
         except (TypeError, pickle.PicklingError, AttributeError, RuntimeError, ValueError) as error:
             raise TypeError(
                 f"The arguments of {name}.remote() cannot be sent to a worker: "
-                f"{_culprit(self.codec, args, kwargs, error)}"
+                f"{culprit(self.codec, args, kwargs, error)}"
             ) from error
 
     # ------------------------------------------------------------------------------- actors
@@ -405,39 +391,19 @@ class Runtime:
         ref = self.objects.create(object_key(TaskNumber(next(self._numbers)), 0))
         state = ref._state
         state.contents = serialized.references
-        placed = self.place(serialized, self.local)
+        placed = self.values.place(serialized, self.local)
         # Nobody else knows the object yet, so nobody can be waiting for it.
         state.value = placed
         return ref
-
-    def place(self, serialized: Serialized, owner: ProcessId) -> Value:
-        """Return a value as it travels: small ones inline, large ones in the node's shared memory."""
-        if not serialized.raw and serialized.size_bytes <= INLINE_BYTES:
-            return serialized.inline()
-        if self._shared_memory is None:
-            return serialized.inline()
-        size = segment_bytes(serialized)
-        request = AllocateSegment(process=self.local, size_bytes=size)
-        granted = self.call(self._ask_node(self.node, "allocate", request))
-        assert isinstance(granted, SegmentGranted)
-        segments.write(self._shared_memory, granted.segment, serialized)
-        seal(self.reactor, self.node, granted.segment, owner)
-        self.wake()
-        return Stored(self.node, granted.segment, size, serialized.contained)
-
-    async def _ask_node(self, node: NodeId, verb: str, message: Any) -> Any:
-        return await ask(
-            self.bus, self.subjects.node_from_process(node, verb), message, timeout_seconds=REQUEST_SECONDS
-        )
 
     def get(self, refs: Sequence[ObjectRef[Any]], timeout_seconds: float | None) -> list[Any]:
         """Return the values of references in order; the first error among them is raised as soon as it is known."""
         states = [ref._state for ref in refs]
         pending = [state for state in states if state.value is None]
         if pending:
-            self._raise_first_error(states)
+            self._raise_firsterror_of(states)
             self._wait(pending, len(pending), timeout_seconds, fail_fast=True)
-            self._raise_first_error(states)
+            self._raise_firsterror_of(states)
             missing = sum(state.value is None for state in states)
             if missing:
                 raise GetTimeoutError(
@@ -445,7 +411,7 @@ class Runtime:
                 )
         return [self.load(state) for state in states]
 
-    def _raise_first_error(self, states: Sequence[ObjectState]) -> None:
+    def _raise_firsterror_of(self, states: Sequence[ObjectState]) -> None:
         for state in states:
             if type(state.value) is Failed:
                 self.load(state)
@@ -521,71 +487,11 @@ class Runtime:
 
     def load(self, state: ObjectState) -> Any:
         """Return the value of an object that is ready, or raise its error, or why it will not be ready."""
-        value = state.value
-        if type(value) is Inline:
-            return self.codec.load(value)
-        if type(value) is Stored and value.node == self.node and self._shared_memory is not None:
-            mapping = None if state.shared is None else state.shared()
-            if mapping is None:
-                loaded, mapping = self._map(value)
-                state.shared = weakref.ref(mapping)
-                return loaded
-            return read_segment(memoryview(mapping))
-        if value is None:
+        if state.value is None:
             self._check_open()
             assert self.obstacle is not None, "only an obstacle wakes who waits for what is not ready"
             raise self.obstacle()
-        return self.load_value(value)
-
-    def load_value(self, value: Value) -> Any:
-        """Return what a value stands for, wherever it lies; raise the error it stands for."""
-        if type(value) is Inline:
-            return self.codec.load(value)
-        if type(value) is Failed:
-            raise _error(value)
-        assert type(value) is Stored
-        if value.node == self.node and self._shared_memory is not None:
-            return self._map(value)[0]
-        return read_segment(memoryview(self.call(self._pull(value))).toreadonly())
-
-    def _map(self, value: Stored) -> tuple[Any, mmap.mmap]:
-        """Pin and map a segment of this node."""
-        assert self._shared_memory is not None
-        serial = next(self._pins)
-        self.call(
-            self._ask_node(self.node, "pin", PinSegment(process=self.local, segment=value.segment, serial=serial))
-        )
-        reactor, node = self.reactor, self.node
-
-        def done(segment: str) -> None:
-            unpin(reactor, node, segment, serial)
-
-        return segments.read(self._shared_memory, value.segment, value.size_bytes, done)
-
-    async def _pull(self, value: Stored) -> bytearray:
-        """Read a segment of another node through the broker, a few chunks at a time."""
-        data = bytearray(value.size_bytes)
-        offsets = iter(range(0, value.size_bytes, MOST_READ_BYTES))
-        subject = self.subjects.node_from_process(value.node, "read")
-
-        async def read() -> None:
-            for offset in offsets:
-                length = min(MOST_READ_BYTES, value.size_bytes - offset)
-                request = SegmentRead(segment=value.segment, offset=offset, length=length)
-                data[offset : offset + length] = await ask_raw(
-                    self.bus, subject, encode(request), timeout_seconds=REQUEST_SECONDS
-                )
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(READS_AT_ONCE):
-                    group.create_task(read())
-        except* ShoalError as errors:
-            reason = errors.exceptions[0]
-            raise ObjectLostError(
-                f"{value.size_bytes:,} bytes could not be read from node {value.node}: {reason}"
-            ) from reason
-        return data
+        return self.values.of(state)
 
     def close(self, reason: Failed = LEFT) -> None:
         """Stop handling anything; ``reason`` is what becomes of all that is not ready (I/O thread)."""
@@ -636,42 +542,6 @@ def _split(refs: Sequence[ObjectRef[Any]], count: int) -> tuple[list[ObjectRef[A
         else:
             others.append(ref)
     return ready, others
-
-
-def _error(value: Failed) -> Exception:
-    """Return the exception that a failed value stands for."""
-    if value.code == "actor_died":
-        return _actor_died(value)
-    if value.data:
-        try:
-            error = pickle.loads(value.data)
-        except Exception as reason:
-            return TaskError("task", f"{value.text}\n(the exception could not be unpickled here: {reason})", reason)
-        return error.as_instanceof_cause() if isinstance(error, TaskError) else error
-    return from_wire(value.code, value.text)
-
-
-def _actor_died(value: Failed) -> ActorDiedError:
-    """Return the error of calls of a dead actor; its cause is what ``__init__`` raised, if it did."""
-    error = ActorDiedError(value.text)
-    if value.data:
-        try:
-            cause = pickle.loads(value.data)
-        except Exception as reason:
-            cause = TaskError("__init__", f"{value.text}\n(the exception could not be unpickled: {reason})", reason)
-        error.cause = error.__cause__ = cause.as_instanceof_cause() if isinstance(cause, TaskError) else cause
-    return error
-
-
-def _culprit(codec: Codec, args: Sequence[Any], kwargs: dict[str, Any], error: BaseException) -> str:
-    """Say which argument cannot be pickled."""
-    named = [*((f"argument {index}", arg) for index, arg in enumerate(args)), *kwargs.items()]
-    for name, value in named:
-        try:
-            codec.dump(value)
-        except Exception as reason:
-            return f"{name}, {reprlib.repr(value)} of type {type(value).__name__}, cannot be pickled: {reason}"
-    return str(error)
 
 
 def _nobody_runs(ended: Ended) -> None:

@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 import contextvars
-import os
 import pickle
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.tracing import span
-from shoal_core.protocol.errors import TaskError, UnserializableException
+from shoal_core.protocol.errors import TaskError
 from shoal_core.protocol.ids import ProcessId
-from shoal_core.protocol.records import Failed, Inline, LeaseAssigned, Stored, Task, Value
+from shoal_core.protocol.records import Inline, LeaseAssigned, Stored, Task, Value
+from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
 
@@ -125,10 +124,10 @@ class Work:
         arguments = task.arguments
         if type(arguments) is Inline and not arguments.data:
             return _NO_ARGUMENTS
-        args, kwargs = runtime.load_value(arguments)
+        args, kwargs = runtime.values.read(arguments)
         if not task.dependencies:
             return args, kwargs
-        values = [runtime.load_value(value) for value in task.dependencies]
+        values = [runtime.values.read(value) for value in task.dependencies]
         return fill_in(args, kwargs, values)
 
     @property
@@ -146,7 +145,7 @@ class Work:
             results = []
         else:
             results = [runtime.codec.dump(part) for part in _parts(task, result)]
-        self._end([runtime.place(serialized, self.accepted.owner) for serialized in results], results, False)
+        self._end([runtime.values.place(serialized, self.accepted.owner) for serialized in results], results, False)
 
     def traced(self) -> AbstractContextManager[Any]:
         """Open the span in which the function runs; its parent is the submission."""
@@ -161,43 +160,6 @@ def fill_in(args: Sequence[Any], kwargs: dict[str, Any], values: Sequence[Any]) 
     args = [values[arg.index] if type(arg) is Dependency else arg for arg in args]
     kwargs = {name: values[arg.index] if type(arg) is Dependency else arg for name, arg in kwargs.items()}
     return args, kwargs
-
-
-def failure(name: str, error: BaseException) -> Failed:
-    """Return an exception of user code as it travels: with its remote traceback, and pickled if it can be."""
-    frames = traceback.format_exception(type(error), error, _user_frames(error))
-    text = f"{name}() (pid={os.getpid()}, ip={_address()})\n" + "".join(frames).rstrip()
-    return Failed("task", text, pickle_error(name, text, error))
-
-
-def pickle_error(name: str, text: str, error: BaseException) -> bytes:
-    """Pickle a ``TaskError``; where its cause cannot travel, with the cause's text instead."""
-    import cloudpickle
-
-    error.__traceback__ = None
-    cause = error.cause if isinstance(error, TaskError) else error
-    try:
-        data: bytes = cloudpickle.dumps(TaskError(name, text, cause), protocol=5)
-        pickle.loads(data)
-    except Exception as reason:
-        substitute = UnserializableException(f"{type(cause).__name__}: {cause} (it could not be pickled: {reason})")
-        data = pickle.dumps(TaskError(name, text, substitute), 5)
-    return data
-
-
-_OUR_FOLDER = os.path.dirname(__file__)
-
-
-def _user_frames(error: BaseException) -> Any:
-    """Return the traceback from the user's first frame on."""
-    frames = error.__traceback__
-    while frames is not None and os.path.dirname(frames.tb_frame.f_code.co_filename) == _OUR_FOLDER:
-        frames = frames.tb_next
-    return frames
-
-
-def _address() -> str:
-    return os.environ.get("SHOAL_NODE_ADDRESS", "127.0.0.1")
 
 
 def _parts(task: Task, result: Any) -> Sequence[Any]:
