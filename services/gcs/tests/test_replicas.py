@@ -337,6 +337,23 @@ def test_a_part_of_a_function_that_is_written_after_the_end_of_its_job_is_taken_
     assert not world.store.functions()
 
 
+def test_a_part_that_came_before_its_job_takes_nothing_from_one_that_came_after() -> None:
+    world = World()
+    one, two = world.start(), world.start()
+    world.run()
+    part = PutFunctionPart(job_id=job_id(1), function_id=FunctionId("f"), part=0, parts=1, data=b"code")
+    early = world.ask(one, part)
+    while early.answer is None and not any(load.outcome for load in one.loads):
+        world.step_of(one)
+    world.replicas.remove(one)  # what it read waits
+    world.settled(two, job_request(1))
+    assert world.settled(two, part) == Done()
+    world.replicas.append(one)
+    world.run()
+    assert isinstance(early.answer, NotFoundError)
+    assert len(world.store.functions()) == 1
+
+
 def test_a_node_retires_through_a_replica_that_has_not_heard_of_it_yet() -> None:
     world = World()
     one, two = world.start(), world.start()

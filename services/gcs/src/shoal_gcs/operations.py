@@ -270,8 +270,10 @@ class MarkTold(Operation):
 class WritePart(Operation):
     """Keep one part of a function; the same part again is no error.
 
-    The functions of a job are deleted after its end was recorded. So a part that was written while the job runs (looked
-    up after the write, through the leader) is deleted with the rest; any other came too late, and is taken back.
+    Nothing is written for a job that does not exist. The functions of a job are deleted after its end was recorded. So
+    a part of which a look at the job through the leader, after the write, says that the job runs is deleted with the
+    rest; any other came too late, and is taken back. Both rest on what is never undone: that there is such a job, and
+    that it has ended.
     """
 
     token: int | None
@@ -281,21 +283,33 @@ class WritePart(Operation):
     revision: int = 0
 
     def attempt(self, state: State) -> list[Effect]:
-        """Write it."""
+        """Write it, once the job is known."""
+        if self.job_id not in state.jobs:
+            return [Load(job_key(self.job_id), self)]
         return [Store(self.key, self.value, 0, self, FUNCTIONS)]
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
-        """Look whether the job still runs; if so, answer, else take the part back."""
-        if outcome.bucket != FUNCTIONS:
-            held = state.jobs.get(self.job_id)
-            if held is not None and held.value.record.state is JobState.RUNNING:
-                return self.answer(Done())
-            return [Store(self.key, None, self.revision, self, FUNCTIONS)]
+        """Look whether the job still runs after the write; if so, answer, else take the part back."""
+        if outcome.bucket == FUNCTIONS:
+            return self._written(outcome)
+        held = state.jobs.get(self.job_id)
+        if held is None:
+            return self._no_such_job()
+        if not self.revision:
+            return self.attempt(state)
+        if held.value.record.state is JobState.RUNNING:
+            return self.answer(Done())
+        return [Store(self.key, None, self.revision, self, FUNCTIONS)]
+
+    def _written(self, outcome: Outcome) -> list[Effect]:
         if outcome.value is None:
-            return self.answer(NotFoundError(f"there is no job {self.job_id} that runs"))
+            return self._no_such_job()
         if outcome.value != self.value:
             return self.answer(AlreadyExistsError(f"{self.key} is kept already, with another content"))
         return [Load(job_key(self.job_id), replace(self, revision=outcome.revision))]
+
+    def _no_such_job(self) -> list[Effect]:
+        return self.answer(NotFoundError(f"there is no job {self.job_id} that runs"))
 
 
 @dataclass(frozen=True, slots=True)
