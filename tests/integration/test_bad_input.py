@@ -23,6 +23,7 @@ from shoal import exceptions
 from shoal_core.bus.broker import EmbeddedBroker, free_port, launch_broker
 from shoal_core.bus.credentials import Credentials
 from shoal_core.protocol.messages import PROTOCOL_VERSION
+from shoal_core.protocol.subjects import Role
 from shoal_core.runtime import session as runtime_session
 
 SECONDS = 10.0
@@ -92,6 +93,16 @@ class TestJoining:
         assert one.address in str(caught.value)
         assert "'default'" in str(caught.value)
 
+    def test_a_password_in_an_address_is_not_shown(self, clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        clean.setattr(runtime_session, "JOIN_SECONDS", 0.5)
+        with broker(tmp_path) as one:
+            proof = one.credentials[Role.PROCESS]
+            address = one.address.replace("nats://", f"nats://{proof.user}:{proof.password}@")
+            with pytest.raises(exceptions.ClusterUnreachableError, match="no control store") as caught:
+                shoal.init(address)
+        assert one.address in str(caught.value)
+        assert str(proof.password) not in str(caught.value)
+
     def test_another_clusters_name_is_said(self, clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
         clean.setattr(runtime_session, "JOIN_SECONDS", 0.5)
         clean.setenv("SHOAL_CLUSTER", "elsewhere")
@@ -112,6 +123,16 @@ class TestJoining:
             )
         assert done.returncode == 3, done.stderr
         assert "JetStream" in done.stderr
+
+    def test_a_broker_without_jetstream_is_said_at_once(self, clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        clean.setattr(runtime_session, "JOIN_SECONDS", 1000.0)
+        with broker(tmp_path, jetstream=False) as one:
+            clean.setenv("SHOAL_CREDENTIALS", str(tmp_path / "process.json"))
+            with pytest.raises(
+                exceptions.JetStreamUnavailableError, match=r"without JetStream(.|\n)*--jetstream"
+            ) as caught:
+                shoal.init(one.address)
+        assert one.address in str(caught.value)
 
     def test_versions_that_do_not_fit_are_both_said(self, clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
         program = (

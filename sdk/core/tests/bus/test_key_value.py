@@ -29,6 +29,13 @@ async def harness(request: pytest.FixtureRequest) -> AsyncIterator[BusHarness]:
         yield harness
 
 
+async def test_a_broker_with_jetstream_is_said_to_have_it(harness: BusHarness) -> None:
+    process = await harness.join(Role.PROCESS, "process")
+    assert process.has_jetstream
+    await harness.restart()
+    assert process.has_jetstream
+
+
 async def test_a_key_is_made_changed_and_deleted(harness: BusHarness) -> None:
     bucket = await (await harness.join(Role.GCS, "one")).key_value(BUCKET)
     assert await bucket.get("actor.1") is None
@@ -188,6 +195,10 @@ async def test_streams_store_purge_and_refuse(harness: BusHarness) -> None:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 async def test_a_broker_without_jetstream_is_said_to_be_one(implementation: Implementation) -> None:
     async with bus_harness(implementation, jetstream=False) as harness:
+        process = await harness.join(Role.PROCESS, "process")
+        assert not process.has_jetstream
+        await harness.restart()
+        assert not process.has_jetstream
         bus = await harness.join(Role.GCS, "one")
         with pytest.raises(JetStreamUnavailableError, match="--jetstream"):
             await bus.key_value(BUCKET)

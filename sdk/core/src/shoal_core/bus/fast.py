@@ -315,6 +315,7 @@ class FastBus(Bus):
         """Note what the broker tells of itself; new servers of its cluster are dialled too, later."""
         self.max_payload = info.get("max_payload", self.max_payload)
         self.server_version = info.get("version", self.server_version)
+        self.has_jetstream = bool(info.get("jetstream", False))
         if self.connected:
             self.spawn(self.client._process_info(info))
 

@@ -79,7 +79,8 @@ class Bus(ABC):
     """One connection to a broker.
 
     ``identity`` names this end in the cluster and ``inbox`` is the prefix of subjects of this one connection.
-    ``dropped_messages`` counts what was published while the connection was down.
+    ``has_jetstream`` is what the server at the other end says of itself; in a cluster of brokers another one may have
+    JetStream all the same. ``dropped_messages`` counts what was published while the connection was down.
     """
 
     identity: str
@@ -87,6 +88,7 @@ class Bus(ABC):
     max_payload: int
     connected: bool
     server_version: str
+    has_jetstream: bool
     dropped_messages: int
 
     hears_control_messages = True
@@ -99,6 +101,7 @@ class Bus(ABC):
         self.max_payload = 1024 * 1024
         self.connected = False
         self.server_version = ""
+        self.has_jetstream = True
         self.dropped_messages = 0
         self._on_error = on_error or log_error
         self._loop = asyncio.get_running_loop()

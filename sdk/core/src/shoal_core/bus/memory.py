@@ -56,6 +56,7 @@ class MemoryBroker:
         self._turns: dict[str, int] = {}
         self._deliveries: deque[tuple[MemorySubscription, int, Message]] = deque()
         self._delivery_is_due = False
+        self.has_jetstream = jetstream
         self._jetstream = MemoryJetStream(self.route) if jetstream else None
 
     def connect(self, *, role: Role, identity: str, cluster: str, on_error: ErrorListener | None = None) -> MemoryBus:
@@ -160,6 +161,7 @@ class MemoryBus(Bus):
         super().__init__(identity, inbox, on_error)
         self.max_payload = broker.max_payload
         self.server_version = VERSION
+        self.has_jetstream = broker.has_jetstream
         self.connected = True
         self.closed = False
         self.life = 0

@@ -252,6 +252,10 @@ class StockBus(Bus):
         version = self._client.connected_server_version
         self.server_version = f"{version.major}.{version.minor}.{version.patch}"
         self.max_payload = self._client.max_payload
+        # nats-py shows this nowhere in public; should the private name change one day, nothing worse than a slower
+        # error comes of it.
+        info = getattr(self._client, "_server_info", {"jetstream": True})
+        self.has_jetstream = bool(info.get("jetstream", False))
         self._backoff.attempts = 0
 
     async def _disconnected(self) -> None:

@@ -29,6 +29,7 @@ from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import (
     BusError,
     ClusterUnreachableError,
+    JetStreamUnavailableError,
     NotFoundError,
     RequestTimeoutError,
     ShoalError,
@@ -155,19 +156,31 @@ class Session:
 
 
 async def check_cluster(bus: Bus, subjects: Subjects, address: str) -> ClusterInfo:
-    """Make sure that somebody serves the cluster, and in a version that this process understands."""
+    """Make sure that somebody serves the cluster, and in a version that this process understands.
+
+    Where the broker has no JetStream there is no control store to wait for, unless another broker of its cluster has
+    it and somebody answers.
+    """
+    where = redacted(address)
     request = GetCluster(version=__version__)
+    attempts = None if bus.has_jetstream else 1
     try:
-        info = await ask(bus, subjects.gcs("cluster"), request, timeout_seconds=JOIN_SECONDS)
+        info = await ask(bus, subjects.gcs("cluster"), request, timeout_seconds=JOIN_SECONDS, attempts=attempts)
     except (BusError, RequestTimeoutError) as error:
+        if not bus.has_jetstream:
+            raise JetStreamUnavailableError(
+                f"The broker at {where} runs without JetStream, where the control store of cluster "
+                f"{subjects.cluster!r} would keep its records, and nobody serves the cluster there. Start nats-server "
+                "with `--jetstream`, and then the services."
+            ) from error
         raise ClusterUnreachableError(
-            f"The broker at {address} answers, but no control store (gcs) of cluster {subjects.cluster!r} did within "
+            f"The broker at {where} answers, but no control store (gcs) of cluster {subjects.cluster!r} did within "
             f"{JOIN_SECONDS:g} s: {error}. Is one running there (`shoal service gcs`), under this cluster name?"
         ) from error
     assert isinstance(info, ClusterInfo)
     if info.protocol != PROTOCOL_VERSION:
         raise VersionMismatchError(
-            f"The cluster at {address} runs Shoal {info.version} (protocol {info.protocol}), this process has Shoal "
+            f"The cluster at {where} runs Shoal {info.version} (protocol {info.protocol}), this process has Shoal "
             f"{__version__} (protocol {PROTOCOL_VERSION}); install the same version on both sides."
         )
     return info
