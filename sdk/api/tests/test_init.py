@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,7 +58,19 @@ class TestRefusals:
             ({"namespace": 1}, TypeError, "namespace"),
             ({"namespace": ""}, ValueError, "namespace"),
             ({"runtime_env": {"pip": ["requests"]}}, ValueError, "pip"),
-            ({"runtime_env": {"env_vars": {"A": 1}}}, TypeError, "env_vars"),
+            ({"runtime_env": ["env_vars"]}, TypeError, "runtime_env must be a dict, got list"),
+            ({"runtime_env": "env_vars"}, TypeError, "runtime_env must be a dict, got str"),
+            ({"runtime_env": 0}, TypeError, "runtime_env must be a dict, got int"),
+            ({"runtime_env": {1: 2, "pip": []}}, ValueError, "'1', 'pip'"),
+            ({"runtime_env": {"env_vars": {"A": 1}}}, TypeError, "env_vars.*'A': 1"),
+            ({"runtime_env": {"env_vars": {1: "A"}}}, TypeError, "env_vars.*1: 'A'"),
+            ({"runtime_env": {"env_vars": ["A"]}}, TypeError, "env_vars.*list"),
+            ({"runtime_env": {"env_vars": None}}, TypeError, "env_vars.*NoneType"),
+            ({"runtime_env": {"working_dir": Path("/")}}, TypeError, "working_dir.*a str"),
+            ({"runtime_env": {"working_dir": None}}, TypeError, "working_dir.*NoneType"),
+            ({"runtime_env": {"working_dir": ""}}, ValueError, "working_dir.*existing folder"),
+            ({"runtime_env": {"working_dir": __file__}}, ValueError, "working_dir.*existing folder"),
+            ({"runtime_env": {"working_dir": "/not/here"}}, ValueError, "working_dir.*'/not/here'"),
             ({"logging_level": "loud"}, ValueError, "loud"),
         ],
     )
@@ -68,12 +81,26 @@ class TestRefusals:
             shoal.init(**parameters)
 
 
-def test_the_parameters_of_the_job_are_kept() -> None:
-    environment = {"env_vars": {"A": "1"}, "working_dir": "/somewhere"}
+def test_the_parameters_of_the_job_are_kept(tmp_path: Path) -> None:
+    environment = {"env_vars": {"A": "1"}, "working_dir": str(tmp_path)}
     options = DriverOptions.of("mine", environment, None, False, logging.INFO)
     assert (options.namespace, options.log_to_driver) == ("mine", False)
-    assert (options.environment, options.working_directory) == ({"A": "1"}, "/somewhere")
+    assert (options.environment, options.working_directory) == ({"A": "1"}, str(tmp_path))
     assert options != DriverOptions.of("mine", environment, None, True, logging.INFO)
+
+
+def test_a_relative_working_directory_is_seen_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = DriverOptions.of(None, {"working_dir": "project"}, None, True, logging.INFO)
+    assert options.working_directory == str(tmp_path / "project")
+
+
+def test_later_changes_of_the_environment_change_nothing() -> None:
+    variables = {"A": "1"}
+    options = DriverOptions.of(None, {"env_vars": variables}, None, True, logging.INFO)
+    variables["A"] = "2"
+    assert options.environment == {"A": "1"}
 
 
 def test_a_namespace_of_its_own_is_drawn_for_each_job() -> None:

@@ -83,21 +83,40 @@ class DriverOptions:
                 "job_config is not supported in this version; pass namespace= and runtime_env= themselves."
             )
         logger.setLevel(logging_level)
-        environment = dict(runtime_env or {})
+        environment = {} if runtime_env is None else runtime_env
+        if not isinstance(environment, Mapping):
+            raise TypeError(f"runtime_env must be a dict, got {type(environment).__name__}.")
         unknown = set(environment) - _ENVIRONMENT_KEYS
         if unknown:
             raise ValueError(
-                f"runtime_env may hold {sorted(_ENVIRONMENT_KEYS)} in this version, got {sorted(unknown)} as well."
+                f"runtime_env may hold {sorted(_ENVIRONMENT_KEYS)} in this version, got "
+                f"{sorted(map(str, unknown))} as well."
             )
-        variables = environment.get("env_vars", {})
-        if not all(isinstance(k, str) and isinstance(v, str) for k, v in variables.items()):
-            raise TypeError("runtime_env['env_vars'] must be a dict of str to str.")
         return cls(
             namespace=namespace or os.urandom(8).hex(),
-            environment=dict(variables),
-            working_directory=environment.get("working_dir", ""),
+            environment=_variables(environment.get("env_vars", {})),
+            working_directory=_folder(environment["working_dir"]) if "working_dir" in environment else "",
             log_to_driver=log_to_driver,
         )
+
+
+def _variables(given: Any) -> dict[str, str]:
+    """Return the environment variables of a job's workers, if that is what was given."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"runtime_env['env_vars'] must be a dict of str to str, got {type(given).__name__}.")
+    for name, value in given.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"runtime_env['env_vars'] must be a dict of str to str, got {name!r}: {value!r}.")
+    return dict(given)
+
+
+def _folder(given: Any) -> str:
+    """Return the whole path of the folder in which a job's workers run; all nodes must see it, as this one does."""
+    if not isinstance(given, str):
+        raise TypeError(f"runtime_env['working_dir'] must be a str, got {type(given).__name__}.")
+    if not os.path.isdir(given):
+        raise ValueError(f"runtime_env['working_dir'] must be an existing folder, got {given!r}.")
+    return os.path.abspath(given)
 
 
 def driver_session(where: Address, options: DriverOptions) -> Session:
