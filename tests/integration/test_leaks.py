@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -30,3 +31,30 @@ def test_init_and_shutdown_leave_nothing_behind() -> None:
     for _ in range(3):
         once()
     assert left() == before
+
+
+def test_a_host_that_was_killed_leaves_nothing_behind_either() -> None:
+    def brokers() -> set[Path]:
+        return set(Path(tempfile.gettempdir()).glob("shoal-broker-*"))
+
+    with shoal.init(num_cpus=1) as context:
+        broker_and_workers = psutil.Process().children(recursive=True)
+        (host,) = [one for one in psutil.Process().children() if "shoal.host" in one.cmdline()]
+        assert shoal.get(double.remote(21)) == 42
+        shared = shoal.put(b"x" * 1_000_000)
+        (store,) = Path("/dev/shm").glob(f"shoal-{host.pid}-*")
+        (mine,) = [one for one in brokers() if _is_of(one, broker_and_workers)]
+        session = Path(context["session_dir"])
+        assert session.is_dir()
+        host.kill()
+        host.wait()
+        assert store.is_dir(), "nobody could tidy up"
+        del shared
+    assert not store.exists()
+    assert not session.exists()
+    assert not mine.exists()
+
+
+def _is_of(folder: Path, processes: list[psutil.Process]) -> bool:
+    """Tell whether one of the processes is the broker whose folder this is."""
+    return any(str(folder / "broker.conf") in process.cmdline() for process in processes)

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shoal_core.bus.broker_directory import sweep as remove_brokers_of_the_dead
+from shoal_core.machine import remove_stores
 from shoal_core.protocol.errors import ClusterUnreachableError
 from shoal_core.protocol.resources import to_units
 
@@ -168,7 +170,10 @@ def start_host(options: HostOptions, *, lasting: bool) -> HostInfo:
 
 
 def stop_host(info: HostInfo) -> None:
-    """End a host and everything that belongs to it; returns when it is gone."""
+    """End a host and everything that belongs to it; returns when it is gone.
+
+    Also what a host left behind that was killed.
+    """
     process = _hosts.pop(info.pid, None)
     with contextlib.suppress(ProcessLookupError):
         os.kill(info.pid, signal.SIGTERM)
@@ -182,7 +187,18 @@ def stop_host(info: HostInfo) -> None:
         _reap(process)
     if read_current() == info:
         _current_path().unlink(missing_ok=True)
-    shutil.rmtree(info.session_dir, ignore_errors=True)
+    remove_stores(info.pid)
+    remove_brokers_of_the_dead()
+    _remove(Path(info.session_dir))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, into which a broker whose host was killed may still write for a moment."""
+    deadline = time.monotonic() + STOP_SECONDS
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_running(info: HostInfo) -> bool:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from shoal_core.protocol.ids import NodeId
+
 PR_SET_PDEATHSIG = 1
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @functools.cache
@@ -27,6 +34,40 @@ def machine_id() -> str:
     except OSError:
         boot, namespace = str(uuid.getnode()), ""
     return hashlib.blake2b(f"{boot} {namespace}".encode(), digest_size=8).hexdigest()
+
+
+def store_base() -> Path:
+    """Return the folder in which nodes make the folders of their segments: in shared memory, where there is some."""
+    return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def store_name(pid: int, node: NodeId) -> str:
+    """Return the name of the folder of a node's segments there; ``pid`` is the node service's."""
+    return f"shoal-{pid}-{node}"
+
+
+def remove_stores(pid: int, base: Path | None = None) -> None:
+    """Remove what a node service of this user left in shared memory that had this pid and could not tidy up.
+
+    It must have ended. Pids may mean others too where containers share the memory but not the pids, so that what
+    somebody still holds by its file ``lock`` stays.
+    """
+    for folder in (base or store_base()).glob(f"shoal-{pid}-*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == os.geteuid() and not _is_held(folder / "lock"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_held(path: Path) -> bool:
+    """Tell whether a process has locked a file; the kernel drops the lock when its holder dies."""
+    try:
+        with open(path, "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 @functools.cache
