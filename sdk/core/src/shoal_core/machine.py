@@ -15,8 +15,6 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from shoal_core.protocol.ids import NodeId
-
 PR_SET_PDEATHSIG = 1
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -41,8 +39,8 @@ def store_base() -> Path:
     return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
 
 
-def store_name(pid: int, node: NodeId) -> str:
-    """Return the name of the folder of a node's segments there; ``pid`` is the node service's."""
+def store_name(pid: int, node: str) -> str:
+    """Return the name of the folder of a node's segments there; ``pid`` is the node service's, "*" is any node."""
     return f"shoal-{pid}-{node}"
 
 
@@ -52,7 +50,7 @@ def remove_stores(pid: int, base: Path | None = None) -> None:
     It must have ended. Pids may mean others too where containers share the memory but not the pids, so that what
     somebody still holds by its file ``lock`` stays.
     """
-    for folder in (base or store_base()).glob(f"shoal-{pid}-*"):
+    for folder in (base or store_base()).glob(store_name(pid, "*")):
         with contextlib.suppress(OSError):
             if folder.stat().st_uid == os.geteuid() and not _is_held(folder / "lock"):
                 shutil.rmtree(folder, ignore_errors=True)
