@@ -274,7 +274,8 @@ async def test_a_clock_that_is_set_back_does_not_silence_a_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offset_seconds = 0.0
-    monkeypatch.setitem(Engine.__init__.__kwdefaults__, "clock", lambda: time.time() + offset_seconds)
+    defaults = Engine.__init__.__kwdefaults__ or {}
+    monkeypatch.setitem(defaults, "clock", lambda: time.time() + offset_seconds)
     async with cluster(tmp_path, monkeypatch) as (bus, store, _), serve(bus, settings()):
         offset_seconds = -3600.0
         heard = len(store.announced)
