@@ -7,8 +7,10 @@ Shoal and Ray run the same lines; only the import differs. The last line printed
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -158,6 +160,200 @@ def memory(ray: Any, effort: Effort) -> Measured:
     return Measured([total / 1e6], {"driver_megabytes": driver / 1e6, "processes": float(len(others))})
 
 
+# Actors, as in Ray's own microbenchmark: those that are called need no CPU, and there are half as many as CPUs.
+
+SERVERS = max(1, (os.cpu_count() or 2) // 2)
+
+
+class _Actor:
+    def small_value(self) -> bytes:
+        return b"ok"
+
+    def small_value_arg(self, argument: object) -> bytes:
+        return b"ok"
+
+
+class _AsyncActor:
+    async def small_value(self) -> bytes:
+        return b"ok"
+
+    async def small_value_arg(self, argument: object) -> bytes:
+        return b"ok"
+
+
+def _client(ray: Any, servers: list[Any]) -> Any:
+    """Return an actor that calls others."""
+
+    class Client:
+        def __init__(self, servers: list[Any]) -> None:
+            self.servers = servers
+
+        def small_value_batch(self, count: int) -> None:
+            ray.get([server.small_value.remote() for server in self.servers for _ in range(count)])
+
+        def small_value_batch_arg(self, count: int) -> None:
+            argument = ray.put(0)
+            ray.get([server.small_value_arg.remote(argument) for server in self.servers for _ in range(count)])
+
+    return ray.remote(num_cpus=0)(Client).remote(servers)
+
+
+def _one_at_a_time(ray: Any, effort: Effort, actor: Any) -> Measured:
+    return rate(effort, lambda: ray.get(actor.small_value.remote()))
+
+
+def _in_flight(ray: Any, effort: Effort, actor: Any) -> Measured:
+    return rate(effort, lambda: ray.get([actor.small_value.remote() for _ in range(1000)]), 1000)
+
+
+def _one_calls_n(ray: Any, effort: Effort, actor_class: Any, calls: int = 5000) -> Measured:
+    client = _client(ray, [actor_class.remote() for _ in range(SERVERS)])
+    return rate(effort, lambda: ray.get(client.small_value_batch.remote(calls)), calls * SERVERS)
+
+
+def _tasks_call_n(ray: Any, effort: Effort, actor_class: Any, tasks: int = 4, calls: int = 5000) -> Measured:
+    actors = [actor_class.remote() for _ in range(SERVERS)]
+
+    def work(actors: list[Any]) -> None:
+        ray.get([actors[index % len(actors)].small_value.remote() for index in range(calls)])
+
+    task = ray.remote(work)
+    return rate(effort, lambda: ray.get([task.remote(actors) for _ in range(tasks)]), tasks * calls)
+
+
+def actor_sync(ray: Any, effort: Effort) -> Measured:
+    """One call at a time."""
+    return _one_at_a_time(ray, effort, ray.remote(num_cpus=0)(_Actor).remote())
+
+
+def actor_async(ray: Any, effort: Effort) -> Measured:
+    """A thousand calls in flight."""
+    return _in_flight(ray, effort, ray.remote(num_cpus=0)(_Actor).remote())
+
+
+def actor_concurrent(ray: Any, effort: Effort) -> Measured:
+    """A thousand calls in flight to an actor with sixteen threads."""
+    return _in_flight(ray, effort, ray.remote(num_cpus=0, max_concurrency=16)(_Actor).remote())
+
+
+def actors_1_n(ray: Any, effort: Effort) -> Measured:
+    """One actor that calls n."""
+    return _one_calls_n(ray, effort, ray.remote(num_cpus=0)(_Actor))
+
+
+def actors_n_n(ray: Any, effort: Effort) -> Measured:
+    """Four tasks that call n actors."""
+    return _tasks_call_n(ray, effort, ray.remote(num_cpus=0)(_Actor))
+
+
+def actors_n_n_arg(ray: Any, effort: Effort, calls: int = 1000) -> Measured:
+    """N actors, each of which calls one of n with a reference as its argument."""
+    servers = [ray.remote(num_cpus=0)(_Actor).remote() for _ in range(SERVERS)]
+    clients = [_client(ray, [server]) for server in servers]
+    return rate(effort, lambda: ray.get([one.small_value_batch_arg.remote(calls) for one in clients]), calls * SERVERS)
+
+
+def async_actor_sync(ray: Any, effort: Effort) -> Measured:
+    """One call of an async actor at a time."""
+    return _one_at_a_time(ray, effort, ray.remote(_AsyncActor).remote())
+
+
+def async_actor_async(ray: Any, effort: Effort) -> Measured:
+    """A thousand calls in flight to an async actor."""
+    return _in_flight(ray, effort, ray.remote(_AsyncActor).remote())
+
+
+def async_actor_async_arg(ray: Any, effort: Effort) -> Measured:
+    """A thousand calls in flight to an async actor, each with a number."""
+    actor = ray.remote(_AsyncActor).remote()
+    return rate(effort, lambda: ray.get([actor.small_value_arg.remote(i) for i in range(1000)]), 1000)
+
+
+def async_actors_1_n(ray: Any, effort: Effort) -> Measured:
+    """One actor that calls n async actors."""
+    return _one_calls_n(ray, effort, ray.remote(_AsyncActor))
+
+
+def async_actors_n_n(ray: Any, effort: Effort) -> Measured:
+    """Four tasks that call n async actors."""
+    return _tasks_call_n(ray, effort, ray.remote(_AsyncActor))
+
+
+def actors_created(ray: Any, effort: Effort, count: int = 40) -> Measured:
+    """Create forty actors and call each, as the first thing that a driver does."""
+    actor_class = ray.remote(num_cpus=0)(_Actor)
+    began = time.perf_counter()
+    actors = [actor_class.remote() for _ in range(count)]
+    ray.get([actor.small_value.remote() for actor in actors])
+    return Measured([count / (time.perf_counter() - began)])
+
+
+def actors_alive(ray: Any, effort: Effort, count: int = 1000) -> Measured:
+    """Memory that each of a thousand actors adds, once all of them have been called and are at rest."""
+    actor_class = ray.remote(num_cpus=0)(_Actor)
+    first = actor_class.remote()
+    ray.get(first.small_value.remote())
+    wait_until_at_rest()
+    before = sum(pss_by_process()[1].values())
+    began = time.perf_counter()
+    actors = [actor_class.remote() for _ in range(count)]
+    ray.get([actor.small_value.remote() for actor in actors])
+    created = time.perf_counter()
+    wait_until_at_rest(limit_seconds=60.0)
+    growth = sum(pss_by_process()[1].values()) - before
+    return Measured([growth / count / 1e6], {"created_per_second": count / (created - began)})
+
+
+def queue_pairs(ray: Any, effort: Effort) -> Measured:
+    """Put an item and get it."""
+    queue = _queue(ray)
+
+    def pair() -> None:
+        queue.put(0)
+        queue.get()
+
+    return rate(effort, pair)
+
+
+def queue_pairs_many(ray: Any, effort: Effort, count: int = 200) -> Measured:
+    """Put two hundred items at once, then get them at once."""
+    queue = _queue(ray)
+
+    async def pairs() -> None:
+        await asyncio.gather(*[queue.put_async(item) for item in range(count)])
+        await asyncio.gather(*[queue.get_async() for _ in range(count)])
+
+    with asyncio.Runner() as runner:
+        return rate(effort, lambda: runner.run(pairs()), count)
+
+
+def actor_pool_map(ray: Any, effort: Effort, count: int = 1000) -> Measured:
+    """Map a thousand values over two actors."""
+    actor_class = ray.remote(num_cpus=0)(_Actor)
+    pool = importlib.import_module(f"{ray.__name__}.util").ActorPool([actor_class.remote() for _ in range(2)])
+
+    def map_all() -> None:
+        for _ in pool.map(lambda actor, value: actor.small_value_arg.remote(value), range(count)):
+            pass
+
+    return rate(effort, map_all, count)
+
+
+def get_actor(ray: Any, effort: Effort) -> Measured:
+    """Find an actor by its name; in milliseconds."""
+    actor = ray.remote(num_cpus=0)(_Actor).options(name="known").remote()
+    ray.get(actor.small_value.remote())
+    measured = rate(effort, lambda: ray.get_actor("known"))
+    return Measured([1000 / sample for sample in measured.samples])
+
+
+def _queue(ray: Any) -> Any:
+    queue = importlib.import_module(f"{ray.__name__}.util.queue").Queue()
+    queue.put(0)
+    queue.get()
+    return queue
+
+
 def init(system: str) -> Measured:
     """From ``init`` to the first result, everything started fresh; the import is told apart."""
     began = time.perf_counter()
@@ -233,6 +429,23 @@ PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
         queued_100k,
         queued_1m,
         memory,
+        actor_sync,
+        actor_async,
+        actor_concurrent,
+        actors_1_n,
+        actors_n_n,
+        actors_n_n_arg,
+        async_actor_sync,
+        async_actor_async,
+        async_actor_async_arg,
+        async_actors_1_n,
+        async_actors_n_n,
+        actors_created,
+        actors_alive,
+        queue_pairs,
+        queue_pairs_many,
+        actor_pool_map,
+        get_actor,
     )
 }
 DASK_PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
