@@ -296,7 +296,10 @@ class Hosting:
                             result = await result
                 finally:
                     del args, kwargs, method
-                work.succeed(result)
+                if accepted.producer is not None:
+                    await work.stream_on_loop(result)
+                else:
+                    work.succeed(result)
                 del result
         except (ActorExit, SystemExit) as error:
             self._leave(error)

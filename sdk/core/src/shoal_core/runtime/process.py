@@ -28,9 +28,12 @@ from shoal_core.protocol.records import (
     ActorDismissed,
     ActorLeft,
     ActorReady,
+    Item,
     LeaseAssigned,
     ProcessUnneeded,
     Reference,
+    StreamAdvanced,
+    StreamClosed,
     Task,
     TaskDone,
     TasksReturned,
@@ -44,7 +47,8 @@ from shoal_core.runtime.hosting import Hosting, Left, Outcome
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session
-from shoal_core.runtime.work import Accepted, Ended, Running, current
+from shoal_core.runtime.streams import STREAMING, Producer, StreamId
+from shoal_core.runtime.work import Accepted, Ended, Running, Yielded, current
 
 OVERRUN_SECONDS = 0.05
 """A task that runs so long holds up those behind it: they go back to their owners."""
@@ -79,6 +83,7 @@ class Service:
         self._early: dict[LeaseId, list[tuple[ProcessId, Task]]] = {}
         self._ended: list[Ended] = []
         self._unanswered = 0
+        self._producers: dict[StreamId, Producer] = {}
         self._order = 0
         self._ended_order = 0
         self._waits = 0
@@ -94,9 +99,12 @@ class Service:
             ActorAssigned: self._actor_assigned,
             ActorDismissed: self._actor_dismissed,
             ProcessUnneeded: self._unneeded_now,
+            StreamAdvanced: self._stream_moved,
+            StreamClosed: self._stream_moved,
         }
         self._reactor.commands_by_type |= {
             Ended: self._task_ended,
+            Yielded: self._yielded,
             _Blocked: self._change_blocked,
             Outcome: self._actor_made,
             Left: self._actor_left,
@@ -127,8 +135,7 @@ class Service:
         if self._blocked or self._leaving:
             self._reactor.send(owner, TasksReturned(task.lease, [task.number], self._blocked))
             return
-        self._order += 1
-        self._execution.queue.put(Accepted(task, owner, references, self._order))
+        self._execution.queue.put(self._accept(task, owner, references))
         if self._overrun is None:
             self._overrun = asyncio.get_running_loop().call_later(OVERRUN_SECONDS, self._look)
 
@@ -137,12 +144,33 @@ class Service:
         hosting = self._runtime.hosting
         if hosting is None or self._leaving:
             return
-        self._order += 1
-        accepted = Accepted(call, caller, self._adopt(caller, call), self._order)
+        accepted = self._accept(call, caller, self._adopt(caller, call))
         if hosting.is_sequential:
             self._execution.queue.put(accepted)
         else:
             hosting.accept(accepted)
+
+    def _accept(self, task: Task, owner: ProcessId, references: list[ObjectRef[object]]) -> Accepted:
+        self._order += 1
+        accepted = Accepted(task, owner, references, self._order)
+        if task.returns == STREAMING:
+            accepted.producer = self._producers[owner, task.number] = Producer(task.ahead)
+        return accepted
+
+    def _stream_moved(self, owner: ProcessId, record: StreamAdvanced | StreamClosed) -> None:
+        """The owner of a generator has taken items of it, or wants no more."""
+        producer = self._producers.get((owner, record.number))
+        if producer is None:
+            return
+        if isinstance(record, StreamClosed):
+            producer.close()
+        else:
+            producer.advance(record.taken)
+
+    def _yielded(self, item: Yielded) -> None:
+        task, owner = item.accepted.task, item.accepted.owner
+        self._reactor.lend_contents(item.value, item.result.references, owner)
+        self._reactor.send(owner, Item(task.number, task.attempt, item.index, item.value))
 
     def _adopt(self, owner: ProcessId, task: Task) -> list[ObjectRef[object]]:
         """Make the references among a task's arguments, and have their owners count this process."""
@@ -169,6 +197,7 @@ class Service:
     def _give_back(self, *, blocked: bool) -> None:
         by_owner: dict[tuple[ProcessId, LeaseId], list[Accepted]] = {}
         for accepted in self._execution.withdraw():
+            self._producers.pop((accepted.owner, accepted.task.number), None)
             by_owner.setdefault((accepted.owner, accepted.task.lease), []).append(accepted)
         for (owner, lease), items in by_owner.items():
             self._reactor.send(owner, TasksReturned(lease, [item.task.number for item in items], blocked))
@@ -253,6 +282,8 @@ class Service:
     def _task_ended(self, item: Ended) -> None:
         accepted = item.accepted
         self._ended.append(item)
+        if accepted.producer is not None:
+            self._producers.pop((accepted.owner, accepted.task.number), None)
         self._ended_order = max(self._ended_order, accepted.order)
         self._waits = 0
         self._tell_blocked(accepted.task, accepted.owner)

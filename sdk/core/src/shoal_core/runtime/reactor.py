@@ -24,6 +24,7 @@ from shoal_core.protocol.records import (
     Fetch,
     Fetched,
     Held,
+    Item,
     LeaseGranted,
     LeaseRecalled,
     Record,
@@ -32,6 +33,8 @@ from shoal_core.protocol.records import (
     SegmentSealed,
     SegmentUnpinned,
     Stored,
+    StreamAdvanced,
+    StreamClosed,
     TaskDone,
     TasksReturned,
     Transfer,
@@ -47,6 +50,7 @@ from shoal_core.runtime.actors import Actors, Create, Created, Follow, Own
 from shoal_core.runtime.borrowing import Borrowing
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
+from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, Submission
 
 TICK_SECONDS = 0.05
@@ -82,6 +86,13 @@ class Want:
     states: Sequence[ObjectState]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamMoved:
+    """Command: items of a stream were taken, or it was closed: nobody wants more of it."""
+
+    stream: Stream
+
+
 @dataclass(frozen=True, slots=True)
 class Say:
     """Command: send a record to a peer."""
@@ -109,6 +120,7 @@ class Reactor:
         self.actors = Actors(bus, subjects, self._dead)
         self.actors.turn = self._finish_unless_closed
         self.pinned: list[ObjectRef[Any]] = []
+        self.streams: dict[TaskNumber, Stream] = {}
         self._bus = bus
         self._subjects = subjects
         self._table = table
@@ -130,6 +142,7 @@ class Reactor:
             Created: self.actors.created,
             Notify: self._notify,
             Want: lambda want: self._want(want.states),
+            StreamMoved: lambda moved: self._tell_producer(moved.stream),
             Say: lambda say: self.send(say.peer, say.record),
         }
         self.records_by_type: dict[type, Callable[[Any, Any], None]] = {
@@ -138,6 +151,7 @@ class Reactor:
             TasksReturned: self.submission.returned,
             WorkerBlocked: lambda peer, r: self.submission.blocked(peer, r.lease, r.blocked),
             WorkerLost: self._worker_lost,
+            Item: self._item,
             Fetch: self._fetch,
             Fetched: self._fetched,
             Borrow: lambda peer, r: self.borrowing.asked(r.key, peer),
@@ -329,7 +343,7 @@ class Reactor:
 
     def fail(self, task: PendingTask | PendingCall, failure: Failed) -> None:
         """End a task without a result of its own: all it would return is this error."""
-        self._settle_returns(task, [failure] * task.wire.returns, self.local)
+        self._settle_returns(task, [failure] * abs(task.wire.returns), self.local)
 
     def _task_done(self, worker: ProcessId, result: TaskDone, now: float) -> None:
         task = self.submission.done(worker, result, now) if result.lease else self.actors.calls.done(worker, result)
@@ -345,6 +359,11 @@ class Reactor:
 
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
+        if task.wire.returns == STREAMING:
+            failed = values[0] if values else None
+            assert failed is None or type(failed) is Failed
+            self._settled += self.streams.pop(number).end(failed)
+            values = ()
         owned = self._table.owned
         for index, value in enumerate(values, 1):
             state = owned.get(object_key(number, index))
@@ -360,6 +379,31 @@ class Reactor:
         task.nested = ()
         if type(task) is PendingCall and task.counter is not None:
             task.counter.fall()
+
+    def _item(self, worker: ProcessId, item: Item) -> None:
+        """Take in what a generator yielded, unless it is known from a run before, or nobody wants it."""
+        stream = self.streams.get(item.number)
+        contents = self.adopt(contained_in(item.value), worker)
+        state = None if stream is None else stream.accept(item.index, item.value)
+        if state is None:
+            self._discard(item.value)
+        else:
+            state.contents = contents
+            self._settled.append((state, item.value))
+        if stream is not None and stream.source != worker:
+            stream.source = worker
+            if stream.closed or stream.ahead:
+                self._tell_producer(stream)
+
+    def _tell_producer(self, stream: Stream) -> None:
+        """Tell the process that runs a generator, if it is known, whether and how far it should go on."""
+        if stream.closed:
+            stream.drop()
+        if stream.source is not None and stream.number in self.streams:
+            self.send(
+                stream.source,
+                StreamClosed(stream.number) if stream.closed else StreamAdvanced(stream.number, stream.taken),
+            )
 
     def _discard(self, value: Value) -> None:
         """Give back the memory of a value that nobody wants any more."""

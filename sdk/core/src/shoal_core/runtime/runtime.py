@@ -7,12 +7,13 @@ any thread may use it. ``Runtime.current`` is the runtime of this process; there
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -52,8 +53,9 @@ from shoal_core.runtime.calls import PendingCall, PendingCounter
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
-from shoal_core.runtime.reactor import Notify, Reactor, Want
+from shoal_core.runtime.reactor import Notify, Reactor, StreamMoved, Want
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
+from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
 from shoal_core.runtime.values import Values
 from shoal_core.runtime.work import Ended, current
@@ -81,6 +83,7 @@ class Call:
     key: SchedulingKey
     retries: int
     retry_on: bytes
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class MethodCall:
     retry_on: bytes
     group: str = ""
     unordered: bool = False
+    ahead: int = 0
 
 
 class Runtime:
@@ -191,15 +195,18 @@ class Runtime:
         """Return the queue that tasks of a scheduling class share."""
         return self.reactor.submission.key_for(scheduling_class)
 
-    def submit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[ObjectRef[Any]]:
-        """Start a task and return the references to what it will return; never waits for the task."""
+    def submit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """Start a task and return the references to what it will return; never waits for the task.
+
+        Of a generator, the one thing returned is an ``ObjectRefGenerator``.
+        """
         dependencies: Sequence[ObjectRef[Any]] = ()
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
         if args or kwargs:
             arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
         wire = self._wire(call.function, call.name, call.returns, arguments, call.retry_on)
-        refs = self._returns(wire)
+        refs = self._returns(wire, call.ahead)
         self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested))
         self.reactor.wake()
         return refs
@@ -211,7 +218,7 @@ class Runtime:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         counter: PendingCounter | None = None,
-    ) -> list[ObjectRef[Any]]:
+    ) -> list[Any]:
         """Call a method and return the references to what it will return; never waits for the actor.
 
         ``handle`` is the reference behind the caller's handle, which the call holds until it ends. Raises
@@ -234,7 +241,7 @@ class Runtime:
                 counter.fall()
             raise
         wire.group = call.group
-        refs = self._returns(wire)
+        refs = self._returns(wire, call.ahead)
         holds = [*nested, handle]
         self._commands.append(PendingCall(call.actor, wire, call.retries, dependencies, holds, call.unordered, counter))
         self.reactor.wake()
@@ -259,8 +266,12 @@ class Runtime:
             0 if running is None else running.task.depth + 1,
         )
 
-    def _returns(self, wire: Task) -> list[ObjectRef[Any]]:
-        """Make the references to what a task will return."""
+    def _returns(self, wire: Task, ahead: int) -> list[Any]:
+        """Make the references to what a task will return, or its generator."""
+        if wire.returns == STREAMING:
+            wire.ahead = ahead
+            stream = self.reactor.streams[wire.number] = Stream(self.objects, wire.number, ahead)
+            return [ObjectRefGenerator(self, stream)]
         create = self.objects.create
         first = object_key(wire.number, 1)
         return [create(ObjectKey(first + index)) for index in range(wire.returns)]
@@ -465,6 +476,22 @@ class Runtime:
                 waiter.wait(None if timeout_seconds is None else timeout_seconds - (time.monotonic() - began))
             finally:
                 self.blocked(False)
+
+    def move_stream(self, stream: Stream) -> None:
+        """Tell the producer of a stream that items were taken, or that nobody wants more (any thread)."""
+        self.command(StreamMoved(stream))
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Give back the CPU of the task in this thread while it waits for something else than objects."""
+        if self.blocked is None or current.get() is None:
+            yield
+            return
+        self.blocked(True)
+        try:
+            yield
+        finally:
+            self.blocked(False)
 
     def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
         """Call back on the I/O thread when an object is ready (any thread)."""

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from shoal_core.protocol.records import Inline, LeaseAssigned, Stored, Task, Val
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
+from shoal_core.runtime.streams import Producer
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -32,13 +34,24 @@ _NO_ARGUMENTS: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 class Accepted:
     """A task that came to this process; ``references`` are those nested in its arguments, held until it ends.
 
-    ``order`` rises with each task that comes.
+    ``order`` rises with each task that comes; ``producer`` is there for generators.
     """
 
     task: Task
     owner: ProcessId
     references: list[ObjectRef[Any]]
     order: int
+    producer: Producer | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Yielded:
+    """An item that a generator yielded here."""
+
+    accepted: Accepted
+    index: int
+    value: Value
+    result: Serialized
 
 
 @dataclass(slots=True)
@@ -139,6 +152,9 @@ class Work:
     def succeed(self, result: Any) -> None:
         """Serialize what the function returned; the owner of the values is the task's owner."""
         task, runtime = self.accepted.task, self._runtime
+        if self.accepted.producer is not None:
+            self._stream(result, self.accepted.producer)
+            return
         if task.returns == 1:
             results = [runtime.codec.dump(result)]
         elif task.returns == 0:
@@ -146,6 +162,51 @@ class Work:
         else:
             results = [runtime.codec.dump(part) for part in _parts(task, result)]
         self._end([runtime.values.place(serialized, self.accepted.owner) for serialized in results], results, False)
+
+    def _stream(self, result: Any, producer: Producer) -> None:
+        """Run a generator in this thread, and hand on what it yields."""
+        items = _iterator(self._name, result)
+        made = 0
+        while True:
+            if not producer.may_go_on(made):
+                with self._runtime.waiting():
+                    producer.wait(made)
+            if producer.closed:
+                items.close()
+                break
+            try:
+                item = next(items)
+            except StopIteration:
+                break
+            made += 1
+            self._hand_on(made, item)
+            del item
+        self._end([], [], False)
+
+    async def stream_on_loop(self, result: Any) -> None:
+        """Run a generator, asynchronous or not, on an actor's loop, and hand on what it yields."""
+        producer = self.accepted.producer
+        assert producer is not None
+        items = result if hasattr(result, "__anext__") else _as_async(_iterator(self._name, result))
+        made = 0
+        while True:
+            await producer.wait_on_loop(made)
+            if producer.closed:
+                await items.aclose()
+                break
+            try:
+                item = await anext(items)
+            except StopAsyncIteration:
+                break
+            made += 1
+            self._hand_on(made, item)
+            del item
+        self._end([], [], False)
+
+    def _hand_on(self, index: int, item: Any) -> None:
+        serialized = self._runtime.codec.dump(item)
+        value = self._runtime.values.place(serialized, self.accepted.owner)
+        self._runtime.command(Yielded(self.accepted, index, value, serialized))
 
     def traced(self) -> AbstractContextManager[Any]:
         """Open the span in which the function runs; its parent is the submission."""
@@ -160,6 +221,28 @@ def fill_in(args: Sequence[Any], kwargs: dict[str, Any], values: Sequence[Any]) 
     args = [values[arg.index] if type(arg) is Dependency else arg for arg in args]
     kwargs = {name: values[arg.index] if type(arg) is Dependency else arg for name, arg in kwargs.items()}
     return args, kwargs
+
+
+def _iterator(name: str, result: Any) -> Generator[Any, None, None]:
+    """Return what a streaming task returned as a generator."""
+    try:
+        items = iter(result)
+    except TypeError:
+        raise TypeError(
+            f"{name} was called with num_returns='streaming' but returned a {type(result).__name__}, which cannot be "
+            "iterated over; make it a generator."
+        ) from None
+    return result if hasattr(result, "close") and items is result else (item for item in items)
+
+
+async def _as_async(items: Generator[Any, None, None]) -> AsyncGenerator[Any, None]:
+    """Yield the items of a generator that is not asynchronous; the loop turns between them."""
+    try:
+        for item in items:
+            yield item
+            await asyncio.sleep(0)
+    finally:
+        items.close()
 
 
 def _parts(task: Task, result: Any) -> Sequence[Any]:
