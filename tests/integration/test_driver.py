@@ -107,3 +107,23 @@ def test_a_trace_follows_tasks_within_tasks() -> None:
     mine, *others = done.stdout.split()
     assert int(mine)
     assert others == [mine, mine]
+
+
+FORKING_DRIVER = """
+import os, shoal
+
+@shoal.remote
+def double(x):
+    return 2 * x
+
+shoal.init(num_cpus=1)
+if (child := os.fork()) == 0:
+    raise SystemExit(0)
+os.waitpid(child, 0)
+print(shoal.get(double.remote(21), timeout=20))
+"""
+
+
+def test_a_child_that_a_driver_forked_ends_without_its_cluster() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKING_DRIVER], capture_output=True, text=True, timeout=50)
+    assert done.stdout.split() == ["42"], done.stderr

@@ -34,6 +34,17 @@ def test_spread_takes_the_emptiest_and_ties_break_by_id() -> None:
     assert chosen(list(reversed(nodes)), strategy=SPREAD) == node_id(2)
 
 
+def test_what_needs_no_resources_goes_where_the_fewest_leases_are() -> None:
+    nodes = [view(1, cpus(4)), view(2, cpus(4)), view(3, cpus(4), leases=[summary(1, 2)])]
+    where = []
+    for number in range(4):
+        node = choose({}, "DEFAULT", nodes, 0.0)
+        assert node is not None
+        node.asked[number] = {}
+        where.append(node.node_id)
+    assert where == [node_id(1), node_id(2), node_id(1), node_id(2)]
+
+
 def test_what_drains_or_is_avoided_or_full_is_not_chosen() -> None:
     assert chosen([view(1, cpus(4), draining=True)]) is None
     assert chosen([view(1, cpus(4), {})]) is None

@@ -24,6 +24,7 @@ from shoal.session import Context, init, shutdown
 from shoal_core.bus import Bus, connect
 from shoal_core.bus.credentials import Credentials
 from shoal_core.bus.requests import ask
+from shoal_core.machine import remove_stores
 from shoal_core.protocol.errors import BusError
 from shoal_core.protocol.ids import new_node_id, new_service_id
 from shoal_core.protocol.messages import ListNodes, NodeList, NodeState
@@ -271,6 +272,7 @@ def _end(process: subprocess.Popen[bytes], *, in_good_order: bool) -> None:
             process.wait(STOP_SECONDS)
     process.kill()
     process.wait()
+    remove_stores(process.pid)
     if process.stdin is not None:
         process.stdin.close()
 

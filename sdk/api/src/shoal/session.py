@@ -82,6 +82,7 @@ class _Membership:
         self.session: Session | None = None
         self.host: HostInfo | None = None
         self.context: Context | None = None
+        self.pid = os.getpid()
 
 
 _membership = _Membership()
@@ -147,6 +148,7 @@ def init(
                 "This process has joined a cluster already. Perhaps init() was called twice by accident? Call "
                 "shutdown() first, or pass ignore_reinit_error=True."
             )
+        _membership.pid = os.getpid()
         options = HostOptions.of(num_cpus, num_gpus, resources, labels, object_store_memory)
         driver = DriverOptions.of(namespace, runtime_env, job_config, log_to_driver, logging_level)
         with contextlib.ExitStack() as undo:
@@ -173,6 +175,8 @@ def shutdown(*, wait_for_processes: bool = True) -> None:
 
     References of before are worthless afterwards; ``init`` may be called again.
     """
+    if _membership.pid != os.getpid():
+        return  # a child made by a fork: the cluster is its parent's
     with _membership.lock:
         session, _membership.session = _membership.session, None
         host, _membership.host = _membership.host, None

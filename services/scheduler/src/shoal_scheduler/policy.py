@@ -48,6 +48,11 @@ class NodeView:
         marked = lease.model_copy(update={"recalled": lease.recalled + 1})
         self.leases = [marked if other is lease else other for other in self.leases]
 
+    @property
+    def load(self) -> int:
+        """How many leases the node has granted or is being asked for."""
+        return sum(lease.count for lease in self.leases) + len(self.asked)
+
     def utilisation(self, resources: Resources) -> float:
         """Return how full the node would be with ``resources`` on it, by its fullest wanted resource (1: full)."""
         shares = [
@@ -61,17 +66,18 @@ class NodeView:
 def choose(resources: Resources, strategy: str, nodes: Iterable[NodeView], now: float) -> NodeView | None:
     """Return the node that should grant a lease, or None if it fits nowhere now.
 
-    DEFAULT packs: the fullest node that stays at most half full, else the emptiest. SPREAD takes the emptiest.
+    DEFAULT packs: the fullest node that stays at most half full, else the emptiest. SPREAD takes the emptiest. What
+    needs no resources goes where the fewest leases are.
     """
     fitting = [n for n in nodes if not n.draining and n.avoid_until <= now and fits(resources, n.free)]
     if not fitting:
         return None
-    ranked = [(node.utilisation(resources), node.node_id, node) for node in fitting]
-    if strategy != SPREAD:
+    ranked = [(node.utilisation(resources), node.load, node.node_id, node) for node in fitting]
+    if strategy != SPREAD and resources:
         below = [entry for entry in ranked if entry[0] <= HALF_FULL]
         if below:
-            return max(below, key=lambda entry: entry[:2])[2]
-    return min(ranked, key=lambda entry: entry[:2])[2]
+            return max(below, key=lambda entry: entry[:3])[3]
+    return min(ranked, key=lambda entry: entry[:3])[3]
 
 
 def is_feasible(resources: Resources, nodes: Iterable[NodeView]) -> bool:

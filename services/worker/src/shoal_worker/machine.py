@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shoal_core.protocol.ids import NodeId
@@ -44,22 +48,37 @@ def gpu_names() -> list[str]:
         pynvml.nvmlShutdown()
 
 
-def store_folder(node: NodeId) -> Path:
-    """Make the folder of a node's segments, in shared memory where there is some, with the probe file in it."""
-    base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+@contextmanager
+def store_folder(node: NodeId, base: Path | None = None) -> Iterator[Path]:
+    """Make the folder of a node's segments, with the probe file in it; leaving removes it with all that is in it.
+
+    It lies in shared memory where there is some. It belongs to whoever holds the lock on the file ``lock`` in it, which
+    the kernel drops when its holder dies. Pids would not tell: two containers may share the memory and not the pids.
+    """
+    if base is None:
+        base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
     sweep(base)
     folder = base / f"shoal-{os.getpid()}-{node}"
     folder.mkdir(mode=0o700)
-    (folder / "probe").touch()
-    return folder
+    try:
+        with open(folder / "lock.new", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.rename(lock.name, folder / "lock")  # only now is it seen, and it is locked already
+            (folder / "probe").touch()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(base: Path) -> None:
-    """Remove what nodes of this machine left behind that were killed."""
+    """Remove what nodes left behind that were killed."""
     for folder in base.glob("shoal-*-*"):
-        pid = folder.name.split("-")[1]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and folder.owner() == Path("/proc/self").owner():
-            shutil.rmtree(folder, ignore_errors=True)
+        # A folder without its lock is not a node's or is being made now; another user's is none of our business.
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == os.geteuid():
+                with open(folder / "lock", "r+") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def store_bytes(folder: Path, wanted: int | None) -> int:

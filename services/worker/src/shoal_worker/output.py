@@ -5,9 +5,12 @@ A worker that prints faster than the node publishes waits in its pipe, which is 
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import fcntl
 import os
+import termios
 
 from shoal_core.bus.interface import Bus
 from shoal_core.protocol.errors import BusError
@@ -47,11 +50,16 @@ class Outputs:
         self._jobs[process] = job
 
     def forget(self, process: ProcessId) -> None:
-        """Read what is left of a process that has ended, and close its pipes."""
+        """Read what is left of a process that has ended, and close its pipes.
+
+        Processes that it started may still hold them: what those print from now on is nobody's.
+        """
         for descriptor in [d for d, (owner, _, _) in self._open.items() if owner == process]:
-            self._read(descriptor)
-            if descriptor in self._open:
-                self._close(descriptor)
+            waiting = array.array("i", [0])
+            fcntl.ioctl(descriptor, termios.FIONREAD, waiting)
+            if waiting[0]:
+                self._take(descriptor, os.read(descriptor, waiting[0]))
+            self._take(descriptor, b"")
         self._jobs.pop(process, None)
 
     def close(self) -> None:
@@ -64,6 +72,10 @@ class Outputs:
             data = os.read(descriptor, READ_BYTES)
         except BlockingIOError:
             return
+        self._take(descriptor, data)
+
+    def _take(self, descriptor: int, data: bytes) -> None:
+        """Publish the lines that ``data`` completes; nothing more will come where it is empty."""
         whole, _, rest = (self._rest[descriptor] + data).rpartition(b"\n")
         if not data or len(rest) > MOST_LINE_BYTES:
             whole, rest = whole + b"\n" * bool(whole) + rest, b""

@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import os
 import platform
-import shutil
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ class Hands:
         self._drivers: dict[ProcessId, int] = {}
         self._loop = asyncio.get_running_loop()
 
-    def perform(self, command: Any) -> None:
+    def perform(self, command: Any) -> Awaitable[None] | None:
         """Carry out one command of the core."""
         match command:
             case StartProcess(process):
@@ -113,7 +112,8 @@ class Hands:
             case UnwatchDriver(driver):
                 self._unwatch(driver)
             case Leave(reason):
-                raise LeaveError(reason)
+                return _leave(reason)
+        return None
 
     def process_ended(self, ended: ProcessEnded) -> None:
         """Tell the core that a worker process is gone."""
@@ -187,6 +187,11 @@ class Hands:
             os.close(descriptor)
 
 
+async def _leave(reason: str) -> None:
+    """Stop the engine, which ends with what runs beside its core, but not with what raises in a callback of the bus."""
+    raise LeaveError(reason)
+
+
 def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRoute]:
     """Return where the node is asked, and what it listens to."""
     asked = [Route(subjects.node_from_scheduler(node, verb), model) for verb, model in NODE_SCHEDULER.items()]
@@ -202,15 +207,6 @@ def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRo
         Route(subjects.actor_changed("*", ActorId("*")), ActorChanged, kind="event"),
     ]
     return [*asked, *events, RawRoute(subjects.node_from_process(node, "read"), SegmentRead, hands.read)]
-
-
-@contextlib.contextmanager
-def _folder(node: NodeId) -> Iterator[Path]:
-    folder = machine.store_folder(node)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float) -> NodeDescription:
@@ -241,7 +237,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     found = machine.gpu_names() if settings.num_gpus is None else []
     gpus = float(len(found)) if settings.num_gpus is None else settings.num_gpus
     names = found or [str(index) for index in range(int(-(-gpus // 1)))]
-    with _folder(node) as folder:
+    with machine.store_folder(node) as folder:
         description = _describe(node, settings, folder, gpus)
         whole_cpus = description.total.get("CPU", 0) // UNIT
         prestart = settings.prestart if settings.prestart is not None else min(MOST_PRESTARTED, whole_cpus)
@@ -254,7 +250,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
         )
         outputs = Outputs(bus, subjects, node)
         hands = Hands(bus, settings, node, folder, outputs)
-        async with forks(folder, hands.process_ended, outputs.add) as hands.forks:
+        async with forks(hands.process_ended, outputs.add) as hands.forks:
             engine = hands.engine = Engine(
                 core,
                 bus,
@@ -262,6 +258,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
                 routes=routes(subjects, node, hands),
                 perform_start=hands.perform,
                 peers=lambda deliver: Peers(bus, subjects, Role.NODE, node, deliver),
+                clock=time.monotonic,
             )
             engine.metrics.gauge("worker_processes", "Worker processes that live.", lambda: len(core.processes))
             engine.metrics.gauge("actors_hosted", "Actors whose process is on this node.", lambda: len(core.actors))

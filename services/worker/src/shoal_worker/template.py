@@ -52,13 +52,15 @@ class Template:
         """Fork on request and tell of deaths, until the node closes the socket."""
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.set_wakeup_fd(self._wake_writer)
+        poll = select.poll()  # select takes no descriptor from 1024 on, and this one is as high as our node's was
+        poll.register(self._node, select.POLLIN)
+        poll.register(self._wake_reader, select.POLLIN)
         while True:
-            node = self._node.fileno()
-            readable, _, _ = select.select([node, self._wake_reader], [], [])
+            readable = [descriptor for descriptor, _ in poll.poll()]
             if self._wake_reader in readable:
                 os.read(self._wake_reader, 4096)
             self._reap()
-            if node in readable and not self._read():
+            if self._node.fileno() in readable and not self._read():
                 return
 
     def _read(self) -> bool:
@@ -67,23 +69,25 @@ class Template:
             return False
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
-            self._fork(msgspec.json.decode(line, type=WorkerConfig))
+            config = msgspec.json.decode(line, type=WorkerConfig)
+            try:
+                self._fork(config)
+            except OSError as error:
+                # Too many processes or descriptors: the workers that live are not to pay for that.
+                self._tell({"ended": config.process_id, "reason": f"no worker process could be forked: {error}"})
         return True
 
     def _fork(self, config: WorkerConfig) -> None:
-        out_reader, out_writer = os.pipe()
-        error_reader, error_writer = os.pipe()
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(config, parent, out_writer, error_writer)
-        os.close(out_writer)
-        os.close(error_writer)
-        self._births[pid] = config.process_id
-        line = json.dumps({"born": config.process_id, "pid": pid}).encode() + b"\n"
-        socket.send_fds(self._node, [line], [out_reader, error_reader])
-        os.close(out_reader)
-        os.close(error_reader)
+        with contextlib.ExitStack() as pipes:
+            out_reader, out_writer = _pipe(pipes)
+            error_reader, error_writer = _pipe(pipes)
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker(config, parent, out_writer, error_writer)
+            self._births[pid] = config.process_id
+            line = json.dumps({"born": config.process_id, "pid": pid}).encode() + b"\n"
+            socket.send_fds(self._node, [line], [out_reader, error_reader])
 
     def _become_worker(self, config: WorkerConfig, parent: int, out: int, error: int) -> NoReturn:
         status = 1
@@ -93,7 +97,7 @@ class Template:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.dup2(out, 1)
             os.dup2(error, 2)
-            os.closerange(3, 256)
+            close_inherited()
             os.setsid()
             sys.stdout = MarkedStream(os.fdopen(1, "wb", closefd=False), running_name)
             sys.stderr = MarkedStream(os.fdopen(2, "wb", closefd=False), running_name)
@@ -102,9 +106,11 @@ class Template:
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(status)  # nothing may bring a worker back into the template's loop
 
     def _reap(self) -> None:
         while self._births:
@@ -113,8 +119,26 @@ class Template:
                 return
             process = self._births.pop(pid, None)
             if process is not None:
-                told = {"ended": process, "pid": pid, "reason": describe(pid, status)}
-                self._node.sendall(json.dumps(told).encode() + b"\n")
+                self._tell({"ended": process, "reason": describe(pid, status)})
+
+    def _tell(self, told: dict[str, str]) -> None:
+        self._node.sendall(json.dumps(told).encode() + b"\n")
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
+    """Make a pipe that is closed with the stack."""
+    reader, writer = os.pipe()
+    stack.callback(os.close, reader)
+    stack.callback(os.close, writer)
+    return reader, writer
+
+
+def close_inherited() -> None:
+    """Close every descriptor but the three standard streams, however high it is: they are the template's, not ours."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the one that listed the folder is closed already
+                os.close(int(name))
 
 
 def describe(pid: int, status: int) -> str:

@@ -102,7 +102,7 @@ class ListNodes(Message):
 
 
 class NodeList(Message):
-    """All nodes, oldest first."""
+    """All nodes, oldest first; of many dead ones only the newest."""
 
     nodes: list[NodeRecord]
 
@@ -251,7 +251,7 @@ class ListJobs(Message):
 
 
 class JobList(Message):
-    """All jobs, oldest first."""
+    """All jobs, oldest first; of many that ended only the newest."""
 
     jobs: list[JobRecord]
 

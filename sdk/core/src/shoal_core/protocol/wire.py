@@ -42,8 +42,7 @@ def decode_reply(model: type[M], data: bytes) -> M:
     An answer that is neither is a ``ServiceError``: the peer speaks another protocol.
     """
     if data.startswith(_REFUSAL_START):
-        refusal = Refusal.model_validate_json(data)
-        raise from_wire(refusal.code, refusal.detail)
+        raise decode_refusal(data)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -51,6 +50,12 @@ def decode_reply(model: type[M], data: bytes) -> M:
             f"the answer is not a valid {model.__name__}: {_explain(error)}; "
             "the service may run another version of Shoal"
         ) from None
+
+
+def decode_refusal(data: bytes) -> ShoalError:
+    """Return the error that a refusal stands for."""
+    refusal = Refusal.model_validate_json(data)
+    return from_wire(refusal.code, refusal.detail)
 
 
 def _explain(error: ValidationError) -> str:
