@@ -19,7 +19,7 @@ from shoal.actor import get_actor, kill, method
 from shoal.decorator import remote
 from shoal.generators import DynamicObjectRefGenerator
 from shoal.handle import ActorID
-from shoal.objects import get, put, wait
+from shoal.objects import cancel, get, put, wait
 from shoal.remote_function import RemoteFunction
 from shoal.runtime_context import get_gpu_ids, get_runtime_context
 from shoal.session import Context, init, is_initialized, shutdown
@@ -41,6 +41,7 @@ __all__ = [
     "__version__",
     "actor",
     "available_resources",
+    "cancel",
     "cluster_resources",
     "exceptions",
     "get",

@@ -86,6 +86,25 @@ def wait(
     return runtime().wait(object_refs, num_returns, timeout)  # type: ignore[return-value]
 
 
+def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True) -> None:
+    """Cancel the task that makes an object, or that is a generator, if it has not ended; returns at once.
+
+    What waits never starts. A task that runs is interrupted by ``KeyboardInterrupt``, also while it sleeps or waits;
+    with ``force`` its process is killed. A call of an async actor is cancelled as an asyncio task; other actors see
+    ``get_runtime_context().is_canceled()``. With ``recursive``, the tasks that it submitted are cancelled too. ``get``
+    then raises ``TaskCancelledError`` (``WorkerCrashedError`` with ``force``), unless the task ended by itself before.
+    Cancelled tasks are never retried. Raises ``TypeError`` for anything else, and ``ValueError`` for ``force`` on a
+    call of an actor.
+    """
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref.completed()
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(
+            f"cancel() only takes an ObjectRef or an ObjectRefGenerator. For actors, use kill(). Got: {ref!r}."
+        )
+    runtime().cancel(ref, force=force, recursive=recursive)
+
+
 def _check(object_refs: Sequence[Any], function: str, error: type[Exception], allowed: set[type]) -> None:
     """Raise unless everything is a reference, or whatever else is allowed."""
     if set(map(type, object_refs)) - allowed:

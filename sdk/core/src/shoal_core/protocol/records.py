@@ -298,6 +298,27 @@ class StreamClosed(msgspec.Struct, array_like=True, tag=29):
     number: TaskNumber
 
 
+class CancelTask(msgspec.Struct, array_like=True, tag=30):
+    """Owner → worker: end this attempt of a task; it is not tried again.
+
+    What was not begun never will be. What runs is interrupted, or with ``force`` killed with its process; with
+    ``recursive`` the tasks that it submitted are cancelled as well.
+    """
+
+    number: TaskNumber
+    attempt: int
+    force: bool
+    recursive: bool
+
+
+class CancelObject(msgspec.Struct, array_like=True, tag=31):
+    """Borrower → owner: cancel the task that makes this object."""
+
+    key: ObjectKey
+    force: bool
+    recursive: bool
+
+
 Record = (
     Task
     | TaskDone
@@ -328,6 +349,8 @@ Record = (
     | Item
     | StreamAdvanced
     | StreamClosed
+    | CancelTask
+    | CancelObject
 )
 
 _encoder = msgspec.msgpack.Encoder()

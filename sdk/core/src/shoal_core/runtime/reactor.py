@@ -15,11 +15,23 @@ from typing import Any
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.peers import Peers
-from shoal_core.protocol.ids import JobId, NodeId, ObjectKey, PeerId, ProcessId, TaskNumber, node_of, object_key
+from shoal_core.protocol.ids import (
+    JobId,
+    NodeId,
+    ObjectKey,
+    PeerId,
+    ProcessId,
+    TaskNumber,
+    node_of,
+    object_key,
+    task_of,
+)
 from shoal_core.protocol.messages import Demand
 from shoal_core.protocol.records import (
     Borrow,
     Borrowed,
+    CancelObject,
+    CancelTask,
     Failed,
     Fetch,
     Fetched,
@@ -51,7 +63,7 @@ from shoal_core.runtime.borrowing import Borrowing
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.streams import STREAMING, Stream
-from shoal_core.runtime.submission import PendingTask, Submission
+from shoal_core.runtime.submission import PendingTask, Submission, cancelled
 
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
@@ -84,6 +96,15 @@ class Want:
     """Command: somebody waits for these objects of other owners."""
 
     states: Sequence[ObjectState]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Command: cancel the task that makes an object."""
+
+    state: ObjectState
+    force: bool
+    recursive: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,6 +142,7 @@ class Reactor:
         self.actors.turn = self._finish_unless_closed
         self.pinned: list[ObjectRef[Any]] = []
         self.streams: dict[TaskNumber, Stream] = {}
+        self.tasks: dict[TaskNumber, PendingTask | PendingCall] = {}
         self._bus = bus
         self._subjects = subjects
         self._table = table
@@ -142,6 +164,7 @@ class Reactor:
             Created: self.actors.created,
             Notify: self._notify,
             Want: lambda want: self._want(want.states),
+            Cancel: self._cancel_object,
             StreamMoved: lambda moved: self._tell_producer(moved.stream),
             Say: lambda say: self.send(say.peer, say.record),
         }
@@ -152,6 +175,7 @@ class Reactor:
             WorkerBlocked: lambda peer, r: self.submission.blocked(peer, r.lease, r.blocked),
             WorkerLost: self._worker_lost,
             Item: self._item,
+            CancelObject: lambda peer, r: self._cancel(task_of(r.key), r.force, r.recursive),
             Fetch: self._fetch,
             Fetched: self._fetched,
             Borrow: lambda peer, r: self.borrowing.asked(r.key, peer),
@@ -292,11 +316,14 @@ class Reactor:
 
     def _submit(self, task: PendingTask) -> None:
         """Queue a task as soon as the objects it depends on are ready."""
+        self.tasks[task.wire.number] = task
         if not task.dependencies:
             self.submission.enqueue(task)
             return
 
         def resolved(failure: Failed | None) -> None:
+            if task.cancelled:
+                return
             if failure is None:
                 self.submission.enqueue(task)
             else:
@@ -307,6 +334,7 @@ class Reactor:
     def _call(self, call: PendingCall) -> None:
         """Queue a call of an actor at once, since its place among others is fixed now."""
         calls = self.actors.calls
+        self.tasks[call.wire.number] = call
         calls.enqueue(call)
         if not call.dependencies:
             return
@@ -318,6 +346,35 @@ class Reactor:
                 self.fail(call, failure)
 
         self._resolve(call, resolved)
+
+    def _cancel_object(self, cancel: Cancel) -> None:
+        state = cancel.state
+        if state.owner == self.local:
+            self._cancel(task_of(state.key), cancel.force, cancel.recursive)
+        elif state.value is None:
+            self.send(state.owner, CancelObject(state.key, cancel.force, cancel.recursive))
+
+    def _cancel(self, number: TaskNumber, force: bool, recursive: bool) -> None:
+        """End a task that has not ended: at once where it is queued here, by the worker that has it else."""
+        task = self.tasks.get(number)
+        if task is None:
+            return
+        if type(task) is PendingCall:
+            worker = self.actors.calls.cancel(task)
+            force = False  # the process is the actor's, who has other callers
+        else:
+            assert type(task) is PendingTask
+            worker = self.submission.cancel(task)
+        if worker is None:
+            self.fail(task, cancelled(task.wire.name))
+        else:
+            self.send(worker, CancelTask(number, task.wire.attempt, force, recursive))
+
+    def cancel_children(self, parent: int, force: bool) -> None:
+        """Cancel all that a task of this process has submitted, and so on."""
+        for number in [number for number, task in self.tasks.items() if task.parent == parent]:
+            self._cancel(number, force, recursive=True)
+        self.finish()
 
     def _follow(self, follow: Follow) -> None:
         if follow.uncounted:
@@ -359,6 +416,7 @@ class Reactor:
 
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
+        self.tasks.pop(number, None)
         if task.wire.returns == STREAMING:
             failed = values[0] if values else None
             assert failed is None or type(failed) is Failed

@@ -36,8 +36,10 @@ from shoal_core.protocol.ids import (
     ProcessId,
     TaskNumber,
     actor_id,
+    is_call,
     node_of,
     object_key,
+    task_of,
 )
 from shoal_core.protocol.messages import (
     GetJob,
@@ -53,7 +55,7 @@ from shoal_core.runtime.calls import PendingCall, PendingCounter
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
-from shoal_core.runtime.reactor import Notify, Reactor, StreamMoved, Want
+from shoal_core.runtime.reactor import Cancel, Notify, Reactor, StreamMoved, Want
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
@@ -207,7 +209,7 @@ class Runtime:
             arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
         wire = self._wire(call.function, call.name, call.returns, arguments, call.retry_on)
         refs = self._returns(wire, call.ahead)
-        self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested))
+        self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested, _parent()))
         self.reactor.wake()
         return refs
 
@@ -236,6 +238,7 @@ class Runtime:
             if args or kwargs:
                 arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
             wire = self._wire(FunctionId(call.method), call.name, call.returns, arguments, call.retry_on)
+            wire.number = TaskNumber(wire.number + 1)  # odd: a call (see ``ids``)
         except BaseException:
             if counter is not None:
                 counter.fall()
@@ -243,7 +246,9 @@ class Runtime:
         wire.group = call.group
         refs = self._returns(wire, call.ahead)
         holds = [*nested, handle]
-        self._commands.append(PendingCall(call.actor, wire, call.retries, dependencies, holds, call.unordered, counter))
+        self._commands.append(
+            PendingCall(call.actor, wire, call.retries, dependencies, holds, call.unordered, counter, _parent())
+        )
         self.reactor.wake()
         return refs
 
@@ -252,7 +257,7 @@ class Runtime:
         self._check_open()
         running = current.get()
         return Task(
-            TaskNumber(next(self._numbers)),
+            TaskNumber(2 * next(self._numbers)),
             0,
             LeaseId(0),
             0,
@@ -310,8 +315,7 @@ class Runtime:
 
     def new_actor(self) -> tuple[ActorId, ObjectRef[Any]]:
         """Draw the id of an actor that this process creates, and make its creation object."""
-        number = next(self._numbers)
-        ref = self.objects.create(object_key(TaskNumber(number), 0))
+        ref = self.objects.create(object_key(TaskNumber(2 * next(self._numbers)), 0))
         return actor_id(self.local, next(self._actor_numbers)), ref
 
     def made_of(
@@ -374,7 +378,7 @@ class Runtime:
 
     def token(self) -> ObjectRef[Any]:
         """Return a reference to nothing, by whose end the end of a handle is noticed that nobody counts."""
-        return self.objects.create(object_key(TaskNumber(next(self._numbers)), 0))
+        return self.objects.create(object_key(TaskNumber(2 * next(self._numbers)), 0))
 
     def function(self, function_id: FunctionId) -> Definition:
         """Return a function of the job, fetched at its first use (user threads only)."""
@@ -399,7 +403,7 @@ class Runtime:
 
     def _put(self, serialized: Serialized) -> ObjectRef[Any]:
         self._check_open()
-        ref = self.objects.create(object_key(TaskNumber(next(self._numbers)), 0))
+        ref = self.objects.create(object_key(TaskNumber(2 * next(self._numbers)), 0))
         state = ref._state
         state.contents = serialized.references
         placed = self.values.place(serialized, self.local)
@@ -477,6 +481,16 @@ class Runtime:
             finally:
                 self.blocked(False)
 
+    def cancel(self, ref: ObjectRef[Any], *, force: bool, recursive: bool) -> None:
+        """Cancel the task that makes an object, if it has not ended (any thread).
+
+        Raises ``ValueError`` where ``force`` is asked for a call of an actor.
+        """
+        state = ref._state
+        if force and is_call(task_of(state.key)):
+            raise ValueError("force=True is not supported for calls of actors; kill() ends the actor itself.")
+        self.command(Cancel(state, force, recursive))
+
     def move_stream(self, stream: Stream) -> None:
         """Tell the producer of a stream that items were taken, or that nobody wants more (any thread)."""
         self.command(StreamMoved(stream))
@@ -548,6 +562,12 @@ class Runtime:
 
     def _restore(self, owner: ProcessId, key: ObjectKey) -> ObjectRef[Any]:
         return self.objects.restore(Reference(owner, key))
+
+
+def _parent() -> int:
+    """Return the order of the task that runs in this thread, 0 where none does."""
+    running = current.get()
+    return 0 if running is None else running.order
 
 
 def _submit_span(name: str) -> str:

@@ -239,6 +239,3 @@ class Producer:
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-StreamId = tuple[ProcessId, TaskNumber]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import pickle
+import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
 from shoal_core.runtime.streams import Producer
+from shoal_core.runtime.submission import cancelled
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -34,7 +36,8 @@ _NO_ARGUMENTS: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 class Accepted:
     """A task that came to this process; ``references`` are those nested in its arguments, held until it ends.
 
-    ``order`` rises with each task that comes; ``producer`` is there for generators.
+    ``order`` rises with each task that comes; ``producer`` is there for generators. What is ``cancelled`` before it was
+    ``begun`` never is (see ``begin`` and ``cancel``).
     """
 
     task: Task
@@ -42,6 +45,29 @@ class Accepted:
     references: list[ObjectRef[Any]]
     order: int
     producer: Producer | None = None
+    begun: bool = False
+    cancelled: bool = False
+
+
+_beginning = threading.Lock()
+
+
+def begin(accepted: Accepted) -> bool:
+    """Begin a task, unless it was cancelled before: then False, and it was answered already (whoever runs tasks)."""
+    with _beginning:
+        accepted.begun = not accepted.cancelled
+        return accepted.begun
+
+
+def cancel(accepted: Accepted) -> bool:
+    """Mark a task as cancelled; tell whether it had been begun (I/O thread)."""
+    with _beginning:
+        accepted.cancelled = True
+        return accepted.begun
+
+
+class TaskInterrupt(KeyboardInterrupt):
+    """Breaks into the user's code of a task that was cancelled."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +101,7 @@ class Running:
     order: int
     lease: LeaseAssigned | None
     label: str
+    accepted: Accepted | None = None
 
 
 current: contextvars.ContextVar[Running | None] = contextvars.ContextVar("shoal_current_task", default=None)
@@ -116,7 +143,9 @@ class Work:
     def __enter__(self) -> Work:
         accepted = self.accepted
         self._began = time.perf_counter()
-        self._token = current.set(Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label))
+        self._token = current.set(
+            Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label, accepted)
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
@@ -126,8 +155,10 @@ class Work:
         if isinstance(error, self._lets_pass):
             return False
         task = self.accepted.task
-        retryable = _is_retryable(task, error)
-        failed = failure(self._name, error)
+        if self.accepted.cancelled and isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+            retryable, failed = False, cancelled(self._name)
+        else:
+            retryable, failed = _is_retryable(task, error), failure(self._name, error)
         self._end([failed] * max(1, task.returns), [], retryable)
         return True
 
