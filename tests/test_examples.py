@@ -20,7 +20,33 @@ SAYS = {
         "[124999.5, 374999.5, 624999.5, 874999.5]",
         "ZeroDivisionError: division by zero",
         "Done, and everything is gone again.",
-    ]
+    ],
+    "actors.py": [
+        "counted by three tasks: 30",
+        "at once: ['finished', 'finished', 'finished', 'finished']",
+        "waited for: [1]",
+        "three threads: ['met', 'met', 'met']",
+        "threads of the group: ['io', 'io']",
+        "beside those who read: computed",
+        "in a group of our choice: replied",
+        "readers: ['read', 'read']",
+        "one and the same: True",
+        "killed: True",
+    ],
+    "pool_and_queue.py": [
+        "doubled: [2, 4, 6, 8]",
+        "in any order: [10, 12, 14]",
+        "got work 9",
+        "both together: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]",
+        "a batch: [1, 2, 3]",
+    ],
+    "namespaces.py": [
+        "colors: ['the first driver']",
+        "fruit: no orange in this namespace",
+        "fruit: ['the first driver', 'the second driver']",
+        "there are: [{'name': 'orange', 'namespace': 'colors'}, {'name': 'orange', 'namespace': 'fruit'}]",
+        "left: []",
+    ],
 }
 
 

@@ -8,7 +8,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Hands:
         self._drivers: dict[ProcessId, int] = {}
         self._loop = asyncio.get_running_loop()
 
-    def perform(self, command: Any) -> Awaitable[None] | None:
+    def perform(self, command: Any) -> None:
         """Carry out one command of the core."""
         match command:
             case StartProcess(process):
@@ -112,8 +112,7 @@ class Hands:
             case UnwatchDriver(driver):
                 self._unwatch(driver)
             case Leave(reason):
-                return _leave(reason)
-        return None
+                raise LeaveError(reason)
 
     def process_ended(self, ended: ProcessEnded) -> None:
         """Tell the core that a worker process is gone."""
@@ -185,11 +184,6 @@ class Hands:
         if descriptor is not None:
             self._loop.remove_reader(descriptor)
             os.close(descriptor)
-
-
-async def _leave(reason: str) -> None:
-    """Stop the engine, which ends with what runs beside its core, but not with what raises in a callback of the bus."""
-    raise LeaveError(reason)
 
 
 def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRoute]:

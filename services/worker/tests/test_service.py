@@ -1,0 +1,282 @@
+"""The node service's hands on files and processes, and the service as a whole over the in-memory broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal_core.bus.interface import Bus, Message
+from shoal_core.bus.memory import MemoryBroker
+from shoal_core.bus.requests import ask
+from shoal_core.protocol.errors import NotFoundError
+from shoal_core.protocol.ids import JobId, SlotId
+from shoal_core.protocol.messages import (
+    Done,
+    GetNode,
+    LeaseAnswer,
+    LeaseRequest,
+    NodeAnnouncement,
+    NodeDescription,
+    NodeDied,
+    NodeRecord,
+    NodeState,
+    ProcessDied,
+    RetireNode,
+    SegmentRead,
+)
+from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.protocol.wire import decode, encode
+from shoal_core.service import Engine
+from shoal_core.testing.builders import node_id, process_id
+from shoal_core.testing.buses import until
+from shoal_worker import machine
+from shoal_worker.inputs import DriverEnded, FileCreated, UnwatchDriver, WatchDriver
+from shoal_worker.liveness import REREAD_SECONDS
+from shoal_worker.output import Outputs
+from shoal_worker.segments import CreateFile, RemoveFile
+from shoal_worker.service import Hands, LeaveError, WorkerSettings, serve
+
+NODE = node_id(1)
+DRIVER = process_id(9)
+CLUSTER = "test"
+SUBJECTS = Subjects(CLUSTER)
+
+
+class RecordedEngine:
+    """An engine that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Any] = []
+
+    def inject(self, message: Any) -> None:
+        self.inputs.append(message)
+
+
+@asynccontextmanager
+async def hands(folder: Path) -> AsyncIterator[tuple[Hands, list[Any]]]:
+    async with MemoryBroker().connect(role=Role.NODE, identity=NODE, cluster=CLUSTER) as bus:
+        one = Hands(bus, WorkerSettings(cluster=CLUSTER), NODE, folder, Outputs(bus, SUBJECTS, NODE))
+        engine = RecordedEngine()
+        one.engine = engine  # type: ignore[assignment]
+        try:
+            yield one, engine.inputs
+        finally:
+            one.close()
+
+
+@contextlib.contextmanager
+def program() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives until it is killed."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+# ------------------------------------------------------------------------------- files
+
+
+async def test_a_new_file_has_all_its_pages(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        one.perform(CreateFile("o1", 100_000))
+        status = (tmp_path / "o1").stat()
+        assert (status.st_size, status.st_mode & 0o777) == (100_000, 0o600)
+        assert status.st_blocks * 512 >= 100_000
+        assert inputs == [FileCreated("o1")]
+
+
+async def test_a_warm_file_is_used_again_under_a_new_name(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        one.perform(CreateFile("o1", 4096))
+        inode = (tmp_path / "o1").stat().st_ino
+        one.perform(CreateFile("o2", 4096, reused="o1"))
+        assert os.listdir(tmp_path) == ["o2"]
+        assert (tmp_path / "o2").stat().st_ino == inode
+        assert inputs == [FileCreated("o1"), FileCreated("o2")]
+
+
+async def test_a_file_that_cannot_be_made_is_told_with_the_reason_and_leaves_nothing(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        one.perform(CreateFile("o1", 1 << 62))
+        one.perform(CreateFile("o2", 4096, reused="gone"))
+        assert [created.name for created in inputs] == ["o1", "o2"]
+        assert f"{1 << 62:,} bytes of shared memory are not to be had: " in inputs[0].error
+        assert "No such file" in inputs[1].error
+        assert os.listdir(tmp_path) == []
+
+
+async def test_a_file_is_removed_also_where_it_is_gone(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, _):
+        one.perform(CreateFile("o1", 4096))
+        one.perform(RemoveFile("o1"))
+        one.perform(RemoveFile("o1"))
+        assert os.listdir(tmp_path) == []
+
+
+async def test_a_reader_elsewhere_gets_the_bytes_of_a_segment_and_of_nothing_outside(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    (folder / "o1").write_bytes(b"0123456789")
+    async with hands(folder) as (one, _):
+        assert one.read(SegmentRead(segment="o1", offset=2, length=3)) == b"234"
+        for name in ("o2", "../secret", str(tmp_path / "secret")):
+            with pytest.raises(NotFoundError, match=NODE):
+                one.read(SegmentRead(segment=name, offset=0, length=6))
+
+
+# ------------------------------------------------------------------------------- drivers
+
+
+async def test_the_death_of_a_driver_is_told_once(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        with program() as process:
+            one.perform(WatchDriver(DRIVER, process.pid))
+            await asyncio.sleep(0)
+            assert inputs == []
+        await until(lambda: bool(inputs))
+        one.perform(UnwatchDriver(DRIVER))
+        assert inputs == [DriverEnded(DRIVER)]
+
+
+async def test_a_driver_that_was_dead_already_is_told_after_the_decision_to_watch_it(tmp_path: Path) -> None:
+    with program() as process:
+        pass
+    async with hands(tmp_path) as (one, inputs):
+        one.perform(WatchDriver(DRIVER, process.pid))
+        assert inputs == []
+        await until(lambda: bool(inputs))
+        assert inputs == [DriverEnded(DRIVER)]
+
+
+async def test_a_driver_whose_job_has_ended_is_watched_no_more(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        with program() as process:
+            before = len(os.listdir("/proc/self/fd"))
+            one.perform(WatchDriver(DRIVER, process.pid))
+            one.perform(UnwatchDriver(DRIVER))
+            assert len(os.listdir("/proc/self/fd")) == before
+        await asyncio.sleep(0)
+        assert inputs == []
+
+
+# ------------------------------------------------------------------------------- the whole
+
+
+class ControlStore:
+    """As much of a control store as a node needs, and what the node told."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.registered: list[NodeDescription] = []
+        self.retired: list[RetireNode] = []
+        self.announced: list[NodeAnnouncement] = []
+        self.died: list[ProcessDied] = []
+        bus.subscribe(SUBJECTS.gcs_from_node("register_node"), self._register)
+        bus.subscribe(SUBJECTS.gcs_from_node("retire_node"), self._retire)
+        bus.subscribe(SUBJECTS.gcs("get_node"), self._get_node)
+        bus.subscribe(SUBJECTS.event(Role.NODE, "*", "announce"), self._announce)
+        bus.subscribe(SUBJECTS.event(Role.NODE, "*", "process_died"), self._process_died)
+
+    def _record(self) -> bytes:
+        return encode(NodeRecord(description=self.registered[0], state=NodeState.ALIVE))
+
+    def _register(self, message: Message) -> None:
+        self.registered.append(decode(NodeDescription, message.data))
+        self.bus.publish(message.reply, self._record())
+
+    def _retire(self, message: Message) -> None:
+        self.retired.append(decode(RetireNode, message.data))
+        self.bus.publish(message.reply, encode(Done()))
+
+    def _get_node(self, message: Message) -> None:
+        assert decode(GetNode, message.data).node_id == NODE
+        self.bus.publish(message.reply, self._record())
+
+    def _announce(self, message: Message) -> None:
+        self.announced.append(decode(NodeAnnouncement, message.data))
+
+    def _process_died(self, message: Message) -> None:
+        self.died.append(decode(ProcessDied, message.data))
+
+
+@asynccontextmanager
+async def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Bus, ControlStore, Bus]]:
+    """A broker with a control store: the bus of a node, the store, and the bus of a scheduler."""
+    monkeypatch.setattr(machine, "SHARED_MEMORY", folder)
+    broker = MemoryBroker()
+    async with (
+        broker.connect(role=Role.GCS, identity="store", cluster=CLUSTER) as store,
+        broker.connect(role=Role.SCHEDULER, identity="scheduler", cluster=CLUSTER) as scheduler,
+        broker.connect(role=Role.NODE, identity=NODE, cluster=CLUSTER) as node,
+    ):
+        yield node, ControlStore(store), scheduler
+
+
+def settings() -> WorkerSettings:
+    return WorkerSettings(
+        cluster=CLUSTER, num_cpus=2, num_gpus=0, object_store_memory=1 << 20, prestart=0, address="nats://127.0.0.1:1"
+    )
+
+
+async def test_a_node_registers_grants_tells_of_deaths_and_leaves_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path, monkeypatch) as (bus, store, scheduler):
+        async with serve(bus, settings()):
+            (description,) = store.registered
+            assert Path(description.shared_memory_path).parent == tmp_path
+            request = LeaseRequest(
+                scheduler="s",
+                owner=process_id(1, node=2),
+                job_id=JobId("00000001"),
+                key=1,
+                slots=[SlotId(1)],
+                resources={"CPU": 10_000},
+            )
+            answer = await ask(scheduler, SUBJECTS.node_from_scheduler(NODE, "lease"), request)
+            assert isinstance(answer, LeaseAnswer)
+            assert answer.granted == [SlotId(1)]
+            await until(lambda: any(announced.free["CPU"] == 10_000 for announced in store.announced))
+            await until(lambda: store.announced[-1].worker_processes == 1)
+        assert [retired.node_id for retired in store.retired] == [NODE]
+        assert os.listdir(tmp_path) == []
+
+
+async def test_a_node_that_hears_of_its_own_death_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(tmp_path, monkeypatch) as (bus, store, _):
+
+        async def serve_until_it_ends() -> None:
+            async with serve(bus, settings()):
+                died = NodeDied(node_id=NODE, reason="it was silent")
+                store.bus.publish(SUBJECTS.event(Role.GCS, "store", "node_died"), encode(died))
+                await asyncio.Event().wait()
+
+        with pytest.raises(BaseExceptionGroup) as failure:
+            await asyncio.wait_for(serve_until_it_ends(), REREAD_SECONDS / 2)
+        assert failure.group_contains(LeaveError, match="declared dead")
+        assert store.retired == [], "the dead do not leave in order"
+        assert os.listdir(tmp_path) == []
+
+
+async def test_a_clock_that_is_set_back_does_not_silence_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offset_seconds = 0.0
+    monkeypatch.setitem(Engine.__init__.__kwdefaults__, "clock", lambda: time.time() + offset_seconds)
+    async with cluster(tmp_path, monkeypatch) as (bus, store, _), serve(bus, settings()):
+        offset_seconds = -3600.0
+        heard = len(store.announced)
+        await until(lambda: len(store.announced) >= heard + 2)
+        assert store.announced[-1].sequence == len(store.announced)
