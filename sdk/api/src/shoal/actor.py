@@ -42,6 +42,7 @@ from shoal_core.protocol.messages import JobRecord
 from shoal_core.runtime.hosting import ActorExit, ActorSpec, is_async
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.streams import STREAMING
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -131,7 +132,9 @@ def _members(cls: type[Any]) -> tuple[dict[str, MethodDescription], dict[str, Ar
             continue
         if inspect.isclass(member):
             continue
-        methods[name] = describe_method(getattr(member, METHOD_MARK, {}))
+        streams = inspect.isgeneratorfunction(member) or inspect.isasyncgenfunction(member)
+        base = MethodDescription(returns=STREAMING, generator=True) if streams else MethodDescription()
+        methods[name] = describe_method(getattr(member, METHOD_MARK, {}), base)
         bound = inspect.ismethod(member) or isinstance(inspect.getattr_static(cls, name), staticmethod)
         signatures[name] = Arguments(member, f"{cls.__name__}.{name}", bound=not bound)
     return methods, signatures

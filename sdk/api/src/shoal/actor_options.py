@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.options import COMMON_OPTIONS, amounts_of, anything, check_table, integer, retry_exceptions, returns
+from shoal.options import COMMON_OPTIONS, ahead, amounts_of, anything, check_table, integer, retry_exceptions, returns
 from shoal_core.protocol.resources import CPU, Resources, to_resources
 
 LIFETIMES = ("detached", "non_detached")
@@ -60,6 +60,7 @@ ACTOR_OPTIONS: dict[str, Callable[[str, Any], None]] = {
 
 METHOD_OPTIONS: dict[str, Callable[[str, Any], None]] = {
     "num_returns": returns,
+    "_generator_backpressure_num_objects": ahead,
     "concurrency_group": _name,
     "max_task_retries": integer(-1),
     "retry_exceptions": retry_exceptions,

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from shoal import actor_options
-from shoal.options import retry_on
+from shoal.options import retry_on, returns_of
 from shoal.session import runtime
 from shoal.signature import Arguments
 from shoal_core.protocol.actors import ActorRecord
@@ -29,6 +29,8 @@ class MethodDescription(msgspec.Struct, array_like=True, frozen=True):
     retries: int | None = None
     retry_on: bytes = b""
     group: str = ""
+    ahead: int = 0
+    generator: bool = False
 
 
 class HandleDescription(msgspec.Struct, array_like=True, frozen=True):
@@ -93,6 +95,7 @@ class ActorHandle(Generic[T_co]):
             retries=about.retries if method.retries is None else method.retries,
             retry_on=method.retry_on,
             group=method.group,
+            ahead=method.ahead,
             unordered=about.unordered,
         )
 
@@ -183,11 +186,15 @@ def describe_method(options: Mapping[str, Any], base: MethodDescription | None =
     """Return checked options of a method as a handle keeps them, over those of ``base``."""
     base = base or MethodDescription()
     given = {name: value for name, value in options.items() if value is not None}
+    if given.get("num_returns") == "dynamic":
+        raise ValueError("num_returns='dynamic' is for tasks; a method of an actor streams: num_returns='streaming'.")
     return MethodDescription(
-        returns=given.get("num_returns", base.returns),
+        returns=returns_of(given["num_returns"], generator=base.generator) if "num_returns" in given else base.returns,
         retries=given.get("max_task_retries", base.retries),
         retry_on=retry_on(given["retry_exceptions"]) if "retry_exceptions" in given else base.retry_on,
         group=given.get("concurrency_group", base.group),
+        ahead=max(0, given.get("_generator_backpressure_num_objects", base.ahead)),
+        generator=base.generator,
     )
 
 

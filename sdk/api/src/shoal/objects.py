@@ -7,9 +7,10 @@ from typing import Any, TypeVar, overload
 
 from shoal.session import runtime
 from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.streams import ObjectRefGenerator
 
 T = TypeVar("T")
-R = TypeVar("R", bound=ObjectRef[Any])
+R = TypeVar("R", bound=ObjectRef[Any] | ObjectRefGenerator[Any])
 
 
 @overload
@@ -31,12 +32,14 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
         raise ValueError(f"timeout must not be negative, got {timeout}.")
     if type(object_refs) is ObjectRef:
         return runtime().get((object_refs,), timeout)[0]
+    if isinstance(object_refs, ObjectRefGenerator):
+        return object_refs
     if not isinstance(object_refs, (list, tuple)):
         raise ValueError(
             f"Invalid type of object refs, {type(object_refs).__name__}, is given. 'object_refs' must either be an "
             "ObjectRef or a list of ObjectRefs."
         )
-    _check(object_refs, "get", ValueError)
+    _check(object_refs, "get", ValueError, {ObjectRef})
     return runtime().get(object_refs, timeout) if object_refs else []
 
 
@@ -58,7 +61,8 @@ def wait(
 ) -> tuple[list[R], list[R]]:
     """Wait until ``num_returns`` of the objects are ready; return those and the others, both in the order given.
 
-    After ``timeout`` seconds fewer may be ready. An object whose task failed is ready. ``fetch_local`` is accepted;
+    After ``timeout`` seconds fewer may be ready. An object whose task failed is ready. A generator may stand among the
+    references: it is ready when its next item is, or when it has ended. ``fetch_local`` is accepted;
     large objects are read where they lie. Raises ``TypeError`` for anything but a list of references, and
     ``ValueError`` for duplicates and for a number of objects that cannot be.
     """
@@ -68,7 +72,7 @@ def wait(
         raise TypeError(f"wait() expected a list of ObjectRefs, got {type(object_refs).__name__}.")
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout must not be negative, got {timeout}.")
-    _check(object_refs, "wait", TypeError)
+    _check(object_refs, "wait", TypeError, {ObjectRef, ObjectRefGenerator})
     if len(set(object_refs)) != len(object_refs):
         raise ValueError("wait() requires a list of unique ObjectRefs.")
     if not object_refs:
@@ -82,11 +86,29 @@ def wait(
     return runtime().wait(object_refs, num_returns, timeout)  # type: ignore[return-value]
 
 
-def _check(object_refs: Sequence[Any], function: str, error: type[Exception]) -> None:
-    """Raise unless everything is a reference."""
-    kinds = set(map(type, object_refs))
-    if kinds - {ObjectRef}:
-        wrong = next(ref for ref in object_refs if type(ref) is not ObjectRef)
+def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True) -> None:
+    """Cancel the task that makes an object, or that is a generator, if it has not ended; returns at once.
+
+    What waits never starts. A task that runs is interrupted by ``KeyboardInterrupt``, also while it sleeps or waits;
+    with ``force`` its process is killed. A call of an async actor is cancelled as an asyncio task; other actors see
+    ``get_runtime_context().is_canceled()``. With ``recursive``, the tasks that it submitted are cancelled too. ``get``
+    then raises ``TaskCancelledError`` (``WorkerCrashedError`` with ``force``), unless the task ended by itself before.
+    Cancelled tasks are never retried. Raises ``TypeError`` for anything else, and ``ValueError`` for ``force`` on a
+    call of an actor.
+    """
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref.completed()
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(
+            f"cancel() only takes an ObjectRef or an ObjectRefGenerator. For actors, use kill(). Got: {ref!r}."
+        )
+    runtime().cancel(ref, force=force, recursive=recursive)
+
+
+def _check(object_refs: Sequence[Any], function: str, error: type[Exception], allowed: set[type]) -> None:
+    """Raise unless everything is a reference, or whatever else is allowed."""
+    if set(map(type, object_refs)) - allowed:
+        wrong = next(ref for ref in object_refs if type(ref) not in allowed)
         raise error(
             f"{function}() expected a list of ObjectRefs, but it holds {wrong!r} of type {type(wrong).__name__}."
         )

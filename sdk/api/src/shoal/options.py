@@ -15,6 +15,7 @@ import cloudpickle
 
 from shoal_core.protocol.ids import MAX_RETURNS
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, UNIT, to_units
+from shoal_core.runtime.streams import STREAMING
 from shoal_core.runtime.submission import SchedulingClass
 from shoal_core.runtime.work import ALL_EXCEPTIONS
 
@@ -49,7 +50,11 @@ def integer(lowest: int) -> Callable[[str, Any], None]:
 def returns(name: str, value: Any) -> None:
     """Check ``num_returns``."""
     if isinstance(value, str):
-        raise ValueError(f"num_returns={value!r} is not supported in this version; pass an int.")
+        if value not in ("streaming", "dynamic"):
+            raise ValueError(
+                f"The value of option num_returns is {value!r}; it must be an int, 'streaming' or 'dynamic'."
+            )
+        return
     integer(0)(name, value)
     if value > MAX_RETURNS:
         raise ValueError(f"The value of option num_returns is {value}; it must be at most {MAX_RETURNS}.")
@@ -73,6 +78,13 @@ def _resources(name: str, value: Any) -> None:
 def _text(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise TypeError(f"The type of option {name} is {type(value).__name__}; it must be a str.")
+
+
+def ahead(name: str, value: Any) -> None:
+    """Check ``_generator_backpressure_num_objects``."""
+    integer(-1)(name, value)
+    if value == 0:
+        raise ValueError(f"The value of option {name} is 0; it must be -1 (any number) or at least 1.")
 
 
 def retry_exceptions(name: str, value: Any) -> None:
@@ -115,6 +127,7 @@ TASK_OPTIONS: dict[str, Callable[[str, Any], None]] = {
     **COMMON_OPTIONS,
     "name": _text,
     "num_returns": returns,
+    "_generator_backpressure_num_objects": ahead,
     "max_calls": integer(0),
     "max_retries": integer(-1),
     "retry_exceptions": retry_exceptions,
@@ -153,21 +166,34 @@ class TaskOptions:
     retries: int
     retry_on: bytes
     max_calls: int
+    ahead: int
+    dynamic: bool
 
 
-def resolve(options: Mapping[str, Any], function_name: str) -> TaskOptions:
-    """Turn checked options into what a call needs, with Ray's defaults."""
+def resolve(options: Mapping[str, Any], function_name: str, *, generator: bool = False) -> TaskOptions:
+    """Turn checked options into what a call needs, with Ray's defaults; a ``generator`` streams unless told not to."""
     given = {name: value for name, value in options.items() if value is not None}
     amounts = {CPU: 1.0, **amounts_of(given)}
     resources = tuple(sorted((name, to_units(amount)) for name, amount in amounts.items() if amount))
     return TaskOptions(
         scheduling_class=SchedulingClass(resources, given.get("scheduling_strategy", "DEFAULT")),
         name=given.get("name", function_name),
-        returns=given.get("num_returns", 1),
+        returns=returns_of(given.get("num_returns"), generator=generator),
         retries=given.get("max_retries", DEFAULT_RETRIES),
         retry_on=retry_on(given.get("retry_exceptions", False)),
         max_calls=given.get("max_calls", 1 if amounts.get(GPU) else 0),
+        ahead=max(0, given.get("_generator_backpressure_num_objects", 0)),
+        dynamic=given.get("num_returns") == "dynamic",
     )
+
+
+def returns_of(value: Any, *, generator: bool) -> int:
+    """Return a checked ``num_returns`` as it travels."""
+    if value is None:
+        return STREAMING if generator else 1
+    if value == "dynamic":
+        return 1
+    return STREAMING if value == "streaming" else int(value)
 
 
 def amounts_of(given: Mapping[str, Any]) -> dict[str, float]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from shoal import options as option_table
 from shoal.exports import Export, Known
+from shoal.generators import collected
 from shoal.session import runtime
 from shoal.signature import Arguments
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Call, Runtime
+from shoal_core.runtime.streams import ObjectRefGenerator
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class RemoteFunction(Generic[P, R]):
@@ -29,8 +33,8 @@ class RemoteFunction(Generic[P, R]):
         functools.update_wrapper(self, function)
         self._function = function
         self._options = options
-        self._resolved = option_table.resolve(options, _name(function))
-        self._exported = Export(function, self._resolved.max_calls)
+        self._resolved = _resolve(function, options)
+        self._exported = self._new_export()
         self._arguments = Arguments(function, _name(function))
         self._call: tuple[Runtime, Call] | None = None
 
@@ -40,6 +44,9 @@ class RemoteFunction(Generic[P, R]):
         raise TypeError(
             f"Remote functions cannot be called directly. Instead of running '{name}()', try '{name}.remote()'."
         )
+
+    @overload
+    def remote(self: RemoteFunction[P, Iterator[T]], *args: P.args, **kwargs: P.kwargs) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
 
     @overload
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
@@ -85,8 +92,15 @@ class RemoteFunction(Generic[P, R]):
         """Return this function with some options replaced; those not named stay as they are."""
         option_table.check(options, in_options=True)
         changed: RemoteFunction[P, R] = RemoteFunction(self._function, {**self._options, **options})
-        changed._exported = self._exported
+        if changed._resolved.dynamic == self._resolved.dynamic:
+            changed._exported = self._exported
         return changed
+
+    def _new_export(self, known: Known | None = None) -> Export:
+        function: Callable[..., Any] = self._function
+        if self._resolved.dynamic:
+            function = collected(function)
+        return Export(function, self._resolved.max_calls, known)
 
     def _prepare(self, current: Runtime) -> Call:
         resolved = self._resolved
@@ -97,6 +111,7 @@ class RemoteFunction(Generic[P, R]):
             key=current.scheduling_key(resolved.scheduling_class),
             retries=resolved.retries,
             retry_on=resolved.retry_on,
+            ahead=resolved.ahead,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -108,11 +123,15 @@ class RemoteFunction(Generic[P, R]):
         function, options, known = state
         self._function = function
         self._options = options
-        self._resolved = option_table.resolve(options, _name(function))
-        self._exported = Export(function, self._resolved.max_calls, known)
+        self._resolved = _resolve(function, options)
+        self._exported = self._new_export(known)
         self._arguments = Arguments(function, _name(function))
         self._call = None
         functools.update_wrapper(self, function)
+
+
+def _resolve(function: Callable[..., Any], options: dict[str, Any]) -> option_table.TaskOptions:
+    return option_table.resolve(options, _name(function), generator=inspect.isgeneratorfunction(function))
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -56,6 +56,11 @@ class RuntimeContext:
         hosting = runtime().hosting
         return None if hosting is None else hosting.record.description.name
 
+    def is_canceled(self) -> bool:
+        """Return whether the task or call that runs was cancelled; whoever sees it should come to an end."""
+        running = _running()
+        return running is not None and running.accepted is not None and running.accepted.cancelled
+
     def get_attempt_number(self) -> int:
         """Return how many times this task was tried before; 0 in a driver."""
         running = _running()

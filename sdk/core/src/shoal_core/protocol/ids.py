@@ -15,7 +15,8 @@ id             chars  made of
 ``ObjectId``   48     the task's id + the return index (32 bits); 0 is an object made by put
 =============  =====  ==================================================================
 
-Inside its owner an object is one integer, its *key*: ``task number << 24 | index``.
+Inside its owner an object is one integer, its *key*: ``task number << 24 | index``. The numbers of actor calls are odd,
+all others even.
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ def task_of(key: ObjectKey) -> TaskNumber:
 def index_of(key: ObjectKey) -> int:
     """Return the return index of the object ``key``; 0 for an object made by put."""
     return key & MAX_RETURNS
+
+
+def is_call(number: TaskNumber) -> bool:
+    """Tell whether a task is a call of an actor."""
+    return number % 2 == 1
 
 
 def task_id_bytes(owner: ProcessId, task: TaskNumber) -> bytes:

@@ -66,8 +66,9 @@ def contained_in(value: Value) -> Sequence[Reference]:
 class Task(msgspec.Struct, array_like=True, tag=1):
     """Owner → worker: run this. Tasks of one lease run in the order of their positions.
 
-    A call of an actor's method is a task of lease 0: ``function`` is then the method's name and ``group`` the
-    concurrency group it runs in, if the caller chose one. Calls of one caller come in its order.
+    ``returns`` is -1 for a generator, whose items go to the owner as they are made, at most ``ahead`` of them (0: any
+    number) before they are taken. A call of an actor's method is a task of lease 0: ``function`` is then the method's
+    name and ``group`` the concurrency group it runs in, if the caller chose one. Calls of one caller come in its order.
     """
 
     number: TaskNumber
@@ -83,6 +84,7 @@ class Task(msgspec.Struct, array_like=True, tag=1):
     trace: str = ""
     depth: int = 0
     group: str = ""
+    ahead: int = 0
 
 
 class TaskDone(msgspec.Struct, array_like=True, tag=2):
@@ -274,6 +276,49 @@ class ActorDismissed(msgspec.Struct, array_like=True, tag=26):
     reason: str
 
 
+class Item(msgspec.Struct, array_like=True, tag=27):
+    """Worker → owner: a generator has yielded; indices count from 1 and come in order."""
+
+    number: TaskNumber
+    attempt: int
+    index: int
+    value: Value
+
+
+class StreamAdvanced(msgspec.Struct, array_like=True, tag=28):
+    """Owner → worker: so many items of a generator were taken."""
+
+    number: TaskNumber
+    taken: int
+
+
+class StreamClosed(msgspec.Struct, array_like=True, tag=29):
+    """Owner → worker: nobody wants more items of a generator."""
+
+    number: TaskNumber
+
+
+class CancelTask(msgspec.Struct, array_like=True, tag=30):
+    """Owner → worker: end this attempt of a task; it is not tried again.
+
+    What was not begun never will be. What runs is interrupted, or with ``force`` killed with its process; with
+    ``recursive`` the tasks that it submitted are cancelled as well.
+    """
+
+    number: TaskNumber
+    attempt: int
+    force: bool
+    recursive: bool
+
+
+class CancelObject(msgspec.Struct, array_like=True, tag=31):
+    """Borrower → owner: cancel the task that makes this object."""
+
+    key: ObjectKey
+    force: bool
+    recursive: bool
+
+
 Record = (
     Task
     | TaskDone
@@ -301,6 +346,11 @@ Record = (
     | ActorReady
     | ActorLeft
     | ActorDismissed
+    | Item
+    | StreamAdvanced
+    | StreamClosed
+    | CancelTask
+    | CancelObject
 )
 
 _encoder = msgspec.msgpack.Encoder()

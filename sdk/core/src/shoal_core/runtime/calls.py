@@ -79,7 +79,18 @@ class PendingCall:
     actor; the call holds them until it ends. ``retries`` are those left, -1 for no end of them.
     """
 
-    __slots__ = ("actor", "counter", "dependencies", "nested", "retries", "unordered", "unresolved", "wire")
+    __slots__ = (
+        "actor",
+        "cancelled",
+        "counter",
+        "dependencies",
+        "nested",
+        "parent",
+        "retries",
+        "unordered",
+        "unresolved",
+        "wire",
+    )
 
     def __init__(
         self,
@@ -90,8 +101,11 @@ class PendingCall:
         nested: Sequence[Any] = (),
         unordered: bool = False,
         counter: PendingCounter | None = None,
+        parent: int = 0,
     ) -> None:
         self.actor = actor
+        self.parent = parent
+        self.cancelled = False
         self.wire = wire
         self.retries = retries
         self.dependencies = dependencies
@@ -210,6 +224,16 @@ class Calls:
         callee.queue.remove(call)
         self._touched[callee] = None
         return True
+
+    def cancel(self, call: PendingCall) -> ProcessId | None:
+        """Never make a call again; return the process that has it, or None if it was queued, and is no more."""
+        call.cancelled = True
+        call.retries = 0
+        callee = self._callees.get(call.actor)
+        if callee is not None and call.wire.number in callee.in_flight:
+            return callee.process
+        self.withdraw(call)
+        return None
 
     def done(self, process: ProcessId, result: TaskDone) -> PendingCall | None:
         """A call has ended; return it, unless this is not its current attempt or it is made again."""

@@ -14,6 +14,7 @@ import contextlib
 import mmap
 import os
 import queue
+import signal
 import struct
 import sys
 import threading
@@ -27,12 +28,14 @@ from shoal_core.machine import death_with_parent, die_with_parent
 from shoal_core.protocol.ids import FunctionId, LeaseId
 from shoal_core.protocol.messages import JobConfig
 from shoal_core.protocol.records import Failed, LeaseAssigned
-from shoal_core.runtime.work import Accepted, Ended, Work
+from shoal_core.runtime.work import Accepted, Ended, TaskInterrupt, Work, begin
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
 
 BEGUN = struct.Struct("<QQ")
+INTERRUPT = signal.SIGURG
+"""Sent to the main thread to cancel what it runs; a signal that does nothing where nobody expects it."""
 
 
 class Hosted(Protocol):
@@ -79,11 +82,15 @@ class Execution:
         self._calls: dict[FunctionId, int] = {}
         self._stopped = threading.Event()
         self._is_fork = False
+        self._interruptible: Accepted | None = None
+        self._main_thread = 0
 
     def serve(self) -> None:
         """Run tasks until told to stop (main thread)."""
         death_with_parent()  # loads what a child needs, who may not load anything itself
         os.register_at_fork(after_in_child=partial(self._forked, os.getpid(), threading.get_ident()))
+        self._main_thread = threading.get_ident()
+        signal.signal(INTERRUPT, self._interrupted)
         take = self.queue.get
         while (item := take()) is not None:
             if isinstance(item, Accepted):
@@ -106,6 +113,18 @@ class Execution:
         """Have ``serve`` return when the task that runs has ended (I/O thread)."""
         self.queue.put(None)
         self._stopped.set()
+
+    def interrupt(self, accepted: Accepted) -> None:
+        """Break into the user's code of a task that was cancelled, also where it sleeps or waits (I/O thread)."""
+        if self.running is accepted:
+            signal.pthread_kill(self._main_thread, INTERRUPT)
+
+    def _interrupted(self, number: int, frame: object) -> None:
+        """Interrupt the task that runs, if it is the one that was meant: no signal ever hits the next (main thread)."""
+        running = self._interruptible
+        if running is not None and running.cancelled:
+            self._interruptible = None
+            raise TaskInterrupt
 
     def withdraw(self) -> list[Accepted]:
         """Take back everything that was not begun (I/O thread)."""
@@ -142,6 +161,8 @@ class Execution:
 
     def _run(self, accepted: Accepted) -> bool:
         """Run a task and hand its end to the I/O thread; return whether it was the last that ``max_calls`` allows."""
+        if not begin(accepted):
+            return False
         task = accepted.task
         self._page.note(task.lease, task.position)
         self.began_at = time.perf_counter()
@@ -152,16 +173,23 @@ class Execution:
             exhausted = self._is_last_call(task.function, definition.max_calls)
             args, kwargs = work.arguments()
             try:
+                self._interruptible = accepted
+                if accepted.cancelled:
+                    raise TaskInterrupt
                 if ENABLED:
                     with work.traced():
                         result = definition.function(*args, **kwargs)
                 else:
                     result = definition.function(*args, **kwargs)
+                if accepted.producer is not None:
+                    work.succeed(result)
             finally:
+                self._interruptible = None
                 del args, kwargs
                 if self._is_fork:
                     leave(sys.exc_info()[1])
-            work.succeed(result)
+            if accepted.producer is None:
+                work.succeed(result)
             del result
         self.running = None
         work.ended.exhausted = exhausted

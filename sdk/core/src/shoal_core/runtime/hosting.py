@@ -36,7 +36,7 @@ from shoal_core.protocol.ids import FunctionId
 from shoal_core.protocol.records import ActorAssigned, Inline, LeaseAssigned, Reference
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.session import new_event_loop
-from shoal_core.runtime.work import Accepted, Work, fill_in
+from shoal_core.runtime.work import Accepted, Work, begin, fill_in
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -97,6 +97,7 @@ class Hosting:
         self._groups: dict[str, _Pool | _Limit] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._arrived: deque[Accepted] = deque()
+        self._running: dict[int, asyncio.Task[None]] = {}
         self._left = False
         self.label = self.record.description.class_name
 
@@ -196,7 +197,7 @@ class Hosting:
 
     def run(self, accepted: Accepted) -> None:
         """Run a call in this thread, and hand its end to the I/O thread."""
-        if self._left:
+        if self._left or not begin(accepted):
             return
         work = Work(self._runtime, accepted, self.lease, (ActorExit, SystemExit), self.label)
         try:
@@ -226,6 +227,16 @@ class Hosting:
                 group.close()
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def interrupt(self, accepted: Accepted) -> None:
+        """Cancel a call that runs, where it runs as a task of the loop; others look at ``is_canceled`` (I/O thread)."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._cancel, accepted.order)
+
+    def _cancel(self, order: int) -> None:
+        task = self._running.get(order)
+        if task is not None:
+            task.cancel()
 
     def _leave(self, error: BaseException) -> None:
         if not self._left:
@@ -265,10 +276,10 @@ class Hosting:
     def _start(self, accepted: Accepted, limit: _Limit) -> None:
         assert self._loop is not None
         task = self._loop.create_task(self._run_on_loop(accepted))
-        limit.running.add(task)
+        self._running[accepted.order] = task
 
         def ended(task: asyncio.Task[None]) -> None:
-            limit.running.discard(task)
+            del self._running[accepted.order]
             following = limit.leave()
             if following is not None and not self._left:
                 self._start(following, limit)
@@ -276,6 +287,8 @@ class Hosting:
         task.add_done_callback(ended)
 
     async def _run_on_loop(self, accepted: Accepted) -> None:
+        if not begin(accepted):
+            return
         work = Work(self._runtime, accepted, self.lease, (ActorExit, SystemExit), self.label)
         try:
             with work:
@@ -296,7 +309,10 @@ class Hosting:
                             result = await result
                 finally:
                     del args, kwargs, method
-                work.succeed(result)
+                if accepted.producer is not None:
+                    await work.stream_on_loop(result)
+                else:
+                    work.succeed(result)
                 del result
         except (ActorExit, SystemExit) as error:
             self._leave(error)
@@ -340,7 +356,6 @@ class _Limit:
     """How many calls of one concurrency group run on the loop at once; the others wait in order."""
 
     def __init__(self, limit: int) -> None:
-        self.running: set[asyncio.Task[None]] = set()
         self._free = limit
         self._waiting: deque[Accepted] = deque()
 

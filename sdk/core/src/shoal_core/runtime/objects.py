@@ -190,14 +190,7 @@ class ObjectRef(Generic[T_co]):
         loop = asyncio.get_running_loop()
         home, state = self._state.home, self._state
         if state.value is None:
-            woken: asyncio.Future[None] = loop.create_future()
-
-            def wake() -> None:
-                with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
-                    loop.call_soon_threadsafe(_settle, woken)
-
-            home.notify(state, wake)
-            yield from woken
+            yield from _until_told(state, loop)
         if type(state.value) is Stored:  # mapping or fetching it takes a while, in which the loop should turn
             return (yield from loop.run_in_executor(None, home.load, state))  # type: ignore[no-any-return]
         return home.load(state)  # type: ignore[no-any-return]
@@ -215,6 +208,27 @@ class ObjectRef(Generic[T_co]):
 
     def __repr__(self) -> str:
         return f"ObjectRef({self.hex()})"
+
+
+async def ready(ref: ObjectRef[Any]) -> None:
+    """Wait, in any event loop, until the object of a reference is ready; raise why, where it will not be."""
+    state = ref._state
+    if state.value is None:
+        await _until_told(state, asyncio.get_running_loop())
+        if state.value is None:
+            state.home.load(state)
+
+
+def _until_told(state: ObjectState, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+    """Return a future that is done when an object is ready, or when it is known that it will not be."""
+    woken: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
+            loop.call_soon_threadsafe(_settle, woken)
+
+    state.home.notify(state, wake)
+    return woken
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -21,16 +21,20 @@ import msgspec
 
 from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.interface import Bus
-from shoal_core.protocol.errors import BusError
-from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, node_of
+from shoal_core.protocol.errors import BusError, RequestTimeoutError
+from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, TaskNumber, node_of
 from shoal_core.protocol.records import (
     ActorAssigned,
     ActorDismissed,
     ActorLeft,
     ActorReady,
+    CancelTask,
+    Item,
     LeaseAssigned,
     ProcessUnneeded,
     Reference,
+    StreamAdvanced,
+    StreamClosed,
     Task,
     TaskDone,
     TasksReturned,
@@ -44,14 +48,21 @@ from shoal_core.runtime.hosting import Hosting, Left, Outcome
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session
-from shoal_core.runtime.work import Accepted, Ended, Running, current
+from shoal_core.runtime.streams import STREAMING, Producer
+from shoal_core.runtime.submission import cancelled
+from shoal_core.runtime.work import Accepted, Ended, Running, Yielded, cancel, current
 
 OVERRUN_SECONDS = 0.05
 """A task that runs so long holds up those behind it: they go back to their owners."""
 LEAVE_SECONDS = 2.0
 """How long an actor that leaves waits for its callers to have heard all that it had answered."""
+LAST_WORDS_SECONDS = 0.5
 LINGER_SECONDS = 0.5
 """How often a process without work looks whether its objects are still referred to."""
+
+
+TaskKey = tuple[ProcessId, TaskNumber]
+"""A task in all the cluster: its owner and its number there."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
@@ -79,6 +90,7 @@ class Service:
         self._early: dict[LeaseId, list[tuple[ProcessId, Task]]] = {}
         self._ended: list[Ended] = []
         self._unanswered = 0
+        self._accepted: dict[TaskKey, Accepted] = {}
         self._order = 0
         self._ended_order = 0
         self._waits = 0
@@ -94,9 +106,13 @@ class Service:
             ActorAssigned: self._actor_assigned,
             ActorDismissed: self._actor_dismissed,
             ProcessUnneeded: self._unneeded_now,
+            StreamAdvanced: self._stream_moved,
+            StreamClosed: self._stream_moved,
+            CancelTask: self._cancel_task,
         }
         self._reactor.commands_by_type |= {
             Ended: self._task_ended,
+            Yielded: self._yielded,
             _Blocked: self._change_blocked,
             Outcome: self._actor_made,
             Left: self._actor_left,
@@ -127,8 +143,7 @@ class Service:
         if self._blocked or self._leaving:
             self._reactor.send(owner, TasksReturned(task.lease, [task.number], self._blocked))
             return
-        self._order += 1
-        self._execution.queue.put(Accepted(task, owner, references, self._order))
+        self._execution.queue.put(self._accept(task, owner, references))
         if self._overrun is None:
             self._overrun = asyncio.get_running_loop().call_later(OVERRUN_SECONDS, self._look)
 
@@ -137,12 +152,62 @@ class Service:
         hosting = self._runtime.hosting
         if hosting is None or self._leaving:
             return
-        self._order += 1
-        accepted = Accepted(call, caller, self._adopt(caller, call), self._order)
+        accepted = self._accept(call, caller, self._adopt(caller, call))
         if hosting.is_sequential:
             self._execution.queue.put(accepted)
         else:
             hosting.accept(accepted)
+
+    def _accept(self, task: Task, owner: ProcessId, references: list[ObjectRef[object]]) -> Accepted:
+        self._order += 1
+        accepted = Accepted(task, owner, references, self._order)
+        if task.returns == STREAMING:
+            accepted.producer = Producer(task.ahead)
+        self._accepted[owner, task.number] = accepted
+        return accepted
+
+    def _stream_moved(self, owner: ProcessId, record: StreamAdvanced | StreamClosed) -> None:
+        """The owner of a generator has taken items of it, or wants no more."""
+        accepted = self._accepted.get((owner, record.number))
+        if accepted is None or accepted.producer is None:
+            return
+        if isinstance(record, StreamClosed):
+            accepted.producer.close()
+        else:
+            accepted.producer.advance(record.taken)
+
+    def _cancel_task(self, owner: ProcessId, record: CancelTask) -> None:
+        """End a task that the owner does not want any more; one that was not begun is answered at once."""
+        accepted = self._accepted.get((owner, record.number))
+        if accepted is None or accepted.task.attempt != record.attempt:
+            return
+        if not cancel(accepted):
+            failed = cancelled(accepted.task.name)
+            self._ended.append(Ended(accepted, [failed] * abs(accepted.task.returns), [], 0.0, False))
+            del self._accepted[owner, record.number]
+            self._answer()
+            return
+        if accepted.producer is not None:
+            accepted.producer.close()
+        if record.recursive:
+            self._reactor.cancel_children(accepted.order, record.force)
+        if record.force:
+            self._runtime.bus.spawn(self._die())
+        elif (hosting := self._runtime.hosting) is not None:
+            hosting.interrupt(accepted)
+        else:
+            self._execution.interrupt(accepted)
+
+    async def _die(self) -> None:
+        """End this process at once, once the owners of what it has done before have heard of that."""
+        with contextlib.suppress(BusError, RequestTimeoutError):
+            await self._reactor.peers.flush(LAST_WORDS_SECONDS)
+        os._exit(1)
+
+    def _yielded(self, item: Yielded) -> None:
+        task, owner = item.accepted.task, item.accepted.owner
+        self._reactor.lend_contents(item.value, item.result.references, owner)
+        self._reactor.send(owner, Item(task.number, task.attempt, item.index, item.value))
 
     def _adopt(self, owner: ProcessId, task: Task) -> list[ObjectRef[object]]:
         """Make the references among a task's arguments, and have their owners count this process."""
@@ -169,6 +234,7 @@ class Service:
     def _give_back(self, *, blocked: bool) -> None:
         by_owner: dict[tuple[ProcessId, LeaseId], list[Accepted]] = {}
         for accepted in self._execution.withdraw():
+            self._accepted.pop((accepted.owner, accepted.task.number), None)
             by_owner.setdefault((accepted.owner, accepted.task.lease), []).append(accepted)
         for (owner, lease), items in by_owner.items():
             self._reactor.send(owner, TasksReturned(lease, [item.task.number for item in items], blocked))
@@ -253,6 +319,7 @@ class Service:
     def _task_ended(self, item: Ended) -> None:
         accepted = item.accepted
         self._ended.append(item)
+        self._accepted.pop((accepted.owner, accepted.task.number), None)
         self._ended_order = max(self._ended_order, accepted.order)
         self._waits = 0
         self._tell_blocked(accepted.task, accepted.owner)

@@ -15,15 +15,28 @@ from typing import Any
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.peers import Peers
-from shoal_core.protocol.ids import JobId, NodeId, ObjectKey, PeerId, ProcessId, TaskNumber, node_of, object_key
+from shoal_core.protocol.ids import (
+    JobId,
+    NodeId,
+    ObjectKey,
+    PeerId,
+    ProcessId,
+    TaskNumber,
+    node_of,
+    object_key,
+    task_of,
+)
 from shoal_core.protocol.messages import Demand
 from shoal_core.protocol.records import (
     Borrow,
     Borrowed,
+    CancelObject,
+    CancelTask,
     Failed,
     Fetch,
     Fetched,
     Held,
+    Item,
     LeaseGranted,
     LeaseRecalled,
     Record,
@@ -32,6 +45,8 @@ from shoal_core.protocol.records import (
     SegmentSealed,
     SegmentUnpinned,
     Stored,
+    StreamAdvanced,
+    StreamClosed,
     TaskDone,
     TasksReturned,
     Transfer,
@@ -47,7 +62,8 @@ from shoal_core.runtime.actors import Actors, Create, Created, Follow, Own
 from shoal_core.runtime.borrowing import Borrowing
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
-from shoal_core.runtime.submission import PendingTask, Submission
+from shoal_core.runtime.streams import STREAMING, Stream
+from shoal_core.runtime.submission import PendingTask, Submission, cancelled
 
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
@@ -83,6 +99,22 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancel:
+    """Command: cancel the task that makes an object."""
+
+    state: ObjectState
+    force: bool
+    recursive: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamMoved:
+    """Command: items of a stream were taken, or it was closed: nobody wants more of it."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
 class Say:
     """Command: send a record to a peer."""
 
@@ -109,6 +141,8 @@ class Reactor:
         self.actors = Actors(bus, subjects, self._dead)
         self.actors.turn = self._finish_unless_closed
         self.pinned: list[ObjectRef[Any]] = []
+        self.streams: dict[TaskNumber, Stream] = {}
+        self.tasks: dict[TaskNumber, PendingTask | PendingCall] = {}
         self._bus = bus
         self._subjects = subjects
         self._table = table
@@ -130,6 +164,8 @@ class Reactor:
             Created: self.actors.created,
             Notify: self._notify,
             Want: lambda want: self._want(want.states),
+            Cancel: self._cancel_object,
+            StreamMoved: lambda moved: self._tell_producer(moved.stream),
             Say: lambda say: self.send(say.peer, say.record),
         }
         self.records_by_type: dict[type, Callable[[Any, Any], None]] = {
@@ -138,6 +174,8 @@ class Reactor:
             TasksReturned: self.submission.returned,
             WorkerBlocked: lambda peer, r: self.submission.blocked(peer, r.lease, r.blocked),
             WorkerLost: self._worker_lost,
+            Item: self._item,
+            CancelObject: lambda peer, r: self._cancel(task_of(r.key), r.force, r.recursive),
             Fetch: self._fetch,
             Fetched: self._fetched,
             Borrow: lambda peer, r: self.borrowing.asked(r.key, peer),
@@ -278,11 +316,14 @@ class Reactor:
 
     def _submit(self, task: PendingTask) -> None:
         """Queue a task as soon as the objects it depends on are ready."""
+        self.tasks[task.wire.number] = task
         if not task.dependencies:
             self.submission.enqueue(task)
             return
 
         def resolved(failure: Failed | None) -> None:
+            if task.cancelled:
+                return
             if failure is None:
                 self.submission.enqueue(task)
             else:
@@ -293,6 +334,7 @@ class Reactor:
     def _call(self, call: PendingCall) -> None:
         """Queue a call of an actor at once, since its place among others is fixed now."""
         calls = self.actors.calls
+        self.tasks[call.wire.number] = call
         calls.enqueue(call)
         if not call.dependencies:
             return
@@ -304,6 +346,35 @@ class Reactor:
                 self.fail(call, failure)
 
         self._resolve(call, resolved)
+
+    def _cancel_object(self, cancel: Cancel) -> None:
+        state = cancel.state
+        if state.owner == self.local:
+            self._cancel(task_of(state.key), cancel.force, cancel.recursive)
+        elif state.value is None:
+            self.send(state.owner, CancelObject(state.key, cancel.force, cancel.recursive))
+
+    def _cancel(self, number: TaskNumber, force: bool, recursive: bool) -> None:
+        """End a task that has not ended: at once where it is queued here, by the worker that has it else."""
+        task = self.tasks.get(number)
+        if task is None:
+            return
+        if type(task) is PendingCall:
+            worker = self.actors.calls.cancel(task)
+            force = False  # the process is the actor's, who has other callers
+        else:
+            assert type(task) is PendingTask
+            worker = self.submission.cancel(task)
+        if worker is None:
+            self.fail(task, cancelled(task.wire.name))
+        else:
+            self.send(worker, CancelTask(number, task.wire.attempt, force, recursive))
+
+    def cancel_children(self, parent: int, force: bool) -> None:
+        """Cancel all that a task of this process has submitted, and so on."""
+        for number in [number for number, task in self.tasks.items() if task.parent == parent]:
+            self._cancel(number, force, recursive=True)
+        self.finish()
 
     def _follow(self, follow: Follow) -> None:
         if follow.uncounted:
@@ -329,7 +400,7 @@ class Reactor:
 
     def fail(self, task: PendingTask | PendingCall, failure: Failed) -> None:
         """End a task without a result of its own: all it would return is this error."""
-        self._settle_returns(task, [failure] * task.wire.returns, self.local)
+        self._settle_returns(task, [failure] * abs(task.wire.returns), self.local)
 
     def _task_done(self, worker: ProcessId, result: TaskDone, now: float) -> None:
         task = self.submission.done(worker, result, now) if result.lease else self.actors.calls.done(worker, result)
@@ -345,6 +416,12 @@ class Reactor:
 
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
+        self.tasks.pop(number, None)
+        if task.wire.returns == STREAMING:
+            failed = values[0] if values else None
+            assert failed is None or type(failed) is Failed
+            self._settled += self.streams.pop(number).end(failed)
+            values = ()
         owned = self._table.owned
         for index, value in enumerate(values, 1):
             state = owned.get(object_key(number, index))
@@ -360,6 +437,31 @@ class Reactor:
         task.nested = ()
         if type(task) is PendingCall and task.counter is not None:
             task.counter.fall()
+
+    def _item(self, worker: ProcessId, item: Item) -> None:
+        """Take in what a generator yielded, unless it is known from a run before, or nobody wants it."""
+        stream = self.streams.get(item.number)
+        contents = self.adopt(contained_in(item.value), worker)
+        state = None if stream is None else stream.accept(item.index, item.value)
+        if state is None:
+            self._discard(item.value)
+        else:
+            state.contents = contents
+            self._settled.append((state, item.value))
+        if stream is not None and stream.source != worker:
+            stream.source = worker
+            if stream.closed or stream.ahead:
+                self._tell_producer(stream)
+
+    def _tell_producer(self, stream: Stream) -> None:
+        """Tell the process that runs a generator, if it is known, whether and how far it should go on."""
+        if stream.closed:
+            stream.drop()
+        if stream.source is not None and stream.number in self.streams:
+            self.send(
+                stream.source,
+                StreamClosed(stream.number) if stream.closed else StreamAdvanced(stream.number, stream.taken),
+            )
 
     def _discard(self, value: Value) -> None:
         """Give back the memory of a value that nobody wants any more."""

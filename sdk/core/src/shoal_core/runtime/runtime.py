@@ -7,12 +7,13 @@ any thread may use it. ``Runtime.current`` is the runtime of this process; there
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -35,8 +36,10 @@ from shoal_core.protocol.ids import (
     ProcessId,
     TaskNumber,
     actor_id,
+    is_call,
     node_of,
     object_key,
+    task_of,
 )
 from shoal_core.protocol.messages import (
     GetJob,
@@ -52,8 +55,9 @@ from shoal_core.runtime.calls import PendingCall, PendingCounter
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
-from shoal_core.runtime.reactor import Notify, Reactor, Want
+from shoal_core.runtime.reactor import Cancel, Notify, Reactor, StreamMoved, Want
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
+from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
 from shoal_core.runtime.values import Values
 from shoal_core.runtime.work import Ended, current
@@ -81,6 +85,7 @@ class Call:
     key: SchedulingKey
     retries: int
     retry_on: bytes
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ class MethodCall:
     retry_on: bytes
     group: str = ""
     unordered: bool = False
+    ahead: int = 0
 
 
 class Runtime:
@@ -191,16 +197,19 @@ class Runtime:
         """Return the queue that tasks of a scheduling class share."""
         return self.reactor.submission.key_for(scheduling_class)
 
-    def submit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[ObjectRef[Any]]:
-        """Start a task and return the references to what it will return; never waits for the task."""
+    def submit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """Start a task and return the references to what it will return; never waits for the task.
+
+        Of a generator, the one thing returned is an ``ObjectRefGenerator``.
+        """
         dependencies: Sequence[ObjectRef[Any]] = ()
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
         if args or kwargs:
             arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
         wire = self._wire(call.function, call.name, call.returns, arguments, call.retry_on)
-        refs = self._returns(wire)
-        self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested))
+        refs = self._returns(wire, call.ahead)
+        self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested, _parent()))
         self.reactor.wake()
         return refs
 
@@ -211,7 +220,7 @@ class Runtime:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         counter: PendingCounter | None = None,
-    ) -> list[ObjectRef[Any]]:
+    ) -> list[Any]:
         """Call a method and return the references to what it will return; never waits for the actor.
 
         ``handle`` is the reference behind the caller's handle, which the call holds until it ends. Raises
@@ -229,14 +238,17 @@ class Runtime:
             if args or kwargs:
                 arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
             wire = self._wire(FunctionId(call.method), call.name, call.returns, arguments, call.retry_on)
+            wire.number = TaskNumber(wire.number + 1)  # odd: a call (see ``ids``)
         except BaseException:
             if counter is not None:
                 counter.fall()
             raise
         wire.group = call.group
-        refs = self._returns(wire)
+        refs = self._returns(wire, call.ahead)
         holds = [*nested, handle]
-        self._commands.append(PendingCall(call.actor, wire, call.retries, dependencies, holds, call.unordered, counter))
+        self._commands.append(
+            PendingCall(call.actor, wire, call.retries, dependencies, holds, call.unordered, counter, _parent())
+        )
         self.reactor.wake()
         return refs
 
@@ -245,7 +257,7 @@ class Runtime:
         self._check_open()
         running = current.get()
         return Task(
-            TaskNumber(next(self._numbers)),
+            TaskNumber(2 * next(self._numbers)),
             0,
             LeaseId(0),
             0,
@@ -259,8 +271,12 @@ class Runtime:
             0 if running is None else running.task.depth + 1,
         )
 
-    def _returns(self, wire: Task) -> list[ObjectRef[Any]]:
-        """Make the references to what a task will return."""
+    def _returns(self, wire: Task, ahead: int) -> list[Any]:
+        """Make the references to what a task will return, or its generator."""
+        if wire.returns == STREAMING:
+            wire.ahead = ahead
+            stream = self.reactor.streams[wire.number] = Stream(self.objects, wire.number, ahead)
+            return [ObjectRefGenerator(self, stream)]
         create = self.objects.create
         first = object_key(wire.number, 1)
         return [create(ObjectKey(first + index)) for index in range(wire.returns)]
@@ -299,8 +315,7 @@ class Runtime:
 
     def new_actor(self) -> tuple[ActorId, ObjectRef[Any]]:
         """Draw the id of an actor that this process creates, and make its creation object."""
-        number = next(self._numbers)
-        ref = self.objects.create(object_key(TaskNumber(number), 0))
+        ref = self.objects.create(object_key(TaskNumber(2 * next(self._numbers)), 0))
         return actor_id(self.local, next(self._actor_numbers)), ref
 
     def made_of(
@@ -363,7 +378,7 @@ class Runtime:
 
     def token(self) -> ObjectRef[Any]:
         """Return a reference to nothing, by whose end the end of a handle is noticed that nobody counts."""
-        return self.objects.create(object_key(TaskNumber(next(self._numbers)), 0))
+        return self.objects.create(object_key(TaskNumber(2 * next(self._numbers)), 0))
 
     def function(self, function_id: FunctionId) -> Definition:
         """Return a function of the job, fetched at its first use (user threads only)."""
@@ -388,7 +403,7 @@ class Runtime:
 
     def _put(self, serialized: Serialized) -> ObjectRef[Any]:
         self._check_open()
-        ref = self.objects.create(object_key(TaskNumber(next(self._numbers)), 0))
+        ref = self.objects.create(object_key(TaskNumber(2 * next(self._numbers)), 0))
         state = ref._state
         state.contents = serialized.references
         placed = self.values.place(serialized, self.local)
@@ -466,6 +481,32 @@ class Runtime:
             finally:
                 self.blocked(False)
 
+    def cancel(self, ref: ObjectRef[Any], *, force: bool, recursive: bool) -> None:
+        """Cancel the task that makes an object, if it has not ended (any thread).
+
+        Raises ``ValueError`` where ``force`` is asked for a call of an actor.
+        """
+        state = ref._state
+        if force and is_call(task_of(state.key)):
+            raise ValueError("force=True is not supported for calls of actors; kill() ends the actor itself.")
+        self.command(Cancel(state, force, recursive))
+
+    def move_stream(self, stream: Stream) -> None:
+        """Tell the producer of a stream that items were taken, or that nobody wants more (any thread)."""
+        self.command(StreamMoved(stream))
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Give back the CPU of the task in this thread while it waits for something else than objects."""
+        if self.blocked is None or current.get() is None:
+            yield
+            return
+        self.blocked(True)
+        try:
+            yield
+        finally:
+            self.blocked(False)
+
     def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
         """Call back on the I/O thread when an object is ready (any thread)."""
         notify = Notify(state, callback)
@@ -521,6 +562,12 @@ class Runtime:
 
     def _restore(self, owner: ProcessId, key: ObjectKey) -> ObjectRef[Any]:
         return self.objects.restore(Reference(owner, key))
+
+
+def _parent() -> int:
+    """Return the order of the task that runs in this thread, 0 where none does."""
+    running = current.get()
+    return 0 if running is None else running.order
 
 
 def _submit_span(name: str) -> str:

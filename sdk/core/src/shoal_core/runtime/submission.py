@@ -51,10 +51,11 @@ class PendingTask:
     """A task of this process that has not ended: what is sent, and what its owner needs to know beside it.
 
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments; the task
-    holds both until it ends. ``retries`` are those left, -1 for no end of them.
+    holds both until it ends. ``retries`` are those left, -1 for no end of them. ``parent`` is the task of this process
+    that submitted it, by its order there (0: none).
     """
 
-    __slots__ = ("dependencies", "key", "nested", "retries", "unresolved", "wire")
+    __slots__ = ("cancelled", "dependencies", "key", "nested", "parent", "retries", "unresolved", "wire")
 
     def __init__(
         self,
@@ -63,9 +64,12 @@ class PendingTask:
         retries: int,
         dependencies: Sequence[Any] = (),
         nested: Sequence[Any] = (),
+        parent: int = 0,
     ) -> None:
         self.wire = wire
         self.key = key
+        self.parent = parent
+        self.cancelled = False
         self.retries = retries
         self.dependencies = dependencies
         self.nested = nested
@@ -210,8 +214,22 @@ class Submission:
         lease = key.leases[place]
         lease.stalled = True
         tasks = [lease.in_flight.pop(number) for number in returned.numbers if number in lease.in_flight]
-        key.queue.extendleft(reversed(tasks))
+        self.failed += [(task, cancelled(task.wire.name)) for task in tasks if task.cancelled]
+        key.queue.extendleft(task for task in reversed(tasks) if not task.cancelled)
         self._touched[key] = None
+
+    def cancel(self, task: PendingTask) -> ProcessId | None:
+        """Never try a task again; return the worker that has it, or None if it was queued, and is no more."""
+        task.cancelled = True
+        task.retries = 0
+        key = task.key
+        for lease in key.leases.values():
+            if task.wire.number in lease.in_flight:
+                return lease.worker
+        if task in key.queue:
+            key.queue.remove(task)
+            self._touched[key] = None
+        return None
 
     def blocked(self, worker: ProcessId, number: LeaseId, blocked: bool) -> None:
         """A worker waits for other objects, or goes on."""
@@ -235,7 +253,10 @@ class Submission:
         again = []
         for task in lease.in_flight.values():
             if task.wire.position > loss.begun:
-                again.append(task)
+                if task.cancelled:
+                    self.failed.append((task, cancelled(task.wire.name)))
+                else:
+                    again.append(task)
             elif task.retries:
                 self._next_attempt(task)
                 again.append(task)
@@ -363,6 +384,11 @@ class Submission:
     def _remove(self, node: NodeId, number: LeaseId) -> Lease | None:
         key = self._lease_keys.pop((node, number), None)
         return None if key is None else key.leases.pop((node, number))
+
+
+def cancelled(name: str) -> Failed:
+    """Return what becomes of a task that was cancelled."""
+    return Failed("task_cancelled", f"{name}() was cancelled.")
 
 
 def _load(lease: Lease) -> int:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import pickle
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ from shoal_core.protocol.records import Inline, LeaseAssigned, Stored, Task, Val
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
+from shoal_core.runtime.streams import Producer
+from shoal_core.runtime.submission import cancelled
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -32,13 +36,48 @@ _NO_ARGUMENTS: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 class Accepted:
     """A task that came to this process; ``references`` are those nested in its arguments, held until it ends.
 
-    ``order`` rises with each task that comes.
+    ``order`` rises with each task that comes; ``producer`` is there for generators. What is ``cancelled`` before it was
+    ``begun`` never is (see ``begin`` and ``cancel``).
     """
 
     task: Task
     owner: ProcessId
     references: list[ObjectRef[Any]]
     order: int
+    producer: Producer | None = None
+    begun: bool = False
+    cancelled: bool = False
+
+
+_beginning = threading.Lock()
+
+
+def begin(accepted: Accepted) -> bool:
+    """Begin a task, unless it was cancelled before: then False, and it was answered already (whoever runs tasks)."""
+    with _beginning:
+        accepted.begun = not accepted.cancelled
+        return accepted.begun
+
+
+def cancel(accepted: Accepted) -> bool:
+    """Mark a task as cancelled; tell whether it had been begun (I/O thread)."""
+    with _beginning:
+        accepted.cancelled = True
+        return accepted.begun
+
+
+class TaskInterrupt(KeyboardInterrupt):
+    """Breaks into the user's code of a task that was cancelled."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Yielded:
+    """An item that a generator yielded here."""
+
+    accepted: Accepted
+    index: int
+    value: Value
+    result: Serialized
 
 
 @dataclass(slots=True)
@@ -62,6 +101,7 @@ class Running:
     order: int
     lease: LeaseAssigned | None
     label: str
+    accepted: Accepted | None = None
 
 
 current: contextvars.ContextVar[Running | None] = contextvars.ContextVar("shoal_current_task", default=None)
@@ -103,7 +143,9 @@ class Work:
     def __enter__(self) -> Work:
         accepted = self.accepted
         self._began = time.perf_counter()
-        self._token = current.set(Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label))
+        self._token = current.set(
+            Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label, accepted)
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
@@ -113,8 +155,10 @@ class Work:
         if isinstance(error, self._lets_pass):
             return False
         task = self.accepted.task
-        retryable = _is_retryable(task, error)
-        failed = failure(self._name, error)
+        if self.accepted.cancelled and isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+            retryable, failed = False, cancelled(self._name)
+        else:
+            retryable, failed = _is_retryable(task, error), failure(self._name, error)
         self._end([failed] * max(1, task.returns), [], retryable)
         return True
 
@@ -139,6 +183,9 @@ class Work:
     def succeed(self, result: Any) -> None:
         """Serialize what the function returned; the owner of the values is the task's owner."""
         task, runtime = self.accepted.task, self._runtime
+        if self.accepted.producer is not None:
+            self._stream(result, self.accepted.producer)
+            return
         if task.returns == 1:
             results = [runtime.codec.dump(result)]
         elif task.returns == 0:
@@ -146,6 +193,51 @@ class Work:
         else:
             results = [runtime.codec.dump(part) for part in _parts(task, result)]
         self._end([runtime.values.place(serialized, self.accepted.owner) for serialized in results], results, False)
+
+    def _stream(self, result: Any, producer: Producer) -> None:
+        """Run a generator in this thread, and hand on what it yields."""
+        items = _iterator(self._name, result)
+        made = 0
+        while True:
+            if not producer.may_go_on(made):
+                with self._runtime.waiting():
+                    producer.wait(made)
+            if producer.closed:
+                items.close()
+                break
+            try:
+                item = next(items)
+            except StopIteration:
+                break
+            made += 1
+            self._hand_on(made, item)
+            del item
+        self._end([], [], False)
+
+    async def stream_on_loop(self, result: Any) -> None:
+        """Run a generator, asynchronous or not, on an actor's loop, and hand on what it yields."""
+        producer = self.accepted.producer
+        assert producer is not None
+        items = result if hasattr(result, "__anext__") else _as_async(_iterator(self._name, result))
+        made = 0
+        while True:
+            await producer.wait_on_loop(made)
+            if producer.closed:
+                await items.aclose()
+                break
+            try:
+                item = await anext(items)
+            except StopAsyncIteration:
+                break
+            made += 1
+            self._hand_on(made, item)
+            del item
+        self._end([], [], False)
+
+    def _hand_on(self, index: int, item: Any) -> None:
+        serialized = self._runtime.codec.dump(item)
+        value = self._runtime.values.place(serialized, self.accepted.owner)
+        self._runtime.command(Yielded(self.accepted, index, value, serialized))
 
     def traced(self) -> AbstractContextManager[Any]:
         """Open the span in which the function runs; its parent is the submission."""
@@ -160,6 +252,28 @@ def fill_in(args: Sequence[Any], kwargs: dict[str, Any], values: Sequence[Any]) 
     args = [values[arg.index] if type(arg) is Dependency else arg for arg in args]
     kwargs = {name: values[arg.index] if type(arg) is Dependency else arg for name, arg in kwargs.items()}
     return args, kwargs
+
+
+def _iterator(name: str, result: Any) -> Generator[Any, None, None]:
+    """Return what a streaming task returned as a generator."""
+    try:
+        items = iter(result)
+    except TypeError:
+        raise TypeError(
+            f"{name} was called with num_returns='streaming' but returned a {type(result).__name__}, which cannot be "
+            "iterated over; make it a generator."
+        ) from None
+    return result if hasattr(result, "close") and items is result else (item for item in items)
+
+
+async def _as_async(items: Generator[Any, None, None]) -> AsyncGenerator[Any, None]:
+    """Yield the items of a generator that is not asynchronous; the loop turns between them."""
+    try:
+        for item in items:
+            yield item
+            await asyncio.sleep(0)
+    finally:
+        items.close()
 
 
 def _parts(task: Task, result: Any) -> Sequence[Any]:
