@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shoal_core.protocol.actors import ActorClaim, ActorDescription, ActorEnded, ActorRecord, ActorState, ClaimActor
 from shoal_core.protocol.effects import (
     Answered,
     Ask,
@@ -17,8 +18,9 @@ from shoal_core.protocol.effects import (
     Start,
 )
 from shoal_core.protocol.errors import NoRespondersError, NotFoundError, RequestTimeoutError, ServiceError
-from shoal_core.protocol.ids import NO_NODE, JobId, NodeId, ProcessId, SlotId, new_process_id
+from shoal_core.protocol.ids import NO_NODE, ActorId, JobId, NodeId, ProcessId, SlotId, new_process_id
 from shoal_core.protocol.messages import (
+    ActorStart,
     AllocateSegment,
     AttachDriver,
     Done,
@@ -36,13 +38,14 @@ from shoal_core.protocol.messages import (
     NodeDied,
     NodeRecord,
     NodeState,
+    PinSegment,
     ProcessDied,
     ProcessList,
 )
-from shoal_core.protocol.records import SegmentSealed, WorkerReady
+from shoal_core.protocol.records import ActorLeft, ActorReady, SegmentSealed, WorkerReady
 from shoal_core.protocol.resources import to_resources
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.testing.builders import node_id, process_id
+from shoal_core.testing.builders import node_id, process_id, put_key
 from shoal_worker import liveness
 from shoal_worker.inputs import DriverEnded, FileCreated, Leave, ProcessEnded, StartProcess, Suspected, WatchDriver
 from shoal_worker.liveness import (
@@ -56,6 +59,7 @@ from shoal_worker.liveness import (
     Liveness,
 )
 from shoal_worker.node import NodeCore
+from shoal_worker.segments import RemoveFile
 
 HERE, THERE = node_id(1), node_id(2)
 OWNER, OTHER = process_id(1, node=2), process_id(2, node=2)
@@ -391,3 +395,54 @@ def test_a_job_that_ends_lets_its_driver_live_but_hold_nothing_more() -> None:
     assert node.core.drivers == {}
     assert len(node.core.segments) == 0
     assert node.take(DriverEnded(driver)) == []
+
+
+def test_what_a_driver_has_mapped_is_not_used_again_though_its_job_has_ended() -> None:
+    node = Node()
+    driver = new_process_id(HERE)
+    node.request(AttachDriver(driver=driver, job_id=JOB, machine_id="machine", pid=5))
+    node.request(AllocateSegment(process=driver, size_bytes=10))
+    node.take(FileCreated("o1"))
+    node.take(Received(driver, [SegmentSealed("o1", driver)]))
+    node.request(PinSegment(process=driver, segment="o1", serial=1))
+    finished = JobFinished(job_id=JOB, driver=driver, state=JobState.SUCCEEDED, message="")
+    effects = node.take(Event(finished, "gcs"))
+    assert Start(RemoveFile("o1")) in effects
+    assert node.core.segments.warm_bytes == 0
+
+
+def test_an_actor_that_leaves_while_it_is_killed_holds_its_resources_until_it_was_reaped() -> None:
+    node = Node()
+    actor = ActorId("a" * 24)
+    resources = to_resources({"CPU": 1})
+    start = ActorStart(actor_id=actor, incarnation=0, owner=OWNER)
+    request = LeaseRequest(
+        scheduler="s",
+        owner=ProcessId(actor),
+        job_id=JOB,
+        key=0,
+        slots=[SlotId(1)],
+        resources=resources,
+        actor=start,
+    )
+    (claim,) = node.asked(node.request(request), ClaimActor)
+    owned = ActorDescription(
+        actor_id=actor,
+        job_id=JOB,
+        owner=OWNER,
+        owner_key=put_key(1),
+        class_name="Counter",
+        placement=resources,
+        resources=resources,
+    )
+    record = ActorRecord(description=owned, state=ActorState.PENDING_CREATION, node_id=HERE, created_at=0.0)
+    node.take(Answered(claim.context, ActorClaim(record=record, spec=b"")))
+    (process,) = node.core.processes
+    node.take(Received(process.process_id, [WorkerReady(1), ActorReady(actor, 0, 1)]))
+    node.take(Event(JobFinished(job_id=JOB, driver=OWNER, state=JobState.SUCCEEDED, message=""), "gcs"))
+    effects = node.take(Received(process.process_id, [ActorLeft(actor, 0, "it was done")]))
+    assert node.asked(effects, ActorEnded) == []
+    assert node.core.leases.free == {"CPU": 10_000}
+    effects = node.take(ProcessEnded(process.process_id, "killed"))
+    assert len(node.asked(effects, ActorEnded)) == 1
+    assert node.core.leases.free == node.core.leases.total

@@ -255,6 +255,8 @@ class Workforce:
         lease = self.leases.get(hosted.lease)
         process = self._process(lease)
         assert lease is not None
+        if lease.over:
+            return  # it is being killed: reported when it has been reaped
         self.actors.over(hosted, reason, now, error, final=True)
         self._end(lease)
         self.processes.leave(process, now)
