@@ -294,7 +294,8 @@ class TestCalls:
         def one() -> int:
             return 1
 
-        made: Any = shoal.remote(Sum).remote(one.remote(), [one.remote(), shoal.put(10)], named=shoal.put(100))
+        sum_class: Any = shoal.remote(Sum)
+        made = sum_class.remote(one.remote(), [one.remote(), shoal.put(10)], named=shoal.put(100))
         gc.collect()
         assert get(made.get.remote()) == 112
 
