@@ -104,13 +104,17 @@ class Values:
     def _map(self, value: Stored, folder: Path) -> tuple[Any, mmap.mmap]:
         """Pin and map a segment of this node."""
         serial = next(self._pins)
-        self._call(self._ask_node("pin", PinSegment(process=self._local, segment=value.segment, serial=serial)))
         reactor, node = self._reactor, self._node
 
         def done(segment: str) -> None:
             unpin(reactor, node, segment, serial)
 
-        return segments.read(folder, value.segment, value.size_bytes, done)
+        try:
+            self._call(self._ask_node("pin", PinSegment(process=self._local, segment=value.segment, serial=serial)))
+            return segments.read(folder, value.segment, value.size_bytes, done)
+        except BaseException:
+            done(value.segment)  # whether the node heard of the pin is unknown; if not, it will never count
+            raise
 
     async def _ask_node(self, verb: str, message: Message) -> Message:
         return await ask(self._bus, self._on(self._node, verb), message, timeout_seconds=REQUEST_SECONDS)
