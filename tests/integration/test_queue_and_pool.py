@@ -389,6 +389,41 @@ class TestQueue:
         with pytest.raises(Empty):
             queue.get(timeout=0.1)
 
+    def test_of_many_that_get_at_once_those_cancelled_take_nothing(self) -> None:
+        queue: Queue[int] = Queue()
+
+        async def use() -> list[int]:
+            await asyncio.gather(*[queue.put_async(item) for item in range(100)])
+            taken: list[int] = []
+            for turns in range(10):
+                getting = [asyncio.ensure_future(queue.get_async()) for _ in range(20)]
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                for one in getting[::2]:
+                    one.cancel()
+                await asyncio.wait(getting, timeout=0.05)
+                for one in getting:
+                    one.cancel()
+                await asyncio.wait(getting)
+                taken += [one.result() for one in getting if not one.cancelled()]
+            return taken
+
+        taken = asyncio.run(use())
+        until(lambda: len(taken) + queue.qsize() == 100, "what was not taken is in the queue again")
+        assert sorted([*taken, *queue.get_nowait_batch(queue.qsize())]) == list(range(100))
+
+    def test_what_cannot_be_sent_is_the_error_of_who_sends_it(self) -> None:
+        queue: Queue[Any] = Queue()
+
+        async def use() -> list[Any]:
+            items = [1, threading.Lock(), 3]
+            return await asyncio.gather(*[queue.put_async(item) for item in items], return_exceptions=True)
+
+        results = asyncio.run(use())
+        assert [results[0], results[2]] == [None, None]
+        assert isinstance(results[1], TypeError)
+        assert sorted(queue.get_nowait_batch(2)) == [1, 3]
+
     def test_a_cancelled_put_adds_nothing(self) -> None:
         queue: Queue[int] = Queue(maxsize=1)
 
@@ -476,6 +511,10 @@ class TestQueue:
             get(waits)
         until(lambda: not psutil.pid_exists(pid), "its process is gone")
         queue.shutdown()  # once more does nothing
+        with pytest.raises(RuntimeError, match="shut down"):
+            queue.put(1)
+        with pytest.raises(RuntimeError, match="shut down"):
+            asyncio.run(queue.get_async())
 
     def test_threads_share_a_queue(self) -> None:
         queue: Queue[int] = Queue(maxsize=2)

@@ -3,16 +3,8 @@
 The items are in an actor, whose one loop serves everybody in turn. Whoever waits there, waits for a future: a blocked
 ``get`` costs nothing until there is an item.
 
-An item that was taken for a caller who is gone is not lost. A caller that has to wait is known to the actor by a
-*sign of life*, a reference that its process owns and that never becomes ready; it fails when the process dies. What
-such a caller is given is kept until it says that it has received it, and goes back to the head of the queue otherwise:
-
-    take ── an item is there ──► it is the result
-      │
-      └─ none is there ──► the caller waits ── put ──► given, kept ── received ──► forgotten
-                             │                           │
-                             ├── time is over: ``Empty`` ├── the caller gave up, or its process died ──► back
-                             └── the caller gave up, or its process died: forgotten
+What coroutines of one event loop ask for in the same turn of it goes in one call, as far as it can be had at once; the
+others wait each in a call of its own. ``queue_actor`` says what becomes of items whose taker is gone.
 """
 
 from __future__ import annotations
@@ -20,39 +12,106 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import queue
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
-from shoal.actor import ActorClass, kill, method
+from shoal.actor import ActorClass, kill
 from shoal.handle import ActorHandle
 from shoal.objects import get, wait
 from shoal.session import runtime
-from shoal_core.protocol.errors import ShoalError
+from shoal.util.queue_actor import Empty, Full, QueueActor, Result, Ticket
 from shoal_core.runtime.objects import ObjectRef
 
 T = TypeVar("T")
 
+logger = logging.getLogger("shoal")
+
+MOST_TOGETHER = 256
+"""So many coroutines at most share a call."""
+
 MOST_WAITING = 1_000_000
 """So many callers may wait for one queue at once, unless ``actor_options`` say otherwise."""
-
-QUIET_SECONDS = 5.0
-"""So long a process that waits for nothing is remembered: a worker process whose object somebody holds does not end."""
-
-Ticket = tuple[str, int]
-Result = tuple[()] | tuple[Any] | tuple[Any, Ticket]
-"""What ``take`` returns: nothing (its sign of life is wanted), an item, or an item whose receipt is to be told."""
 
 _numbers = itertools.count(1)
 
 
-class Empty(queue.Empty):
-    """There is no item, or there are too few."""
+class _Turn:
+    """What coroutines of one event loop ask for in one turn of it: each a future, and the item if it puts one."""
+
+    __slots__ = ("asked", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.asked: list[tuple[asyncio.Future[Any], Any]] = []
 
 
-class Full(queue.Full):
-    """There is no room."""
+Send = Callable[[ActorHandle[QueueActor], Sequence[tuple[asyncio.Future[Any], Any]]], Coroutine[Any, Any, None]]
+
+
+class _Turns:
+    """The turns in which coroutines come together, and the calls that are made for them.
+
+    A future's result is false where its coroutine has to go its own way.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._open: _Turn | None = None
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def join(self, actor: ActorHandle[QueueActor], item: Any = None) -> asyncio.Future[Any]:
+        """Ask in the current turn of the running loop."""
+        loop = asyncio.get_running_loop()
+        turn = self._open
+        if turn is None or turn.loop is not loop or len(turn.asked) == MOST_TOGETHER:
+            turn = self._open = _Turn(loop)
+            loop.call_soon(self._close, actor, turn)
+        future = loop.create_future()
+        turn.asked.append((future, item))
+        return future
+
+    def _close(self, actor: ActorHandle[QueueActor], turn: _Turn) -> None:
+        if self._open is turn:
+            self._open = None
+        asked = [one for one in turn.asked if not one[0].done()]
+        if len(asked) == 1:
+            asked[0][0].set_result(False)
+        elif asked:
+            call = turn.loop.create_task(self._send(actor, asked))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+
+
+async def _put_together(actor: ActorHandle[QueueActor], asked: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    accepted = 0
+    try:
+        accepted = await actor.put_some.remote([item for _, item in asked])
+    except Exception:
+        logger.debug("a call for %d coroutines failed; each makes its own", len(asked), exc_info=True)
+    for index, (future, _) in enumerate(asked):
+        if not future.done():
+            future.set_result(index < accepted)
+
+
+async def _take_together(actor: ActorHandle[QueueActor], asked: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    taken: ObjectRef[list[Any]] | None = None
+    items: list[Any] = []
+    try:
+        taken = actor.take_some.remote(len(asked))
+        items = await taken
+    except asyncio.CancelledError:
+        actor.put_back.remote([taken], by_reference=True)
+        raise
+    except Exception:
+        logger.debug("a call for %d coroutines failed; each makes its own", len(asked), exc_info=True)
+    given = 0
+    for future, _ in asked:
+        if not future.done():
+            future.set_result((items[given],) if given < len(items) else ())
+            given += 1
+    if items[given:]:
+        actor.put_back.remote(items[given:])
 
 
 class Queue(Generic[T]):
@@ -71,16 +130,23 @@ class Queue(Generic[T]):
 
     def __init__(self, maxsize: int = 0, actor_options: Mapping[str, Any] | None = None) -> None:
         options = {"max_concurrency": MOST_WAITING, **(actor_options or {})}
-        self.maxsize = maxsize
-        actor_class: ActorClass[[int], _QueueActor] = ActorClass(_QueueActor, options)
-        self.actor: ActorHandle[_QueueActor] = actor_class.remote(maxsize)
+        actor_class: ActorClass[[int], QueueActor] = ActorClass(QueueActor, options)
+        self.__setstate__((maxsize, actor_class.remote(maxsize)))
+
+    def __getstate__(self) -> tuple[int, ActorHandle[QueueActor]]:
+        return self.maxsize, self.actor
+
+    def __setstate__(self, state: tuple[int, ActorHandle[QueueActor]]) -> None:
+        self.maxsize, self.actor = state
+        self._puts = _Turns(_put_together)
+        self._takes = _Turns(_take_together)
 
     def __len__(self) -> int:
         return self.size()
 
     def size(self) -> int:
         """Return the number of items."""
-        return cast(int, get(self.actor.qsize.remote()))
+        return cast(int, get(self._living.qsize.remote()))
 
     def qsize(self) -> int:
         """Return the number of items."""
@@ -88,21 +154,21 @@ class Queue(Generic[T]):
 
     def empty(self) -> bool:
         """Tell whether there is no item."""
-        return cast(bool, get(self.actor.empty.remote()))
+        return cast(bool, get(self._living.empty.remote()))
 
     def full(self) -> bool:
         """Tell whether there is no room."""
-        return cast(bool, get(self.actor.full.remote()))
+        return cast(bool, get(self._living.full.remote()))
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
         """Add an item, waiting for room; raise ``Full`` if there is none (after ``timeout`` seconds, if ``block``)."""
         if not block:
-            _settle(lambda: get(self.actor.put_nowait.remote(item)))
+            _settle(lambda: get(self._living.put_nowait.remote(item)))
             return
         _check_timeout(timeout)
         ticket = _ticket()
         with self._given_up(ticket):
-            _settle(lambda: get(self.actor.put.remote(item, timeout, ticket)))
+            _settle(lambda: get(self._living.put.remote(item, timeout, ticket)))
 
     async def put_async(
         self,
@@ -112,38 +178,49 @@ class Queue(Generic[T]):
     ) -> None:
         """Add an item as ``put`` does. Where it is cancelled while it waits for room, the item is not added."""
         if not block:
-            await _settle_async(self.actor.put_nowait.remote(item))
+            await _settle_async(self._living.put_nowait.remote(item))
             return
         _check_timeout(timeout)
+        if await self._puts.join(self._living, item):
+            return
         ticket = _ticket()
         with self._given_up(ticket):
-            await _settle_async(self.actor.put.remote(item, timeout, ticket))
+            await _settle_async(self._living.put.remote(item, timeout, ticket))
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
         """Take an item, waiting for one; raise ``Empty`` if there is none (after ``timeout`` seconds, if ``block``)."""
         if not block:
-            return cast(T, _settle(lambda: get(self.actor.get_nowait.remote())))
+            return cast(T, _settle(lambda: get(self._living.get_nowait.remote())))
         _check_timeout(timeout)
         ticket = _ticket()
-        taken: ObjectRef[Result] = self.actor.take.remote(ticket, timeout)
+        taken: ObjectRef[Result] = self._living.take.remote(ticket, timeout)
         with self._given_up(ticket, lambda: taken):
             result = _settle(lambda: get(taken))
             if not result:
-                taken = self.actor.take.remote(ticket, timeout, [runtime().token()])
+                taken = self._living.take.remote(ticket, timeout, [runtime().token()])
                 result = _settle(lambda: get(taken))
         return self._received(result)
 
     async def get_async(self, block: bool = True, timeout: float | None = None) -> T:  # noqa: ASYNC109 - Ray's name
         """Take an item as ``get`` does. Where it is cancelled, the item stays in the queue."""
         if not block:
-            return cast(T, await _settle_async(self.actor.get_nowait.remote()))
+            return cast(T, await _settle_async(self._living.get_nowait.remote()))
         _check_timeout(timeout)
+        together = self._takes.join(self._living)
+        try:
+            taken_together = await together
+        except asyncio.CancelledError:
+            if not together.cancelled() and together.result():
+                self._living.put_back.remote(list(together.result()))
+            raise
+        if taken_together:
+            return cast(T, taken_together[0])
         ticket = _ticket()
-        taken: ObjectRef[Result] = self.actor.take.remote(ticket, timeout)
+        taken: ObjectRef[Result] = self._living.take.remote(ticket, timeout)
         with self._given_up(ticket, lambda: taken):
             result = await _settle_async(taken)
             if not result:
-                taken = self.actor.take.remote(ticket, timeout, [runtime().token()])
+                taken = self._living.take.remote(ticket, timeout, [runtime().token()])
                 result = await _settle_async(taken)
         return self._received(result)
 
@@ -156,7 +233,7 @@ class Queue(Generic[T]):
         if not isinstance(items, Iterable):
             raise TypeError("Argument 'items' must be an Iterable")
         batch = list(items)
-        _settle(lambda: get(self.actor.put_nowait_batch.remote(batch)))
+        _settle(lambda: get(self._living.put_nowait_batch.remote(batch)))
 
     def get_nowait(self) -> T:
         """Take an item; raise ``Empty`` if there is none."""
@@ -168,14 +245,14 @@ class Queue(Generic[T]):
             raise TypeError("Argument 'num_items' must be an int")
         if num_items < 0:
             raise ValueError("'num_items' must be nonnegative")
-        return cast(list[T], _settle(lambda: get(self.actor.get_nowait_batch.remote(num_items))))
+        return cast(list[T], _settle(lambda: get(self._living.get_nowait_batch.remote(num_items))))
 
     def shutdown(self, force: bool = False, grace_period_s: float = 5) -> None:
         """End the actor, and with it the queue: after the calls made so far, or at once if ``force``.
 
         Where those take longer than ``grace_period_s`` seconds it is ended at once as well.
         """
-        actor: ActorHandle[_QueueActor] | None = self.actor
+        actor: ActorHandle[QueueActor] | None = self.actor
         if actor is None:
             return
         if force:
@@ -191,15 +268,22 @@ class Queue(Generic[T]):
 
     # ------------------------------------------------------------------------------- inside
 
+    @property
+    def _living(self) -> ActorHandle[QueueActor]:
+        actor: ActorHandle[QueueActor] | None = self.actor
+        if actor is None:
+            raise RuntimeError("This queue was shut down: shutdown() was called on it, here.")
+        return actor
+
     def _received(self, result: Result) -> T:
         if len(result) == 2:
-            self.actor.received.remote(result[1])
+            self._living.received.remote(result[1])
         return cast(T, result[0])  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _given_up(self, ticket: Ticket, taken: Callable[[], ObjectRef[Result]] | None = None) -> Iterator[None]:
         """Undo a call whose caller stops waiting: it is cancelled, or interrupted."""
-        actor = self.actor
+        actor = self._living
         try:
             yield
         except Exception:
@@ -243,258 +327,4 @@ def _ticket() -> Ticket:
     return runtime().local, next(_numbers)
 
 
-# ------------------------------------------------------------------------------------ the actor
-
-
-class _Client:
-    """A process that waits, or has lately waited, for items: what it was given and has not received yet."""
-
-    __slots__ = ("given", "process", "used_at", "waiting", "watch")
-
-    def __init__(self, process: str) -> None:
-        self.process = process
-        self.given: dict[Ticket, Any] = {}
-        self.waiting = 0
-        self.used_at = 0.0
-        self.watch: asyncio.Task[None] | None = None
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether it would not matter if the process died."""
-        return not self.waiting and not self.given
-
-
-class _Taker:
-    """A call that waits for an item; without a client nobody knows whether its caller lives."""
-
-    __slots__ = ("client", "future")
-
-    def __init__(self, future: asyncio.Future[Any], client: _Client | None) -> None:
-        self.future = future
-        self.client = client
-
-
-class _Giver:
-    """A call that waits for room for its item."""
-
-    __slots__ = ("future", "item")
-
-    def __init__(self, future: asyncio.Future[None], item: Any) -> None:
-        self.future = future
-        self.item = item
-
-
-class _QueueActor:
-    """The items of a queue and who waits for them. Nobody waits for an item while there is one, nor for room.
-
-    Methods return at once what can be had at once, and else something to await.
-    """
-
-    def __init__(self, maxsize: int) -> None:
-        self._maxsize = maxsize
-        self._items: deque[Any] = deque()
-        self._takers: dict[Ticket, _Taker] = {}
-        self._givers: dict[Ticket, _Giver] = {}
-        self._clients: dict[str, _Client] = {}
-        self._loop = asyncio.get_event_loop()
-        self._sweep: asyncio.TimerHandle | None = None
-
-    def qsize(self) -> int:
-        """Return the number of items."""
-        return len(self._items)
-
-    def empty(self) -> bool:
-        """Tell whether there is no item."""
-        return not self._items
-
-    def full(self) -> bool:
-        """Tell whether there is no room."""
-        return 0 < self._maxsize <= len(self._items)
-
-    def put(self, item: Any, timeout: float | None = None, ticket: Ticket | None = None) -> Awaitable[None] | None:
-        """Add an item, as soon as there is room."""
-        if self.full():
-            return self._wait_for_room(item, timeout, ticket or self._own_ticket())
-        self._add(item)
-        return None
-
-    def get(self, timeout: float | None = None) -> Any:
-        """Take an item, as soon as there is one (for those who use the actor itself)."""
-        if self._items:
-            return self._pop()
-        return self._wait_for_item(timeout, self._own_ticket(), None)
-
-    def put_nowait(self, item: Any) -> None:
-        """Add an item, if there is room."""
-        if self.full():
-            raise Full
-        self._add(item)
-
-    def get_nowait(self) -> Any:
-        """Take an item, if there is one."""
-        if not self._items:
-            raise Empty
-        return self._pop()
-
-    def put_nowait_batch(self, items: list[Any]) -> None:
-        """Add all of the items, if there is room for all."""
-        if 0 < self._maxsize < len(items) + self.qsize():
-            raise Full(f"Cannot add {len(items)} items to queue of size {self.qsize()} and maxsize {self._maxsize}.")
-        for item in items:
-            self._add(item)
-
-    def get_nowait_batch(self, num_items: int) -> list[Any]:
-        """Take so many items, if there are so many."""
-        if num_items > self.qsize():
-            raise Empty(f"Cannot get {num_items} items from queue of size {self.qsize()}.")
-        return [self._pop() for _ in range(num_items)]
-
-    # ------------------------------------------------------------------------------- callers that may be gone
-
-    def take(self, ticket: Ticket, timeout: float | None, life: list[ObjectRef[Any]] | None = None) -> Any:
-        """Take an item, as soon as there is one; ``life`` is the caller's sign of life. Returns ``Result``."""
-        if self._items:
-            return (self._pop(),)
-        client = self._clients.get(ticket[0])
-        if client is None:
-            if life is None and timeout != 0:
-                return ()
-            client = _Client(ticket[0]) if life is None else self._meet(ticket[0], life[0])
-        return self._wait_for_item(timeout, ticket, client)
-
-    @method(num_returns=0)
-    def received(self, ticket: Ticket) -> None:
-        """Forget what was given to a call: its caller has it."""
-        client = self._clients.get(ticket[0])
-        if client is not None:
-            client.given.pop(ticket, None)
-            self._used(client)
-
-    @method(num_returns=0)
-    async def give_up(self, ticket: Ticket, taken: list[ObjectRef[Result]]) -> None:
-        """Undo a call: its caller does not wait for it any more, and has not received anything."""
-        client = self._clients.get(ticket[0])
-        if (taker := self._takers.pop(ticket, None)) is not None:
-            taker.future.set_exception(Empty())
-        elif (giver := self._givers.pop(ticket, None)) is not None:
-            giver.future.set_exception(Full())
-        elif client is not None and ticket in client.given:
-            self._put_back([client.given.pop(ticket)])
-            self._used(client)
-        elif taken:
-            with contextlib.suppress(ShoalError):
-                result = await taken[0]
-                self._put_back(list(result[:1]))
-
-    def _meet(self, process: str, life: ObjectRef[Any]) -> _Client:
-        """Know a process from now on, until its sign of life fails."""
-        client = self._clients[process] = _Client(process)
-        client.watch = self._loop.create_task(self._watch(client, life))
-        return client
-
-    async def _watch(self, client: _Client, life: ObjectRef[Any]) -> None:
-        try:
-            await life
-        except ShoalError:
-            del self._clients[client.process]
-            for ticket in [ticket for ticket, taker in self._takers.items() if taker.client is client]:
-                self._takers.pop(ticket).future.set_exception(Empty())
-            given, client.given = client.given, {}
-            self._put_back(list(given.values()))
-
-    def _used(self, client: _Client) -> None:
-        """Note that a process may be quiet from now on; those who are so for a while are forgotten."""
-        client.used_at = self._loop.time()
-        if self._sweep is None and client.is_quiet:
-            self._sweep = self._loop.call_later(QUIET_SECONDS, self._forget_the_quiet)
-
-    def _forget_the_quiet(self) -> None:
-        self._sweep = None
-        quiet = [client for client in self._clients.values() if client.is_quiet]
-        for client in quiet:
-            if self._loop.time() - client.used_at < QUIET_SECONDS:
-                self._sweep = self._sweep or self._loop.call_later(QUIET_SECONDS, self._forget_the_quiet)
-                continue
-            del self._clients[client.process]
-            if client.watch is not None:
-                client.watch.cancel()
-
-    # ------------------------------------------------------------------------------- items
-
-    def _add(self, item: Any) -> None:
-        """Give an item to who waits longest, or keep it."""
-        if not self._takers:
-            self._items.append(item)
-            return
-        ticket = next(iter(self._takers))
-        taker = self._takers.pop(ticket)
-        if taker.client is not None:
-            taker.client.given[ticket] = item
-        taker.future.set_result(item)
-
-    def _pop(self) -> Any:
-        """Return the first item, and make use of its room."""
-        item = self._items.popleft()
-        if self._givers and not self.full():
-            giver = self._givers.pop(next(iter(self._givers)))
-            self._add(giver.item)
-            giver.future.set_result(None)
-        return item
-
-    def _put_back(self, items: list[Any]) -> None:
-        """Have items be the first again that are taken, also where there is no room for them any more."""
-        later = []
-        for item in items:
-            if self._takers:
-                self._add(item)
-            else:
-                later.append(item)
-        self._items.extendleft(reversed(later))
-
-    async def _wait_for_item(self, seconds: float | None, ticket: Ticket, client: _Client | None) -> Any:
-        taker = _Taker(self._loop.create_future(), client)
-        self._takers[ticket] = taker
-        if client is not None:
-            client.waiting += 1
-        try:
-            with self._limited(seconds, self._takers, ticket, Empty):
-                item = await taker.future
-        finally:
-            if client is not None:
-                client.waiting -= 1
-                self._used(client)
-        return item if client is None else (item, ticket)
-
-    async def _wait_for_room(self, item: Any, seconds: float | None, ticket: Ticket) -> None:
-        giver = _Giver(self._loop.create_future(), item)
-        self._givers[ticket] = giver
-        with self._limited(seconds, self._givers, ticket, Full):
-            await giver.future
-
-    @contextlib.contextmanager
-    def _limited(
-        self,
-        seconds: float | None,
-        waiting: dict[Ticket, _Taker] | dict[Ticket, _Giver],
-        ticket: Ticket,
-        error: type[Exception],
-    ) -> Iterator[None]:
-        """Have a call that waits fail when its time is over."""
-
-        def time_is_over() -> None:
-            one = waiting.pop(ticket, None)
-            if one is not None:
-                one.future.set_exception(error())
-
-        if seconds == 0:
-            time_is_over()
-        timer = self._loop.call_later(seconds, time_is_over) if seconds else None
-        try:
-            yield
-        finally:
-            waiting.pop(ticket, None)
-            if timer is not None:
-                timer.cancel()
-
-    def _own_ticket(self) -> Ticket:
-        return "", next(_numbers)
+__all__ = ["Empty", "Full", "Queue"]
