@@ -256,15 +256,15 @@ async def test_a_fork_that_fails_costs_only_the_worker_that_was_asked_for(tmp_pa
     async with nursery(tmp_path) as one:
         sleeper = await one.born(one.start("sleep"))
         (template,) = psutil.Process().children()
-        descriptors = template.num_fds()
+        descriptors = template.num_fds()  # perhaps with the four of a birth that it has just told of
         (tmp_path / "no-forks").touch()
-        process = one.start("sleep")
-        assert "no more processes" in (await one.end_of(process)).reason
-        assert template.num_fds() == descriptors
+        for process in [one.start("sleep") for _ in range(5)]:
+            assert "no more processes" in (await one.end_of(process)).reason
+        await until(lambda: template.num_fds() <= descriptors)
         (tmp_path / "no-forks").unlink()
         await one.born(one.start("sleep"))
         assert is_alive(sleeper)
-        assert len(one.ended) == 1
+        assert len(one.ended) == 5
 
 
 async def test_a_worker_inherits_nothing_but_its_three_streams_however_many_files_its_node_has(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from shoal_core.protocol.effects import (
     Forget,
     Publish,
     Received,
+    Reply,
     Request,
     Start,
 )
@@ -41,6 +42,7 @@ from shoal_core.protocol.messages import (
     PinSegment,
     ProcessDied,
     ProcessList,
+    SegmentGranted,
 )
 from shoal_core.protocol.records import ActorLeft, ActorReady, SegmentSealed, WorkerReady
 from shoal_core.protocol.resources import to_resources
@@ -335,7 +337,7 @@ def test_the_end_of_a_job_that_was_missed_is_found_by_the_objects_it_left() -> N
     node = Node()
     driver = ProcessId(f"{NO_NODE}00000001")
     process = node.worker(OWNER)
-    node.request(AllocateSegment(process=process, size_bytes=100_000))
+    node.request(AllocateSegment(process=process, size_bytes=100_000, serial=1))
     node.take(FileCreated("o1"))
     node.take(Received(process, [SegmentSealed("o1", driver)]))
     node.take(ProcessEnded(process, "it was dismissed"))
@@ -346,10 +348,27 @@ def test_the_end_of_a_job_that_was_missed_is_found_by_the_objects_it_left() -> N
     assert len(node.core.segments) == 0
 
 
+def test_a_segment_that_is_asked_for_again_is_the_same_one() -> None:
+    node = Node()
+    process = node.worker(OWNER)
+    ask = AllocateSegment(process=process, size_bytes=10, serial=1)
+    node.request(ask)
+    node.request(ask)  # its answer is late
+    granted = SegmentGranted(segment="o1", capacity_bytes=4096)
+    answers = [effect.message for effect in node.take(FileCreated("o1")) if isinstance(effect, Reply)]
+    assert answers == [granted, granted]
+    assert [effect.message for effect in node.request(ask) if isinstance(effect, Reply)] == [granted]
+    assert len(node.core.segments) == 1
+    node.take(Received(process, [SegmentSealed("o1", OWNER)]))
+    (late,) = [effect.message for effect in node.request(ask) if isinstance(effect, Reply)]
+    assert isinstance(late, NotFoundError), "a late copy makes no second one"
+    assert len(node.core.segments) == 1
+
+
 def test_what_is_sealed_for_an_owner_that_is_dead_by_then_is_freed_at_once() -> None:
     node = Node()
     process = node.worker(OWNER)
-    node.request(AllocateSegment(process=process, size_bytes=10))
+    node.request(AllocateSegment(process=process, size_bytes=10, serial=1))
     node.take(FileCreated("o1"))
     node.take(Event(died(1, OTHER), THERE))
     node.take(Received(process, [SegmentSealed("o1", OTHER)]))
@@ -390,7 +409,7 @@ def test_a_job_that_ends_lets_its_driver_live_but_hold_nothing_more() -> None:
     node.request(attach)
     node.take(Event(JobFinished(job_id=JOB, driver=driver, state=JobState.SUCCEEDED, message=""), "gcs"))
     assert node.core.drivers == {}
-    node.request(AllocateSegment(process=driver, size_bytes=10))
+    node.request(AllocateSegment(process=driver, size_bytes=10, serial=1))
     node.request(attach)
     assert node.core.drivers == {}
     assert len(node.core.segments) == 0
@@ -401,7 +420,7 @@ def test_what_a_driver_has_mapped_is_not_used_again_though_its_job_has_ended() -
     node = Node()
     driver = new_process_id(HERE)
     node.request(AttachDriver(driver=driver, job_id=JOB, machine_id="machine", pid=5))
-    node.request(AllocateSegment(process=driver, size_bytes=10))
+    node.request(AllocateSegment(process=driver, size_bytes=10, serial=1))
     node.take(FileCreated("o1"))
     node.take(Received(driver, [SegmentSealed("o1", driver)]))
     node.request(PinSegment(process=driver, segment="o1", serial=1))

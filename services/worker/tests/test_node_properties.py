@@ -720,7 +720,8 @@ class NodeMachine(RuleBasedStateMachine):
     def allocate(self, which: int, size: int) -> None:
         process = self.local(which)
         if process is not None:
-            self.world.request(AllocateSegment(process=process, size_bytes=size))
+            self.world.serials[process] += 1
+            self.world.request(AllocateSegment(process=process, size_bytes=size, serial=self.world.serials[process]))
 
     @rule(which=pick, fails=st.sampled_from([False, False, False, True]))
     def a_file_is_made(self, which: int, fails: bool) -> None:

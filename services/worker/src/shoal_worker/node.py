@@ -82,7 +82,7 @@ from shoal_worker.inputs import (
 from shoal_worker.leases import LeaseTable
 from shoal_worker.liveness import Ends, Liveness
 from shoal_worker.processes import ProcessTable
-from shoal_worker.segments import SegmentTable
+from shoal_worker.segments import Segment, SegmentState, SegmentTable
 from shoal_worker.workforce import Workforce
 
 ANNOUNCE_SECONDS = 1.0
@@ -113,7 +113,7 @@ class NodeCore:
         self.draining = False
         self._subjects = subjects
         self._effects: list[Effect] = []
-        self._allocations: dict[str, int] = {}
+        self._allocations: dict[str, list[int]] = {}
         self._deaths = 0
         self._sequence = 0
         self._announced_at = float("-inf")
@@ -233,8 +233,15 @@ class NodeCore:
 
     def _allocate(self, request: AllocateSegment, token: int, now: float) -> None:
         job = self._require_local(request.process)
-        segment = self.segments.allocate(request.process, request.size_bytes, job)
-        self._allocations[segment.name] = token
+        segment = self.segments.asked_again(request.process, request.serial)
+        if segment is None:
+            segment = self.segments.allocate(request.process, request.size_bytes, job)
+            self.segments.asked(request.process, request.serial, segment)
+            self._allocations[segment.name] = [token]
+        elif segment.state is SegmentState.CREATING:
+            self._allocations[segment.name].append(token)
+        else:
+            self._effects.append(Reply(token, _granted(segment)))
 
     def _pin(self, request: PinSegment, token: int, now: float) -> Done:
         self._require_local(request.process)
@@ -331,17 +338,15 @@ class NodeCore:
             raise TypeError(f"a node has no input {message!r}")
 
     def _file_created(self, created: FileCreated) -> None:
-        token = self._allocations.pop(created.name)
+        answer: Message | ShoalError
         if created.error:
             self.segments.creation_failed(created.name)
-            self._effects.append(Reply(token, ObjectStoreFullError(created.error)))
-            return
-        segment = self.segments.created(created.name)
-        if segment is None:
-            self._effects.append(Reply(token, DeclaredDeadError("the process that asked for the segment has died")))
+            answer = ObjectStoreFullError(created.error)
+        elif (segment := self.segments.created(created.name)) is None:
+            answer = DeclaredDeadError("the process that asked for the segment has died")
         else:
-            granted = SegmentGranted(segment=segment.name, capacity_bytes=segment.capacity_bytes)
-            self._effects.append(Reply(token, granted))
+            answer = _granted(segment)
+        self._effects += [Reply(token, answer) for token in self._allocations.pop(created.name)]
 
     # ------------------------------------------------------------------------------- deaths
 
@@ -404,3 +409,7 @@ class NodeCore:
         for lease in self.leases:
             dead = self.liveness.has_ended(lease.job) or (not lease.actor and self.liveness.is_dead(lease.owner))
             assert lease.over or not dead, "nothing is kept for the dead but what their processes still use"
+
+
+def _granted(segment: Segment) -> SegmentGranted:
+    return SegmentGranted(segment=segment.name, capacity_bytes=segment.capacity_bytes)

@@ -131,6 +131,7 @@ class SegmentTable:
         self._most_warm_bytes = warm_bytes
         self._segments: dict[str, Segment] = {}
         self._warm: dict[int, deque[str]] = {}
+        self._requests: dict[ProcessId, dict[int, str]] = {}
         self._drawn = 0
 
     def get(self, name: str) -> Segment | None:
@@ -162,6 +163,26 @@ class SegmentTable:
         self.used_bytes += capacity
         self.commands.append(CreateFile(segment.name, capacity, reused))
         return segment
+
+    def asked_again(self, process: ProcessId, serial: int) -> Segment | None:
+        """Return the segment that this request of a process was promised before, None where it is new.
+
+        Raises ``NotFoundError`` where the segment is no longer the asker's to write: the request is a late copy.
+        """
+        name = self._requests.get(process, {}).get(serial)
+        if name is None:
+            return None
+        segment = self._segments.get(name)
+        if segment is None or segment.state not in (SegmentState.CREATING, SegmentState.WRITING):
+            raise NotFoundError(f"request {serial} of process {process} was answered with segment {name} before")
+        return segment
+
+    def asked(self, process: ProcessId, serial: int, segment: Segment) -> None:
+        """Note which segment a request was promised; of each process the newest ``MOST_ENDED`` are remembered."""
+        requests = self._requests.setdefault(process, {})
+        requests[serial] = segment.name
+        if len(requests) > MOST_ENDED:
+            del requests[next(iter(requests))]
 
     def created(self, name: str) -> Segment | None:
         """A file is made; return its segment, or None where its writer is gone by now."""
@@ -224,6 +245,7 @@ class SegmentTable:
 
         Where it was not ``reaped``, it may go on reading what it has mapped: those files are not used again.
         """
+        self._requests.pop(process, None)
         for segment in list(self._segments.values()):
             pins = segment.pins.pop(process, None)
             if pins is not None and pins.held and not reaped:

@@ -474,10 +474,14 @@ class ResourceView(Message):
 
 
 class AllocateSegment(Message):
-    """Ask the node for a segment to write one object into (verb ``allocate``)."""
+    """Ask the node for a segment to write one object into (verb ``allocate``).
+
+    The same request again, as after a lost answer, is answered with the same segment while that is not sealed.
+    """
 
     process: ProcessId
     size_bytes: int
+    serial: int = Field(description="Of this process's requests, another number for each.")
 
 
 class SegmentGranted(Message):

@@ -60,6 +60,7 @@ class Values:
         self._reactor = reactor
         self._call = call
         self._pins = itertools.count(1)
+        self._allocations = itertools.count(1)
 
     def place(self, serialized: Serialized, owner: ProcessId) -> Value:
         """Return a value as it travels: small ones inline, large ones in the node's shared memory."""
@@ -68,7 +69,8 @@ class Values:
         if self._shared_memory is None:
             return serialized.inline()
         size = segment_bytes(serialized)
-        granted = self._call(self._ask_node("allocate", AllocateSegment(process=self._local, size_bytes=size)))
+        request = AllocateSegment(process=self._local, size_bytes=size, serial=next(self._allocations))
+        granted = self._call(self._ask_node("allocate", request))
         assert isinstance(granted, SegmentGranted)
         segments.write(self._shared_memory, granted.segment, serialized)
         seal(self._reactor, self._node, granted.segment, owner)
