@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import shoal
@@ -23,6 +24,11 @@ class Counter:
         """Count one more."""
         self.value += 1
         return self.value
+
+    def stream(self) -> Iterator[int]:
+        """Yield what comes next, one reference each."""
+        for number in range(5):
+            yield number
 
     def get_counter(self) -> int:
         """Return the number."""
@@ -45,6 +51,11 @@ class AsyncActor:
         self.started = 0
         self.all_started = asyncio.Event()
 
+    async def stream(self) -> AsyncIterator[int]:
+        """Yield as a coroutine does."""
+        for number in range(5):
+            yield number
+
     async def run_task(self, expected: int) -> str:
         """Return when so many calls have begun."""
         self.started += 1
@@ -65,6 +76,10 @@ class ThreadedActor:
         """Return when three threads are here."""
         self.barrier.wait()
         return "met"
+
+    def stream(self) -> Iterator[int]:
+        """Yield in a thread."""
+        yield from range(5)
 
     @shoal.method(concurrency_group="io")
     def task1(self) -> str:
@@ -124,6 +139,12 @@ def concurrency() -> None:
     print("readers:", shoal.get(reading))
 
 
+def generators() -> None:
+    """Methods that yield give a reference for each value, as soon as it is there."""
+    for actor in (Counter.remote(), AsyncActor.remote(), ThreadedActor.remote()):
+        print("streamed:", [shoal.get(ref) for ref in actor.stream.remote()])
+
+
 def ends() -> None:
     """An actor can be looked for before it is made, and be killed."""
     first = Counter.options(name="g1", get_if_exists=True).remote()
@@ -142,6 +163,7 @@ def main() -> None:
         shared_counter()
         asyncio.run(from_asyncio())
         concurrency()
+        generators()
         ends()
 
 

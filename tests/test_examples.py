@@ -30,6 +30,7 @@ SAYS = {
         "beside those who read: computed",
         "in a group of our choice: replied",
         "readers: ['read', 'read']",
+        "streamed: [0, 1, 2, 3, 4]",
         "one and the same: True",
         "killed: True",
     ],
