@@ -27,8 +27,7 @@ class Counter:
 
     def stream(self) -> Iterator[int]:
         """Yield what comes next, one reference each."""
-        for number in range(5):
-            yield number
+        yield from range(5)
 
     def get_counter(self) -> int:
         """Return the number."""
