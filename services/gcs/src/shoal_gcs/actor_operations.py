@@ -17,7 +17,7 @@ from shoal_core.protocol.actors import (
     CreateActor,
     OpenActorJob,
 )
-from shoal_core.protocol.effects import Effect, Load, Store, Stored, StoreRefused
+from shoal_core.protocol.effects import Effect, Load, Start, Store, Stored, StoreRefused
 from shoal_core.protocol.errors import (
     ActorAlreadyExistsError,
     DeclaredDeadError,
@@ -25,13 +25,29 @@ from shoal_core.protocol.errors import (
     ServiceError,
     ShoalError,
 )
-from shoal_core.protocol.ids import ActorId, NodeId, ProcessId
-from shoal_core.protocol.messages import Done, JobState, Message, RegisterJob
-from shoal_gcs.operations import OpenJob, Operation, Outcome
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
+from shoal_core.protocol.messages import Done, JobState, Message, NodeState, RegisterJob
+from shoal_gcs.operations import EndJob, OpenJob, Operation, Outcome
 from shoal_gcs.records import FUNCTIONS, actor_key, job_key, name_key, spec_key
 from shoal_gcs.state import State
 
 NAME_TAKEN = "its name was taken"
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeSpec:
+    """Command: delete what a dead actor was made from."""
+
+    actor_id: ActorId
+
+
+class Detour(Operation):
+    """An operation that reads and writes other keys, too, on its way to the one that it was begun for."""
+
+    @property
+    @abstractmethod
+    def begun_for(self) -> str:
+        """The key that it is about."""
 
 
 def encode_actor(record: ActorRecord) -> bytes:
@@ -50,8 +66,12 @@ class Change(ABC):
         """Return the record that follows, None where it is as it should be, or why it cannot be done."""
 
     def is_ahead(self, record: ActorRecord) -> bool:
-        """Tell whether this speaks of something that came after ``record``."""
+        """Tell whether this may speak of something that came after ``record``."""
         return False
+
+    def aimed(self, record: ActorRecord) -> Change:
+        """Return what this means for good, now that the record is known: tried again, it means the same."""
+        return self
 
     def answer(self, record: ActorRecord) -> Message:
         """Return what is answered when it is done."""
@@ -92,11 +112,24 @@ def ended(record: ActorRecord, reason: str, now: float) -> ActorRecord:
 
 @dataclass(frozen=True, slots=True)
 class Kill(Change):
-    """The actor ends, for good or to be started again."""
+    """The actor ends, for good or to be started again.
+
+    In the second case it is one ``incarnation`` that ends: the one that the leader knew when it was asked for. Else a
+    write that took effect, and was written over before the answer was known, would end the next one as well.
+    """
 
     reason: str
     no_restart: bool = True
     graceful: bool = False
+    incarnation: int | None = None
+
+    def is_ahead(self, record: ActorRecord) -> bool:
+        """Which incarnation is to end must not be told by a cache that may be behind."""
+        return not self.no_restart and self.incarnation is None and record.state is not ActorState.DEAD
+
+    def aimed(self, record: ActorRecord) -> Change:
+        """Choose the incarnation."""
+        return replace(self, incarnation=record.incarnation) if self.is_ahead(record) else self
 
     def next(self, record: ActorRecord, now: float) -> ActorRecord | ShoalError | None:
         """End whatever lives; an incarnation that has not been claimed needs no restart."""
@@ -104,7 +137,9 @@ class Kill(Change):
             return None
         if self.no_restart:
             return dead(record, self.reason, now, graceful=self.graceful)
-        return None if record.node_id is None else ended(record, self.reason, now)
+        if record.node_id is None or record.incarnation != self.incarnation:
+            return None
+        return ended(record, self.reason, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,23 +218,28 @@ class ChangeActor(Operation):
                 return [Load(actor_key(self.actor_id), replace(self, read=True))]
             if held is None:
                 return self.answer(NotFoundError(f"there is no actor {self.actor_id}"))
-        following = self.change.next(held.value, self.now)
+        change = self.change.aimed(held.value)
+        following = change.next(held.value, self.now)
         if isinstance(following, ShoalError):
             return self.answer(following)
         if following is None:
-            return self.answer(self.change.answer(held.value))
-        return [Store(actor_key(self.actor_id), encode_actor(following), held.revision, self)]
+            return self.answer(change.answer(held.value))
+        again = replace(self, change=change)
+        return [Store(actor_key(self.actor_id), encode_actor(following), held.revision, again)]
 
 
 # ------------------------------------------------------------------------------------ making
 
 
 @dataclass(frozen=True, slots=True)
-class MakeActor(Operation):
+class MakeActor(Detour):
     """Record an actor, and have it win its name, or find out who has it.
 
     ``holder`` is the actor that was found to have the name, at ``name_revision``; its record tells whether it lives.
     ``winner`` is the record of a living one: ours dies, then the winner is the answer, or the reason of the refusal.
+
+    What it is made from is written first, without a look at the leader. A request that comes again may so write it once
+    more when the actor is dead, and has it deleted once more.
     """
 
     token: int | None
@@ -209,11 +249,18 @@ class MakeActor(Operation):
     name_revision: int = 0
     winner: ActorRecord | None = None
 
+    @property
+    def begun_for(self) -> str:
+        """The actor's record."""
+        return actor_key(self.request.description.actor_id)
+
     def attempt(self, state: State) -> list[Effect]:
         """Do the next step: what it is made from, the record, the name, and that it may start."""
         about = self.request.description
         held = state.actors.get(about.actor_id)
         if held is None:
+            if self.token is None:
+                return []  # deleted meanwhile; only its creator knows what it was made from
             job = state.jobs.get(about.job_id)
             if job is not None and job.value.record.state is not JobState.RUNNING:
                 return self.answer(NotFoundError(f"job {about.job_id} has ended ({job.value.record.state})"))
@@ -224,9 +271,10 @@ class MakeActor(Operation):
                 lost = dead(record, NAME_TAKEN, self.now)
                 return [Store(actor_key(about.actor_id), encode_actor(lost), held.revision, self)]
             return [Store(self._name_key(), about.actor_id.encode(), self.name_revision, self)]
-        if record.state is ActorState.DEAD and record.death is not None and record.death.reason == NAME_TAKEN:
-            return self._lost(self.winner)
-        return self.answer(record)
+        if record.state is not ActorState.DEAD:
+            return self.answer(record)
+        came_late = record.death is not None and record.death.reason == NAME_TAKEN
+        return [Start(PurgeSpec(about.actor_id)), *(self._lost(state) if came_late else self.answer(record))]
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
         """Go on from what was written or read."""
@@ -239,10 +287,10 @@ class MakeActor(Operation):
         if about.name and outcome.key == self._name_key():
             return self._name_settled(state, outcome)
         if self.holder is not None and outcome.key == actor_key(self.holder):
-            holder = state.actors.get(self.holder)
-            if holder is None or holder.value.state is ActorState.DEAD:
+            holder = _living(state, self.holder, outcome)
+            if holder is None:
                 return [Store(self._name_key(), about.actor_id.encode(), self.name_revision, self)]
-            return replace(self, winner=holder.value).attempt(state)
+            return replace(self, winner=holder).attempt(state)
         return self.attempt(state)
 
     def _name_settled(self, state: State, outcome: Outcome) -> list[Effect]:
@@ -254,23 +302,25 @@ class MakeActor(Operation):
         if holder != about.actor_id:
             found = replace(self, holder=holder, name_revision=outcome.revision)
             return [Load(actor_key(holder), found)]
-        held = state.actors[about.actor_id]
-        if held.value.state is not ActorState.NAMING:
+        held = state.actors.get(about.actor_id)
+        if held is None or held.value.state is not ActorState.NAMING:
             return self.attempt(state)
         named = held.value.model_copy(update={"state": ActorState.PENDING_CREATION})
         return [Store(actor_key(about.actor_id), encode_actor(named), held.revision, self)]
 
-    def _lost(self, winner: ActorRecord | None) -> list[Effect]:
-        about = self.request.description
+    def _lost(self, state: State) -> list[Effect]:
+        """Answer with the winner, or refuse. Where another replica met the winner, look who has the name now."""
+        about, winner = self.request.description, self.winner
         if winner is not None and self.request.get_if_exists:
-            return self.answer(winner)
-        return self.answer(
-            ActorAlreadyExistsError(
-                f"The name {about.name!r} is already taken in namespace {about.namespace!r}"
-                + (f" by actor {winner.description.actor_id} ({winner.description.class_name})." if winner else ".")
-                + " Use get_actor() to get it, or get_if_exists=True, or another name."
-            )
+            return self.answer(shown(winner))
+        taken = ActorAlreadyExistsError(
+            f"The name {about.name!r} is already taken in namespace {about.namespace!r}"
+            + (f" by actor {winner.description.actor_id} ({winner.description.class_name})." if winner else ".")
+            + " Use get_actor() to get it, or get_if_exists=True, or another name."
         )
+        if not self.request.get_if_exists:
+            return self.answer(taken)
+        return FindName(self.token, about.namespace, about.name, otherwise=taken).attempt(state)
 
     def _name_key(self) -> str:
         about = self.request.description
@@ -308,12 +358,45 @@ class OpenJobOfActor(Operation):
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetActor(Operation):
-    """Delete what is left of an actor that was dead for long: the name's key, if it still has it, then the record."""
+class EndJobWithoutActor(Detour):
+    """End the job of a detached actor that was never created: so says the leader, since a cache may be behind."""
+
+    token: int | None
+    job_id: JobId
+    actor_id: ActorId
+    now: float
+
+    @property
+    def begun_for(self) -> str:
+        """The job's record."""
+        return job_key(self.job_id)
+
+    def attempt(self, state: State) -> list[Effect]:
+        """Look for the actor."""
+        return [Load(actor_key(self.actor_id), self)]
+
+    def settled(self, state: State, outcome: Outcome) -> list[Effect]:
+        """End the job if there is none."""
+        if outcome.value is not None or self.actor_id in state.actors:
+            return []
+        return EndJob(self.token, self.job_id, JobState.FAILED, "its actor was never created", self.now).attempt(state)
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetActor(Detour):
+    """Delete what is left of an actor that was dead for long: the name's key, if it still has it, then the record.
+
+    What it was made from goes, too, if whoever wrote its death did not come to that.
+    """
 
     token: int | None
     actor_id: ActorId
     name_is_free: bool = False
+
+    @property
+    def begun_for(self) -> str:
+        """The actor's record."""
+        return actor_key(self.actor_id)
 
     def attempt(self, state: State) -> list[Effect]:
         """Look at the name, then delete the record."""
@@ -323,7 +406,7 @@ class ForgetActor(Operation):
         about = held.value.description
         if about.name and not self.name_is_free:
             return [Load(name_key(about.namespace, about.name), self)]
-        return [Store(actor_key(self.actor_id), None, held.revision, self)]
+        return [Start(PurgeSpec(self.actor_id)), Store(actor_key(self.actor_id), None, held.revision, self)]
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
         """Go on with the record once the name is free, or another's."""
@@ -348,21 +431,22 @@ class Claim(Operation):
     read: bool = False
 
     def attempt(self, state: State) -> list[Effect]:
-        """Write the claim, or answer it."""
+        """Write the claim, or answer it. A refusal is for good, so it must not come from a cache that is behind."""
         held = state.actors.get(self.actor_id)
-        if held is None or held.value.incarnation < self.incarnation:
+        if held is None or held.value.incarnation < self.incarnation or held.value.state is ActorState.NAMING:
             if not self.read:
                 return [Load(actor_key(self.actor_id), replace(self, read=True))]
             return self._refuse("the record does not know it")
         record = held.value
+        node = state.nodes.get(self.node_id)
         if record.state is ActorState.DEAD or record.incarnation > self.incarnation:
             return self._refuse(f"the actor is {record.state} in incarnation {record.incarnation}")
         if record.node_id == self.node_id:
             return [Load(spec_key(self.actor_id), self, FUNCTIONS)]
         if record.node_id is not None:
             return self._refuse(f"node {record.node_id} has claimed it")
-        if record.state is ActorState.NAMING:
-            return self._refuse("its name is not decided")
+        if node is not None and node.value.record.state is NodeState.DEAD:
+            return self._refuse("the node was declared dead")
         claimed = record.model_copy(update={"node_id": self.node_id})
         return [Store(actor_key(self.actor_id), encode_actor(claimed), held.revision, self)]
 
@@ -370,9 +454,12 @@ class Claim(Operation):
         """Answer with what the actor is made from, once the claim is written."""
         if outcome.bucket != FUNCTIONS:
             return self.attempt(state)
+        held = state.actors.get(self.actor_id)
+        if held is None or (held.value.incarnation, held.value.node_id) != (self.incarnation, self.node_id):
+            return self.attempt(state)
         if outcome.value is None:
             return self.answer(ServiceError(f"what actor {self.actor_id} is made from is not there (yet); ask again"))
-        return self.answer(ActorClaim(record=state.actors[self.actor_id].value, spec=outcome.value))
+        return self.answer(ActorClaim(record=held.value, spec=outcome.value))
 
     def refused(self, refusal: StoreRefused) -> list[Effect]:
         """The store takes no more; the node asks again."""
@@ -385,6 +472,21 @@ class Claim(Operation):
 
 
 # ------------------------------------------------------------------------------------ reading
+
+
+def shown(record: ActorRecord) -> ActorRecord:
+    """Return a record as others may see it: while its name is decided, it has not begun to live."""
+    if record.state is not ActorState.NAMING:
+        return record
+    return record.model_copy(update={"state": ActorState.PENDING_CREATION})
+
+
+def _living(state: State, actor: ActorId, read: Outcome) -> ActorRecord | None:
+    """Return the record of an actor that has just been read, if it is there and not DEAD."""
+    held = state.actors.get(actor)
+    if held is None or read.value is None or held.value.state is ActorState.DEAD:
+        return None
+    return held.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,7 +506,7 @@ class ReadActor(Operation):
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
         """Answer with what was read."""
         held = state.actors.get(self.actor_id)
-        return self.answer(held.value if held else NotFoundError(f"there is no actor {self.actor_id}"))
+        return self.answer(shown(held.value) if held else NotFoundError(f"there is no actor {self.actor_id}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,6 +517,7 @@ class FindName(Operation):
     namespace: str
     name: str
     holder: ActorId | None = None
+    otherwise: ShoalError | None = None
 
     def attempt(self, state: State) -> list[Effect]:
         """Read the name's key."""
@@ -427,10 +530,9 @@ class FindName(Operation):
                 return self._nobody()
             holder = ActorId(outcome.value.decode())
             return [Load(actor_key(holder), replace(self, holder=holder))]
-        held = state.actors.get(self.holder)
-        if held is None or held.value.state is ActorState.DEAD:
-            return self._nobody()
-        return self.answer(held.value)
+        holder_record = _living(state, self.holder, outcome)
+        return self._nobody() if holder_record is None else self.answer(shown(holder_record))
 
     def _nobody(self) -> list[Effect]:
-        return self.answer(NotFoundError(f"no living actor has the name {self.name!r} in {self.namespace!r}"))
+        nobody = NotFoundError(f"no living actor has the name {self.name!r} in {self.namespace!r}")
+        return self.answer(self.otherwise or nobody)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from shoal_core.protocol.actors import (
+    MOST_METHODS_BYTES,
+    MOST_SPEC_BYTES,
     ActorEnded,
     ActorList,
     ActorRecord,
@@ -29,6 +30,7 @@ from shoal_core.protocol.actors import (
     changed,
 )
 from shoal_core.protocol.effects import Effect, Publish, Reply, Start
+from shoal_core.protocol.errors import InvalidRequestError
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId, ServiceId, SlotId, node_of
 from shoal_core.protocol.messages import ActorStart, Demand, DemandEntry, JobState, Message, NodeState
 from shoal_core.protocol.subjects import Subjects
@@ -36,16 +38,18 @@ from shoal_gcs.actor_operations import (
     ChangeActor,
     Claim,
     Ended,
+    EndJobWithoutActor,
     FindName,
     ForgetActor,
     Kill,
     MakeActor,
     OpenJobOfActor,
+    PurgeSpec,
     ReadActor,
     Started,
 )
 from shoal_gcs.operations import EndJob, Operation
-from shoal_gcs.records import actor_key, job_key
+from shoal_gcs.records import NAME_BYTES, actor_key, job_key
 from shoal_gcs.state import State
 
 NAMING_SECONDS = 3.0
@@ -55,13 +59,8 @@ KEEP_DEAD_SECONDS = 600.0
 ORPHAN_SECONDS = 60.0
 """So long a job may be open for a detached actor that is not created."""
 LISTED = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class PurgeSpec:
-    """Command: delete what a dead actor was made from."""
-
-    actor_id: ActorId
+LISTED_REASON_CHARACTERS = 200
+MOST_REMEMBERED = 10_000
 
 
 class Actors:
@@ -71,6 +70,7 @@ class Actors:
         self._state = state
         self._subjects = subjects
         self._identity = identity
+        self._dead_processes: dict[ProcessId, None] = {}
 
     # -------------------------------------------------------------------------------- what is asked
 
@@ -78,12 +78,14 @@ class Actors:
         """Return the operation that a request about actors asks for, or at once its answer; None for other requests."""
         match message:
             case CreateActor():
+                _check(message)
                 return MakeActor(token, message, now)
             case OpenActorJob():
                 return OpenJobOfActor(token, message, now)
             case GetActor():
                 return ReadActor(token, message.actor_id)
             case FindActor():
+                _check_name(message.namespace, message.name)
                 return FindName(token, message.namespace, message.name)
             case ListActors():
                 return [Reply(token, self._list(message))]
@@ -105,19 +107,22 @@ class Actors:
         wanted = [
             held.value
             for held in self._state.actors.values()
-            if (request.namespace is None or held.value.description.namespace == request.namespace)
-            and (not request.named_only or (held.value.description.name and _is_known_to_live(held.value)))
+            if held.value.state is not ActorState.NAMING
+            and (request.namespace is None or held.value.description.namespace == request.namespace)
+            and not (request.named_only and (held.value.state is ActorState.DEAD or not held.value.description.name))
         ]
         wanted.sort(key=lambda record: (record.state is not ActorState.DEAD, record.created_at))
-        return ActorList(actors=sorted(map(_summary, wanted[-LISTED:]), key=lambda actor: actor.actor_id))
+        listed = sorted(wanted[-LISTED:], key=lambda record: (record.created_at, record.description.actor_id))
+        return ActorList(actors=[*map(_summary, listed)])
 
     # -------------------------------------------------------------------------------- what is told
 
     def told(self, actor: ActorId, now: float) -> list[Effect]:
         """Tell that this replica has changed a record, and state the demand of an incarnation that wants a place."""
-        record = self._state.actors[actor].value
-        if record.state is ActorState.NAMING:
+        held = self._state.actors.get(actor)
+        if held is None or held.value.state is ActorState.NAMING:
             return []
+        record = held.value
         subject = self._subjects.actor_changed(self._identity, actor)
         effects: list[Effect] = [Publish(subject, changed(record)), self._demand(record, now)]
         if record.state is ActorState.DEAD:
@@ -177,7 +182,13 @@ class Actors:
                 yield actor_key(actor), ForgetActor(None, actor)
 
     def owner_died(self, process: ProcessId, now: float) -> Iterator[tuple[str, Operation]]:
-        """Yield the ends of the actors that go with a process that has died."""
+        """Yield the ends of the actors that go with a process that has died.
+
+        Its death is remembered: what it asked for last may be recorded, or heard of here, only later.
+        """
+        self._dead_processes[process] = None
+        if len(self._dead_processes) > MOST_REMEMBERED:
+            del self._dead_processes[next(iter(self._dead_processes))]
         for actor in sorted(self._state.living_actors):
             about = self._state.actors[actor].value.description
             if about.owner == process and not about.detached:
@@ -189,6 +200,8 @@ class Actors:
         job = self._state.jobs.get(about.job_id)
         if job is not None and job.value.record.state is not JobState.RUNNING:
             return ChangeActor(None, actor, Kill("its job has ended"), now)
+        if not about.detached and about.owner in self._dead_processes:
+            return ChangeActor(None, actor, Kill("its owner has died"), now)
         if not about.detached and self._is_dead(node_of(about.owner)):
             return ChangeActor(None, actor, Kill("its owner has died with its node"), now)
         if record.node_id is not None and self._is_dead(record.node_id):
@@ -205,7 +218,7 @@ class Actors:
             return
         held = self._state.actors.get(record.actor)
         if held is None and now - record.started_at > ORPHAN_SECONDS:
-            yield job_key(job), EndJob(None, job, JobState.FAILED, "its actor was never created", now)
+            yield job_key(job), EndJobWithoutActor(None, job, record.actor, now)
         elif held is not None and held.value.state is ActorState.DEAD:
             yield job_key(job), EndJob(None, job, JobState.SUCCEEDED, "its actor is dead", now)
 
@@ -224,8 +237,32 @@ def _is_over(record: ActorRecord, incarnation: int, node: NodeId) -> bool:
     return record.incarnation == incarnation and record.node_id not in (None, node)
 
 
-def _is_known_to_live(record: ActorRecord) -> bool:
-    return record.state not in (ActorState.DEAD, ActorState.NAMING)
+def _check(request: CreateActor) -> None:
+    """Refuse what could not be kept, or would upset the node that it is placed on."""
+    about = request.description
+    _check_name(about.namespace, about.name)
+    if len(request.spec) > MOST_SPEC_BYTES or len(about.methods) > MOST_METHODS_BYTES:
+        raise InvalidRequestError(
+            f"actor {about.actor_id} is made from {len(request.spec)} bytes, and its methods are told in "
+            f"{len(about.methods)}; at most {MOST_SPEC_BYTES} and {MOST_METHODS_BYTES} are kept"
+        )
+    if about.max_restarts < -1:
+        raise InvalidRequestError(f"max_restarts is {about.max_restarts}; it is -1 (without end), 0 or more")
+    for name in {**about.placement, **about.resources}:
+        placed, held = about.placement.get(name, 0), about.resources.get(name, 0)
+        if not 0 <= held <= placed:
+            raise InvalidRequestError(
+                f"actor {about.actor_id} is placed by {placed} units of {name} and cannot hold {held}: an amount is "
+                "not negative, and what an actor holds is part of what it is placed by"
+            )
+
+
+def _check_name(namespace: str, name: str) -> None:
+    """Refuse names that would make too long a key."""
+    if len(namespace.encode()) + len(name.encode()) > NAME_BYTES:
+        raise InvalidRequestError(
+            f"an actor's namespace and name have at most {NAME_BYTES} bytes together, got {name[:80]!r}…"
+        )
 
 
 def _slot(actor: ActorId, incarnation: int) -> SlotId:
@@ -247,5 +284,5 @@ def _summary(record: ActorRecord) -> ActorSummary:
         pid=record.pid,
         restarts=record.incarnation,
         detached=about.detached,
-        death_reason=record.death.reason if record.death is not None else "",
+        death_reason=record.death.reason[:LISTED_REASON_CHARACTERS] if record.death is not None else "",
     )

@@ -74,6 +74,7 @@ from shoal_core.protocol.messages import (
     RetireNode,
 )
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_gcs.actor_operations import Detour
 from shoal_gcs.actors import Actors
 from shoal_gcs.operations import (
     BuryNode,
@@ -325,8 +326,9 @@ class ControlStore:
         operation: Operation = outcome.context
         if outcome.bucket == CONTROL:
             self.state.remember(outcome.key, outcome.value, outcome.revision)
-        if operation.token is None:
-            self._under_way.discard(outcome.key)
+            if outcome.value is None and not isinstance(outcome, Loaded):
+                self.state.is_gone(outcome.key)
+        self._no_more_under_way(operation, outcome.key)
         effects = operation.settled(self.state, outcome)
         if isinstance(outcome, Stored):
             match operation:
@@ -342,9 +344,13 @@ class ControlStore:
     def _store_refused(self, refusal: StoreRefused) -> list[Effect]:
         """Tell whoever asked; what nobody asked for is tried again at a later tick."""
         operation: Operation = refusal.context
-        if operation.token is None:
-            self._under_way.discard(refusal.key)
+        self._no_more_under_way(operation, refusal.key)
         return operation.refused(refusal)
+
+    def _no_more_under_way(self, operation: Operation, key: str) -> None:
+        """A write or read of something that nobody asked for is settled: from now on it may be begun anew."""
+        if operation.token is None:
+            self._under_way.discard(operation.begun_for if isinstance(operation, Detour) else key)
 
     def _request(self, request: Request, now: float) -> list[Effect]:
         """Begin what is asked for, or refuse it."""

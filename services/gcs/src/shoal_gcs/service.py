@@ -19,7 +19,7 @@ from shoal_core.protocol.verbs import GCS_NODE, GCS_PUBLIC
 from shoal_core.service import Engine, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
-from shoal_gcs.actors import PurgeSpec
+from shoal_gcs.actor_operations import PurgeSpec
 from shoal_gcs.core import Begin, ControlStore, Purged, PurgeFunctions
 from shoal_gcs.records import CONTROL, FUNCTIONS, function_prefix, spec_prefix
 
@@ -63,7 +63,7 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
         try:
             await functions.purge(spec_prefix(command.actor_id))
         except (BusError, JetStreamUnavailableError) as error:
-            logger.warning("what actor %s was made from stays in the store: %s", command.actor_id, error)
+            logger.warning("what actor %s was made from is deleted later: %s", command.actor_id, error)
 
     def perform(command: Any) -> Awaitable[None]:
         return purge_spec(command) if isinstance(command, PurgeSpec) else purge(command)

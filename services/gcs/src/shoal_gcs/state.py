@@ -84,11 +84,21 @@ class State:
         dead = actor.value.state is ActorState.DEAD
         (self.living_actors.discard if dead else self.living_actors.add)(actor_id)
 
+    def is_gone(self, key: str) -> None:
+        """A write found that a key holds nothing, or made it so: what is known of it is older than that."""
+        kind, _, name = key.partition(".")
+        if kind == "actor":
+            self._forget_actor(ActorId(name), self.revisions.get(key, 0))
+
     def _forget_actor(self, actor: ActorId, revision: int) -> None:
-        """The record of an actor that was dead for long has been deleted."""
+        """The record of an actor has been deleted, at this revision or later (0: it was read before there was one).
+
+        Only what is dead for long is deleted, but who hears of it may have missed the death.
+        """
         held = self.actors.get(actor)
-        if held is not None and held.value.state is ActorState.DEAD and not 0 < revision < held.revision:
+        if held is not None and revision >= held.revision:
             del self.actors[actor]
+            self.living_actors.discard(actor)
 
     def _note_end(self, key: str, untold: bool) -> None:
         """Keep the set of those ends that nobody was told of."""
