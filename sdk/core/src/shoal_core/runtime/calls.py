@@ -226,12 +226,15 @@ class Calls:
         return True
 
     def cancel(self, call: PendingCall) -> ProcessId | None:
-        """Never make a call again; return the process that has it, or None if it was queued, and is no more."""
+        """Never make a call again; return the process that has it, or None if none has, and the call ends here."""
         call.cancelled = True
         call.retries = 0
         callee = self._callees.get(call.actor)
         if callee is not None and call.wire.number in callee.in_flight:
-            return callee.process
+            if callee.process is not None:
+                return callee.process
+            del callee.in_flight[call.wire.number]  # its process is dead: nobody else is going to end it
+            return None
         self.withdraw(call)
         return None
 

@@ -82,7 +82,6 @@ class Execution:
         self._calls: dict[FunctionId, int] = {}
         self._stopped = threading.Event()
         self._is_fork = False
-        self._interruptible: Accepted | None = None
         self._main_thread = 0
 
     def serve(self) -> None:
@@ -121,9 +120,9 @@ class Execution:
 
     def _interrupted(self, number: int, frame: object) -> None:
         """Interrupt the task that runs, if it is the one that was meant: no signal ever hits the next (main thread)."""
-        running = self._interruptible
-        if running is not None and running.cancelled:
-            self._interruptible = None
+        running = self.running
+        if running is not None and running.cancelled and running.interruptible:
+            running.interruptible = False
             raise TaskInterrupt
 
     def withdraw(self) -> list[Accepted]:
@@ -173,7 +172,7 @@ class Execution:
             exhausted = self._is_last_call(task.function, definition.max_calls)
             args, kwargs = work.arguments()
             try:
-                self._interruptible = accepted
+                accepted.interruptible = True
                 if accepted.cancelled:
                     raise TaskInterrupt
                 if ENABLED:
@@ -181,15 +180,12 @@ class Execution:
                         result = definition.function(*args, **kwargs)
                 else:
                     result = definition.function(*args, **kwargs)
-                if accepted.producer is not None:
-                    work.succeed(result)
             finally:
-                self._interruptible = None
+                accepted.interruptible = False
                 del args, kwargs
                 if self._is_fork:
                     leave(sys.exc_info()[1])
-            if accepted.producer is None:
-                work.succeed(result)
+            work.succeed(result)
             del result
         self.running = None
         work.ended.exhausted = exhausted

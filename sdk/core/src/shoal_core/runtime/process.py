@@ -118,6 +118,7 @@ class Service:
             Left: self._actor_left,
         }
         self._reactor.phase = self._answer
+        self._reactor.buried = self._stop_streams
         runtime.ended = runtime.command
         runtime.blocked = lambda blocked: runtime.command(_Blocked(blocked, current.get()))
 
@@ -179,13 +180,14 @@ class Service:
     def _cancel_task(self, owner: ProcessId, record: CancelTask) -> None:
         """End a task that the owner does not want any more; one that was not begun is answered at once."""
         accepted = self._accepted.get((owner, record.number))
-        if accepted is None or accepted.task.attempt != record.attempt:
+        if accepted is None:
+            self._cancel_early(owner, record)
+            return
+        if accepted.task.attempt != record.attempt:
             return
         if not cancel(accepted):
-            failed = cancelled(accepted.task.name)
-            self._ended.append(Ended(accepted, [failed] * abs(accepted.task.returns), [], 0.0, False))
             del self._accepted[owner, record.number]
-            self._answer()
+            self._answer_cancelled(accepted)
             return
         if accepted.producer is not None:
             accepted.producer.close()
@@ -197,6 +199,27 @@ class Service:
             hosting.interrupt(accepted)
         else:
             self._execution.interrupt(accepted)
+
+    def _cancel_early(self, owner: ProcessId, record: CancelTask) -> None:
+        """End a task of a lease that this process has not been told of yet."""
+        for tasks in self._early.values():
+            for index, (of, task) in enumerate(tasks):
+                if (of, task.number, task.attempt) == (owner, record.number, record.attempt):
+                    del tasks[index]
+                    self._answer_cancelled(Accepted(task, owner, [], self._order))
+                    return
+
+    def _answer_cancelled(self, accepted: Accepted) -> None:
+        """Tell the owner of a task that it was cancelled before it was begun."""
+        failed = cancelled(accepted.task.name)
+        self._ended.append(Ended(accepted, [failed] * abs(accepted.task.returns), [], 0.0, False))
+        self._answer()
+
+    def _stop_streams(self, owner: ProcessId) -> None:
+        """A process has died: nobody wants the items of its generators any more."""
+        for accepted in self._accepted.values():
+            if accepted.owner == owner and accepted.producer is not None:
+                accepted.producer.close()
 
     async def _die(self) -> None:
         """End this process at once, once the owners of what it has done before have heard of that."""
@@ -373,8 +396,12 @@ class Service:
         self._leave_if_answered()
 
     def _leave_if_answered(self) -> None:
-        """End the main thread's loop once the owners of all tasks that ended were told."""
-        if not self._unanswered and not self._left:
+        """End the main thread's loop once the owners of all tasks that ended were told.
+
+        An actor that leaves has told its node of that first, or its end would be taken for a crash.
+        """
+        told = self._runtime.hosting is None or self._unneeded
+        if told and not self._unanswered and not self._left:
             self._left = True
             self._execution.stop()
 

@@ -185,6 +185,8 @@ class Reactor:
             Held: lambda peer, r: self.borrowing.held(r.transfer),
         }
         self.phase: Callable[[], None] | None = None
+        self.buried: Callable[[ProcessId], None] | None = None
+        """Told of every process that has died, once its last words were heard."""
 
     # ------------------------------------------------------------------------------- turns
 
@@ -399,7 +401,9 @@ class Reactor:
             self._table.observe(state, one)
 
     def fail(self, task: PendingTask | PendingCall, failure: Failed) -> None:
-        """End a task without a result of its own: all it would return is this error."""
+        """End a task without a result of its own, unless it has ended: all it would return is this error."""
+        if self.tasks.get(task.wire.number) is not task:
+            return
         self._settle_returns(task, [failure] * abs(task.wire.returns), self.local)
 
     def _task_done(self, worker: ProcessId, result: TaskDone, now: float) -> None:
@@ -440,7 +444,8 @@ class Reactor:
 
     def _item(self, worker: ProcessId, item: Item) -> None:
         """Take in what a generator yielded, unless it is known from a run before, or nobody wants it."""
-        stream = self.streams.get(item.number)
+        task = self.tasks.get(item.number)
+        stream = None if task is None or task.wire.attempt != item.attempt else self.streams[item.number]
         contents = self.adopt(contained_in(item.value), worker)
         state = None if stream is None else stream.accept(item.index, item.value)
         if state is None:
@@ -448,18 +453,19 @@ class Reactor:
         else:
             state.contents = contents
             self._settled.append((state, item.value))
-        if stream is not None and stream.source != worker:
-            stream.source = worker
+        source = (worker, item.attempt)
+        if stream is not None and stream.source != source:
+            stream.source = source
             if stream.closed or stream.ahead:
                 self._tell_producer(stream)
 
     def _tell_producer(self, stream: Stream) -> None:
         """Tell the process that runs a generator, if it is known, whether and how far it should go on."""
         if stream.closed:
-            stream.drop()
+            self._settled += stream.drop()
         if stream.source is not None and stream.number in self.streams:
             self.send(
-                stream.source,
+                stream.source[0],
                 StreamClosed(stream.number) if stream.closed else StreamAdvanced(stream.number, stream.taken),
             )
 
@@ -609,6 +615,8 @@ class Reactor:
             return
         self.peers.forget(process)
         self.actors.calls.process_died(process, time.monotonic())
+        if self.buried is not None:
+            self.buried(process)
         for key in self.borrowing.process_died(process):
             self._free_if_unused(key)
         for state in list(self._table.borrowed.values()):

@@ -10,7 +10,8 @@ an error is one and the same: waiting for the object of the next index.
     producer:  yield ── Item 1, Item 2, … ── TaskDone     stops when told StreamClosed, or while ``ahead`` items
     owner:     object 1, object 2, …, END behind the last     were not taken (back-pressure), until StreamAdvanced
 
-A generator that raises has its exception as its last item.
+A generator that raises has its exception as its last item; of one that was cancelled, ``next`` raises it. Once a stream
+is closed, its next object is END at once.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from shoal_core.protocol.ids import ObjectKey, ProcessId, TaskNumber, object_key
+from shoal_core.protocol.ids import ProcessId, TaskNumber, object_key
 from shoal_core.protocol.records import Failed, Inline, Value
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, ready
+from shoal_core.runtime.submission import CANCELLED
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -37,7 +39,10 @@ DONE = Inline(b"N.")
 
 
 class Stream:
-    """A stream as its owner knows it. ``taken`` and ``closed`` are its user's, the rest is the I/O thread's."""
+    """A stream as its owner knows it. ``taken`` and ``closed`` are its user's, the rest is the I/O thread's.
+
+    ``source`` is the process that runs the generator, and the attempt that it is there.
+    """
 
     __slots__ = ("_held", "_table", "ahead", "closed", "completion", "length", "number", "received", "source", "taken")
 
@@ -47,7 +52,7 @@ class Stream:
         self.received = 0
         self.taken = 0
         self.length: int | None = None
-        self.source: ProcessId | None = None
+        self.source: tuple[ProcessId, int] | None = None
         self.closed = False
         self.completion = table.create(object_key(number, 0))
         self._table = table
@@ -56,6 +61,8 @@ class Stream:
     def next(self) -> ObjectRef[Any]:
         """Return the object of the next index, which may be an item, or END (any thread)."""
         with self._table.lock:
+            if self.closed:
+                return self._nothing_more()
             return self._at(self.taken + 1)
 
     def take(self) -> None:
@@ -83,16 +90,23 @@ class Stream:
                 settled.append((self._at(self.length + 1)._state, END))
         return settled
 
-    def drop(self) -> None:
-        """Let go of the items that were not taken, since nobody wants more (I/O thread)."""
+    def drop(self) -> list[tuple[ObjectState, Value]]:
+        """Let go of the items that were not taken; return what is ready now: END, where somebody waits (I/O thread)."""
         with self._table.lock:
-            self._held = {}
+            held, self._held = self._held, {}
+        waited = held.get(self.received + 1)
+        return [] if waited is None or waited._state.value is not None else [(waited._state, END)]
 
     def _at(self, index: int) -> ObjectRef[Any]:
         ref = self._held.get(index)
         if ref is None:
-            ref = self._held[index] = self._table.create(ObjectKey(object_key(self.number, index)))
+            ref = self._held[index] = self._table.create(object_key(self.number, index))
         return ref
+
+    def _nothing_more(self) -> ObjectRef[Any]:
+        state = ObjectState(self._table.home, self._table.local, object_key(self.number, self.taken + 1))
+        state.value = END  # known to nobody else: no table has it, and nobody can be waiting for it
+        return ObjectRef(state)
 
 
 class ObjectRefGenerator(Generic[T]):
@@ -100,8 +114,8 @@ class ObjectRefGenerator(Generic[T]):
 
     Iterate with ``for`` or ``async for``, or take one with ``next``; ``wait`` takes it like a reference, which is ready
     when the next item is, or when there are no more. An exception of the generator comes out of ``get`` of its last
-    item.
-    When this object goes, or ``close()`` is called, the generator is stopped and its items are freed.
+    item; where it was cancelled, taking the next item raises ``TaskCancelledError``, and then there are no more. When
+    this object goes, or ``close()`` is called, the generator is stopped and its items are freed.
     """
 
     def __init__(self, runtime: Runtime, stream: Stream) -> None:
@@ -164,6 +178,9 @@ class ObjectRefGenerator(Generic[T]):
         self._stream.take()
         if self._stream.ahead:
             self._runtime.move_stream(self._stream)
+        value = ref._state.value
+        if type(value) is Failed and value.code == CANCELLED:
+            self._runtime.load(ref._state)
         return ref
 
     def __del__(self) -> None:

@@ -45,6 +45,8 @@ OVERRUN_SECONDS = 0.1
 """A task that takes so much longer than predicted: its lease counts as no help to what is queued."""
 REPEAT_SECONDS = 1.0
 SMOOTHING = 0.3
+CANCELLED = "task_cancelled"
+"""The code of the error that stands for what a cancelled task would have returned."""
 
 
 class PendingTask:
@@ -388,7 +390,7 @@ class Submission:
 
 def cancelled(name: str) -> Failed:
     """Return what becomes of a task that was cancelled."""
-    return Failed("task_cancelled", f"{name}() was cancelled.")
+    return Failed(CANCELLED, f"{name}() was cancelled.")
 
 
 def _load(lease: Lease) -> int:
@@ -400,5 +402,8 @@ def _crash(task: PendingTask, loss: WorkerLost) -> Failed:
     what = f"Task {task.wire.name}() failed after {attempts} attempt{'s' * (attempts > 1)}: {loss.reason}."
     if loss.out_of_memory:
         return Failed("out_of_memory", what)
-    hint = "" if attempts > 1 else " It was not retried, since max_retries is 0."
+    if task.cancelled:
+        hint = " It was not retried, since it was cancelled."
+    else:
+        hint = "" if attempts > 1 else " It was not retried, since max_retries is 0."
     return Failed("worker_crashed", what + hint)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.tracing import span
-from shoal_core.protocol.errors import TaskError
+from shoal_core.protocol.errors import TaskCancelledError, TaskError
 from shoal_core.protocol.ids import ProcessId
 from shoal_core.protocol.records import Inline, LeaseAssigned, Stored, Task, Value
 from shoal_core.runtime.failures import failure
@@ -37,7 +37,8 @@ class Accepted:
     """A task that came to this process; ``references`` are those nested in its arguments, held until it ends.
 
     ``order`` rises with each task that comes; ``producer`` is there for generators. What is ``cancelled`` before it was
-    ``begun`` never is (see ``begin`` and ``cancel``).
+    ``begun`` never is (see ``begin`` and ``cancel``). A cancellation may break into it only while it is
+    ``interruptible``: while the user's code runs, on the main thread.
     """
 
     task: Task
@@ -47,6 +48,7 @@ class Accepted:
     producer: Producer | None = None
     begun: bool = False
     cancelled: bool = False
+    interruptible: bool = False
 
 
 _beginning = threading.Lock()
@@ -68,6 +70,10 @@ def cancel(accepted: Accepted) -> bool:
 
 class TaskInterrupt(KeyboardInterrupt):
     """Breaks into the user's code of a task that was cancelled."""
+
+
+CANCELLATIONS = (KeyboardInterrupt, asyncio.CancelledError, TaskCancelledError)
+"""What leaves the user's code of a task that was cancelled; the last where a task of its own was cancelled with it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +161,7 @@ class Work:
         if isinstance(error, self._lets_pass):
             return False
         task = self.accepted.task
-        if self.accepted.cancelled and isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+        if self.accepted.cancelled and isinstance(error, CANCELLATIONS):
             retryable, failed = False, cancelled(self._name)
         else:
             retryable, failed = _is_retryable(task, error), failure(self._name, error)
@@ -196,23 +202,31 @@ class Work:
 
     def _stream(self, result: Any, producer: Producer) -> None:
         """Run a generator in this thread, and hand on what it yields."""
+        accepted = self.accepted
         items = _iterator(self._name, result)
         made = 0
-        while True:
-            if not producer.may_go_on(made):
-                with self._runtime.waiting():
-                    producer.wait(made)
-            if producer.closed:
-                items.close()
-                break
-            try:
-                item = next(items)
-            except StopIteration:
-                break
-            made += 1
-            self._hand_on(made, item)
-            del item
-        self._end([], [], False)
+        try:
+            while True:
+                if not producer.may_go_on(made):
+                    with self._runtime.waiting():
+                        producer.wait(made)
+                if producer.closed:
+                    break
+                try:
+                    accepted.interruptible = True  # only here: what is half handed on would be lost
+                    if accepted.cancelled:
+                        break
+                    item = next(items)
+                except StopIteration:
+                    break
+                finally:
+                    accepted.interruptible = False
+                made += 1
+                self._hand_on(made, item)
+                del item
+        finally:
+            items.close()
+        self._end_stream()
 
     async def stream_on_loop(self, result: Any) -> None:
         """Run a generator, asynchronous or not, on an actor's loop, and hand on what it yields."""
@@ -220,19 +234,25 @@ class Work:
         assert producer is not None
         items = result if hasattr(result, "__anext__") else _as_async(_iterator(self._name, result))
         made = 0
-        while True:
-            await producer.wait_on_loop(made)
-            if producer.closed:
-                await items.aclose()
-                break
-            try:
-                item = await anext(items)
-            except StopAsyncIteration:
-                break
-            made += 1
-            self._hand_on(made, item)
-            del item
-        self._end([], [], False)
+        try:
+            while True:
+                await producer.wait_on_loop(made)
+                if producer.closed:
+                    break
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    break
+                made += 1
+                self._hand_on(made, item)
+                del item
+        finally:
+            await items.aclose()
+        self._end_stream()
+
+    def _end_stream(self) -> None:
+        """The generator has no more items; where it was cancelled, that is what its owner is to hear."""
+        self._end([cancelled(self._name)] if self.accepted.cancelled else [], [], False)
 
     def _hand_on(self, index: int, item: Any) -> None:
         serialized = self._runtime.codec.dump(item)
