@@ -426,6 +426,21 @@ async def test_an_obstacle_is_raised_by_whoever_waits_and_loses_nothing(lone: Lo
     assert not lone.reactor.notifying
 
 
+async def test_who_gives_up_awaiting_leaves_nothing_behind(lone: LoneRuntime) -> None:
+    [ref] = lone.runtime.submit(a_call(lone), (), {})
+    waiting = [asyncio.ensure_future(ref) for _ in range(10)]
+    await turns_until(lambda: len(lone.reactor.notifying) == 10)
+    for one in waiting[1:]:
+        one.cancel()
+    await turns_until(lambda: len(lone.reactor.notifying) == 1)
+    assert ref._state.observers is not None
+    assert len(ref._state.observers) == 1
+    grant(lone)
+    lone.receive(WORKER, done(the_task(lone), value(42)))
+    assert await waiting[0] == 42
+    assert not lone.reactor.notifying
+
+
 async def test_what_is_ready_is_read_in_spite_of_an_obstacle(lone: LoneRuntime) -> None:
     ref = lone.runtime.put(7)
     lone.runtime.obstruct(away)

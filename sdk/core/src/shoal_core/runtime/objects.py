@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import threading
 import weakref
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, object_id_bytes, task_id_bytes, task_of
 from shoal_core.protocol.records import Failed, Reference, Stored, Value
+from shoal_core.runtime.awaiting import until_told
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -39,8 +39,11 @@ class Home(Protocol):
     def get(self, refs: Sequence[ObjectRef[Any]], timeout_seconds: float | None) -> list[Any]:
         """Return the values of references, waiting for them."""
 
-    def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
-        """Call back on the I/O thread once the object is ready."""
+    def notify(self, state: ObjectState, callback: Callable[[], None]) -> Any:
+        """Call back on the I/O thread once the object is ready, or known not to become so; return the notice."""
+
+    def withdraw(self, notice: Any) -> None:
+        """Nobody waits for the notice any more."""
 
     def aside(self, work: Callable[[], None]) -> None:
         """Do something beside the I/O thread, since it may block or run user code (I/O thread)."""
@@ -190,7 +193,7 @@ class ObjectRef(Generic[T_co]):
         loop = asyncio.get_running_loop()
         home, state = self._state.home, self._state
         if state.value is None:
-            yield from _until_told(state, loop)
+            yield from until_told(state, loop)
         if type(state.value) is Stored:  # mapping or fetching it takes a while, in which the loop should turn
             return (yield from loop.run_in_executor(None, home.load, state))  # type: ignore[no-any-return]
         return home.load(state)  # type: ignore[no-any-return]
@@ -208,32 +211,6 @@ class ObjectRef(Generic[T_co]):
 
     def __repr__(self) -> str:
         return f"ObjectRef({self.hex()})"
-
-
-async def ready(ref: ObjectRef[Any]) -> None:
-    """Wait, in any event loop, until the object of a reference is ready; raise why, where it will not be."""
-    state = ref._state
-    if state.value is None:
-        await _until_told(state, asyncio.get_running_loop())
-        if state.value is None:
-            state.home.load(state)
-
-
-def _until_told(state: ObjectState, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-    """Return a future that is done when an object is ready, or when it is known that it will not be."""
-    woken: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
-            loop.call_soon_threadsafe(_settle, woken)
-
-    state.home.notify(state, wake)
-    return woken
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 Restore = Callable[[ProcessId, ObjectKey], ObjectRef[Any]]
@@ -354,6 +331,13 @@ class ObjectTable:
             observers, state.observers = state.observers, None
             for observer in observers or ():
                 observer(state)
+
+    def ignore(self, state: ObjectState, observer: Callable[[ObjectState], None]) -> None:
+        """Undo ``observe`` (I/O thread)."""
+        if state.observers is not None and observer in state.observers:
+            state.observers.remove(observer)
+            if not state.observers:
+                state.observers = None
 
     def observe(self, state: ObjectState, observer: Callable[[ObjectState], None]) -> None:
         """Call ``observer`` on the I/O thread when the object is ready; at once if it is (I/O thread)."""

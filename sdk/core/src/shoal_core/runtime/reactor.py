@@ -76,10 +76,11 @@ class Notify:
     Once the process has left, nobody comes to commands any more: then whoever gave it calls back.
     """
 
-    __slots__ = ("_callbacks", "state")
+    __slots__ = ("_callbacks", "observer", "state")
 
     def __init__(self, state: ObjectState, callback: Callable[[], None]) -> None:
         self.state = state
+        self.observer: Callable[[ObjectState], None] | None = None
         self._callbacks = [callback]
 
     def call_back(self) -> None:
@@ -89,6 +90,13 @@ class Notify:
         except IndexError:
             return
         callback()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Withdraw:
+    """Command: nobody waits for a notice any more."""
+
+    notice: Notify
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +171,7 @@ class Reactor:
             Create: self.actors.create,
             Created: self.actors.created,
             Notify: self._notify,
+            Withdraw: self._withdraw,
             Want: lambda want: self._want(want.states),
             Cancel: self._cancel_object,
             StreamMoved: lambda moved: self._tell_producer(moved.stream),
@@ -489,7 +498,18 @@ class Reactor:
         if state.value is None:
             self._want((state,))
         self.notifying.add(notify)
-        self._table.observe(state, lambda _state: self._call_back(notify))
+
+        def observer(_state: ObjectState) -> None:
+            self._call_back(notify)
+
+        notify.observer = observer
+        self._table.observe(state, observer)
+
+    def _withdraw(self, withdraw: Withdraw) -> None:
+        notify = withdraw.notice
+        self.notifying.discard(notify)
+        if notify.observer is not None:
+            self._table.ignore(notify.state, notify.observer)
 
     def _call_back(self, notify: Notify) -> None:
         self.notifying.discard(notify)

@@ -55,7 +55,7 @@ from shoal_core.runtime.calls import PendingCall, PendingCounter
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
-from shoal_core.runtime.reactor import Cancel, Notify, Reactor, StreamMoved, Want
+from shoal_core.runtime.reactor import Cancel, Notify, Reactor, StreamMoved, Want, Withdraw
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
@@ -507,12 +507,17 @@ class Runtime:
         finally:
             self.blocked(False)
 
-    def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
-        """Call back on the I/O thread when an object is ready (any thread)."""
-        notify = Notify(state, callback)
-        self.command(notify)
+    def notify(self, state: ObjectState, callback: Callable[[], None]) -> Notify:
+        """Call back on the I/O thread when an object is ready, or out of reach; return the notice (any thread)."""
+        notice = Notify(state, callback)
+        self.command(notice)
         if self.reactor.closed is not None:
-            notify.call_back()
+            notice.call_back()
+        return notice
+
+    def withdraw(self, notice: Notify) -> None:
+        """Nobody waits for a notice any more (any thread)."""
+        self.command(Withdraw(notice))
 
     def aside(self, work: Callable[[], None]) -> None:
         """Do something in another thread than the I/O thread: this one, or one of the loop's pool."""

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from shoal_core.protocol.ids import ProcessId, TaskNumber, object_key
 from shoal_core.protocol.records import Failed, Inline, Value
-from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, ready
+from shoal_core.runtime.awaiting import ready
+from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.submission import CANCELLED
 
 if TYPE_CHECKING:
