@@ -725,6 +725,25 @@ class TestLifetimes:
         assert get(refs) == list(range(1, 501))
         failure_of(leaving)
 
+    @pytest.mark.parametrize("concurrency", [1, 4])
+    def test_an_actor_that_leaves_among_other_calls_is_not_started_again(self, concurrency: int) -> None:
+        class Busy:
+            async def leave(self) -> None:
+                shoal.actor.exit_actor()
+
+            async def work(self) -> int:
+                return os.getpid()
+
+        for _ in range(5):
+            busy: Any = shoal.remote(max_restarts=5, max_concurrency=concurrency)(Busy).remote()
+            get(busy.work.remote())
+            leaving = busy.leave.remote()
+            for ref in [busy.work.remote() for _ in range(20)]:
+                with contextlib.suppress(exceptions.ActorDiedError):
+                    get(ref)
+            assert isinstance(failure_of(leaving), exceptions.ActorDiedError)
+            assert isinstance(failure_of(busy.work.remote()), exceptions.ActorDiedError)
+
     def test_exit_actor_is_for_actors(self) -> None:
         with pytest.raises(TypeError, match="outside of an actor"):
             shoal.actor.exit_actor()

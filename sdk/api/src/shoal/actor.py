@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, overload
 
 import msgspec
 
@@ -83,7 +83,20 @@ class ActorClass(Generic[P, T]):
             "is not supported: inherit from the class before it is made remote, and make the subclass remote too."
         )
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ActorHandle[T]:
+    @overload
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ActorHandle[T]: ...
+
+    # A reference may stand for a value, as in calls of remote functions.
+    @overload
+    def remote(self, ref0: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ActorHandle[T]: ...
+
+    @overload
+    def remote(self, arg0: Any, ref1: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ActorHandle[T]: ...
+
+    @overload
+    def remote(self, arg0: Any, arg1: Any, ref2: ObjectRef[Any], /, *args: Any, **kwargs: Any) -> ActorHandle[T]: ...
+
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
         """Ask for an actor and return its handle, without waiting for it.
 
         One with a name waits until the name is decided. Raises ``TypeError`` where the arguments do not fit
@@ -306,6 +319,14 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
     reason = "it was killed by kill()"
     with contextlib.suppress(NotFoundError):
         runtime().ask_gcs("kill_actor", KillActor(actor_id=actor._shoal_actor, no_restart=no_restart, reason=reason))
+
+
+@overload
+def list_named_actors(all_namespaces: Literal[False] = False) -> list[str]: ...
+
+
+@overload
+def list_named_actors(all_namespaces: Literal[True]) -> list[dict[str, str]]: ...
 
 
 def list_named_actors(all_namespaces: bool = False) -> list[str] | list[dict[str, str]]:

@@ -19,7 +19,9 @@ T_co = TypeVar("T_co", covariant=True)
 class Class(Protocol[P, T_co]):
     """A class, as opposed to any other callable: it has bases."""
 
-    __mro__: tuple[type, ...]
+    @property
+    def __mro__(self) -> tuple[type, ...]:
+        """The class and its bases."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
         """Make an instance."""

@@ -287,7 +287,7 @@ class Hosting:
         task.add_done_callback(ended)
 
     async def _run_on_loop(self, accepted: Accepted) -> None:
-        if not begin(accepted):
+        if self._left or not begin(accepted):
             return
         work = Work(self._runtime, accepted, self.lease, (ActorExit, SystemExit), self.label)
         try:
