@@ -169,6 +169,43 @@ def test_old_news_is_no_news() -> None:
     assert one.failed() == [(1, "actor_died")]
 
 
+def test_a_call_that_is_cancelled_while_it_waits_holds_up_nobody() -> None:
+    one = One()
+    one.hear(news(ActorState.ALIVE, 0, FIRST))
+    late = call(1, unresolved=1)
+    one.calls.enqueue(late)
+    one.calls.enqueue(call(2))
+    assert one.calls.cancel(late) is None
+    assert one.sent() == [2]
+    late.unresolved = 0
+    one.calls.resolved(late)
+    assert one.sent() == []
+
+
+def test_a_call_that_is_cancelled_in_flight_ends_where_it_runs_and_is_never_made_again() -> None:
+    one = One()
+    one.hear(news(ActorState.ALIVE, 0, FIRST))
+    pending = call(1, retries=3)
+    one.calls.enqueue(pending)
+    one.sent()
+    assert one.calls.cancel(pending) == FIRST
+    assert one.calls.done(FIRST, done(pending, retryable=True)) is pending
+
+
+def test_a_call_that_is_cancelled_when_its_process_has_died_ends_at_once_and_only_then() -> None:
+    one = One()
+    one.hear(news(ActorState.ALIVE, 0, FIRST))
+    pending = call(1, retries=3)
+    one.calls.enqueue(pending)
+    one.sent()
+    one.calls.process_died(FIRST, one.now)
+    assert one.calls.cancel(pending) is None
+    one.hear(news(ActorState.RESTARTING, 1), news(ActorState.ALIVE, 1, SECOND))
+    one.wait(GRACE_SECONDS)
+    assert one.sent() == []
+    assert one.failed() == []
+
+
 def test_an_actor_that_somebody_waits_for_is_asked_about_again_and_again() -> None:
     one = One()
     one.calls.enqueue(call(1))
@@ -222,6 +259,7 @@ class Fate:
     retries: int
     carried_out: list[int] = field(default_factory=list)
     ended: int = 0
+    cancelled: bool = False
 
 
 class World(RuleBasedStateMachine):
@@ -264,6 +302,20 @@ class World(RuleBasedStateMachine):
         else:
             self.calls.resolved(late.call)
 
+    @precondition(lambda self: bool(self.fates))
+    @rule(data=st.data())
+    def a_call_is_cancelled(self, data: st.DataObject) -> None:
+        """Any that has not ended, whatever has become of its actor, and also twice."""
+        fate = data.draw(st.sampled_from(list(self.fates.values())))
+        if fate.ended or any(pending is fate.call for pending, _ in self.calls.failed):
+            return
+        fate.cancelled = True
+        process = self.calls.cancel(fate.call)
+        if process is None:
+            fate.ended += 1
+        else:
+            assert process not in self.dead, "nobody waits for an answer of the dead"
+
     @rule()
     def a_turn_ends(self) -> None:
         self.calls.pump(self.now)
@@ -272,10 +324,11 @@ class World(RuleBasedStateMachine):
             fate.ended += 1
             assert failure.code in ("actor_died", "actor_unavailable")
             tried_enough = fate.retries >= 0 and pending.wire.attempt == fate.retries
-            assert tried_enough or failure.code == "actor_died", "what may be tried again is"
+            assert tried_enough or fate.cancelled or failure.code == "actor_died", "what may be tried again is"
         self.calls.failed = []
         for process, record in self.calls.outgoing:
             assert isinstance(record, Task)
+            assert not self.fates[record.number].cancelled, "what was cancelled is never sent again"
             copy = Task(**{name: getattr(record, name) for name in Task.__struct_fields__})
             assert process not in self.dead, "nothing is sent to a process that is known to be dead"
             self.to_actor.setdefault(ProcessId(process), deque()).append(copy)

@@ -21,6 +21,7 @@ from shoal_core.protocol.records import (
     WorkerLost,
 )
 from shoal_core.runtime.submission import (
+    CANCELLED,
     IDLE_SECONDS,
     MOST_IN_FLIGHT,
     MOST_SLOTS,
@@ -69,6 +70,7 @@ class Fate:
     max_retries: int
     ended: int = 0
     used: int = 0
+    cancelled: bool = False
 
 
 class World:
@@ -156,6 +158,9 @@ class World:
         for index, pushed in enumerate(worker.tasks):
             fate = self.fates[pushed.number]
             free = index >= begun
+            if fate.cancelled:
+                assert fate.task.wire.attempt == attempts[pushed.number], "what was cancelled is never tried again"
+                continue
             assert free is (fate.task.wire.attempt == attempts[pushed.number] and not self._failed(fate))
             fate.used += fate.task.wire.attempt - attempts[pushed.number]
         self.turn()
@@ -175,6 +180,28 @@ class World:
         self.submission.tick(self.now)
         self.turn()
 
+    def cancel(self, fate: Fate) -> Worker | None:
+        """Cancel a task; return the worker that is to be told."""
+        task = fate.task
+        queued = task in task.key.queue
+        worker = next((w for w in self.workers.values() if any(p.number == task.wire.number for p in w.tasks)), None)
+        process = self.submission.cancel(task)
+        if not fate.ended:
+            assert process == (None if worker is None else worker.process)
+            if process is None:
+                assert queued
+                fate.ended += 1
+        fate.cancelled = True
+        self.turn()
+        return worker
+
+    def end_cancelled(self, worker: Worker) -> None:
+        """Answer what a worker had not begun, or what it was interrupted in."""
+        for pushed in [pushed for pushed in worker.tasks if self.fates[pushed.number].cancelled]:
+            worker.tasks.remove(pushed)
+            self.result(worker, pushed, seconds=0.0)
+        self.turn()
+
     def _failed(self, fate: Fate) -> bool:
         return any(task is fate.task for task, _ in self.submission.failed)
 
@@ -185,10 +212,11 @@ class World:
         submission = self.submission
         submission.pump(self.now)
         failed, submission.failed = submission.failed, []
-        for task, _ in failed:
+        for task, failure in failed:
             fate = self.fates[task.wire.number]
             assert fate.task is task
             assert task.retries == 0
+            assert fate.cancelled or failure.code != CANCELLED
             fate.ended += 1
         outgoing, submission.outgoing = submission.outgoing, []
         for peer, record in outgoing:
@@ -208,6 +236,7 @@ class World:
         assert not any((worker.blocked, worker.recalled, worker.gave_back))
         assert record.position > worker.last_position
         worker.last_position = record.position
+        assert not self.fates[record.number].cancelled, "what was cancelled is never pushed again"
         worker.tasks.append(Pushed(record.number, record.attempt, record.position))
 
     # ------------------------------------------------------------------------------- what always holds
@@ -225,7 +254,9 @@ class World:
             assert fate.ended in (0, 1), "a task ends once"
             assert places[number] + fate.ended == 1, "a task is in one place, until it ends"
             assert fate.used == fate.task.wire.attempt
-            if fate.max_retries >= 0:
+            if fate.cancelled:
+                assert fate.task.retries == 0
+            elif fate.max_retries >= 0:
                 assert fate.used + fate.task.retries == fate.max_retries
 
     def _check_demand(self, key: SchedulingKey) -> None:
@@ -300,6 +331,19 @@ class SubmissionMachine(RuleBasedStateMachine):
             if worker.blocked:
                 self.world.block(worker, blocked=False)
             self.world.end(worker, seconds=seconds, retryable=retryable)
+
+    @rule(which=index)
+    def cancel(self, which: int) -> None:
+        """Cancel any task, also one that has ended, and also twice."""
+        fates = list(self.world.fates.values())
+        if fates:
+            self.world.cancel(fates[which % len(fates)])
+
+    @rule(which=index)
+    def the_cancelled_end(self, which: int) -> None:
+        worker = self.worker(which)
+        if worker is not None:
+            self.world.end_cancelled(worker)
 
     @rule(which=index)
     def overrun(self, which: int) -> None:
@@ -473,3 +517,34 @@ def test_closing_gives_back_all_leases() -> None:
         2,
         3,
     ]
+
+
+def test_a_queued_task_that_is_cancelled_asks_for_no_worker() -> None:
+    world = World()
+    fate = world.submit(CLASSES[0], "long", 3)
+    assert world.slots()
+    assert world.cancel(fate) is None
+    assert world.slots() == []
+    world.settle()
+
+
+def test_a_cancelled_task_that_its_worker_gives_back_ends_there() -> None:
+    world = World()
+    world.submit(CLASSES[0], "short", 0)
+    worker = world.grant(*world.slots()[0])
+    world.end(worker, seconds=0.0)
+    first, second = world.submit(CLASSES[0], "short", 3), world.submit(CLASSES[0], "short", 3)
+    assert world.cancel(second) is worker
+    world.give_back(worker, blocked=True)
+    assert (first.ended, second.ended) == (0, 1)
+
+
+def test_a_cancelled_task_whose_worker_crashes_says_why_it_was_not_retried() -> None:
+    world = World()
+    fate = world.submit(CLASSES[0], "work", 3)
+    worker = world.grant(*world.slots()[0])
+    world.cancel(fate)
+    world.submission.lost(worker.node, WorkerLost(worker.lease, 1 << 62, "it was killed"))
+    [(_, failure)] = world.submission.failed
+    assert failure.code == "worker_crashed"
+    assert "not retried, since it was cancelled" in failure.text
