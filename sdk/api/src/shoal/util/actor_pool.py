@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from shoal.handle import ActorHandle
 from shoal.objects import get, wait
+from shoal.session import runtime
 from shoal_core.protocol.errors import ActorDiedError
 from shoal_core.runtime.objects import ObjectRef
 
@@ -16,6 +17,12 @@ V = TypeVar("V")
 R = TypeVar("R")
 
 TIMED_OUT = "Timed out waiting for result"
+
+
+AHEAD_SECONDS = 0.005
+"""So much work, by what its calls have been taking, an actor is given before it has ended what it does."""
+MOST_AHEAD = 64
+OVERHEAD_SECONDS = 20e-6
 
 
 class _Work:
@@ -37,11 +44,14 @@ class ActorPool(Generic[T]):
         pool = ActorPool([Worker.remote(), Worker.remote()])
         print(list(pool.map(lambda actor, value: actor.double.remote(value), [1, 2, 3, 4])))  # [2, 4, 6, 8]
 
-    Values for which no actor is idle wait here. An actor that is found dead leaves the pool. Not thread-safe.
+    Values for which no actor is idle wait here, so that long calls are never stacked up behind each other; an actor
+    whose calls take less than some milliseconds gets the next ones before it has ended the one it runs. An actor that
+    is found dead leaves the pool; each value that it had been given comes out as an error. Not thread-safe.
     """
 
     def __init__(self, actors: Iterable[ActorHandle[T]]) -> None:
         self._idle = list(actors)
+        self._busy: dict[ActorHandle[T], int] = {}
         self._working: dict[Hashable, _Work] = {}
         self._by_index: dict[int, _Work] = {}
         self._next_index = 0
@@ -74,14 +84,8 @@ class ActorPool(Generic[T]):
 
     def submit(self, fn: Callable[[ActorHandle[T], V], Any], value: V) -> None:
         """Call ``fn(actor, value)`` with an idle actor, as soon as there is one."""
-        if not self._idle:
-            self._waiting.append((fn, value))
-            return
-        actor = self._idle.pop()
-        future = fn(actor, value)
-        work = _Work(self._next_index, actor, future)
-        self._working[_key(future)] = self._by_index[work.index] = work
-        self._next_index += 1
+        self._waiting.append((fn, value))
+        self._feed()
 
     def has_next(self) -> bool:
         """Tell whether there are results that were not taken."""
@@ -126,9 +130,10 @@ class ActorPool(Generic[T]):
 
     def push(self, actor: ActorHandle[T]) -> None:
         """Add an actor to the pool; ``ValueError`` where it is in it."""
-        if actor in self._idle or any(actor == work.actor for work in self._working.values()):
+        if actor in self._idle or actor in self._busy:
             raise ValueError("Actor already belongs to current ActorPool")
-        self._return(actor)
+        self._idle.append(actor)
+        self._feed()
 
     # ------------------------------------------------------------------------------- inside
 
@@ -140,37 +145,62 @@ class ActorPool(Generic[T]):
         """Take the result of a call, and give its actor the next value."""
         self._forget(work)
         if not ready:
-            self._return(work.actor)
+            self._feed()
             raise TimeoutError(f"{TIMED_OUT}. The task {work.future} has been ignored.")
         try:
-            result = get(work.future)
+            return get(work.future)
         except ActorDiedError:
-            self._next_value()
+            self._bury(work.actor)
             raise
-        except BaseException:
-            self._return(work.actor)
-            raise
-        self._return(work.actor)
-        return result
+        finally:
+            self._feed()
 
     def _forget(self, work: _Work) -> None:
+        """A call is over, or nobody waits for it: its actor is free for another."""
+        actor = work.actor
         del self._working[_key(work.future)]
         del self._by_index[work.index]
         self._next_return = max(self._next_return, work.index + 1)
+        if actor in self._busy:
+            self._busy[actor] -= 1
+            if not self._busy[actor]:
+                del self._busy[actor]
+                self._idle.append(actor)
 
     def _drop(self) -> None:
         """Forget the oldest call; its actor takes the next value."""
-        work = next(iter(self._working.values()))
-        self._forget(work)
-        self._return(work.actor)
+        self._forget(next(iter(self._working.values())))
+        self._feed()
 
-    def _return(self, actor: ActorHandle[Any]) -> None:
-        self._idle.append(actor)
-        self._next_value()
+    def _feed(self) -> None:
+        """Give what waits to actors that are idle, or will soon be."""
+        while self._waiting and (actor := self._free()) is not None:
+            self._call(*self._waiting.popleft(), actor)
 
-    def _next_value(self) -> None:
-        if self._waiting and self._idle:
-            self.submit(*self._waiting.popleft())
+    def _free(self) -> ActorHandle[T] | None:
+        """Return the actor that should take the next value, None where all have enough to do."""
+        if self._idle:
+            return self._idle.pop()
+        actor = min(self._busy, key=lambda actor: self._busy[actor], default=None)
+        return actor if actor is not None and self._busy[actor] < _ahead(actor) else None
+
+    def _call(self, fn: Callable[[ActorHandle[T], Any], Any], value: Any, actor: ActorHandle[T]) -> None:
+        self._busy[actor] = self._busy.get(actor, 0) + 1
+        work = _Work(self._next_index, actor, fn(actor, value))
+        self._working[_key(work.future)] = self._by_index[work.index] = work
+        self._next_index += 1
+
+    def _bury(self, actor: ActorHandle[T]) -> None:
+        """An actor is dead: it is given nothing more. What it was given comes out as errors, since it may have run."""
+        self._busy.pop(actor, None)
+        if actor in self._idle:
+            self._idle.remove(actor)
+
+
+def _ahead(actor: ActorHandle[Any]) -> int:
+    """Return how many calls an actor may have at once, by how long they have been taking."""
+    seconds = runtime().call_seconds(actor._shoal_actor) if actor._shoal_description.sequential else None
+    return 1 if seconds is None else max(1, min(MOST_AHEAD, int(AHEAD_SECONDS / (seconds + OVERHEAD_SECONDS))))
 
 
 def _key(future: Any) -> Hashable:

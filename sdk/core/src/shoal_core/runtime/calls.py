@@ -38,6 +38,7 @@ WINDOW = 1024
 MISSING_SECONDS = 10.0
 """So long an actor may be unknown to the control store that its creator is just telling of."""
 
+SMOOTHING = 0.3
 ASK_SECONDS = 0.5
 """How often the control store is asked about an actor that somebody waits for and that is not ALIVE."""
 
@@ -131,6 +132,7 @@ class Callee:
         "positions",
         "process",
         "queue",
+        "seconds",
         "state",
         "window",
     )
@@ -146,6 +148,7 @@ class Callee:
         self.queue: deque[PendingCall] = deque()
         self.in_flight: dict[TaskNumber, PendingCall] = {}
         self.positions = 0
+        self.seconds: float | None = None
         self.missing_since = math.inf
         self.news: ActorChanged | None = None
         self.news_at = math.inf
@@ -247,6 +250,8 @@ class Calls:
         if call is None or call.wire.attempt != result.attempt:
             return None
         del callee.in_flight[result.number]
+        known = callee.seconds
+        callee.seconds = result.seconds if known is None else known + SMOOTHING * (result.seconds - known)
         if callee.queue:
             self._touched[callee] = None
         if result.retryable and call.retries:
@@ -311,6 +316,11 @@ class Calls:
                 callee.ask_at = math.inf
 
     # ------------------------------------------------------------------------------- decisions
+
+    def seconds(self, actor: ActorId) -> float | None:
+        """Return how long calls of an actor take as a rule; None where none has ended (any thread)."""
+        callee = self._callees.get(actor)
+        return None if callee is None else callee.seconds
 
     def pump(self, now: float) -> None:
         """Send what can be sent, and fail what need not wait."""
