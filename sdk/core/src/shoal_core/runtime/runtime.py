@@ -51,6 +51,7 @@ from shoal_core.protocol.records import Failed, Inline, Reference, Task, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.runtime import objects
 from shoal_core.runtime.actors import Create, Created, Follow, Own
+from shoal_core.runtime.blocking import warn_if_a_loop_runs
 from shoal_core.runtime.calls import PendingCall, PendingCounter
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
@@ -376,6 +377,10 @@ class Runtime:
         """Hear of an actor for as long as the reference behind its handle lives (see ``actors.Follow``)."""
         self.command(Follow(actor, name, sequential, ref._state, new, uncounted))
 
+    def call_seconds(self, actor: ActorId) -> float | None:
+        """Return how long calls of an actor take as a rule, as far as this process knows (any thread)."""
+        return self.reactor.actors.calls.seconds(actor)
+
     def token(self) -> ObjectRef[Any]:
         """Return a reference to nothing, by whose end the end of a handle is noticed that nobody counts."""
         return self.objects.create(object_key(TaskNumber(2 * next(self._numbers)), 0))
@@ -469,7 +474,10 @@ class Runtime:
 
     def _block(self, waiter: Waiter, timeout_seconds: float | None) -> None:
         """Block this thread; a task's thread gives back its CPU after a short grace."""
-        if self.blocked is None or current.get() is None:
+        runs_task = current.get() is not None
+        if runs_task or self.blocked is None:  # else it is an actor that is being made, which can wait in no other way
+            warn_if_a_loop_runs()
+        if self.blocked is None or not runs_task:
             waiter.wait(timeout_seconds)
             return
         began = time.monotonic()
