@@ -1,4 +1,4 @@
-"""Each step of an actor's life in the control store, and what replicas that are behind, or crash, must not make of it."""
+"""Each step of an actor's life in the control store, and what replicas that are behind or crash must not do to it."""
 
 from __future__ import annotations
 
@@ -544,6 +544,7 @@ def test_a_creator_that_asks_again_after_its_loss_was_recorded_gets_the_winner(c
     winner = cluster.settled(cluster.create("n"))
     loser = cluster.create("n", 2, any_=True)
     crash_in(cluster, loser, DEAD)
+    cluster.world.run()
     assert cluster.settled(loser) == winner
     cluster.settled(KILL)
     assert isinstance(cluster.settled(loser), ActorAlreadyExistsError), "it lost while the winner lived"

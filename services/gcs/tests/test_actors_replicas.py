@@ -9,10 +9,12 @@ belongs to the dead is dead, and what was dead for long has left nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Literal
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
@@ -685,6 +687,61 @@ class Lives(Replicas):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_long_histories_of_few_actors(seed: int) -> None:
+    """Walk at random, deaths being rarer than work; hypothesis finds small cases, this finds crowded ones."""
+    random = Random(seed)
+    machine = Lives()
+    machine.begin_with_nodes_and_jobs()
+
+    def which() -> int:
+        return random.randrange(1000)
+
+    def choices() -> list[int]:
+        return [which() for _ in range(random.choice([0, 3, 10, 40]))]
+
+    def create() -> None:
+        owner, name = random.choice(OWNERS), random.choice(["", "a", "a", "b"])
+        most = random.choice([0, 1, 3, -1])
+        machine.create(which(), owner, name, chance(0.3), most, chance(0.5), choices())
+
+    def chance(probability: float) -> bool:
+        return random.random() < probability
+
+    def crash() -> None:
+        if len(machine.world.replicas) > 1:
+            machine.crash_somewhere(which(), random.randrange(12))
+
+    def start() -> None:
+        if len(machine.world.replicas) < 3:
+            machine.start()
+
+    create()
+    actions: dict[Callable[[], None], float] = {
+        create: 1,
+        lambda: machine.creator_goes_on(which() % 8 - 2, which(), choices()): 3,
+        lambda: machine.kill(which(), which(), chance(0.3), choices()): 1.5,
+        lambda: machine.release(which(), which(), choices()): 0.3,
+        lambda: machine.look(which(), which(), random.choice(["", "a", "b"]), choices()): 2,
+        lambda: machine.node_claims(which(), random.choice(NODES), which(), choices()): 6,
+        lambda: machine.instance_is_made(which(), which(), choices()): 5,
+        lambda: machine.incarnation_ends(which(), which(), chance(0.2), choices()): 2,
+        lambda: machine.node_repeats(which(), which(), choices()): 4,
+        lambda: machine.nodes_hear_of_a_change(which()): 1,
+        lambda: machine.owner_dies(random.choice(WORKERS)): 0.1,
+        lambda: machine.node_is_declared_dead(random.choice(NODES[1:]), which(), choices()): 0.1,
+        lambda: machine.job_ends(random.choice([1, 2]), which(), choices()): 0.05,
+        lambda: machine.tick(which(), random.choice([1.0, NAMING_SECONDS + 1]), choices()): 1,
+        lambda: machine.go_on(choices()): 3,
+        crash: 0.5,
+        start: 1,
+    }
+    for action in random.choices([*actions], [*actions.values()], k=150):
+        action()
+        machine.nodes_take_in_answers()
+    machine.settle_everything()
 
 
 # ------------------------------------------------------------------------------------ names as registers
