@@ -63,7 +63,10 @@ class Verdict(Enum):
 
 @dataclass(slots=True)
 class Hosted:
-    """One incarnation on this node, and the lease it has. ``record`` and ``spec`` are there once it is claimed."""
+    """One incarnation on this node, and the lease it has. ``record`` and ``spec`` are there once it is claimed.
+
+    ``final``: whenever it ends, no other is to follow it.
+    """
 
     actor: ActorId
     incarnation: int
@@ -72,6 +75,7 @@ class Hosted:
     record: ActorRecord | None = None
     spec: bytes = b""
     reason: str = ""
+    final: bool = False
 
     @property
     def owner(self) -> ProcessId | None:
@@ -114,7 +118,8 @@ class ActorTable:
 
     def knows(self, start: ActorStart) -> bool:
         """Tell whether an incarnation was granted a place here before, whatever became of it."""
-        return (start.actor_id, start.incarnation) in self._started
+        incarnation = (start.actor_id, start.incarnation)
+        return incarnation in self._started or incarnation in self._hosted
 
     def owners(self) -> set[ProcessId]:
         """Return the processes that hosted actors end with."""
@@ -154,13 +159,14 @@ class ActorTable:
             return
         claimed = hosted.phase is not Phase.CLAIMING
         hosted.phase = Phase.OVER
+        hosted.final = hosted.final or final
         self._by_lease.pop(hosted.lease, None)
         self._saying.pop(About(incarnation, "actor_started"), None)
         if not claimed:
             # Whether the claim was heard is unknown; the answer to it will tell.
             hosted.reason = reason
             return
-        self._report(hosted, reason, now, error, final)
+        self._report(hosted, reason, now, error)
 
     def of_process(self, actor: ActorId, incarnation: int) -> Hosted | None:
         """Return an incarnation that a process is making or has made."""
@@ -172,14 +178,14 @@ class ActorTable:
         self._hosted.pop((hosted.actor, hosted.incarnation), None)
         self._by_lease.pop(hosted.lease, None)
 
-    def _report(self, hosted: Hosted, reason: str, now: float, error: bytes = b"", final: bool = False) -> None:
+    def _report(self, hosted: Hosted, reason: str, now: float, error: bytes = b"") -> None:
         ended = ActorEnded(
             actor_id=hosted.actor,
             incarnation=hosted.incarnation,
             node_id=self._node_id,
             reason=reason,
             error=error,
-            final=final,
+            final=hosted.final,
         )
         self._say(About((hosted.actor, hosted.incarnation), "actor_ended"), ended, now)
 

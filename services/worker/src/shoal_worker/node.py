@@ -68,7 +68,7 @@ from shoal_core.protocol.records import (
     WorkerReady,
 )
 from shoal_core.protocol.subjects import Role, Subjects
-from shoal_worker.actors import About, ActorTable
+from shoal_worker.actors import About, ActorTable, Hosted, Verdict
 from shoal_worker.inputs import (
     Drain,
     DriverEnded,
@@ -87,6 +87,7 @@ from shoal_worker.workforce import Workforce
 
 ANNOUNCE_SECONDS = 1.0
 COALESCE_SECONDS = 0.01
+OWNER_DIED = "its owner has died"
 
 
 class NodeCore:
@@ -140,7 +141,7 @@ class NodeCore:
             self._event(message.message, now)
         elif isinstance(message, Answered) and isinstance(message.context, About):
             if (judged := self.actors.answered(message, now)) is not None:
-                self.workforce.judge(*judged, "the control store does not want it any more", now)
+                self._judge(*judged, now)
         elif isinstance(message, Answered):
             self._ends(self.liveness.answered(message), now)
         elif isinstance(message, Connected):
@@ -288,9 +289,10 @@ class NodeCore:
         elif isinstance(record, WorkerReady):
             self.workforce.ready(process, now)
         elif isinstance(record, ActorReady):
-            self.actors.ready(record.actor, record.incarnation, process, record.pid, now)
+            if self.workforce.made_by(process, record.actor, record.incarnation) is not None:
+                self.actors.ready(record.actor, record.incarnation, process, record.pid, now)
         elif isinstance(record, ActorLeft):
-            hosted = self.actors.of_process(record.actor, record.incarnation)
+            hosted = self.workforce.made_by(process, record.actor, record.incarnation)
             if hosted is not None:
                 self.workforce.actor_left(hosted, record.reason, now, record.error)
         elif isinstance(record, SegmentSealed):
@@ -299,6 +301,13 @@ class NodeCore:
             self.segments.unpin(record.segment, process, record.serial)
         elif isinstance(record, SegmentFreed):
             self.segments.free(record.segment, process)
+
+    def _judge(self, hosted: Hosted, verdict: Verdict, now: float) -> None:
+        """Do what the control store's answer means for an incarnation; who owns it is known only from then on."""
+        if verdict is Verdict.START and hosted.owner is not None and self.liveness.is_dead(hosted.owner):
+            self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)
+        else:
+            self.workforce.judge(hosted, verdict, "the control store does not want it any more", now)
 
     def _sealed(self, writer: ProcessId, record: SegmentSealed) -> None:
         sealed = self.segments.seal(record.segment, writer, record.owner)
@@ -378,7 +387,7 @@ class NodeCore:
             if self.liveness.process_died(process):
                 self.workforce.owner_died(process, now)
                 for hosted in self.actors.owned_by(process):
-                    self.workforce.end_actor(hosted, "its owner has died", now)
+                    self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)
                 self.segments.process_died(process, reaped=process not in self.drivers)
                 self._effects.append(Forget(process))
         for job in ends.jobs:

@@ -13,7 +13,7 @@ The rules that hold here:
 from __future__ import annotations
 
 from shoal_core.protocol.effects import Effect, Send, Start
-from shoal_core.protocol.ids import JobId, LeaseId, ProcessId, SlotId
+from shoal_core.protocol.ids import ActorId, JobId, LeaseId, ProcessId, SlotId
 from shoal_core.protocol.messages import LeaseRequest, RecallLeases
 from shoal_core.protocol.records import (
     ActorAssigned,
@@ -232,14 +232,23 @@ class Workforce:
             self._waiting[lease.number] = lease
             self.changed = True
         elif verdict is Verdict.DISMISS:
-            self.effects.append(Send(self._process(lease).process_id, ActorDismissed(hosted.actor, reason)))
-            self.actor_left(hosted, reason, now)
+            process = self._process(lease)
+            if process.state is not ProcessState.KILLED:
+                self.effects.append(Send(process.process_id, ActorDismissed(hosted.actor, reason)))
+                self.actor_left(hosted, reason, now)
         elif verdict is Verdict.KILL:
             self.end_actor(hosted, reason, now)
         self.staff(now)
 
-    def end_actor(self, hosted: Hosted, reason: str, now: float) -> None:
-        """End an incarnation at once, however far it is."""
+    def made_by(self, worker: ProcessId, actor: ActorId, incarnation: int) -> Hosted | None:
+        """Return the incarnation that a process is making or has made, if it is this process that does."""
+        hosted = self.actors.of_process(actor, incarnation)
+        lease = None if hosted is None else self.leases.get(hosted.lease)
+        return hosted if lease is not None and lease.process == worker else None
+
+    def end_actor(self, hosted: Hosted, reason: str, now: float, *, final: bool = False) -> None:
+        """End an incarnation at once, however far it is; ``final``: and no other is to follow."""
+        hosted.final = hosted.final or final
         lease = self.leases.get(hosted.lease)
         assert lease is not None
         process = self._process_of(lease)
@@ -258,6 +267,8 @@ class Workforce:
         if lease.over:
             return  # it is being killed: reported when it has been reaped
         self.actors.over(hosted, reason, now, error, final=True)
+        if process.state is ProcessState.KILLED:
+            return  # it said so before it could know; its lease ends when it has been reaped
         self._end(lease)
         self.processes.leave(process, now)
         self.staff(now)
