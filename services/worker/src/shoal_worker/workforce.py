@@ -267,8 +267,6 @@ class Workforce:
         if lease.over:
             return  # it is being killed: reported when it has been reaped
         self.actors.over(hosted, reason, now, error, final=True)
-        if process.state is ProcessState.KILLED:
-            return  # it said so before it could know; its lease ends when it has been reaped
         self._end(lease)
         self.processes.leave(process, now)
         self.staff(now)
