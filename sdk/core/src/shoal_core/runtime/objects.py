@@ -45,6 +45,9 @@ class Home(Protocol):
     def withdraw(self, notice: Any) -> None:
         """Nobody waits for the notice any more."""
 
+    def waiter(self) -> Callable[[bool], None] | None:
+        """Return whom to tell when what runs in this context waits, if it holds a CPU that others may need."""
+
     def aside(self, work: Callable[[], None]) -> None:
         """Do something beside the I/O thread, since it may block or run user code (I/O thread)."""
 

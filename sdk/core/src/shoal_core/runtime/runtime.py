@@ -51,6 +51,7 @@ from shoal_core.protocol.records import Failed, Inline, Reference, Task, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.runtime import objects
 from shoal_core.runtime.actors import Create, Created, Follow, Own
+from shoal_core.runtime.awaiting import BLOCK_GRACE_SECONDS
 from shoal_core.runtime.blocking import warn_if_a_loop_runs
 from shoal_core.runtime.calls import PendingCall, PendingCounter
 from shoal_core.runtime.failures import culprit, error_of
@@ -68,8 +69,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BLOCK_GRACE_SECONDS = 0.01
-"""A worker that waits longer than this gives its CPU back."""
 REQUEST_SECONDS = 60.0
 NO_ARGUMENTS = Inline(b"")
 LEFT = Failed("system", "The object is out of reach: this process left the cluster before it was ready.")
@@ -488,6 +487,12 @@ class Runtime:
                 waiter.wait(None if timeout_seconds is None else timeout_seconds - (time.monotonic() - began))
             finally:
                 self.blocked(False)
+
+    def waiter(self) -> Callable[[bool], None] | None:
+        """Return whom to tell when what runs in this context waits, if it holds a CPU that others may need."""
+        if self.blocked is None or current.get() is None:
+            return None
+        return self.blocked if self.hosting is None or self.hosting.is_sequential else None
 
     def cancel(self, ref: ObjectRef[Any], *, force: bool, recursive: bool) -> None:
         """Cancel the task that makes an object, if it has not ended (any thread).
