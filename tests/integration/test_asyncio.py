@@ -258,7 +258,9 @@ class TestDrivers:
             await ref
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                return get(ref) + len(shoal.wait([ref])[0])
+                ready, _ = shoal.wait([ref])
+                value: int = get(ref)
+                return value + len(ready)
 
         assert asyncio.run(main()) == 3
 
