@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -347,6 +347,96 @@ def get_actor(ray: Any, effort: Effort) -> Measured:
     return Measured([1000 / sample for sample in measured.samples])
 
 
+# Streaming generators and asyncio
+
+
+class _AsyncStreams:
+    async def stream(self, count: int) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield b"ok"
+            await asyncio.sleep(0)
+
+
+def _small_items(count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield b"ok"
+
+
+def _large_items(count: int, size_bytes: int) -> Iterator[Any]:
+    import numpy
+
+    array = numpy.ones(size_bytes, dtype=numpy.uint8)
+    for _ in range(count):
+        yield array
+
+
+def stream_items(ray: Any, effort: Effort, count: int = 10_000) -> Measured:
+    """Small items of one generator task, each taken and got as it comes."""
+    small_items = ray.remote(_small_items)
+
+    def consume() -> None:
+        for reference in small_items.remote(count):
+            ray.get(reference)
+
+    return rate(effort, consume, count)
+
+
+def stream_first_item(ray: Any, effort: Effort) -> Measured:
+    """How many times as long as for the result of a task one waits for the first item of a generator."""
+    small_value, small_items = ray.remote(_small_value), ray.remote(_small_items)
+    tasks = rate(effort, lambda: ray.get(small_value.remote()))
+    items = rate(effort, lambda: ray.get(next(small_items.remote(1))))
+    latencies = {"item_milliseconds": 1000 / max(items.samples), "task_milliseconds": 1000 / max(tasks.samples)}
+    return Measured([task / item for task, item in zip(tasks.samples, items.samples, strict=True)], latencies)
+
+
+def stream_large(ray: Any, effort: Effort, count: int = 10, size_bytes: int = 80_000_000) -> Measured:
+    """Arrays of 80 MB from one generator task, which is at most two ahead."""
+    large_items = ray.remote(_generator_backpressure_num_objects=2)(_large_items)
+
+    def consume() -> None:
+        for reference in large_items.remote(count, size_bytes):
+            assert len(ray.get(reference)) == size_bytes
+
+    return rate(effort, consume, count * size_bytes / 1e9)
+
+
+def stream_100(ray: Any, effort: Effort, streams: int = 100, count: int = 100) -> Measured:
+    """A hundred generators of an async actor, at most ten items ahead, consumed at once; and the memory that takes."""
+    actor = ray.remote(num_cpus=0)(_AsyncStreams).remote()
+    stream = actor.stream.options(_generator_backpressure_num_objects=10)
+
+    async def consume() -> None:
+        async for reference in stream.remote(count):
+            await reference
+
+    async def consume_all() -> None:
+        await asyncio.gather(*[consume() for _ in range(streams)])
+
+    with asyncio.Runner() as runner:
+        runner.run(consume_all())
+        others = sum(pss_by_process()[1].values())
+        with PeakMemory() as memory:
+            measured = rate(effort, lambda: runner.run(consume_all()), streams * count)
+    grown = sum(pss_by_process()[1].values()) - others
+    details = {"driver_growth_megabytes": memory.growth_bytes / 1e6, "other_growth_megabytes": grown / 1e6}
+    return Measured(measured.samples, details)
+
+
+def await_10k(ray: Any, effort: Effort, count: int = 10_000) -> Measured:
+    """How many times as long as ``get`` of the list it takes to await ten thousand tasks."""
+    small_value = ray.remote(_small_value)
+
+    async def gather() -> None:
+        await asyncio.gather(*[small_value.remote() for _ in range(count)])
+
+    got = rate(effort, lambda: ray.get([small_value.remote() for _ in range(count)]), count)
+    with asyncio.Runner() as runner:
+        awaited = rate(effort, lambda: runner.run(gather()), count)
+    rates = {"awaited_per_second": max(awaited.samples), "got_per_second": max(got.samples)}
+    return Measured([one / other for one, other in zip(got.samples, awaited.samples, strict=True)], rates)
+
+
 def _queue(ray: Any) -> Any:
     queue = importlib.import_module(f"{ray.__name__}.util.queue").Queue()
     queue.put(0)
@@ -446,6 +536,11 @@ PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
         queue_pairs_many,
         actor_pool_map,
         get_actor,
+        stream_items,
+        stream_first_item,
+        stream_large,
+        stream_100,
+        await_10k,
     )
 }
 DASK_PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
