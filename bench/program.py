@@ -424,16 +424,28 @@ def stream_100(ray: Any, effort: Effort, streams: int = 100, count: int = 100) -
 
 
 def await_10k(ray: Any, effort: Effort, count: int = 10_000) -> Measured:
-    """How many times as long as ``get`` of the list it takes to await ten thousand tasks."""
+    """How many times as long as ``get`` of the list it takes to await ten thousand tasks, one after the other.
+
+    ``asyncio.gather`` is told apart: it makes an asyncio task of each, whatever is awaited.
+    """
     small_value = ray.remote(_small_value)
 
-    async def gather() -> None:
-        await asyncio.gather(*[small_value.remote() for _ in range(count)])
+    def start() -> list[Any]:
+        return [small_value.remote() for _ in range(count)]
 
-    got = rate(effort, lambda: ray.get([small_value.remote() for _ in range(count)]), count)
+    async def one_by_one() -> None:
+        for reference in start():
+            await reference
+
+    async def gather() -> None:
+        await asyncio.gather(*start())
+
+    got = rate(effort, lambda: ray.get(start()), count)
     with asyncio.Runner() as runner:
-        awaited = rate(effort, lambda: runner.run(gather()), count)
-    rates = {"awaited_per_second": max(awaited.samples), "got_per_second": max(got.samples)}
+        awaited = rate(effort, lambda: runner.run(one_by_one()), count)
+        gathered = rate(effort, lambda: runner.run(gather()), count)
+    measured = {"got": got, "awaited": awaited, "gathered": gathered}
+    rates = {f"{name}_per_second": max(one.samples) for name, one in measured.items()}
     return Measured([one / other for one, other in zip(got.samples, awaited.samples, strict=True)], rates)
 
 
