@@ -689,6 +689,13 @@ class TestLifetimes:
         shoal.kill(counter)
         assert isinstance(failure_of(counter.increment.remote()), exceptions.ActorDiedError)
 
+    def test_an_actor_can_be_killed_before_it_was_created(self) -> None:
+        counters = [Counter.remote() for _ in range(10)]
+        for counter in counters:
+            shoal.kill(counter)
+        for counter in counters:
+            assert isinstance(failure_of(counter.increment.remote()), exceptions.ActorDiedError)
+
     def test_only_actors_are_killed(self) -> None:
         with pytest.raises(ValueError, match="only supported for actors"):
             shoal.kill(shoal.put(1))  # type: ignore[arg-type]

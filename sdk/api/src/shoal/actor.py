@@ -32,7 +32,6 @@ from shoal_core.protocol.actors import (
     ActorList,
     ActorRecord,
     FindActor,
-    KillActor,
     ListActors,
     OpenActorJob,
 )
@@ -316,9 +315,7 @@ def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
     """
     if not isinstance(actor, ActorHandle):
         raise ValueError(f"kill() is only supported for actors. For tasks, use cancel(). Got: {actor!r}.")
-    reason = "it was killed by kill()"
-    with contextlib.suppress(NotFoundError):
-        runtime().ask_gcs("kill_actor", KillActor(actor_id=actor._shoal_actor, no_restart=no_restart, reason=reason))
+    runtime().kill_actor(actor._shoal_actor, no_restart=no_restart, reason="it was killed by kill()")
 
 
 @overload

@@ -22,6 +22,7 @@ from shoal_core.protocol.actors import (
     ActorState,
     CreateActor,
     GetActor,
+    KillActor,
     ReleaseActor,
     changed,
 )
@@ -33,6 +34,9 @@ from shoal_core.runtime.calls import Calls
 from shoal_core.runtime.objects import ObjectRef, ObjectState
 
 PAUSE_SECONDS = 0.5
+CREATION_SECONDS = 3.0
+"""So long an actor may be unknown to the control store of which there is a handle already."""
+KILL_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +69,13 @@ class Create:
     description: ActorDescription
     spec: bytes
     holds: Sequence[ObjectRef[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Abandon:
+    """Command: it is not known whether an actor of this process was created, and nobody has a handle of it."""
+
+    actor: ActorId
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,6 +125,24 @@ class Actors:
     def created(self, command: Created) -> None:
         """Take in a creation that is done: keep what the actor is made of."""
         self._holds[command.actor] = command.holds
+
+    def abandon(self, command: Abandon) -> None:
+        """Release an actor that may exist."""
+        self._bus.spawn(self._release(command.actor))
+
+    async def kill(self, request: KillActor) -> None:
+        """Have an actor killed, once the control store has it: its creation may be under way, here or elsewhere."""
+        if (creating := self._creating.get(request.actor_id)) is not None:
+            await asyncio.wait({creating})
+        deadline = time.monotonic() + CREATION_SECONDS
+        while True:
+            try:
+                await ask(self._bus, self._subjects.gcs("kill_actor"), request)
+                return
+            except NotFoundError:
+                if time.monotonic() >= deadline:
+                    return  # it died long ago
+                await asyncio.sleep(KILL_PAUSE_SECONDS)
 
     def own(self, command: Own) -> None:
         """Release an actor of this process when nobody refers to its creation object any more."""

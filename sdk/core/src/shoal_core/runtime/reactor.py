@@ -58,7 +58,7 @@ from shoal_core.protocol.records import (
 )
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
-from shoal_core.runtime.actors import Actors, Create, Created, Follow, Own
+from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, Own
 from shoal_core.runtime.borrowing import Borrowing
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
@@ -168,6 +168,7 @@ class Reactor:
             PendingCall: self._call,
             Follow: self._follow,
             Own: self.actors.own,
+            Abandon: self.actors.abandon,
             Create: self.actors.create,
             Created: self.actors.created,
             Notify: self._notify,

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.bus.tracing import ENABLED, current_traceparent, span
-from shoal_core.protocol.actors import ActorDescription, ActorRecord, CreateActor
+from shoal_core.protocol.actors import ActorDescription, ActorRecord, CreateActor, KillActor
 from shoal_core.protocol.errors import (
+    BusError,
     GetTimeoutError,
     PendingCallsLimitExceeded,
     ShoalError,
@@ -50,7 +51,7 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.records import Failed, Inline, Reference, Task, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.runtime import objects
-from shoal_core.runtime.actors import Create, Created, Follow, Own
+from shoal_core.runtime.actors import Abandon, Create, Created, Follow, Own
 from shoal_core.runtime.awaiting import BLOCK_GRACE_SECONDS
 from shoal_core.runtime.blocking import warn_if_a_loop_runs
 from shoal_core.runtime.calls import PendingCall, PendingCounter
@@ -347,13 +348,22 @@ class Runtime:
         Raises ``ActorAlreadyExistsError`` where the name is taken and ``get_if_exists`` is not set.
         """
         request = CreateActor(description=description, spec=spec, get_if_exists=get_if_exists)
-        record = self.ask_gcs("create_actor", request)
+        try:
+            record = self.ask_gcs("create_actor", request)
+        except BusError:
+            self.command(Abandon(description.actor_id))
+            raise
         assert isinstance(record, ActorRecord)
         if record.description.actor_id == description.actor_id:
             if not description.detached:
                 self.own_actor(description, handle)
             self.command(Created(description.actor_id, holds))
         return record
+
+    def kill_actor(self, actor: ActorId, *, no_restart: bool, reason: str) -> None:
+        """Have an actor killed; returns when the control store has recorded it (user threads only)."""
+        request = KillActor(actor_id=actor, no_restart=no_restart, reason=reason)
+        self.call(self.reactor.actors.kill(request))
 
     def own_actor(self, description: ActorDescription, handle: ObjectRef[Any]) -> None:
         """Have an actor of this process go when nobody refers to its creation object any more."""
