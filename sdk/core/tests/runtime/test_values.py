@@ -11,7 +11,7 @@ import pytest
 from shoal_core.protocol.errors import RequestTimeoutError
 from shoal_core.protocol.messages import Done
 from shoal_core.protocol.records import SegmentUnpinned, Stored
-from shoal_core.runtime.reactor import Say
+from shoal_core.runtime.commands import Say
 from shoal_core.runtime.values import Values
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.runtimes import lone_runtime

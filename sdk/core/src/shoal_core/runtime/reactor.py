@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from shoal_core.bus.interface import Bus
@@ -42,8 +41,6 @@ from shoal_core.protocol.records import (
     Record,
     Reference,
     SegmentFreed,
-    SegmentSealed,
-    SegmentUnpinned,
     Stored,
     StreamAdvanced,
     StreamClosed,
@@ -61,6 +58,7 @@ from shoal_core.protocol.wire import encode
 from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, Own
 from shoal_core.runtime.borrowing import Borrowing
 from shoal_core.runtime.calls import PendingCall
+from shoal_core.runtime.commands import Cancel, Notify, Say, StreamMoved, Want, Withdraw
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, Submission, cancelled
@@ -68,66 +66,6 @@ from shoal_core.runtime.submission import PendingTask, Submission, cancelled
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
 """A crashed worker's last results may still be on their way when its node tells of the crash."""
-
-
-class Notify:
-    """Command: call back on the I/O thread when an object is ready, or out of reach.
-
-    Once the process has left, nobody comes to commands any more: then whoever gave it calls back.
-    """
-
-    __slots__ = ("_callbacks", "observer", "state")
-
-    def __init__(self, state: ObjectState, callback: Callable[[], None]) -> None:
-        self.state = state
-        self.observer: Callable[[ObjectState], None] | None = None
-        self._callbacks = [callback]
-
-    def call_back(self) -> None:
-        """Call back, unless that was done before (any thread)."""
-        try:
-            callback = self._callbacks.pop()
-        except IndexError:
-            return
-        callback()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Withdraw:
-    """Command: nobody waits for a notice any more."""
-
-    notice: Notify
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """Command: somebody waits for these objects of other owners."""
-
-    states: Sequence[ObjectState]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Command: cancel the task that makes an object."""
-
-    state: ObjectState
-    force: bool
-    recursive: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StreamMoved:
-    """Command: items of a stream were taken, or it was closed: nobody wants more of it."""
-
-    stream: Stream
-
-
-@dataclass(frozen=True, slots=True)
-class Say:
-    """Command: send a record to a peer."""
-
-    peer: PeerId
-    record: Record
 
 
 class Reactor:
@@ -686,17 +624,6 @@ def _collect(task: PendingTask | PendingCall) -> Failed | None:
             return value
         values.append(value)
     return None
-
-
-def unpin(reactor: Reactor, node: NodeId, segment: str, serial: int) -> None:
-    """Tell the node that this process no longer maps a segment (any thread)."""
-    reactor.commands.append(Say(node, SegmentUnpinned(segment, serial)))
-    reactor.wake()
-
-
-def seal(reactor: Reactor, node: NodeId, segment: str, owner: ProcessId) -> None:
-    """Tell the node that a segment is written, and who will free it (any thread)."""
-    reactor.commands.append(Say(node, SegmentSealed(segment, owner)))
 
 
 def _nothing() -> None:

@@ -26,9 +26,10 @@ from shoal_core.protocol.records import Failed, Inline, Stored, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime import segments
+from shoal_core.runtime.commands import seal, unpin
 from shoal_core.runtime.failures import error_of
 from shoal_core.runtime.objects import ObjectState
-from shoal_core.runtime.reactor import Reactor, seal, unpin
+from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes
 
 REQUEST_SECONDS = 60.0
