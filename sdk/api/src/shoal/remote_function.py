@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, Never, ParamSpec, TypeVar, overload
 
 from shoal import options as option_table
 from shoal.exports import Export, Known
@@ -44,6 +44,10 @@ class RemoteFunction(Generic[P, R]):
         raise TypeError(
             f"Remote functions cannot be called directly. Instead of running '{name}()', try '{name}.remote()'."
         )
+
+    # What returns Any fits every case: this one comes first, so that it is not taken for a generator.
+    @overload
+    def remote(self: RemoteFunction[P, Never], *args: P.args, **kwargs: P.kwargs) -> ObjectRef[Any]: ...  # type: ignore[overload-overlap]
 
     @overload
     def remote(self: RemoteFunction[P, Iterator[T]], *args: P.args, **kwargs: P.kwargs) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
