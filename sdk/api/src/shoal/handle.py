@@ -14,9 +14,9 @@ from shoal.signature import Arguments
 from shoal_core.protocol.actors import ActorRecord
 from shoal_core.protocol.ids import ActorId
 from shoal_core.protocol.records import Reference
-from shoal_core.runtime.calls import PendingCounter
 from shoal_core.runtime.hosting import SPECIAL_METHODS
 from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.pending import PendingCounter
 from shoal_core.runtime.runtime import MethodCall, Runtime
 
 T_co = TypeVar("T_co", covariant=True)

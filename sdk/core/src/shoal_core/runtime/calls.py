@@ -24,9 +24,8 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from shoal_core.protocol.actors import ActorChanged, ActorDeath, ActorState
@@ -51,40 +50,19 @@ _RANK = {
 }
 
 
-class PendingCounter:
-    """How many calls of one handle have not ended, held below its ``max_pending_calls`` (any thread)."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._count = 0
-        self._lock = threading.Lock()
-
-    def rise(self) -> bool:
-        """Count one more call; False, and not counted, if there are too many."""
-        with self._lock:
-            if self._count >= self.most:
-                return False
-            self._count += 1
-            return True
-
-    def fall(self) -> None:
-        """Count one call less."""
-        with self._lock:
-            self._count -= 1
-
-
 class PendingCall:
     """A call of this process that has not ended: what is sent, and what its caller needs to know beside it.
 
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments and that to the
-    actor; the call holds them until it ends. ``retries`` are those left, -1 for no end of them.
+    actor; the call holds them until it ends, when ``ended`` is called. ``retries`` are those left, -1 for no end of
+    them.
     """
 
     __slots__ = (
         "actor",
         "cancelled",
-        "counter",
         "dependencies",
+        "ended",
         "nested",
         "parent",
         "retries",
@@ -101,7 +79,7 @@ class PendingCall:
         dependencies: Sequence[Any] = (),
         nested: Sequence[Any] = (),
         unordered: bool = False,
-        counter: PendingCounter | None = None,
+        ended: Callable[[], None] | None = None,
         parent: int = 0,
     ) -> None:
         self.actor = actor
@@ -112,7 +90,7 @@ class PendingCall:
         self.dependencies = dependencies
         self.nested = nested
         self.unordered = unordered
-        self.counter = counter
+        self.ended = ended
         self.unresolved = 0
 
 

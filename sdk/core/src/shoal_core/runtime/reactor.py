@@ -387,8 +387,8 @@ class Reactor:
                 self._settled.append((state, value))
         task.dependencies = ()
         task.nested = ()
-        if type(task) is PendingCall and task.counter is not None:
-            task.counter.fall()
+        if type(task) is PendingCall and task.ended is not None:
+            task.ended()
 
     def _item(self, worker: ProcessId, item: Item) -> None:
         """Take in what a generator yielded, unless it is known from a run before, or nobody wants it."""

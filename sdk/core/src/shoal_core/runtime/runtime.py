@@ -54,11 +54,12 @@ from shoal_core.runtime import objects
 from shoal_core.runtime.actors import Abandon, Create, Created, Follow, Own
 from shoal_core.runtime.awaiting import BLOCK_GRACE_SECONDS
 from shoal_core.runtime.blocking import warn_if_a_loop_runs
-from shoal_core.runtime.calls import PendingCall, PendingCounter
+from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, StreamMoved, Want, Withdraw
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
+from shoal_core.runtime.pending import PendingCounter
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
@@ -249,7 +250,16 @@ class Runtime:
         refs = self._returns(wire, call.ahead)
         holds = [*nested, handle]
         self._commands.append(
-            PendingCall(call.actor, wire, call.retries, dependencies, holds, call.unordered, counter, _parent())
+            PendingCall(
+                call.actor,
+                wire,
+                call.retries,
+                dependencies,
+                holds,
+                call.unordered,
+                counter.fall if counter is not None else None,
+                _parent(),
+            )
         )
         self.reactor.wake()
         return refs
