@@ -200,6 +200,24 @@ class TestTasks:
         shoal.cancel(ref)
         assert get(ref) == ("caught", True)
 
+    def test_what_puts_and_gets_all_the_time_is_interrupted_and_loses_no_memory(self, tmp_path: Path) -> None:
+        @shoal.remote
+        def busy(log: Path) -> None:
+            note(log, "begun")
+            while True:
+                ref = shoal.put(b"x" * 1_000_000)
+                shoal.get(ref)
+                del ref
+
+        free = shoal.available_resources()["object_store_memory"]
+        for turn in range(30):
+            ref, log = busy.remote(tmp_path / str(turn)), tmp_path / str(turn)
+            until(lambda log=log: noted(log) != [], "it runs")  # type: ignore[misc]
+            shoal.cancel(ref)
+            assert cancelled(ref)
+        del ref
+        until(lambda: shoal.available_resources()["object_store_memory"] == free, "all memory is free")
+
     def test_what_has_ended_stays_as_it_is(self) -> None:
         ref = double.remote(4)
         get(ref)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -281,3 +282,57 @@ async def test_the_interruption_hits_only_the_task_that_was_meant_and_only_its_o
         execution.interrupt(second)  # once is enough
     finally:
         signal.signal(INTERRUPT, handler)
+
+
+@pytest.fixture
+async def interrupted(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Accepted, list[Accepted]]]:
+    """Run a cancelled task on the test's thread; return it, and the interruptions that are tried again."""
+    execution = worker.execution
+    worker.assign()
+    worker.receive(OTHER, task(2))
+    accepted = worker.next()
+    accepted.cancelled = accepted.interruptible = True
+    execution.running = accepted
+    again: list[Accepted] = []
+    monkeypatch.setattr(execution, "_interrupt_later", again.append)
+    monkeypatch.setattr(sys, "unraisablehook", execution._unraisable)
+    handler = signal.signal(INTERRUPT, execution._interrupted)
+    yield accepted, again
+    signal.signal(INTERRUPT, handler)
+
+
+async def test_an_interruption_that_a_finalizer_swallows_comes_again(
+    interrupted: tuple[Accepted, list[Accepted]],
+) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(INTERRUPT)
+
+    accepted, again = interrupted
+    Finalized()
+    assert again == [accepted]
+    assert accepted.interruptible
+
+
+async def test_an_interruption_waits_while_something_of_shoals_is_half_done(
+    worker: Worker, interrupted: tuple[Accepted, list[Accepted]]
+) -> None:
+    class Interrupts:
+        def __reduce__(self) -> tuple[object, ...]:
+            signal.raise_signal(INTERRUPT)
+            return int, ()
+
+    steps = []
+
+    def user_code() -> None:
+        steps.append("before")
+        ref = worker.runtime.put(Interrupts())
+        steps.append(repr(ref))
+
+    with pytest.raises(TaskInterrupt):
+        user_code()
+    assert steps == ["before"]
+    assert interrupted[1] == []
+    assert sys.gettrace() is None

@@ -21,6 +21,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shoal_core.bus.tracing import ENABLED
@@ -28,6 +29,7 @@ from shoal_core.machine import death_with_parent, die_with_parent
 from shoal_core.protocol.ids import FunctionId, LeaseId
 from shoal_core.protocol.messages import JobConfig
 from shoal_core.protocol.records import Failed, LeaseAssigned
+from shoal_core.runtime.objects import Waiter
 from shoal_core.runtime.work import Accepted, Ended, TaskInterrupt, Work, begin
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 BEGUN = struct.Struct("<QQ")
 INTERRUPT = signal.SIGURG
 """Sent to the main thread to cancel what it runs; a signal that does nothing where nobody expects it."""
+AGAIN_SECONDS = 0.005
+"""How soon an interruption is tried again that was lost in a finalizer."""
 
 
 class Hosted(Protocol):
@@ -90,6 +94,7 @@ class Execution:
         os.register_at_fork(after_in_child=partial(self._forked, os.getpid(), threading.get_ident()))
         self._main_thread = threading.get_ident()
         signal.signal(INTERRUPT, self._interrupted)
+        sys.unraisablehook = self._unraisable
         take = self.queue.get
         while (item := take()) is not None:
             if isinstance(item, Accepted):
@@ -118,12 +123,44 @@ class Execution:
         if self.running is accepted:
             signal.pthread_kill(self._main_thread, INTERRUPT)
 
-    def _interrupted(self, number: int, frame: object) -> None:
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
         """Interrupt the task that runs, if it is the one that was meant: no signal ever hits the next (main thread)."""
         running = self.running
         if running is not None and running.cancelled and running.interruptible:
+            if (target := _to_come_back_to(frame)) is not None:
+                self._interrupt_in(target, running)
+                return
             running.interruptible = False
             raise TaskInterrupt
+
+    def _interrupt_in(self, target: FrameType, accepted: Accepted) -> None:
+        """Interrupt a task as soon as it goes on in this frame, as a debugger would (main thread)."""
+        if target.f_trace is not None:
+            return  # on its way already, or a debugger is at work there
+        before = sys.gettrace()
+
+        def trace(frame: FrameType, event: str, argument: object) -> None:
+            del frame.f_trace
+            sys.settrace(before)
+            if self.running is accepted and accepted.interruptible:
+                accepted.interruptible = False
+                raise TaskInterrupt
+
+        target.f_trace = trace
+        sys.settrace(_no_trace)
+
+    def _interrupt_later(self, accepted: Accepted) -> None:
+        loop = self._runtime.loop
+        loop.call_soon_threadsafe(loop.call_later, AGAIN_SECONDS, self.interrupt, accepted)
+
+    def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Try again where an interruption came in a finalizer, from which no exception gets out (main thread)."""
+        running = self.running
+        if running is None or unraisable.exc_type is not TaskInterrupt:
+            sys.__unraisablehook__(unraisable)
+            return
+        running.interruptible = True
+        self._interrupt_later(running)
 
     def withdraw(self) -> list[Accepted]:
         """Take back everything that was not begun (I/O thread)."""
@@ -197,6 +234,39 @@ class Execution:
             return False
         calls = self._calls[function] = self._calls.get(function, 0) + 1
         return calls >= max_calls
+
+
+_RUNS_USER_CODE = ("shoal_core.runtime.execution", "shoal_core.runtime.work", "shoal.generators")
+
+
+def _to_come_back_to(frame: FrameType | None) -> FrameType | None:
+    """Return None where user code may be interrupted at once, or else the frame that it has to be back in first.
+
+    It may be anywhere in its own code, and within Shoal where it waits for objects. Elsewhere something would be left
+    half done: a segment that was not sealed, a pin that a finalizer was about to give back.
+    """
+    inner = frame
+    while inner is not None and _module(inner) == "weakref":
+        inner = inner.f_back
+    outer = inner
+    while outer is not None and not _module(outer).startswith(("shoal.", "shoal_core.")):
+        outer = outer.f_back
+    if outer is None or outer.f_code is Waiter.wait.__code__ or _module(outer) in _RUNS_USER_CODE:
+        return None if inner is frame else inner
+    while outer is not None and _module(outer).startswith(("shoal.", "shoal_core.")):
+        if _module(outer) in _RUNS_USER_CODE:
+            break
+        outer = outer.f_back
+    return outer
+
+
+def _module(frame: FrameType) -> str:
+    name = frame.f_globals.get("__name__")
+    return name if isinstance(name, str) else ""
+
+
+def _no_trace(frame: FrameType, event: str, argument: object) -> None:
+    """Trace nothing but the one frame that has a function of its own for it."""
 
 
 def leave(error: BaseException | None) -> NoReturn:
