@@ -32,10 +32,12 @@ from shoal_core.protocol.records import (
     TaskDone,
     WorkerLost,
 )
+from shoal_core.runtime import work
 from shoal_core.runtime.runtime import Call
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Producer
 from shoal_core.runtime.submission import SchedulingClass, cancelled
 from shoal_core.testing.builders import node_id, process_id
+from shoal_core.testing.builders import task as a_task
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 
 NODE = node_id(1)
@@ -500,3 +502,17 @@ async def test_a_coroutine_that_waits_is_woken_by_an_advance_and_by_the_end() ->
     await asyncio.sleep(0)
     await asyncio.to_thread(producer.close)
     await waiting
+
+
+async def test_a_generator_that_yields_more_than_keys_can_count_fails_in_words(
+    lone: LoneRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "MOST_ITEMS", 3)
+    accepted = work.Accepted(a_task(2, returns=STREAMING), WORKER, [], 1, Producer(0))
+    with work.Work(lone.runtime, accepted, None) as running:
+        running.succeed(iter(range(10)))
+    assert [command.index for command in lone.reactor.commands if type(command) is work.Yielded] == [1, 2, 3]
+    lone.reactor.commands.clear()
+    [failed] = running.ended.values
+    assert isinstance(failed, Failed)
+    assert "yielded more than 3 items" in failed.text

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.tracing import span
 from shoal_core.protocol.errors import TaskCancelledError, TaskError
-from shoal_core.protocol.ids import ProcessId
+from shoal_core.protocol.ids import MAX_RETURNS, ProcessId
 from shoal_core.protocol.records import Inline, LeaseAssigned, Stored, Task, Value
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
 
 ALL_EXCEPTIONS = b"*"
+MOST_ITEMS = MAX_RETURNS - 2
+"""How many items a generator may yield: behind them there is room for its exception and for the end."""
 _NO_ARGUMENTS: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
 
@@ -255,6 +257,8 @@ class Work:
         self._end([cancelled(self._name)] if self.accepted.cancelled else [], [], False)
 
     def _hand_on(self, index: int, item: Any) -> None:
+        if index > MOST_ITEMS:
+            raise ValueError(f"{self._name} yielded more than {MOST_ITEMS:,} items; yield them in batches.")
         serialized = self._runtime.codec.dump(item)
         value = self._runtime.values.place(serialized, self.accepted.owner)
         self._runtime.command(Yielded(self.accepted, index, value, serialized))
