@@ -561,6 +561,21 @@ async def test_an_input_after_the_failure_is_not_handled(world: World) -> None:
     assert core.heard == ["bad"]
 
 
+async def test_what_fails_while_the_engine_drains_is_told(world: World) -> None:
+    started = asyncio.Event()
+
+    async def perform(_command: Any) -> None:
+        await started.wait()
+        raise ZeroDivisionError
+
+    core = ScriptedCore(lambda message: [Start("it")] if message == "go" else [])
+    with pytest.RaisesGroup(ZeroDivisionError):
+        async with world.engine(core, perform_start=perform) as engine:
+            engine.inject("go")
+            asyncio.get_running_loop().call_soon(started.set)
+    assert not engine.ready
+
+
 async def test_an_engine_that_cannot_open_leaves_nothing(world: World) -> None:
     engine = world.engine(ScriptedCore(answering()), stores={"": SlowBucket()}, watched=[""])
     with pytest.raises(ConnectionResetError, match="no watch today"):

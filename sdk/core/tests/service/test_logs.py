@@ -67,6 +67,7 @@ def test_lines_go_to_standard_error_from_the_level_on(root: logging.Logger, caps
     logging.getLogger("shoal.x").error("but\nthis")
     printed = capsys.readouterr()
     assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1, printed.err
     [text] = printed.err.splitlines()
     assert json.loads(text)["message"] == "but\nthis"
 

@@ -87,6 +87,7 @@ class Hands:
     def __init__(self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs) -> None:
         self.engine: Engine
         self.forks: Forks
+        self.leaving = False
         self._settings = settings
         self._node = node
         self._folder = folder
@@ -112,7 +113,8 @@ class Hands:
             case UnwatchDriver(driver):
                 self._unwatch(driver)
             case Leave(reason):
-                raise LeaveError(reason)
+                if not self.leaving:  # else it is this node that has said so
+                    raise LeaveError(reason)
 
     def process_ended(self, ended: ProcessEnded) -> None:
         """Tell the core that a worker process is gone."""
@@ -264,6 +266,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
                     await ask(bus, register, description, timeout_seconds=REQUEST_SECONDS)
                     engine.inject(Connected(True))
                     yield engine
+                    hands.leaving = True
                     retire = RetireNode(node_id=node, reason="the node left in order")
                     with contextlib.suppress(Exception):
                         await ask(bus, subjects.gcs_from_node("retire_node"), retire, timeout_seconds=LEAVE_SECONDS)

@@ -171,9 +171,20 @@ class Engine:
         self.draining = True
         for subscription in self._subscriptions:
             subscription.unsubscribe()
+        try:
+            if kind is None and self.bus.connected:
+                await self._finish_work()
+        except BaseException as caught:
+            kind, error, trace = type(caught), caught, caught.__traceback__
+            raise
+        finally:
+            await self._end(kind, error, trace)
+
+    async def _end(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of everything; raise what a task of the engine failed with, if one did."""
         cancelled = isinstance(error, asyncio.CancelledError)
-        if kind is None and self.bus.connected:
-            await self._finish_work()
         if self._wake_timer is not None:
             self._wake_timer.cancel()
         for watch in self._watches:
