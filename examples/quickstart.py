@@ -88,7 +88,7 @@ def main() -> None:
     )
 
     step(3, "Results are taken as they come, the quickest first")
-    waiting = [nap.remote(seconds) for seconds in (0.6, 0.1, 0.35)]
+    waiting = [nap.remote(seconds) for seconds in (1.0, 0.1, 0.5)]
     while waiting:
         done, waiting = shoal.wait(waiting)
         print(f"   a nap of {shoal.get(done[0])} s is over, {len(waiting)} to go")
