@@ -114,6 +114,6 @@ def test_memory_of_marked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_peak_memory_sees_growth() -> None:
     size = 20_000_000
-    with PeakMemory() as memory, mmap.mmap(-1, size) as fresh:  # of the heap, pages that were used before might come
+    with mmap.mmap(-1, size) as fresh, PeakMemory() as memory:  # the heap might give pages that were there before
         fresh.write(b"x" * size)
     assert memory.growth_bytes >= size * 0.9
