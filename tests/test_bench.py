@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic and tables. That its programs run on Shoal is in tests/integration."""
+"""The benchmark's own arithmetic and tables."""
 
 from __future__ import annotations
 
