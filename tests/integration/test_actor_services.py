@@ -10,8 +10,8 @@ import pytest
 import shoal
 from shoal.util import list_named_actors
 from tests.integration.test_services import Stack, broker, joined, stack
+from tests.integration.waiting import get
 
-SECONDS = 40.0
 COUNT = 20
 
 __all__ = ["broker", "joined", "stack"]  # fixtures
@@ -32,10 +32,6 @@ class CounterClass:
 
 
 Counter: Any = shoal.remote(CounterClass)
-
-
-def get(refs: Any) -> Any:
-    return shoal.get(refs, timeout=SECONDS)
 
 
 @pytest.mark.parametrize("service", ["gcs", "scheduler"])

@@ -10,9 +10,7 @@ import os
 import signal
 import sys
 import threading
-import time
 import types
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -22,24 +20,7 @@ import shoal
 from shoal import exceptions
 from shoal.actor import ActorClassInheritanceException, ActorHandle
 from shoal.util import list_named_actors
-
-SECONDS = 40.0
-"""No wait of these tests is longer."""
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS:g} s: {what}"
-        time.sleep(0.02)
-
-
-def get(refs: Any) -> Any:
-    return shoal.get(refs, timeout=SECONDS)
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+from tests.integration.waiting import SECONDS, get, is_gone, until
 
 
 class CounterClass:

@@ -17,22 +17,9 @@ import pytest
 import shoal
 from shoal import exceptions
 from shoal_core.runtime.runtime import Runtime
-
-SECONDS = 40.0
-"""No wait of these tests is longer."""
+from tests.integration.waiting import SECONDS, get, until
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS:g} s: {what}"
-        time.sleep(0.02)
-
-
-def get(refs: Any) -> Any:
-    return shoal.get(refs, timeout=SECONDS)
 
 
 def nothing_left() -> bool:

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,11 @@ import pytest
 import shoal
 from shoal import exceptions
 from shoal_core.runtime.runtime import Runtime
+from tests.integration.waiting import get, until
 
-SECONDS = 40.0
-"""No wait of these tests is longer."""
 FOREVER = 3600.0
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS:g} s: {what}"
-        time.sleep(0.02)
-
-
-def get(refs: Any) -> Any:
-    return shoal.get(refs, timeout=SECONDS)
 
 
 def note(path: Path, text: object) -> None:

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 import shoal
+from tests.integration.waiting import until
 
 
 @shoal.remote
@@ -24,13 +23,6 @@ def double(x: int) -> int:
 @shoal.remote
 def where() -> int:
     return os.getpid()
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
 
 
 def family(name: str) -> list[psutil.Process]:

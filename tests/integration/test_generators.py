@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,9 @@ import shoal
 from shoal import DynamicObjectRefGenerator, ObjectRefGenerator, exceptions
 from shoal.cluster_utils import Cluster
 from shoal_core.runtime.runtime import Runtime
+from tests.integration.waiting import SECONDS, get, until
 
-SECONDS = 40.0
-"""No wait of these tests is longer."""
 LARGE = 1_000_000
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS:g} s: {what}"
-        time.sleep(0.02)
-
-
-def get(refs: Any) -> Any:
-    return shoal.get(refs, timeout=SECONDS)
 
 
 def values(gen: Any) -> list[Any]:

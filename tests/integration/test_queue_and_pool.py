@@ -8,8 +8,7 @@ import queue as standard
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,9 @@ from shoal.util import ActorPool, get_node_ip_address
 from shoal.util.actor_pool import MOST_AHEAD
 from shoal.util.queue import Empty, Full, Queue
 from tests.integration.test_actor_lifetimes import Machine, machine
+from tests.integration.waiting import SECONDS, get, until
 
 __all__ = ["machine"]  # a fixture
-
-SECONDS = 40.0
-"""No wait of these tests is longer."""
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS:g} s: {what}"
-        time.sleep(0.02)
-
-
-def get(refs: Any) -> Any:
-    return shoal.get(refs, timeout=SECONDS)
 
 
 class WorkerClass:

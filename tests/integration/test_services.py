@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +25,12 @@ from shoal.exceptions import LocalNodeDiedError
 from shoal_core.bus.broker import EmbeddedBroker, free_port, launch_broker
 from shoal_core.protocol.ids import NO_NODE, new_node_id
 from shoal_core.protocol.subjects import Role
+from tests.integration.waiting import until
 
 COUNT = 10_000
 ROLES = {"gcs": Role.GCS, "scheduler": Role.SCHEDULER, "objectstore": Role.OBJECTSTORE, "worker": Role.NODE}
 
 FULL = {"gcs": 2, "scheduler": 2, "objectstore": 1, "worker": 1}
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
 
 
 @dataclass
