@@ -266,6 +266,7 @@ def test_an_actor_is_created_claimed_started_and_ended(cluster: Cluster) -> None
     claim = cluster.settled(cluster.claim())
     assert isinstance(claim, ActorClaim)
     assert (claim.spec, claim.record.node_id) == (spec(ACTOR), HERE)
+    assert claim.config == cluster.one.core.state.jobs[claim.record.description.job_id].value.record.config
     assert not cluster.world.wanted()
     assert cluster.settled(cluster.started()) == cluster.record()
     assert cluster.record().state is ALIVE

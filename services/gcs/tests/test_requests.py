@@ -212,6 +212,19 @@ def test_a_function_comes_back_in_its_parts(ask: Asker) -> None:
     assert isinstance(ask(part(0, 3, b"other")), AlreadyExistsError)
 
 
+def test_a_part_that_was_seen_is_answered_at_once_until_its_job_has_ended(ask: Asker) -> None:
+    ask(job_request(1))
+    ask(part())
+    core, wanted = ask.replica.core, GetFunctionPart(job_id=job_id(1), function_id=FUNCTION, part=0)
+    (reply,) = core.handle(Request(wanted, 1), 0.0)
+    assert isinstance(reply, Reply)
+    assert reply.message == FunctionPart(parts=1, data=b"code")
+    other = ask.world.start()
+    assert isinstance(ask.world.settled(other, wanted), FunctionPart), "one that has not seen it reads it"
+    ask(FinishJob(job_id=job_id(1), state=JobState.SUCCEEDED))
+    assert isinstance(ask(wanted), NotFoundError)
+
+
 @pytest.mark.parametrize(("number", "parts"), [(-1, 1), (1, 1), (0, 0)])
 def test_a_part_that_cannot_be_one_is_refused(ask: Asker, number: int, parts: int) -> None:
     ask(job_request(1))

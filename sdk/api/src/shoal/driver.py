@@ -44,7 +44,7 @@ from shoal_core.protocol.records import Failed
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime.runtime import Runtime
-from shoal_core.runtime.session import Address, Session
+from shoal_core.runtime.session import Address, Session, check_cluster
 
 ALIVE_SECONDS = 1.0
 REQUEST_SECONDS = 10.0
@@ -124,6 +124,7 @@ def driver_session(where: Address, options: DriverOptions) -> Session:
 
     @contextlib.asynccontextmanager
     async def identify(bus: Bus, subjects: Subjects) -> AsyncIterator[tuple[ProcessId, Path | None]]:
+        await check_cluster(bus, subjects, where.address)
         yield await _find_node(bus, subjects)
 
     @contextlib.asynccontextmanager

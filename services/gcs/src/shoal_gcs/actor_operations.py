@@ -442,7 +442,10 @@ class Claim(Operation):
         if record.state is ActorState.DEAD or record.incarnation > self.incarnation:
             return self._refuse(f"the actor is {record.state} in incarnation {record.incarnation}")
         if record.node_id == self.node_id:
-            return [Load(spec_key(self.actor_id), self, FUNCTIONS)]
+            spec = state.written.get(spec_key(self.actor_id))
+            return (
+                [Load(spec_key(self.actor_id), self, FUNCTIONS)] if spec is None else self._granted(state, record, spec)
+            )
         if record.node_id is not None:
             return self._refuse(f"node {record.node_id} has claimed it")
         if node is not None and node.value.record.state is NodeState.DEAD:
@@ -459,7 +462,13 @@ class Claim(Operation):
             return self.attempt(state)
         if outcome.value is None:
             return self.answer(ServiceError(f"what actor {self.actor_id} is made from is not there (yet); ask again"))
-        return self.answer(ActorClaim(record=held.value, spec=outcome.value))
+        return self._granted(state, held.value, outcome.value)
+
+    def _granted(self, state: State, record: ActorRecord, spec: bytes) -> list[Effect]:
+        """Answer with what the actor is made from, and what its process needs to know of the job, if that is known."""
+        job = state.jobs.get(record.description.job_id)
+        config = None if job is None else job.value.record.config
+        return self.answer(ActorClaim(record=record, spec=spec, config=config))
 
     def refused(self, refusal: StoreRefused) -> list[Effect]:
         """The store takes no more; the node asks again."""

@@ -102,6 +102,7 @@ from shoal_gcs.records import (
     StoredKey,
     StoredNode,
     function_key,
+    function_prefix,
     job_key,
     join,
     kv_key,
@@ -178,6 +179,7 @@ class ControlStore:
                 self._drivers_silent.reset()
                 return []
             case Purged():
+                self.state.written.forget_all(function_prefix(message.job_id))
                 return self._mark_job_told(message.job_id)
             case Begin():
                 return [*DescribeCluster(None, self._info()).attempt(self.state), WakeAt(now)]
@@ -328,6 +330,8 @@ class ControlStore:
             self.state.remember(outcome.key, outcome.value, outcome.revision)
             if outcome.value is None and not isinstance(outcome, Loaded):
                 self.state.is_gone(outcome.key)
+        else:
+            self.state.written.remember(outcome.key, outcome.value)
         self._no_more_under_way(operation, outcome.key)
         effects = operation.settled(self.state, outcome)
         if isinstance(outcome, Stored):

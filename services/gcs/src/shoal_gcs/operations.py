@@ -320,9 +320,11 @@ class ReadPart(Operation):
     request: GetFunctionPart
 
     def attempt(self, state: State) -> list[Effect]:
-        """Read it."""
+        """Answer, or read it."""
         request = self.request
-        return [Load(function_key(request.job_id, request.function_id, request.part), self, FUNCTIONS)]
+        key = function_key(request.job_id, request.function_id, request.part)
+        known = state.written.get(key)
+        return [Load(key, self, FUNCTIONS)] if known is None else self._found(known)
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
         """Answer with what was read."""
@@ -331,7 +333,10 @@ class ReadPart(Operation):
             return self.answer(
                 NotFoundError(f"job {request.job_id} has no function {request.function_id} with a part {request.part}")
             )
-        parts, data = split(outcome.value)
+        return self._found(outcome.value)
+
+    def _found(self, value: bytes) -> list[Effect]:
+        parts, data = split(value)
         return self.answer(FunctionPart(parts=int(parts), data=data))
 
 

@@ -15,6 +15,7 @@ from shoal_core.protocol.actors import ActorRecord, ActorState
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
 from shoal_core.protocol.messages import JobState, NodeState
 from shoal_gcs.records import CLUSTER_KEY, StoredJob, StoredKey, StoredNode, job_id, parse_kv_key
+from shoal_gcs.written import Written
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class State:
     revisions: dict[str, int] = field(default_factory=dict)
     untold: set[str] = field(default_factory=set)
     first_free_job: int = 1
+    written: Written = field(default_factory=Written)
 
     def remember(self, key: str, value: bytes | None, revision: int) -> None:
         """Take in what the store held at a revision; None where the key is gone, which only actors' keys ever are."""

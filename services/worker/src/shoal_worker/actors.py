@@ -31,7 +31,7 @@ from shoal_core.protocol.actors import (
 from shoal_core.protocol.effects import Answered, Ask, Effect, Publish
 from shoal_core.protocol.errors import BusError, ServiceError, ShoalError
 from shoal_core.protocol.ids import ActorId, LeaseId, NodeId, ProcessId
-from shoal_core.protocol.messages import ActorStart, Message
+from shoal_core.protocol.messages import ActorStart, JobConfig, Message
 from shoal_core.protocol.subjects import Role, Subjects
 
 REPEAT_SECONDS = 0.5
@@ -63,7 +63,8 @@ class Verdict(Enum):
 
 @dataclass(slots=True)
 class Hosted:
-    """One incarnation on this node, and the lease it has. ``record`` and ``spec`` are there once it is claimed.
+    """One incarnation on this node, and the lease it has. ``record``, ``spec`` and perhaps its job's ``config`` are
+    there once it is claimed.
 
     ``final``: whenever it ends, no other is to follow it.
     """
@@ -74,6 +75,7 @@ class Hosted:
     phase: Phase = Phase.CLAIMING
     record: ActorRecord | None = None
     spec: bytes = b""
+    config: JobConfig | None = None
     reason: str = ""
     final: bool = False
 
@@ -208,7 +210,7 @@ class ActorTable:
             return (hosted, Verdict.KILL) if isinstance(answer, ShoalError) else None
         if not isinstance(answer, ActorClaim):
             return hosted, Verdict.RELEASE
-        hosted.record, hosted.spec = answer.record, answer.spec
+        hosted.record, hosted.spec, hosted.config = answer.record, answer.spec, answer.config
         if hosted.phase is Phase.OVER:
             self._report(hosted, hosted.reason, now)
             return None

@@ -25,6 +25,7 @@ from shoal_core.protocol.records import (
     WorkerLost,
 )
 from shoal_core.protocol.resources import GPU, to_amounts
+from shoal_core.protocol.wire import encode
 from shoal_worker.actors import ActorTable, Hosted, Phase, Verdict
 from shoal_worker.gpus import why_impossible
 from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
@@ -281,7 +282,9 @@ class Workforce:
         assert hosted is not None
         assert hosted.record is not None
         self.actors.assigned(hosted)
-        record = hosted.record.model_dump_json().encode()
+        if hosted.config is not None:
+            assigned.config = encode(hosted.config)
+        record = encode(hosted.record)
         self.effects.append(Send(process.process_id, ActorAssigned(assigned, record, hosted.spec)))
 
     # ------------------------------------------------------------------------------- invariants

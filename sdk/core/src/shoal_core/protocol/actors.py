@@ -43,7 +43,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ObjectKey, ProcessId
-from shoal_core.protocol.messages import Message
+from shoal_core.protocol.messages import JobConfig, Message
 from shoal_core.protocol.resources import Resources
 
 MOST_SPEC_BYTES = 256 * 1024
@@ -197,6 +197,7 @@ class ActorClaim(Message):
 
     record: ActorRecord
     spec: bytes
+    config: JobConfig | None = Field(default=None, description="The actor's job's, where the answerer has it at hand.")
 
 
 class ActorStarted(Message):

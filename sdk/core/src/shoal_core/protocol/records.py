@@ -115,7 +115,10 @@ class WorkerBlocked(msgspec.Struct, array_like=True, tag=4):
 
 
 class LeaseAssigned(msgspec.Struct, array_like=True, tag=5):
-    """Node → worker: serve this lease; tasks of it may already be here."""
+    """Node → worker: serve this lease; tasks of it may already be here.
+
+    ``config`` is the job's ``JobConfig`` as JSON, if the node has it.
+    """
 
     lease: LeaseId
     owner: ProcessId

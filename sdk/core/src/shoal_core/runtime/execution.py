@@ -193,7 +193,7 @@ class Execution:
         self._lease = lease
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease.gpus)
         if first:
-            configure(self._runtime.job_config(lease.job))
+            configure(self._runtime.job_config(lease.job, lease.config))
 
     def _run(self, accepted: Accepted) -> bool:
         """Run a task and hand its end to the I/O thread; return whether it was the last that ``max_calls`` allows."""

@@ -50,6 +50,7 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.records import Failed, Inline, Reference, Task, Value
 from shoal_core.protocol.subjects import Subjects
+from shoal_core.protocol.wire import decode
 from shoal_core.runtime import objects
 from shoal_core.runtime.actors import Abandon, Create, Created, Follow, Own
 from shoal_core.runtime.awaiting import BLOCK_GRACE_SECONDS
@@ -413,12 +414,16 @@ class Runtime:
             definition = self.functions.load(self.job, function_id, data)
         return definition
 
-    def job_config(self, job: JobId) -> JobConfig:
-        """Return what a job's processes need to know of it (user threads only)."""
-        record = self.ask_gcs("get_job", GetJob(job_id=job))
-        assert isinstance(record, JobRecord)
-        self.namespace = record.config.namespace
-        return record.config
+    def job_config(self, job: JobId, told: bytes) -> JobConfig:
+        """Return what a job's processes need to know of it, as ``told`` with the lease or asked (user threads only)."""
+        if told:
+            config = decode(JobConfig, told)
+        else:
+            record = self.ask_gcs("get_job", GetJob(job_id=job))
+            assert isinstance(record, JobRecord)
+            config = record.config
+        self.namespace = config.namespace
+        return config
 
     # ------------------------------------------------------------------------------- objects
 

@@ -75,7 +75,11 @@ class Address:
 
 
 class Session:
-    """The life of this process in a cluster; ``runtime`` is there between entering and leaving."""
+    """The life of this process in a cluster; ``runtime`` is there between entering and leaving.
+
+    ``identify`` says who the process is, on which node; whoever comes from outside makes sure there that this is a
+    cluster that it understands (``check_cluster``).
+    """
 
     runtime: Runtime
 
@@ -142,17 +146,18 @@ class Session:
     @contextlib.asynccontextmanager
     async def _joined(self, subjects: Subjects) -> AsyncIterator[tuple[Bus, ProcessId, Path | None]]:
         where = self._address
-        async with connect(
-            where.address,
-            role=Role.PROCESS,
-            identity=new_process_id(),
-            cluster=where.cluster,
-            credentials=where.credentials,
-            tls=where.tls,
-        ) as bus:
-            await check_cluster(bus, subjects, where.address)
-            async with self._identify(bus, subjects) as (local, shared_memory):
-                yield bus, local, shared_memory
+        async with (
+            connect(
+                where.address,
+                role=Role.PROCESS,
+                identity=new_process_id(),
+                cluster=where.cluster,
+                credentials=where.credentials,
+                tls=where.tls,
+            ) as bus,
+            self._identify(bus, subjects) as (local, shared_memory),
+        ):
+            yield bus, local, shared_memory
 
 
 async def check_cluster(bus: Bus, subjects: Subjects, address: str) -> ClusterInfo:
@@ -280,7 +285,6 @@ async def watch_deaths(runtime: Runtime) -> AsyncIterator[None]:
     reactor.peers.on_silence(on_silence)
     unlisten = bus.on_connection(on_connection)
     try:
-        await bus.flush()
         yield
     finally:
         unlisten()
