@@ -55,7 +55,7 @@ class TestUnderLoad:
 
     def test_a_killed_template_costs_no_task(self) -> None:
         refs = [double.remote(i) for i in range(10_000)]
-        (template, *_) = family("shoal_worker.template")
+        (template, *_) = family("shoal: template")
         template.kill()
         assert shoal.get(refs, timeout=50) == [2 * i for i in range(10_000)]
 

@@ -184,7 +184,7 @@ def test_no_node_outlives_the_program_that_added_it(number: signal.Signals | Non
         assert program.stdin is not None
         assert program.stdout.readline() == "up\n"
         below = psutil.Process(program.pid).children(recursive=True)
-        assert any("shoal_worker.template" in " ".join(process.cmdline()) for process in below)
+        assert any("shoal: template" in " ".join(process.cmdline()) for process in below)
         if number is None:
             program.stdin.close()
         else:

@@ -18,8 +18,9 @@ from shoal_core.protocol.ids import ProcessId
 from shoal_core.runtime.process import WorkerConfig
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.buses import until
-from shoal_worker.forks import TEMPLATE, Forks, forks
+from shoal_worker.forks import Forks, forks
 from shoal_worker.inputs import ProcessEnded
+from shoal_worker.templates import TEMPLATE
 
 STUB = str(Path(__file__).with_name("stub_template.py"))
 

@@ -16,16 +16,17 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shoal_core.bus.broker import EmbeddedBroker, launch_broker
 from shoal_core.bus.connection import connect
+from shoal_core.bus.interface import Bus
 from shoal_core.protocol.subjects import Role
+from shoal_core.service.health import Served
 from shoal_core.service.logs import set_up_logs
 from shoal_core.service.main import Service, run
 from shoal_gcs.service import SERVICE as GCS
@@ -107,11 +108,17 @@ def serve_node(flags: Sequence[str]) -> int:
     """Run a node service until a signal comes or standard input ends; return its exit code."""
 
     def end_with_input() -> None:
-        os.read(sys.stdin.fileno(), 1)  # nobody writes: it returns when whoever holds the other end is gone
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=end_with_input, name="owner", daemon=True).start()
-    return run(WORKER, flags)
+    @asynccontextmanager
+    async def owned(bus: Bus, settings: Any) -> AsyncIterator[Served]:
+        # Nobody writes: readable means that whoever holds the other end is gone.
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), end_with_input)
+        async with WORKER.serve(bus, settings) as served:
+            yield served
+
+    return run(replace(WORKER, serve=owned), flags)
 
 
 def main() -> None:
@@ -119,6 +126,7 @@ def main() -> None:
     if sys.argv[1] == "node":
         sys.exit(serve_node(sys.argv[2:]))
     orders = Orders(**json.loads(sys.argv[1]))
+    WORKER.prepare()
     set_up_logs("host", str(os.getpid()), "info", "text")
     try:
         import uvloop

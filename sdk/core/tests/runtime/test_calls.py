@@ -158,6 +158,18 @@ def test_the_last_results_of_a_process_count_although_its_end_was_told_before() 
     assert one.failed() == []
 
 
+def test_nothing_more_is_sent_to_a_process_whose_end_was_told() -> None:
+    one = One()
+    one.hear(news(ActorState.ALIVE, 0, FIRST))
+    one.calls.enqueue(call(1))
+    assert one.sent() == [1]
+    one.hear(news(ActorState.DEAD))
+    one.calls.enqueue(call(2))
+    assert one.sent() == [], "it would still run there, after kill() has returned"
+    one.wait(GRACE_SECONDS)
+    assert one.failed() == [(1, "actor_died"), (2, "actor_died")]
+
+
 def test_old_news_is_no_news() -> None:
     one = One()
     one.hear(news(ActorState.ALIVE, 1, SECOND), news(ActorState.ALIVE, 0, FIRST), news(ActorState.RESTARTING, 1))

@@ -11,8 +11,6 @@ import select
 import signal
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,13 +21,13 @@ from shoal_core.protocol.ids import ProcessId
 from shoal_core.runtime.execution import BEGUN
 from shoal_core.runtime.process import WorkerConfig
 from shoal_worker.inputs import ProcessEnded
+from shoal_worker.templates import TEMPLATE, launch
 
 PAGE_BYTES = 4096
 MOST_MESSAGE_BYTES = 64 * 1024
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 END_SECONDS = 5.0
-TEMPLATE = (sys.executable, "-m", "shoal_worker.template")
 
 logger = logging.getLogger("shoal.worker")
 
@@ -95,21 +93,9 @@ class Forks:
 
     def _launch(self) -> None:
         self._relaunch = None
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            try:
-                self._template = subprocess.Popen(
-                    [*self._command, str(theirs.fileno()), str(os.getpid())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        self._socket = ours
-        self._loop.add_reader(ours.fileno(), self._read)
+        launched = launch(self._command)
+        self._template, self._socket = launched.process, launched.socket
+        self._loop.add_reader(self._socket.fileno(), self._read)
         self._write()
 
     def _launch_again(self) -> None:

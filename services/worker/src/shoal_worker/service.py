@@ -56,6 +56,7 @@ from shoal_worker.inputs import (
 from shoal_worker.node import NodeCore
 from shoal_worker.output import Outputs
 from shoal_worker.segments import CreateFile, RemoveFile
+from shoal_worker.templates import prepare
 
 MOST_PRESTARTED = 4
 WARM_BYTES = 2 * 1024**3
@@ -275,4 +276,4 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
                 outputs.close()
 
 
-SERVICE = Service("worker", Role.NODE, WorkerSettings, serve, new_node_id)
+SERVICE = Service("worker", Role.NODE, WorkerSettings, serve, new_node_id, prepare)

@@ -22,6 +22,7 @@ import sys
 from typing import NoReturn
 
 import msgspec
+from setproctitle import setproctitle
 
 from shoal_core.runtime.output import MarkedStream
 from shoal_core.runtime.process import WorkerConfig, main
@@ -99,6 +100,7 @@ class Template:
             os.dup2(error, 2)
             close_inherited()
             os.setsid()
+            setproctitle("shoal: worker")
             sys.stdout = MarkedStream(os.fdopen(1, "wb", closefd=False), running_name)
             sys.stderr = MarkedStream(os.fdopen(2, "wb", closefd=False), running_name)
             main(config)
@@ -133,10 +135,10 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
     return reader, writer
 
 
-def close_inherited() -> None:
-    """Close every descriptor but the three standard streams, however high it is: they are the template's, not ours."""
+def close_inherited(*kept: int) -> None:
+    """Close every descriptor but the three standard streams and ``kept``, however high it is: they are the parent's."""
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
+        if int(name) > 2 and int(name) not in kept:
             with contextlib.suppress(OSError):  # the one that listed the folder is closed already
                 os.close(int(name))
 
@@ -158,14 +160,36 @@ def warm_up() -> None:
     gc.freeze()
 
 
+def serve_forked(node: socket.socket, parent: int) -> NoReturn:
+    """Be a template in what was a copy of the node service's process, ``parent``, until the node closes the socket."""
+    status = 1
+    try:
+        die_with_parent(parent)
+        os.setsid()
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+        close_inherited(node.fileno())
+        _serve(node)
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)  # this copy of the service's stack must not go on
+
+
+def _serve(node: socket.socket) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    setproctitle("shoal: template")
+    node.sendall(b'{"warm": true}\n')
+    Template(node).serve()
+
+
 def run() -> None:
     """Serve the socket whose number and whose owner's pid are the arguments."""
     die_with_parent(int(sys.argv[2]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as node:
         warm_up()
-        node.sendall(b'{"warm": true}\n')
-        Template(node).serve()
+        _serve(node)
 
 
 if __name__ == "__main__":

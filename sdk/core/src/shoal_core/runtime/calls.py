@@ -309,7 +309,8 @@ class Calls:
                 self.failed += [(call, callee.died()) for call in queue]
                 queue.clear()
             elif callee.process is not None:
-                self._send(callee, callee.process)
+                if callee.news is None:  # else its end is known, and only its last results are waited for
+                    self._send(callee, callee.process)
             elif callee.state is ActorState.RESTARTING and not all(map(_may_wait, queue)):
                 self.failed += [(call, callee.unavailable()) for call in queue if not _may_wait(call)]
                 callee.queue = deque(call for call in queue if _may_wait(call))

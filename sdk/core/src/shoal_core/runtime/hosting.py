@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from setproctitle import setproctitle
 
 from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.actors import MOST_ERROR_BYTES, ActorRecord
@@ -115,6 +116,7 @@ class Hosting:
 
     def make(self) -> None:
         """Make the instance; an async actor's loop runs here until the actor leaves."""
+        setproctitle(f"shoal: {self.record.description.class_name}")
         try:
             cls: type[Any] = self._runtime.function(self._spec.function).function  # type: ignore[assignment]
             self._arrange(cls)

@@ -39,6 +39,10 @@ S = TypeVar("S", bound=ServiceSettings)
 FAILED, WRONG_SETTINGS, UNREACHABLE = 1, 2, 3
 
 
+def _nothing() -> None:
+    """Prepare nothing."""
+
+
 @dataclass(frozen=True)
 class Service(Generic[S]):
     """A service as it can be run alone: ``serve(bus, settings)`` is ready when it was entered."""
@@ -48,6 +52,8 @@ class Service(Generic[S]):
     settings: type[S]
     serve: Callable[[Bus, S], AbstractAsyncContextManager[Served]]
     draw_identity: Callable[[], str] = new_service_id
+    prepare: Callable[[], None] = _nothing
+    """Called first of all by a process that will run the service, while it has one thread and no event loop."""
 
 
 def run(service: Service[S], arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +65,7 @@ def run(service: Service[S], arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return WRONG_SETTINGS
+    service.prepare()
     identity = settings.identity or service.draw_identity()
     set_up_logs(service.name, identity, settings.log_level, settings.log_format)
     with set_up_tracing(service.name, identity), asyncio.Runner(loop_factory=_loop_factory()) as runner:
