@@ -7,6 +7,7 @@ one turn of the loop is worked off together, so that each peer gets one message 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -143,6 +144,11 @@ class Reactor:
         if not self._awake:
             self._awake = True
             self._loop.call_soon_threadsafe(self.drain)
+
+    def later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Have something done on the I/O thread after some seconds (any thread)."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: this process is leaving
+            self._loop.call_soon_threadsafe(self._loop.call_later, seconds, callback)
 
     def drain(self) -> None:
         """Work off what user threads left on the queues."""

@@ -1,8 +1,7 @@
-"""This process's side of the node's shared memory: writing new segments, mapping those of others.
+"""Reading the segments of the node's shared memory.
 
-A segment is a file in the node's folder. It is mapped for writing only while its one object is written, with its
-pages populated in one go (measured: 9 GB/s, against 4 GB/s by page faults), and read-only afterwards. A mapping lives
-as long as any buffer inside it does; then the node is told to unpin it.
+A segment is a file in the node's folder, mapped read-only. A mapping lives as long as any buffer inside it does; then
+the node is told to unpin it.
 """
 
 from __future__ import annotations
@@ -14,29 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shoal_core.protocol.errors import ObjectStoreFullError
-from shoal_core.runtime.serialization import Serialized, read_segment, segment_bytes, write_segment
-
-COPY_BYTES = 16 * 1024 * 1024
-_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
-
-
-def write(folder: Path, segment: str, value: Serialized) -> int:
-    """Write a value into a segment that the node allocated for it; return its size in bytes."""
-    size = segment_bytes(value)
-    descriptor = os.open(folder / segment, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        with mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | _POPULATE) as mapping:
-            target = memoryview(mapping)
-            try:
-                write_segment(value, target, _copy)
-            finally:
-                target.release()
-    except OSError as error:
-        raise ObjectStoreFullError(f"{size:,} bytes could not be mapped in {folder}: {error}") from error
-    finally:
-        os.close(descriptor)
-    return size
+from shoal_core.runtime.serialization import read_segment
 
 
 def read(folder: Path, segment: str, size_bytes: int, unpin: Callable[[str], None]) -> tuple[Any, mmap.mmap]:
@@ -48,10 +25,3 @@ def read(folder: Path, segment: str, size_bytes: int, unpin: Callable[[str], Non
         os.close(descriptor)
     weakref.finalize(mapping, unpin, segment).atexit = False
     return read_segment(memoryview(mapping)), mapping
-
-
-def _copy(target: memoryview, source: memoryview) -> None:
-    """Copy in steps, so that other threads of this process get their turn between them."""
-    source = source.cast("B") if source.format != "B" or source.ndim != 1 else source
-    for start in range(0, source.nbytes, COPY_BYTES):
-        target[start : start + COPY_BYTES] = source[start : start + COPY_BYTES]

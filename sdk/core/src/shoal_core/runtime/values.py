@@ -31,6 +31,7 @@ from shoal_core.runtime.failures import error_of
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes
+from shoal_core.runtime.writing import Writer
 
 REQUEST_SECONDS = 60.0
 READS_AT_ONCE = 4
@@ -58,22 +59,28 @@ class Values:
         self._local = local
         self._node = node_of(local)
         self._shared_memory = shared_memory
+        self._writer = None if shared_memory is None else Writer(shared_memory, reactor.later)
         self._reactor = reactor
         self._call = call
         self._pins = itertools.count(1)
         self._allocations = itertools.count(1)
 
+    def close(self) -> None:
+        """Let go of what is kept for the next value to be put (any thread)."""
+        if self._writer is not None:
+            self._writer.close()
+
     def place(self, serialized: Serialized, owner: ProcessId) -> Value:
         """Return a value as it travels: small ones inline, large ones in the node's shared memory."""
         if not serialized.raw and serialized.size_bytes <= INLINE_BYTES:
             return serialized.inline()
-        if self._shared_memory is None:
+        if self._writer is None:
             return serialized.inline()
         size = segment_bytes(serialized)
         request = AllocateSegment(process=self._local, size_bytes=size, serial=next(self._allocations))
         granted = self._call(self._ask_node("allocate", request))
         assert isinstance(granted, SegmentGranted)
-        segments.write(self._shared_memory, granted.segment, serialized)
+        self._writer.write(granted.segment, serialized)
         seal(self._reactor, self._node, granted.segment, owner)
         self._reactor.wake()
         return Stored(self._node, granted.segment, size, serialized.contained)
