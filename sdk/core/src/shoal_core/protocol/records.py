@@ -53,14 +53,15 @@ class Failed(msgspec.Struct, array_like=True, tag=2):
     code: str
     text: str
     data: bytes = b""
+    contained: list[Reference] = []
 
 
 Value = Inline | Stored | Failed
 
 
 def contained_in(value: Value) -> Sequence[Reference]:
-    """Return the references inside a value."""
-    return () if isinstance(value, Failed) else value.contained
+    """Return the references inside a value, or inside the exception that stands in its place."""
+    return value.contained
 
 
 class Task(msgspec.Struct, array_like=True, tag=1):

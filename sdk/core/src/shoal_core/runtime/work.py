@@ -163,11 +163,13 @@ class Work:
         if isinstance(error, self._lets_pass):
             return False
         task = self.accepted.task
+        returns = max(1, task.returns)
         if self.accepted.cancelled and isinstance(error, CANCELLATIONS):
-            retryable, failed = False, cancelled(self._name)
+            self._end([cancelled(self._name)] * returns, [], False)
         else:
-            retryable, failed = _is_retryable(task, error), failure(self._name, error)
-        self._end([failed] * max(1, task.returns), [], retryable)
+            retryable = _is_retryable(task, error)
+            failed, pickled = failure(self._runtime.codec, self._name, error)
+            self._end([failed] * returns, [pickled] * returns, retryable)
         return True
 
     def arguments(self) -> tuple[Sequence[Any], dict[str, Any]]:
