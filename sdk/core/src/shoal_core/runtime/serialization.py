@@ -166,6 +166,15 @@ def dumps(value: Any) -> bytes:
     return sink.getvalue()
 
 
+def dumps_uncounted(value: Any) -> bytes:
+    """Pickle what is not sent anywhere, as ``Codec.dump_whole`` does; references inside are not kept."""
+    return Codec(_nothing).dump_whole(value).data
+
+
+def _nothing(ref: ObjectRef[Any]) -> None:
+    """Nobody will unpickle the reference."""
+
+
 # ------------------------------------------------------------------------------------ segments
 
 
