@@ -17,6 +17,7 @@ overtake the writer's "sealed". Both are taken: a writer reveals a name only aft
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -140,6 +141,9 @@ class SegmentTable:
 
     def __len__(self) -> int:
         return len(self._segments)
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._segments.values())
 
     def processes(self) -> set[ProcessId]:
         """Return the writers and owners of segments."""

@@ -1,7 +1,7 @@
 """What is built on tasks and actors alone (a pool of actors, a queue), and what helps to use them."""
 
 from shoal.actor import list_named_actors
-from shoal.util import check_serialize, queue
+from shoal.util import check_serialize, queue, state
 from shoal.util.actor_pool import ActorPool
 from shoal.util.check_serialize import inspect_serializability
 from shoal.util.node import get_node_ip_address
@@ -16,4 +16,5 @@ __all__ = [
     "list_named_actors",
     "queue",
     "register_serializer",
+    "state",
 ]

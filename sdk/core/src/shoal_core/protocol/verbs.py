@@ -55,9 +55,11 @@ from shoal_core.protocol.messages import (
     LeaseRequest,
     ListJobs,
     ListNodes,
+    ListObjects,
     Message,
     NodeDescription,
     NodeList,
+    NodeObjects,
     NodeRecord,
     PendingList,
     PinSegment,
@@ -103,6 +105,7 @@ GCS_NODE: dict[Verb, type[Message]] = {
     "actor_ended": ActorEnded,
 }
 SCHEDULER_PUBLIC: dict[Verb, type[Message]] = {"pending": GetPending, "resources": GetResources}
+NODE_PUBLIC: dict[Verb, type[Message]] = {"objects": ListObjects}
 NODE_SCHEDULER: dict[Verb, type[Message]] = {"lease": LeaseRequest, "recall": RecallLeases}
 NODE_PROCESS: dict[Verb, type[Message]] = {
     "allocate": AllocateSegment,
@@ -148,6 +151,7 @@ REPLIES: dict[type[Message], type[Message]] = {
     ActorEnded: Done,
     GetPending: PendingList,
     GetResources: ResourceView,
+    ListObjects: NodeObjects,
     LeaseRequest: LeaseAnswer,
     RecallLeases: Done,
     AllocateSegment: SegmentGranted,

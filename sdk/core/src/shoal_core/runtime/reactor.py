@@ -375,8 +375,8 @@ class Reactor:
             settled = self.streams.pop(number).end(failed)
             if failed is not None and failed.contained:
                 contents = self.adopt(failed.contained, worker)
-                for state, value in settled:
-                    state.contents = contents if value is failed else ()
+                for made, value in settled:
+                    made.contents = contents if value is failed else ()
             self._settled += settled
             values = ()
         owned = self._table.owned

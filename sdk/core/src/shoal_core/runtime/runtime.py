@@ -58,6 +58,7 @@ from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, StreamMoved, Want, Withdraw
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
+from shoal_core.runtime.holdings import Holdings
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
 from shoal_core.runtime.pending import PendingCounter
 from shoal_core.runtime.reactor import Reactor
@@ -125,6 +126,7 @@ class Runtime:
         self.released: deque[ObjectState] = self.reactor.released
         self.codec = Codec(self.objects.remember)
         self.values = Values(bus, subjects, local, shared_memory, self.codec, self.reactor, self.call)
+        self.holdings = Holdings(self.reactor, self.objects)
         self.functions = FunctionStore(bus, subjects)
         self.blocked: Callable[[bool], None] | None = None
         self.ended: Callable[[Ended], None] = _nobody_runs
