@@ -53,10 +53,12 @@ from shoal_core.protocol.messages import (
     NodeDescription,
     NodeDied,
     PinSegment,
+    PinSegments,
     ProcessDied,
     ProcessList,
     RecallLeases,
     SegmentGranted,
+    SegmentsPinned,
 )
 from shoal_core.protocol.records import (
     ActorLeft,
@@ -129,6 +131,7 @@ class NodeCore:
             RecallLeases: self._recall,
             AllocateSegment: self._allocate,
             PinSegment: self._pin,
+            PinSegments: self._pin_many,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
             ListObjects: self._list_objects,
@@ -257,6 +260,10 @@ class NodeCore:
         self._require_local(request.process)
         self.segments.pin(request.segment, request.process, request.serial)
         return Done()
+
+    def _pin_many(self, request: PinSegments, token: int, now: float) -> SegmentsPinned:
+        self._require_local(request.process)
+        return SegmentsPinned(segments=self.segments.pin_many(request.pins, request.process))
 
     def _attach_driver(self, request: AttachDriver, token: int, now: float) -> Done:
         if request.machine_id != self.description.machine_id:

@@ -219,6 +219,17 @@ class SegmentTable:
         if not segment.pins.setdefault(process, Pins()).hold(serial):
             raise NotFoundError(f"pin {serial} of process {process} on segment {name} has ended before")
 
+    def pin_many(self, pins: dict[str, int], process: ProcessId) -> list[str]:
+        """Keep segments (by their serials) for a process, as far as they can be kept; return the names of those."""
+        pinned = []
+        for name, serial in pins.items():
+            try:
+                self.pin(name, process, serial)
+            except NotFoundError:
+                continue  # the process asks for it alone, and is told why it cannot have it
+            pinned.append(name)
+        return pinned
+
     def unpin(self, name: str, process: ProcessId, serial: int) -> None:
         """A process maps the segment no more; a copy of the request for that pin has no effect from now on."""
         segment = self._segments.get(name)

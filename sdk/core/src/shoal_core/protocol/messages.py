@@ -17,6 +17,8 @@ from shoal_core.protocol.resources import Resources
 PROTOCOL_VERSION = 1
 MOST_READ_BYTES = 512 * 1024
 MOST_LISTED_OBJECTS = 1000
+MOST_PINS = 1000
+"""How many segments one request pins."""
 
 
 class Message(BaseModel):
@@ -501,6 +503,19 @@ class PinSegment(Message):
         description="Rises with each pin this process asks for, from 1. A repeated or late request can so be told "
         "from a new one: `SegmentUnpinned` with this serial ends this pin, even if a copy of the request comes later."
     )
+
+
+class PinSegments(Message):
+    """Ask the node to keep many segments of its own, as far as that can be done at once (verb ``pin_many``)."""
+
+    process: ProcessId
+    pins: dict[str, int] = Field(description="Segments, each with a serial as in `PinSegment`.", max_length=MOST_PINS)
+
+
+class SegmentsPinned(Message):
+    """Which of the segments are pinned; the others are to be asked for one by one, which says what is wrong."""
+
+    segments: list[str]
 
 
 class SegmentRead(Message):

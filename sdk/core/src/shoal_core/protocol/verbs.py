@@ -63,6 +63,7 @@ from shoal_core.protocol.messages import (
     NodeRecord,
     PendingList,
     PinSegment,
+    PinSegments,
     ProcessList,
     PutFunctionPart,
     RecallLeases,
@@ -71,6 +72,7 @@ from shoal_core.protocol.messages import (
     RetireNode,
     SegmentGranted,
     SegmentRead,
+    SegmentsPinned,
 )
 
 Verb = Annotated[str, "the last token of a request's subject"]
@@ -110,6 +112,7 @@ NODE_SCHEDULER: dict[Verb, type[Message]] = {"lease": LeaseRequest, "recall": Re
 NODE_PROCESS: dict[Verb, type[Message]] = {
     "allocate": AllocateSegment,
     "pin": PinSegment,
+    "pin_many": PinSegments,
     "attach_driver": AttachDriver,
     "processes": GetProcesses,
     "read": SegmentRead,
@@ -156,6 +159,7 @@ REPLIES: dict[type[Message], type[Message]] = {
     RecallLeases: Done,
     AllocateSegment: SegmentGranted,
     PinSegment: Done,
+    PinSegments: SegmentsPinned,
     AttachDriver: Done,
     GetProcesses: ProcessList,
     DurablePut: Done,

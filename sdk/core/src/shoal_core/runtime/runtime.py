@@ -451,7 +451,11 @@ class Runtime:
                 raise GetTimeoutError(
                     f"get() timed out after {timeout_seconds:g} s: {missing} of {len(states)} objects were not ready."
                 )
-        return [self.load(state) for state in states]
+        if len(states) == 1:
+            return [self.load(states[0])]
+        unmapped = [state.value for state in states if state.shared is None or state.shared() is None]
+        with self.values.pinned(unmapped) as pins:
+            return [self.load(state, pins) for state in states]
 
     def _raise_firsterror_of(self, states: Sequence[ObjectState]) -> None:
         for state in states:
@@ -567,13 +571,16 @@ class Runtime:
         ref = self.objects.restore(state.wire())
         self.reactor.pinned.append(ref)
 
-    def load(self, state: ObjectState) -> Any:
-        """Return the value of an object that is ready, or raise its error, or why it will not be ready."""
+    def load(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
+        """Return the value of an object that is ready, or raise its error, or why it will not be ready.
+
+        ``pins`` are those that ``values.pinned`` holds.
+        """
         if state.value is None:
             self._check_open()
             assert self.obstacle is not None, "only an obstacle wakes who waits for what is not ready"
             raise self.obstacle()
-        return self.values.of(state)
+        return self.values.of(state, pins)
 
     def close(self, reason: Failed = LEFT) -> None:
         """Stop handling anything; ``reason`` is what becomes of all that is not ready (I/O thread)."""

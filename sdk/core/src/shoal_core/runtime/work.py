@@ -181,7 +181,8 @@ class Work:
         args, kwargs = runtime.values.read(arguments)
         if not task.dependencies:
             return args, kwargs
-        values = [runtime.values.read(value) for value in task.dependencies]
+        with runtime.values.pinned(task.dependencies) as pins:
+            values = [runtime.values.read(value, pins) for value in task.dependencies]
         return fill_in(args, kwargs, values)
 
     @property
