@@ -105,12 +105,19 @@ def _told_by(holders: Sequence[tuple[str, Sequence[ObjectRef[Any]]]]) -> dict[in
         for ref in refs:
             held.setdefault(ref, []).append(reason)
         del ref, refs
-    told: dict[int, list[str]] = {}
+    reasons: dict[ObjectState, set[str]] = {}
+    known: dict[ObjectState, int] = {}
     for ref, count in _counts(held):
-        distinct = sorted(set(held[ref]), key=_ORDER.index)
-        own = count - _LOOKED_AT > len(held[ref])
-        told[id(ref._state)] = [*distinct, LOCAL_REFERENCE] if own else distinct
-    return told
+        state = ref._state
+        told = reasons.setdefault(state, set())
+        told.update(held[ref])
+        known[state] = known.get(state, 0) + 1
+        if count - _LOOKED_AT > len(held[ref]):
+            told.add(LOCAL_REFERENCE)
+    for state, told in reasons.items():
+        if state.instances > known[state]:  # a reference beside those that were looked at
+            told.add(LOCAL_REFERENCE)
+    return {id(state): sorted(told, key=_ORDER.index) for state, told in reasons.items()}
 
 
 def _counts(held: Iterable[T]) -> list[tuple[T, int]]:
@@ -124,7 +131,7 @@ def _looked_at() -> int:
 
 
 _LOOKED_AT = _looked_at()
-_ORDER = [USED_BY_PENDING_TASK, CAPTURED_IN_OBJECT, KEPT_FOR_JOB]
+_ORDER = [USED_BY_PENDING_TASK, CAPTURED_IN_OBJECT, KEPT_FOR_JOB, LOCAL_REFERENCE]
 
 
 def _size_bytes(state: ObjectState) -> int:

@@ -566,9 +566,9 @@ class Runtime:
         else:
             work()
 
-    def pin(self, state: ObjectState) -> None:
-        """Keep an object until the job ends (any thread)."""
-        ref = self.objects.restore(state.wire())
+    def pin(self, ref: ObjectRef[Any]) -> None:
+        """Keep an object until the job ends, and find its reference again when it is unpickled (any thread)."""
+        self.objects.remember(ref)
         self.reactor.pinned.append(ref)
 
     def load(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
