@@ -50,23 +50,29 @@ from shoal_core.protocol.messages import (
     JobState,
     LeaseAnswer,
     LeaseRequest,
+    ListObjects,
     Message,
     NodeAnnouncement,
     NodeDescription,
     NodeDied,
+    NodeObjects,
     NodeRecord,
     NodeState,
     PinSegment,
+    PinSegments,
     ProcessDied,
     ProcessList,
     RecallLeases,
     SegmentGranted,
+    SegmentsPinned,
 )
 from shoal_core.protocol.records import (
     LeaseAssigned,
     LeaseGranted,
     LeaseReturned,
+    ObjectsReported,
     Record,
+    ReportObjects,
     SegmentFreed,
     SegmentSealed,
     SegmentUnpinned,
@@ -89,6 +95,7 @@ from shoal_worker.inputs import (
     UnwatchDriver,
     WatchDriver,
 )
+from shoal_worker.inquiries import MOST_INQUIRIES
 from shoal_worker.liveness import REREAD_SECONDS
 from shoal_worker.node import ANNOUNCE_SECONDS, COALESCE_SECONDS, NodeCore
 from shoal_worker.processes import START_SECONDS
@@ -333,6 +340,16 @@ class World:
                 assert isinstance(answer, NotFoundError | DeclaredDeadError)
         elif isinstance(request, AttachDriver) and isinstance(answer, Done):
             assert request.driver in self.watched
+        elif isinstance(request, PinSegments) and isinstance(answer, SegmentsPinned):
+            assert request.process not in self.dead, "nothing is pinned for the dead"
+            for name in answer.segments:
+                place3 = (request.process, request.pins[name])
+                if place3 not in self.used_serials:
+                    self.used_serials.add(place3)
+                    self.mapped[place3] = name
+                    self.files[name].maps[request.process] += 1
+        elif isinstance(request, ListObjects) and isinstance(answer, NodeObjects):
+            assert answer.store.used_bytes <= STORE_BYTES
 
     def published(self, message: Message) -> None:
         if isinstance(message, NodeAnnouncement):
@@ -365,6 +382,10 @@ class World:
                 for request in self.pending.values()
             )
             self.grants[record.lease] = Grant(owner, record.worker)
+        elif isinstance(record, ReportObjects):
+            process = ProcessId(peer)
+            assert process in self.watched or self.workers[process].ready, "only who is up is asked"
+            self.say(process, ObjectsReported(record.inquiry, 1, JobId(""), 0, 0, []))
         elif isinstance(record, WorkerLost):
             grant = self.grants[record.lease]
             assert grant.owner == peer
@@ -552,7 +573,10 @@ class World:
             assert known.job == worker.job
         waiting = {message.process for message in self.pending.values() if isinstance(message, AllocateSegment)}
         assert len(waiting) == 0 or self.creating, "only who waits for a file has no answer"
-        assert len(self.pending) == len(self.creating), "every request has its reply, but those that wait for a file"
+        open_requests = len(self.creating) + len(self.core.inquiries)
+        assert len(self.pending) == open_requests, (
+            "every request has its reply, but those that wait for files or processes"
+        )
 
     def settle(self) -> None:
         """End everything, tell the node nothing that it does not ask for, and see that it keeps nothing."""
@@ -769,6 +793,22 @@ class NodeMachine(RuleBasedStateMachine):
         if requests:
             index = which % len(requests)
             self.world.request(requests[index] if again else requests.pop(index))
+
+    @rule(reader=pick, count=st.integers(1, 4))
+    def ask_for_many_pins(self, reader: int, count: int) -> None:
+        world = self.world
+        process = self.local(reader)
+        names = list(world.sealed)[-count:]
+        if process is not None and names:
+            first = world.serials[process] + 1
+            world.serials[process] += len(names)
+            pins = {name: first + index for index, name in enumerate(names)}
+            world.request(PinSegments(process=process, pins=pins))
+
+    @rule()
+    def somebody_asks_who_holds_what(self) -> None:
+        if len(self.world.core.inquiries) < MOST_INQUIRIES:
+            self.world.request(ListObjects(most=10, timeout_seconds=1))
 
     @rule(which=pick)
     def a_mapping_ends(self, which: int) -> None:

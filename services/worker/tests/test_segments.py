@@ -271,3 +271,20 @@ def test_the_table_says_whose_segments_it_has() -> None:
     table.allocate(READER, 1, JobId("00000001"))
     assert table.processes() == {OWNER, READER}
     assert table.jobs() == {JobId("00000001")}
+
+
+def test_of_many_segments_those_are_pinned_that_can_be() -> None:
+    table = Table()
+    first, gone, second = table.sealed(), table.sealed(), table.sealed()
+    table.free(gone, OWNER)
+    assert table.pin_many({first: 1, gone: 2, second: 3}, READER) == [first, second]
+    assert table.pin_many({first: 1}, READER) == [first], "a repeated request pins once"
+    table.unpin(first, READER, 1)
+    assert table.pin_many({first: 1, second: 4}, READER) == [second], "a late copy pins nothing"
+    table.free(first, OWNER)
+    table.free(second, OWNER)
+    assert table.get(first) is None
+    assert table.get(second) is not None, "it is pinned twice"
+    for serial in (3, 4):
+        table.unpin(second, READER, serial)
+    assert len(table) == 0

@@ -1,4 +1,4 @@
-"""The command line: ``shoal up``, ``shoal down``, ``shoal status``, ``shoal service``.
+"""The command line: ``shoal up``, ``shoal down``, ``shoal status``, ``shoal memory``, ``shoal service``.
 
 ==========  ===========================================================
 exit code   meaning
@@ -27,11 +27,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from shoal.cluster import HostInfo, HostOptions, read_current, start_host, stop_host
+from shoal.memory import read_memory
+from shoal.memory_table import print_memory
 from shoal.status import ClusterStatus, NodeStatus, Target, read_status
 from shoal_core import __version__
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
 from shoal_core.protocol.errors import ConnectionFailedError, ShoalError
-from shoal_core.protocol.messages import NodeState
+from shoal_core.protocol.messages import MOST_LISTED_OBJECTS, NodeState
 from shoal_core.protocol.resources import MEMORY, OBJECT_STORE_MEMORY, from_units, to_amounts
 
 app = typer.Typer(
@@ -125,33 +127,57 @@ def down() -> None:
     out.print(f"The cluster is down (it was pid {running.pid}).")
 
 
+Address = Annotated[
+    str | None, typer.Option(envvar="SHOAL_ADDRESS", help="nats://host:port; else the cluster that `shoal up` started.")
+]
+CredentialFile = Annotated[
+    Path | None, typer.Option(envvar="SHOAL_CREDENTIALS", exists=True, help="The credential file.")
+]
+Token = Annotated[str | None, typer.Option(envvar="SHOAL_TOKEN", help="A token, instead of a file.")]
+AuthorityFile = Annotated[
+    Path | None, typer.Option(envvar="SHOAL_CA_FILE", exists=True, help="Who signed the broker's certificate.")
+]
+ClusterName = Annotated[str, typer.Option(envvar="SHOAL_CLUSTER", help="The cluster's name.")]
+Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON.")]
+
+
 @app.command()
 def status(
-    address: Annotated[
-        str | None,
-        typer.Option(envvar="SHOAL_ADDRESS", help="nats://host:port; else the cluster that `shoal up` started."),
-    ] = None,
-    credentials: Annotated[
-        Path | None, typer.Option(envvar="SHOAL_CREDENTIALS", exists=True, help="The credential file.")
-    ] = None,
-    token: Annotated[str | None, typer.Option(envvar="SHOAL_TOKEN", help="A token, instead of a file.")] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(envvar="SHOAL_CA_FILE", exists=True, help="Who signed the broker's certificate.")
-    ] = None,
-    cluster: Annotated[str, typer.Option(envvar="SHOAL_CLUSTER", help="The cluster's name.")] = "default",
-    output: Annotated[Format, typer.Option("--format", help="A table for people, or JSON.")] = Format.TABLE,
+    address: Address = None,
+    credentials: CredentialFile = None,
+    token: Token = None,
+    ca_file: AuthorityFile = None,
+    cluster: ClusterName = "default",
+    output: Output = Format.TABLE,
 ) -> None:
     """Show the nodes, what is used of their resources, and what waits and why."""
-    if address is None:
-        target = _local_target()
-    else:
-        proof = _proof(credentials, token)
-        target = Target(address, cluster, proof, TlsFiles(ca_file=str(ca_file)) if ca_file else None)
-    seen = asyncio.run(read_status(target))
+    seen = asyncio.run(read_status(_target(address, credentials, token, ca_file, cluster)))
     if output is Format.JSON:
         print(json.dumps(seen.to_json(), indent=2))
     else:
         _print_status(seen)
+
+
+@app.command()
+def memory(
+    address: Address = None,
+    credentials: CredentialFile = None,
+    token: Token = None,
+    ca_file: AuthorityFile = None,
+    cluster: ClusterName = "default",
+    output: Output = Format.TABLE,
+    limit: Annotated[int, typer.Option(min=0, max=MOST_LISTED_OBJECTS, help="So many of the largest objects.")] = 100,
+    timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for nodes and processes.")] = 10.0,
+) -> None:
+    """Show who holds which object, how large it is, where it lies and why it is kept; 1 where somebody is silent."""
+    seen = asyncio.run(read_memory(_target(address, credentials, token, ca_file, cluster), limit, timeout))
+    if output is Format.JSON:
+        print(json.dumps(seen.to_json() | {"objects": seen.rows()[:limit]}, indent=2))
+    else:
+        print_memory(seen, limit, out)
+    if not seen.is_complete:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(seen.missing())}[/]")
+        raise typer.Exit(1)
 
 
 _services = typer.Typer(
@@ -203,6 +229,15 @@ def _proof(credentials: Path | None, token: str | None) -> Credentials | None:
         return Credentials.from_file(credentials)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _target(
+    address: str | None, credentials: Path | None, token: str | None, ca_file: Path | None, cluster: str
+) -> Target:
+    """Return the cluster that the flags name."""
+    if address is None:
+        return _local_target()
+    return Target(address, cluster, _proof(credentials, token), TlsFiles(ca_file=str(ca_file)) if ca_file else None)
 
 
 def _local_target() -> Target:

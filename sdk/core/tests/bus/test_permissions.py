@@ -69,6 +69,7 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
         Row(SUBJECTS.demand(PROCESS), {Role.PROCESS, Role.GCS}, {Role.SCHEDULER}, SUBJECTS.demand("*")),
     ],
     Subjects.scheduler: [Row(SUBJECTS.scheduler("verb"), EVERYONE, {Role.SCHEDULER})],
+    Subjects.node: [Row(SUBJECTS.node(NODE, "verb"), EVERYONE, {Role.NODE})],
     Subjects.node_from_scheduler: [Row(SUBJECTS.node_from_scheduler(NODE, "verb"), {Role.SCHEDULER}, {Role.NODE})],
     Subjects.node_from_process: [
         Row(SUBJECTS.node_from_process(NODE, "verb"), {Role.PROCESS, Role.NODE}, {Role.NODE}),

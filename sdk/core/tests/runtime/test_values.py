@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import pickle
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shoal_core.protocol.errors import RequestTimeoutError
-from shoal_core.protocol.messages import Done
-from shoal_core.protocol.records import SegmentUnpinned, Stored
+from shoal_core.protocol.errors import NotFoundError, RequestTimeoutError
+from shoal_core.protocol.messages import MOST_PINS, Done, Message, PinSegment, PinSegments, SegmentsPinned
+from shoal_core.protocol.records import Inline, SegmentUnpinned, Stored, Value
+from shoal_core.runtime import segments
 from shoal_core.runtime.commands import Say
+from shoal_core.runtime.serialization import Serialized, segment_bytes
 from shoal_core.runtime.values import Values
 from shoal_core.testing.builders import node_id, process_id
-from shoal_core.testing.runtimes import lone_runtime
+from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 
 LOCAL = process_id(1)
+NODE = node_id(1)
 
 
 @pytest.mark.parametrize("pin_is_answered", [True, False])
@@ -33,3 +37,84 @@ async def test_a_pin_ends_where_the_segment_cannot_be_mapped(tmp_path: Path, pin
         with pytest.raises((FileNotFoundError, RequestTimeoutError)):
             values.read(Stored(node_id(1), "o1", 1_000_000))
         assert list(runtime.reactor.commands) == [Say(node_id(1), SegmentUnpinned("o1", 1))]
+
+
+class Node:
+    """Answers a process's requests: pins what it has, and refuses the rest."""
+
+    def __init__(self, *segments: str) -> None:
+        self.segments = segments
+        self.requests: list[Message] = []
+
+    def answer(self, request: Message) -> Message:
+        self.requests.append(request)
+        if isinstance(request, PinSegments):
+            return SegmentsPinned(segments=[name for name in request.pins if name in self.segments])
+        raise NotFoundError("gone")
+
+
+@pytest.fixture
+async def lone() -> AsyncIterator[LoneRuntime]:
+    async with lone_runtime(LOCAL) as lone:
+        yield lone
+
+
+def values_on(lone: LoneRuntime, folder: Path, node: Node) -> Values:
+    runtime = lone.runtime
+    values = Values(runtime.bus, runtime.subjects, LOCAL, folder, runtime.codec, runtime.reactor, lambda call: call)
+
+    def ask_node(verb: str, request: Message) -> Any:
+        return node.answer(request)
+
+    values._ask_node = ask_node  # type: ignore[method-assign, assignment]
+    return values
+
+
+def write(folder: Path, name: str, text: str) -> Stored:
+    serialized = Serialized(pickle.dumps(text))
+    (folder / name).write_bytes(bytes(segment_bytes(serialized)))
+    return Stored(NODE, name, segments.write(folder, name, serialized))
+
+
+async def test_many_segments_are_pinned_with_one_request_and_each_is_let_go(lone: LoneRuntime, tmp_path: Path) -> None:
+    node = Node("a", "b")
+    values = values_on(lone, tmp_path, node)
+    stored: list[Value] = [write(tmp_path, "a", "one"), Inline(pickle.dumps("two")), write(tmp_path, "b", "three")]
+    with values.pinned(stored) as pins:
+        assert [values.read(value, pins) for value in stored] == ["one", "two", "three"]
+    assert node.requests == [PinSegments(process=LOCAL, pins={"a": 1, "b": 2})]
+    assert [say.record for say in lone.reactor.commands] == [SegmentUnpinned("a", 1), SegmentUnpinned("b", 2)]
+
+
+async def test_a_single_segment_is_pinned_as_it_is_read(lone: LoneRuntime, tmp_path: Path) -> None:
+    node = Node()
+    values = values_on(lone, tmp_path, node)
+    with values.pinned([Stored(NODE, "a", 9), Stored(node_id(2), "b", 9), Inline(b"")]) as pins:
+        assert pins == {}
+    assert node.requests == []
+
+
+async def test_what_could_not_be_pinned_is_asked_for_alone_and_says_why(lone: LoneRuntime, tmp_path: Path) -> None:
+    node = Node("a", "c")
+    values = values_on(lone, tmp_path, node)
+    stored = [write(tmp_path, name, name) for name in ("a", "b", "c")]
+
+    def read_all() -> None:
+        with values.pinned(stored) as pins:
+            for value in stored:
+                values.read(value, pins)
+
+    with pytest.raises(NotFoundError, match="gone"):
+        read_all()
+    assert node.requests[1:] == [PinSegment(process=LOCAL, segment="b", serial=4)]
+    ended = {(say.record.segment, say.record.serial) for say in lone.reactor.commands}
+    assert ended == {("a", 1), ("b", 4), ("b", 2), ("c", 3)}, "whatever was pinned, or may yet be, is let go"
+
+
+async def test_very_many_segments_are_pinned_some_at_a_time(lone: LoneRuntime, tmp_path: Path) -> None:
+    names = [f"o{number}" for number in range(2 * MOST_PINS + 1)]
+    node = Node(*names)
+    values = values_on(lone, tmp_path, node)
+    with values.pinned([Stored(NODE, name, 9) for name in names]) as pins:
+        assert len(pins) == len(names)
+    assert [len(request.pins) for request in node.requests if isinstance(request, PinSegments)] == [1000, 1000, 1]

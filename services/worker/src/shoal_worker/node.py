@@ -7,6 +7,7 @@ who died. It is put together from tables that each know one thing::
        │            ├─────── ProcessTable
        │            └─────── ActorTable
        ├─────── SegmentTable
+       ├─────── Inquiries         (who holds what)
        └─────── Liveness          (who elsewhere is dead)
 
 What it says of itself goes out as ``NodeAnnouncement``: at once when something changed, but not more often than every
@@ -46,20 +47,24 @@ from shoal_core.protocol.messages import (
     JobFinished,
     LeaseAnswer,
     LeaseRequest,
+    ListObjects,
     Message,
     NodeAnnouncement,
     NodeDescription,
     NodeDied,
     PinSegment,
+    PinSegments,
     ProcessDied,
     ProcessList,
     RecallLeases,
     SegmentGranted,
+    SegmentsPinned,
 )
 from shoal_core.protocol.records import (
     ActorLeft,
     ActorReady,
     LeaseReturned,
+    ObjectsReported,
     Record,
     SegmentFreed,
     SegmentSealed,
@@ -79,9 +84,10 @@ from shoal_worker.inputs import (
     UnwatchDriver,
     WatchDriver,
 )
+from shoal_worker.inquiries import DRIVER, WORKER, Inquiries
 from shoal_worker.leases import LeaseTable
 from shoal_worker.liveness import Ends, Liveness
-from shoal_worker.processes import ProcessTable
+from shoal_worker.processes import ProcessState, ProcessTable
 from shoal_worker.segments import Segment, SegmentState, SegmentTable
 from shoal_worker.workforce import Workforce
 
@@ -107,6 +113,7 @@ class NodeCore:
         self.leases = LeaseTable(description.total, gpu_names)
         self.processes = ProcessTable(self.node_id, prestart)
         self.segments = SegmentTable(description.object_store_bytes, warm_bytes)
+        self.inquiries = Inquiries(self.node_id, self.segments)
         self.actors = ActorTable(self.node_id, subjects)
         self.workforce = Workforce(self.leases, self.processes, self.actors)
         self.liveness = Liveness(self.node_id, subjects)
@@ -124,8 +131,10 @@ class NodeCore:
             RecallLeases: self._recall,
             AllocateSegment: self._allocate,
             PinSegment: self._pin,
+            PinSegments: self._pin_many,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
+            ListObjects: self._list_objects,
         }
 
     # ------------------------------------------------------------------------------- the engine's two verbs
@@ -157,6 +166,7 @@ class NodeCore:
         """Do what is due: announcing, staffing, reading again what others know."""
         self._wake_at = float("inf")
         self.workforce.tend(now)
+        self.inquiries.tick(now)
         self.actors.tick(now)
         self.liveness.tick(self._owners(), self._jobs(), now)
         return self._flush(now)
@@ -168,10 +178,12 @@ class NodeCore:
         effects += map(Start, self.segments.commands)
         effects += self.liveness.effects
         effects += self.actors.effects
+        effects += self.inquiries.effects
         self.workforce.effects, self.segments.commands, self.liveness.effects, self.actors.effects = [], [], [], []
+        self.inquiries.effects = []
         if now >= self._announce_at():
             effects.append(self._announcement(now))
-        wake_at = self._announce_at()
+        wake_at = min(self._announce_at(), self.inquiries.next_deadline)
         if self.workforce.waiting and self.processes.start_after > now:
             wake_at = min(wake_at, self.processes.start_after)
         if wake_at < self._wake_at:
@@ -249,6 +261,10 @@ class NodeCore:
         self.segments.pin(request.segment, request.process, request.serial)
         return Done()
 
+    def _pin_many(self, request: PinSegments, token: int, now: float) -> SegmentsPinned:
+        self._require_local(request.process)
+        return SegmentsPinned(segments=self.segments.pin_many(request.pins, request.process))
+
     def _attach_driver(self, request: AttachDriver, token: int, now: float) -> Done:
         if request.machine_id != self.description.machine_id:
             raise InvalidRequestError(
@@ -265,6 +281,12 @@ class NodeCore:
     def _list_processes(self, request: GetProcesses, token: int, now: float) -> ProcessList:
         processes = [*(process.process_id for process in self.processes), *self.drivers]
         return ProcessList(sequence=self._deaths, processes=processes)
+
+    def _list_objects(self, request: ListObjects, token: int, now: float) -> None:
+        """Ask all processes that are up; the asker is answered when they are done."""
+        unable = (ProcessState.STARTING, ProcessState.KILLED)
+        asked = {process.process_id: WORKER for process in self.processes if process.state not in unable}
+        self.inquiries.open(request, token, asked | dict.fromkeys(self.drivers, DRIVER), now)
 
     def _require_local(self, process: ProcessId) -> JobId | None:
         """Only a process whose death this node will see may hold something here; return its job."""
@@ -301,6 +323,8 @@ class NodeCore:
             self.segments.unpin(record.segment, process, record.serial)
         elif isinstance(record, SegmentFreed):
             self.segments.free(record.segment, process)
+        elif isinstance(record, ObjectsReported):
+            self.inquiries.reported(process, record, now)
 
     def _judge(self, hosted: Hosted, verdict: Verdict, now: float) -> None:
         """Do what the control store's answer means for an incarnation; who owns it is known only from then on."""
@@ -372,6 +396,7 @@ class NodeCore:
         self._deaths += 1
         died = ProcessDied(sequence=self._deaths, process_id=process, reason=reason)
         self._effects.append(Publish(self._subjects.event(Role.NODE, self.node_id, "process_died"), died))
+        self.inquiries.process_died(process, now)
         self._ends(Ends(processes=[process]), now)
 
     def _ends(self, ends: Ends, now: float) -> None:

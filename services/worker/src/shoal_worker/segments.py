@@ -17,6 +17,7 @@ overtake the writer's "sealed". Both are taken: a writer reveals a name only aft
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -141,6 +142,9 @@ class SegmentTable:
     def __len__(self) -> int:
         return len(self._segments)
 
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._segments.values())
+
     def processes(self) -> set[ProcessId]:
         """Return the writers and owners of segments."""
         return {segment.process for segment in self._segments.values()}
@@ -214,6 +218,17 @@ class SegmentTable:
             raise NotFoundError(f"segment {name} cannot be mapped: its object was freed, or its writer died")
         if not segment.pins.setdefault(process, Pins()).hold(serial):
             raise NotFoundError(f"pin {serial} of process {process} on segment {name} has ended before")
+
+    def pin_many(self, pins: dict[str, int], process: ProcessId) -> list[str]:
+        """Keep segments (by their serials) for a process, as far as they can be kept; return the names of those."""
+        pinned = []
+        for name, serial in pins.items():
+            try:
+                self.pin(name, process, serial)
+            except NotFoundError:
+                continue  # the process asks for it alone, and is told why it cannot have it
+            pinned.append(name)
+        return pinned
 
     def unpin(self, name: str, process: ProcessId, serial: int) -> None:
         """A process maps the segment no more; a copy of the request for that pin has no effect from now on."""

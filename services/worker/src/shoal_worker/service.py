@@ -34,7 +34,7 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.resources import GPU, UNIT
 from shoal_core.protocol.subjects import Role, Subjects
-from shoal_core.protocol.verbs import NODE_PROCESS, NODE_SCHEDULER
+from shoal_core.protocol.verbs import NODE_PROCESS, NODE_PUBLIC, NODE_SCHEDULER
 from shoal_core.runtime.process import WorkerConfig
 from shoal_core.service import Engine, RawRoute, Route
 from shoal_core.service.main import Service
@@ -192,6 +192,7 @@ class Hands:
 def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRoute]:
     """Return where the node is asked, and what it listens to."""
     asked = [Route(subjects.node_from_scheduler(node, verb), model) for verb, model in NODE_SCHEDULER.items()]
+    asked += [Route(subjects.node(node, verb), model) for verb, model in NODE_PUBLIC.items()]
     asked += [
         Route(subjects.node_from_process(node, verb), model)
         for verb, model in NODE_PROCESS.items()

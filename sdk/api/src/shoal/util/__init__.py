@@ -1,8 +1,20 @@
-"""What is built on tasks and actors alone: a pool of actors, and (in ``shoal.util.queue``) a queue."""
+"""What is built on tasks and actors alone (a pool of actors, a queue), and what helps to use them."""
 
 from shoal.actor import list_named_actors
-from shoal.util import queue
+from shoal.util import check_serialize, queue, state
 from shoal.util.actor_pool import ActorPool
+from shoal.util.check_serialize import inspect_serializability
 from shoal.util.node import get_node_ip_address
+from shoal.util.serialization import deregister_serializer, register_serializer
 
-__all__ = ["ActorPool", "get_node_ip_address", "list_named_actors", "queue"]
+__all__ = [
+    "ActorPool",
+    "check_serialize",
+    "deregister_serializer",
+    "get_node_ip_address",
+    "inspect_serializability",
+    "list_named_actors",
+    "queue",
+    "register_serializer",
+    "state",
+]

@@ -16,6 +16,9 @@ from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 1
 MOST_READ_BYTES = 512 * 1024
+MOST_LISTED_OBJECTS = 1000
+MOST_PINS = 1000
+"""How many segments one request pins."""
 
 
 class Message(BaseModel):
@@ -502,6 +505,19 @@ class PinSegment(Message):
     )
 
 
+class PinSegments(Message):
+    """Ask the node to keep many segments of its own, as far as that can be done at once (verb ``pin_many``)."""
+
+    process: ProcessId
+    pins: dict[str, int] = Field(description="Segments, each with a serial as in `PinSegment`.", max_length=MOST_PINS)
+
+
+class SegmentsPinned(Message):
+    """Which of the segments are pinned; the others are to be asked for one by one, which says what is wrong."""
+
+    segments: list[str]
+
+
 class SegmentRead(Message):
     """Ask a node for bytes of a segment (verb ``read``); the answer is the bare bytes.
 
@@ -511,6 +527,58 @@ class SegmentRead(Message):
     segment: str
     offset: int = Field(ge=0)
     length: int = Field(ge=1, le=MOST_READ_BYTES)
+
+
+class ListObjects(Message):
+    """Ask a node which objects its processes hold and what its shared memory is used for (verb ``objects``)."""
+
+    most: int = Field(ge=0, le=MOST_LISTED_OBJECTS, description="So many of the largest objects are described.")
+    timeout_seconds: float = Field(gt=0, le=60, description="A process that has not answered by then is silent.")
+
+
+class StoreUse(Message):
+    """What a node's shared memory is used for."""
+
+    capacity_bytes: int
+    used_bytes: int = Field(description="Of objects that are kept or being written.")
+    pinned_bytes: int = Field(description="Of these, what processes have mapped at this moment.")
+    warm_bytes: int = Field(description="Of freed objects, kept for the next ones.")
+    segments: int
+
+
+class ProcessHoldings(Message):
+    """What one process knows altogether."""
+
+    process_id: ProcessId
+    pid: int
+    kind: str = Field(description="WORKER or DRIVER.")
+    job_id: JobId
+    objects: int
+    inline_bytes: int = Field(description="Of small values, in the process's own memory.")
+
+
+class ObjectHolding(Message):
+    """One object as one process holds it."""
+
+    process_id: ProcessId
+    object_id: str = Field(description="48 hex digits; empty where only a mapping is left, of an object that is gone.")
+    owner: str = Field(description="The process that owns it; may be empty like `object_id`.")
+    size_bytes: int = Field(description="-1: not known (yet, or here).")
+    status: str = Field(description="Of the task that makes it: PENDING_…, SUBMITTED_TO_WORKER, FINISHED, FAILED, NIL.")
+    reasons: list[str] = Field(description="Why the process holds it: LOCAL_REFERENCE and so on, most telling first.")
+    borrowers: int = Field(default=0, description="How many other processes its owner counts as holders.")
+    node: str = Field(default="", description="The node in whose shared memory it lies; empty: inline, or nowhere yet.")
+    segment: str = ""
+
+
+class NodeObjects(Message):
+    """Who holds what on a node, the largest first."""
+
+    node_id: NodeId
+    store: StoreUse
+    processes: list[ProcessHoldings]
+    objects: list[ObjectHolding]
+    silent: list[ProcessId] = Field(description="Processes that did not answer in time.")
 
 
 class DurablePut(Message):

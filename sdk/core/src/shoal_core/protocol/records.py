@@ -53,14 +53,15 @@ class Failed(msgspec.Struct, array_like=True, tag=2):
     code: str
     text: str
     data: bytes = b""
+    contained: list[Reference] = []
 
 
 Value = Inline | Stored | Failed
 
 
 def contained_in(value: Value) -> Sequence[Reference]:
-    """Return the references inside a value."""
-    return () if isinstance(value, Failed) else value.contained
+    """Return the references inside a value, or inside the exception that stands in its place."""
+    return value.contained
 
 
 class Task(msgspec.Struct, array_like=True, tag=1):
@@ -322,6 +323,41 @@ class CancelObject(msgspec.Struct, array_like=True, tag=31):
     recursive: bool
 
 
+class ReportObjects(msgspec.Struct, array_like=True, tag=40):
+    """Node → process: tell which objects you know, the ``most`` largest of them, under this number."""
+
+    inquiry: int
+    most: int
+
+
+class KnownObject(msgspec.Struct, array_like=True, frozen=True):
+    """One object in ``ObjectsReported``.
+
+    ``size_bytes`` is -1 where it is not known; ``status`` is that of the task that makes it; ``reasons`` say why the
+    process keeps it, and ``borrowers`` how many others do. A large value lies in a ``segment`` of a ``node``.
+    """
+
+    owner: ProcessId
+    key: ObjectKey
+    size_bytes: int
+    status: str
+    reasons: list[str]
+    borrowers: int = 0
+    node: str = ""
+    segment: str = ""
+
+
+class ObjectsReported(msgspec.Struct, array_like=True, tag=41):
+    """Process → node: the answer to ``ReportObjects``. ``count`` and ``inline_bytes`` are of all that it knows."""
+
+    inquiry: int
+    pid: int
+    job: JobId
+    count: int
+    inline_bytes: int
+    objects: list[KnownObject]
+
+
 Record = (
     Task
     | TaskDone
@@ -354,6 +390,8 @@ Record = (
     | StreamClosed
     | CancelTask
     | CancelObject
+    | ReportObjects
+    | ObjectsReported
 )
 
 _encoder = msgspec.msgpack.Encoder()

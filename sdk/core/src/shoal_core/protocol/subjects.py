@@ -11,6 +11,7 @@ subject (below ``shoal.<cluster>``)                     published by           h
 ``objectstore.<verb>``                                  process, node          one objectstore
 ``scheduler.demand.<owner>``                            process, gcs           every scheduler
 ``scheduler.public.<verb>``                             every role             one scheduler
+``node.<node>.public.<verb>``                           every role             that node
 ``node.<node>.scheduler.<verb>``                        scheduler              that node
 ``node.<node>.process.<verb>``                          process, node          that node
 ``channel.<to>.node.<from>``                            node                   process or node ``to``
@@ -74,6 +75,10 @@ class Subjects:
     def scheduler(self, verb: str) -> str:
         """Return where any role asks a scheduler."""
         return f"{self.root}.scheduler.public.{verb}"
+
+    def node(self, node: NodeId, verb: str) -> str:
+        """Return where any role asks a node."""
+        return f"{self.root}.node.{node}.public.{verb}"
 
     def node_from_scheduler(self, node: NodeId, verb: str) -> str:
         """Return where a scheduler asks a node."""
@@ -162,7 +167,7 @@ def _stream_api(stream: str) -> tuple[str, ...]:
 def permissions(cluster: str, role: Role) -> Permissions:
     """Return what the broker allows ``role`` in ``cluster``; everything else is refused."""
     root = f"shoal.{cluster}"
-    anyone = (f"{root}.gcs.public.*", f"{root}.scheduler.public.*")
+    anyone = (f"{root}.gcs.public.*", f"{root}.scheduler.public.*", f"{root}.node.*.public.*")
     replies = (f"{root}.inbox.>",)
     own_inbox = (f"{root}.inbox.{role}.>",)
     events = (f"{root}.event.>",)

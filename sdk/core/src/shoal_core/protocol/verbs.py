@@ -55,12 +55,15 @@ from shoal_core.protocol.messages import (
     LeaseRequest,
     ListJobs,
     ListNodes,
+    ListObjects,
     Message,
     NodeDescription,
     NodeList,
+    NodeObjects,
     NodeRecord,
     PendingList,
     PinSegment,
+    PinSegments,
     ProcessList,
     PutFunctionPart,
     RecallLeases,
@@ -69,6 +72,7 @@ from shoal_core.protocol.messages import (
     RetireNode,
     SegmentGranted,
     SegmentRead,
+    SegmentsPinned,
 )
 
 Verb = Annotated[str, "the last token of a request's subject"]
@@ -103,10 +107,12 @@ GCS_NODE: dict[Verb, type[Message]] = {
     "actor_ended": ActorEnded,
 }
 SCHEDULER_PUBLIC: dict[Verb, type[Message]] = {"pending": GetPending, "resources": GetResources}
+NODE_PUBLIC: dict[Verb, type[Message]] = {"objects": ListObjects}
 NODE_SCHEDULER: dict[Verb, type[Message]] = {"lease": LeaseRequest, "recall": RecallLeases}
 NODE_PROCESS: dict[Verb, type[Message]] = {
     "allocate": AllocateSegment,
     "pin": PinSegment,
+    "pin_many": PinSegments,
     "attach_driver": AttachDriver,
     "processes": GetProcesses,
     "read": SegmentRead,
@@ -148,10 +154,12 @@ REPLIES: dict[type[Message], type[Message]] = {
     ActorEnded: Done,
     GetPending: PendingList,
     GetResources: ResourceView,
+    ListObjects: NodeObjects,
     LeaseRequest: LeaseAnswer,
     RecallLeases: Done,
     AllocateSegment: SegmentGranted,
     PinSegment: Done,
+    PinSegments: SegmentsPinned,
     AttachDriver: Done,
     GetProcesses: ProcessList,
     DurablePut: Done,

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
-
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import FunctionId, JobId
 from shoal_core.protocol.messages import FunctionPart, GetFunctionPart, PutFunctionPart
 from shoal_core.protocol.subjects import Subjects
+from shoal_core.runtime.serialization import dumps
 
 PART_BYTES = 512 * 1024
 MOST_BYTES = 95 * 1024 * 1024
@@ -46,7 +45,7 @@ def export(definition: Definition) -> Exported:
     """Pickle a function; ``TypeError`` that names what cannot be pickled, ``ValueError`` where it is too large."""
     name = getattr(definition.function, "__qualname__", repr(definition.function))
     try:
-        data = cloudpickle.dumps((definition.function, definition.max_calls), protocol=5)
+        data = dumps((definition.function, definition.max_calls))
     except (TypeError, pickle.PicklingError, AttributeError, RuntimeError) as error:
         raise TypeError(
             f"The function {name} cannot be sent to a worker, because something it refers to cannot be pickled: "

@@ -35,7 +35,7 @@ from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.actors import MOST_ERROR_BYTES, ActorRecord
 from shoal_core.protocol.ids import FunctionId
 from shoal_core.protocol.records import ActorAssigned, Inline, LeaseAssigned, Reference
-from shoal_core.runtime.failures import failure
+from shoal_core.runtime.failures import lasting_failure
 from shoal_core.runtime.session import new_event_loop
 from shoal_core.runtime.work import Accepted, Work, begin, fill_in
 
@@ -180,9 +180,10 @@ class Hosting:
 
     def _failed(self, error: BaseException) -> Outcome:
         description = self.record.description
-        failed = failure(f"{description.class_name}.__init__", error)
-        data = failed.data if len(failed.data) <= MOST_ERROR_BYTES else b""
-        return Outcome(f"an exception was raised in __init__:\n{failed.text[:MOST_ERROR_BYTES]}", data)
+        text, data = lasting_failure(f"{description.class_name}.__init__", error)
+        if len(data) > MOST_ERROR_BYTES:
+            data = b""
+        return Outcome(f"an exception was raised in __init__:\n{text[:MOST_ERROR_BYTES]}", data)
 
     # ------------------------------------------------------------------------------- calls
 

@@ -12,13 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import secrets
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, object_id_bytes, task_id_bytes, task_of
+from shoal_core.protocol.errors import ObjectLostError
+from shoal_core.protocol.ids import (
+    MAX_RETURNS,
+    JobId,
+    ObjectKey,
+    ProcessId,
+    TaskNumber,
+    object_id_bytes,
+    object_key,
+    task_id_bytes,
+    task_of,
+)
 from shoal_core.protocol.records import Failed, Reference, Stored, Value
 from shoal_core.runtime.awaiting import until_told
 
@@ -54,8 +66,8 @@ class Home(Protocol):
     def load(self, state: ObjectState) -> Any:
         """Return the value of an object that is ready, or raise its error, or why it will not be ready."""
 
-    def pin(self, state: ObjectState) -> None:
-        """Keep the object until the job ends: a reference to it was pickled where nobody counts."""
+    def pin(self, ref: ObjectRef[Any]) -> None:
+        """Keep the object until the job ends: a reference to it is being pickled where nobody counts."""
 
     def job_of(self, owner: ProcessId) -> JobId:
         """Return the job that a process of this cluster works for, as far as it is known here."""
@@ -170,9 +182,20 @@ class ObjectRef(Generic[T_co]):
         """Return the id of the job the object belongs to."""
         return self._state.home.job_of(self._state.owner)
 
+    @classmethod
+    def nil(cls) -> ObjectRef[Any]:
+        """Return the reference to nothing: ``get`` raises ``ObjectLostError`` at once, and it cannot be sent."""
+        return _NIL
+
+    @classmethod
+    def from_random(cls) -> ObjectRef[Any]:
+        """Return a reference with an id of chance, which names nothing either."""
+        number = TaskNumber(secrets.randbits(63))
+        return ObjectRef(_nothing(ProcessId(secrets.token_hex(12)), object_key(number, 0)))
+
     def is_nil(self) -> bool:
-        """Tell whether this refers to nothing; such a reference cannot be made with Shoal."""
-        return False
+        """Tell whether this is the reference to nothing."""
+        return self is _NIL
 
     def future(self) -> concurrent.futures.Future[T_co]:
         """Return a future that gets the value, or the error, once the object is ready."""
@@ -192,6 +215,15 @@ class ObjectRef(Generic[T_co]):
         home.notify(self._state, lambda: home.aside(settle))
         return future
 
+    def _on_completed(self, callback: Callable[[Any], Any]) -> None:
+        """Call back with the value, or with the exception that stands in its place, once the object is ready."""
+
+        def told(future: concurrent.futures.Future[T_co]) -> None:
+            error = future.exception()
+            callback(future.result() if error is None else error)
+
+        self.future().add_done_callback(told)
+
     def __await__(self) -> Generator[Any, None, T_co]:
         loop = asyncio.get_running_loop()
         home, state = self._state.home, self._state
@@ -203,7 +235,7 @@ class ObjectRef(Generic[T_co]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Shoal's own pickler never comes here: this is a pickle that leaves the system.
-        self._state.home.pin(self._state)
+        self._state.home.pin(self)
         return restore_reference, (self._state.owner, self._state.key)
 
     def __copy__(self) -> ObjectRef[T_co]:
@@ -215,6 +247,52 @@ class ObjectRef(Generic[T_co]):
     def __repr__(self) -> str:
         return f"ObjectRef({self.hex()})"
 
+
+class _Nowhere:
+    """The home of references to nothing: whoever asks is told so at once."""
+
+    def __init__(self) -> None:
+        self.released: deque[ObjectState] = deque(maxlen=0)
+
+    def wake(self) -> None:
+        """There is nobody to wake."""
+
+    def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
+        callback()
+
+    def withdraw(self, notice: Any) -> None:
+        """Nobody was to be told."""
+
+    def waiter(self) -> None:
+        return None
+
+    def aside(self, work: Callable[[], None]) -> None:
+        work()
+
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout_seconds: float | None) -> NoReturn:
+        self.load(refs[0]._state)
+
+    def load(self, state: ObjectState) -> NoReturn:
+        raise ObjectLostError(NO_OBJECT)
+
+    def pin(self, ref: ObjectRef[Any]) -> NoReturn:
+        raise ValueError(NO_OBJECT)
+
+    def job_of(self, owner: ProcessId) -> JobId:
+        return JobId("")
+
+
+NO_OBJECT = "The reference was made by ObjectRef.nil() or ObjectRef.from_random(), and names no object."
+_NOWHERE = _Nowhere()
+
+
+def _nothing(owner: ProcessId, key: ObjectKey) -> ObjectState:
+    state = ObjectState(_NOWHERE, owner, key)
+    state.value = Failed("object_lost", NO_OBJECT)
+    return state
+
+
+_NIL: ObjectRef[Any] = ObjectRef(_nothing(ProcessId("f" * 24), object_key(TaskNumber((1 << 64) - 1), MAX_RETURNS)))
 
 Restore = Callable[[ProcessId, ObjectKey], ObjectRef[Any]]
 _restorers: list[Restore] = []
@@ -286,6 +364,10 @@ class ObjectTable:
     def remember(self, ref: ObjectRef[Any]) -> None:
         """Note that this reference is about to be pickled, so that unpickling finds it again (any thread)."""
         state = ref._state
+        if state.home is not self.home:
+            raise ValueError(
+                f"{ref!r} is not of this cluster: it names no object, or is from before this process joined it anew."
+            )
         if state.reference is None or state.reference() is not ref:
             with self.lock:
                 state.reference = weakref.ref(ref)

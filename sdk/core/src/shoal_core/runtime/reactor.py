@@ -378,7 +378,12 @@ class Reactor:
         if task.wire.returns == STREAMING:
             failed = values[0] if values else None
             assert failed is None or type(failed) is Failed
-            self._settled += self.streams.pop(number).end(failed)
+            settled = self.streams.pop(number).end(failed)
+            if failed is not None and failed.contained:
+                contents = self.adopt(failed.contained, worker)
+                for made, value in settled:
+                    made.contents = contents if value is failed else ()
+            self._settled += settled
             values = ()
         owned = self._table.owned
         for index, value in enumerate(values, 1):
@@ -507,7 +512,8 @@ class Reactor:
     def adopt(self, references: Sequence[Reference], sender: ProcessId) -> list[ObjectRef[Any]]:
         """Make the references inside a value that came from ``sender``, so that unpickling finds them."""
         refs = [self._table.restore(reference) for reference in references]
-        self.borrowing.received(references, sender)
+        if sender != self.local:
+            self.borrowing.received(references, sender)
         return refs
 
     def _transfer(self, sender: ProcessId, transfer: Transfer) -> None:

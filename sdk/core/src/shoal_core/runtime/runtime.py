@@ -59,6 +59,7 @@ from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, StreamMoved, Want, Withdraw
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
+from shoal_core.runtime.holdings import Holdings
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
 from shoal_core.runtime.pending import PendingCounter
 from shoal_core.runtime.reactor import Reactor
@@ -126,6 +127,7 @@ class Runtime:
         self.released: deque[ObjectState] = self.reactor.released
         self.codec = Codec(self.objects.remember)
         self.values = Values(bus, subjects, local, shared_memory, self.codec, self.reactor, self.call)
+        self.holdings = Holdings(self.reactor, self.objects)
         self.functions = FunctionStore(bus, subjects)
         self.blocked: Callable[[bool], None] | None = None
         self.ended: Callable[[Ended], None] = _nobody_runs
@@ -454,7 +456,11 @@ class Runtime:
                 raise GetTimeoutError(
                     f"get() timed out after {timeout_seconds:g} s: {missing} of {len(states)} objects were not ready."
                 )
-        return [self.load(state) for state in states]
+        if len(states) == 1:
+            return [self.load(states[0])]
+        unmapped = [state.value for state in states if state.shared is None or state.shared() is None]
+        with self.values.pinned(unmapped) as pins:
+            return [self.load(state, pins) for state in states]
 
     def _raise_firsterror_of(self, states: Sequence[ObjectState]) -> None:
         for state in states:
@@ -565,18 +571,21 @@ class Runtime:
         else:
             work()
 
-    def pin(self, state: ObjectState) -> None:
-        """Keep an object until the job ends (any thread)."""
-        ref = self.objects.restore(state.wire())
+    def pin(self, ref: ObjectRef[Any]) -> None:
+        """Keep an object until the job ends, and find its reference again when it is unpickled (any thread)."""
+        self.objects.remember(ref)
         self.reactor.pinned.append(ref)
 
-    def load(self, state: ObjectState) -> Any:
-        """Return the value of an object that is ready, or raise its error, or why it will not be ready."""
+    def load(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
+        """Return the value of an object that is ready, or raise its error, or why it will not be ready.
+
+        ``pins`` are those that ``values.pinned`` holds.
+        """
         if state.value is None:
             self._check_open()
             assert self.obstacle is not None, "only an obstacle wakes who waits for what is not ready"
             raise self.obstacle()
-        return self.values.of(state)
+        return self.values.of(state, pins)
 
     def close(self, reason: Failed = LEFT) -> None:
         """Stop handling anything; ``reason`` is what becomes of all that is not ready (I/O thread)."""

@@ -23,6 +23,7 @@ import msgspec
 
 from shoal_core.protocol.records import Inline, Reference
 from shoal_core.runtime.objects import ObjectRef, restore_reference
+from shoal_core.runtime.serializers import registered
 
 INLINE_BYTES = 100 * 1024
 ALIGNMENT = 64
@@ -84,9 +85,16 @@ class Codec:
             return Serialized(pickle.dumps(value, 5))
         buffers: list[pickle.PickleBuffer] = []
         sink = io.BytesIO()
-        pickler = _Pickler(sink, buffers.append, self._remember)
+        pickler = _Collector(sink, buffers.append, self._remember)
         pickler.dump(value)
-        return Serialized(sink.getvalue(), [_flat(buffer) for buffer in buffers], pickler.references)
+        return Serialized(sink.getvalue(), [_flat(buffer) for buffer in buffers], list(pickler.references))
+
+    def dump_whole(self, value: Any) -> Serialized:
+        """Pickle a value without taking buffers out of it: its pickle is all of it."""
+        sink = io.BytesIO()
+        pickler = _Collector(sink, None, self._remember)
+        pickler.dump(value)
+        return Serialized(sink.getvalue(), (), list(pickler.references))
 
     def dump_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Serialized:
         """Pickle the arguments of a call, as ``(args, kwargs)``."""
@@ -120,26 +128,51 @@ def _is_plain(value: Any) -> bool:
     return False
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle that notes the references it meets."""
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle that asks the serializers which users registered first."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Say how an object is pickled, or ``NotImplemented`` to leave that to the pickler."""
+        if (reduce := registered.get(type(obj))) is not None:
+            return reduce(obj)
+        return super().reducer_override(obj)
+
+
+class _Collector(Pickler):
+    """Notes the references it meets, each once, in order."""
 
     def __init__(
         self,
         sink: io.BytesIO,
-        buffer_callback: Callable[[pickle.PickleBuffer], Any],
+        buffer_callback: Callable[[pickle.PickleBuffer], Any] | None,
         remember: Callable[[ObjectRef[Any]], None],
     ) -> None:
         super().__init__(sink, protocol=5, buffer_callback=buffer_callback)
-        self.references: list[ObjectRef[Any]] = []
+        self.references: dict[ObjectRef[Any], None] = {}
         self._remember = remember
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is ObjectRef:
             self._remember(obj)
-            if obj not in self.references:
-                self.references.append(obj)
+            self.references[obj] = None
             return restore_reference, (obj._state.owner, obj._state.key)
         return super().reducer_override(obj)
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle what leaves the counting of references, such as code: references inside are kept until the job ends."""
+    sink = io.BytesIO()
+    Pickler(sink, protocol=5).dump(value)
+    return sink.getvalue()
+
+
+def dumps_uncounted(value: Any) -> bytes:
+    """Pickle what is not sent anywhere, as ``Codec.dump_whole`` does; references inside are not kept."""
+    return Codec(_nothing).dump_whole(value).data
+
+
+def _nothing(ref: ObjectRef[Any]) -> None:
+    """Nobody will unpickle the reference."""
 
 
 # ------------------------------------------------------------------------------------ segments

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import mmap
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from shoal_core.bus.requests import ask, ask_raw
 from shoal_core.protocol.errors import ObjectLostError, ShoalError
 from shoal_core.protocol.ids import NodeId, ProcessId, node_of
 from shoal_core.protocol.messages import (
+    MOST_PINS,
     MOST_READ_BYTES,
     AllocateSegment,
     Message,
     PinSegment,
+    PinSegments,
     SegmentGranted,
     SegmentRead,
+    SegmentsPinned,
 )
 from shoal_core.protocol.records import Failed, Inline, Stored, Value
 from shoal_core.protocol.subjects import Subjects
@@ -85,7 +89,7 @@ class Values:
         self._reactor.wake()
         return Stored(self._node, granted.segment, size, serialized.contained)
 
-    def of(self, state: ObjectState) -> Any:
+    def of(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
         """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again."""
         value = state.value
         if type(value) is Inline:
@@ -93,14 +97,14 @@ class Values:
         if type(value) is Stored and value.node == self._node and self._shared_memory is not None:
             mapping = None if state.shared is None else state.shared()
             if mapping is None:
-                loaded, mapping = self._map(value, self._shared_memory)
+                loaded, mapping = self._map(value, self._shared_memory, pins)
                 state.shared = weakref.ref(mapping)
                 return loaded
             return read_segment(memoryview(mapping))
         assert value is not None
-        return self.read(value)
+        return self.read(value, pins)
 
-    def read(self, value: Value) -> Any:
+    def read(self, value: Value, pins: dict[str, int] | None = None) -> Any:
         """Return what a value stands for, wherever it lies; raise the error it stands for."""
         if type(value) is Inline:
             return self.codec.load(value)
@@ -108,19 +112,45 @@ class Values:
             raise error_of(value)
         assert type(value) is Stored
         if value.node == self._node and self._shared_memory is not None:
-            return self._map(value, self._shared_memory)[0]
+            return self._map(value, self._shared_memory, pins)[0]
         return read_segment(memoryview(self._call(self._pull(value))).toreadonly())
 
-    def _map(self, value: Stored, folder: Path) -> tuple[Any, mmap.mmap]:
-        """Pin and map a segment of this node."""
-        serial = next(self._pins)
+    @contextlib.contextmanager
+    def pinned(self, values: Sequence[Value | None]) -> Iterator[dict[str, int]]:
+        """Pin the segments of this node among values with few requests, for ``of`` and ``read`` to take from.
+
+        What cannot be pinned at once is left to whoever reads it; what is not taken is let go again.
+        """
+        names = [value.segment for value in values if type(value) is Stored and value.node == self._node]
+        if len(names) < 2 or self._shared_memory is None:
+            yield {}
+            return
+        asked = {name: next(self._pins) for name in names}
+        pins: dict[str, int] = {}
+        try:
+            waiting = list(asked.items())
+            for start in range(0, len(waiting), MOST_PINS):
+                request = PinSegments(process=self._local, pins=dict(waiting[start : start + MOST_PINS]))
+                answer = self._call(self._ask_node("pin_many", request))
+                assert isinstance(answer, SegmentsPinned)
+                pins |= {name: asked.pop(name) for name in answer.segments}
+            yield pins
+        finally:
+            for name, serial in (*asked.items(), *pins.items()):
+                unpin(self._reactor, self._node, name, serial)
+
+    def _map(self, value: Stored, folder: Path, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
+        """Map a segment of this node, one of those pinned or pinned for it alone."""
+        ahead = pins.pop(value.segment, None) if pins else None
+        serial = next(self._pins) if ahead is None else ahead
         reactor, node = self._reactor, self._node
 
         def done(segment: str) -> None:
             unpin(reactor, node, segment, serial)
 
         try:
-            self._call(self._ask_node("pin", PinSegment(process=self._local, segment=value.segment, serial=serial)))
+            if ahead is None:
+                self._call(self._ask_node("pin", PinSegment(process=self._local, segment=value.segment, serial=serial)))
             return segments.read(folder, value.segment, value.size_bytes, done)
         except BaseException:
             done(value.segment)  # whether the node heard of the pin is unknown; if not, it will never count

@@ -163,11 +163,13 @@ class Work:
         if isinstance(error, self._lets_pass):
             return False
         task = self.accepted.task
+        returns = max(1, task.returns)
         if self.accepted.cancelled and isinstance(error, CANCELLATIONS):
-            retryable, failed = False, cancelled(self._name)
+            self._end([cancelled(self._name)] * returns, [], False)
         else:
-            retryable, failed = _is_retryable(task, error), failure(self._name, error)
-        self._end([failed] * max(1, task.returns), [], retryable)
+            retryable = _is_retryable(task, error)
+            failed, pickled = failure(self._runtime.codec, self._name, error)
+            self._end([failed] * returns, [pickled] * returns, retryable)
         return True
 
     def arguments(self) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -179,7 +181,8 @@ class Work:
         args, kwargs = runtime.values.read(arguments)
         if not task.dependencies:
             return args, kwargs
-        values = [runtime.values.read(value) for value in task.dependencies]
+        with runtime.values.pinned(task.dependencies) as pins:
+            values = [runtime.values.read(value, pins) for value in task.dependencies]
         return fill_in(args, kwargs, values)
 
     @property

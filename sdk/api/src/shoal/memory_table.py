@@ -1,0 +1,54 @@
+"""How ``shoal memory`` looks to people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from shoal.memory import ClusterMemory, NodeMemory
+
+_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def print_memory(seen: ClusterMemory, limit: int, out: Console) -> None:
+    """Print what each node's memory is used for, then the largest objects and who holds them."""
+    nodes = Table("node", "host", "used", "of", "pinned", "warm", "segments", "inline", box=None, header_style="bold")
+    for node in seen.nodes:
+        nodes.add_row(*_node_cells(node))
+    out.print(nodes)
+    rows, counted = seen.rows()[:limit], seen.counted()
+    if not rows:
+        out.print(f"\n{counted:,} objects are known." if counted else "\nNobody holds an object.")
+        return
+    out.print(f"\n[bold]the largest {len(rows):,} of {counted:,} objects, as each process holds them[/]")
+    columns = ("object", "size", "where", "status", "why it is kept", "type", "pid", "on node")
+    objects = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        objects.add_row(*_object_cells(row))
+    out.print(objects)
+
+
+def _node_cells(node: NodeMemory) -> list[str]:
+    store = node.objects.store
+    inline_bytes = sum(process.inline_bytes for process in node.objects.processes)
+    sizes = (store.used_bytes, store.capacity_bytes, store.pinned_bytes, store.warm_bytes)
+    name = node.description.node_id, escape(node.description.hostname)
+    return [*name, *map(size_text, sizes), f"{store.segments:,}", size_text(inline_bytes)]
+
+
+def _object_cells(row: dict[str, Any]) -> list[str]:
+    why = ", ".join(row["reasons"]) + (f" by {row['borrowers']}" if row["borrowers"] else "")
+    size = size_text(row["object_size"]) if row["object_size"] >= 0 else "?"
+    name = row["object_id"] or "(gone; still mapped)"
+    return [name, size, row["location"], row["task_status"], why, row["type"], str(row["pid"]), row["node_id"]]
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size in a unit that people read."""
+    for unit, name in _UNITS:
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.1f} {name}"
+    return f"{size_bytes} B"
