@@ -77,9 +77,9 @@ from shoal_core.protocol.records import (
 from shoal_core.protocol.resources import CPU, GPU, Resources, to_resources
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
+from shoal_worker.files import CreateFile, FileCreated, RemoveFile
 from shoal_worker.inputs import (
     DriverEnded,
-    FileCreated,
     KillProcess,
     Leave,
     ProcessEnded,
@@ -92,7 +92,6 @@ from shoal_worker.inputs import (
 from shoal_worker.liveness import REREAD_SECONDS
 from shoal_worker.node import ANNOUNCE_SECONDS, COALESCE_SECONDS, NodeCore
 from shoal_worker.processes import START_SECONDS
-from shoal_worker.segments import CreateFile, RemoveFile
 
 HERE = node_id(1)
 OTHERS = [node_id(2), node_id(3)]
@@ -550,9 +549,9 @@ class World:
             known = self.core.processes.get(process)
             assert known is not None, "a process is known until it is reaped"
             assert known.job == worker.job
-        waiting = {message.process for message in self.pending.values() if isinstance(message, AllocateSegment)}
-        assert len(waiting) == 0 or self.creating, "only who waits for a file has no answer"
-        assert len(self.pending) == len(self.creating), "every request has its reply, but those that wait for a file"
+        waiting = [message for message in self.pending.values() if isinstance(message, AllocateSegment)]
+        assert len(waiting) == len(self.pending), "every request has its reply, but those that wait for room"
+        assert len(waiting) == len(self.creating) + len(self.core.store.waiting), "or for a file"
 
     def settle(self) -> None:
         """End everything, tell the node nothing that it does not ask for, and see that it keeps nothing."""

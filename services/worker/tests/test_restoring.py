@@ -16,10 +16,17 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.records import SegmentFreed
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
-from shoal_worker.inputs import CopyFound, DriverEnded, FileCreated, FileFilled
+from shoal_worker.files import (
+    CopyFound,
+    CreateFile,
+    FileCreated,
+    FileFilled,
+    FillFile,
+    FindCopy,
+    RemoveFile,
+)
+from shoal_worker.inputs import DriverEnded
 from shoal_worker.node import NodeCore
-from shoal_worker.restoring import FillFile, FindCopy
-from shoal_worker.segments import CreateFile, RemoveFile
 
 ASKER = process_id(1)
 OBJECT = "0" * 48

@@ -6,7 +6,7 @@ who died. It is put together from tables that each know one thing::
     NodeCore ── Workforce ── LeaseTable ── GpuTable
        │            ├─────── ProcessTable
        │            └─────── ActorTable
-       ├─────── SegmentTable
+       ├─────── ObjectStore ── SegmentTable
        └─────── Liveness          (who elsewhere is dead)
 
 What it says of itself goes out as ``NodeAnnouncement``: at once when something changed, but not more often than every
@@ -34,7 +34,6 @@ from shoal_core.protocol.effects import (
 from shoal_core.protocol.errors import (
     DeclaredDeadError,
     InvalidRequestError,
-    ObjectStoreFullError,
     ShoalError,
 )
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, SlotId, node_of
@@ -50,13 +49,11 @@ from shoal_core.protocol.messages import (
     NodeAnnouncement,
     NodeDescription,
     NodeDied,
-    ObjectRestored,
     PinSegment,
     ProcessDied,
     ProcessList,
     RecallLeases,
     RestoreObject,
-    SegmentGranted,
 )
 from shoal_core.protocol.records import (
     ActorLeft,
@@ -71,12 +68,10 @@ from shoal_core.protocol.records import (
 )
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_worker.actors import About, ActorTable, Hosted, Verdict
+from shoal_worker.files import StoreInput
 from shoal_worker.inputs import (
-    CopyFound,
     Drain,
     DriverEnded,
-    FileCreated,
-    FileFilled,
     Leave,
     ProcessEnded,
     Suspected,
@@ -86,8 +81,7 @@ from shoal_worker.inputs import (
 from shoal_worker.leases import LeaseTable
 from shoal_worker.liveness import Ends, Liveness
 from shoal_worker.processes import ProcessTable
-from shoal_worker.restoring import FillFile, FindCopy, Restoration, Restorations
-from shoal_worker.segments import Segment, SegmentState, SegmentTable
+from shoal_worker.store import ObjectStore
 from shoal_worker.workforce import Workforce
 
 ANNOUNCE_SECONDS = 1.0
@@ -111,7 +105,8 @@ class NodeCore:
         self.description = description
         self.leases = LeaseTable(description.total, gpu_names)
         self.processes = ProcessTable(self.node_id, prestart)
-        self.segments = SegmentTable(description.object_store_bytes, warm_bytes)
+        self.store = ObjectStore(self.node_id, description.object_store_bytes, warm_bytes)
+        self.segments = self.store.segments
         self.actors = ActorTable(self.node_id, subjects)
         self.workforce = Workforce(self.leases, self.processes, self.actors)
         self.liveness = Liveness(self.node_id, subjects)
@@ -119,8 +114,6 @@ class NodeCore:
         self.draining = False
         self._subjects = subjects
         self._effects: list[Effect] = []
-        self._allocations: dict[str, list[int]] = {}
-        self._restorations = Restorations()
         self._deaths = 0
         self._sequence = 0
         self._announced_at = float("-inf")
@@ -165,6 +158,7 @@ class NodeCore:
         self._wake_at = float("inf")
         self.workforce.tend(now)
         self.actors.tick(now)
+        self.store.pump(now)
         self.liveness.tick(self._owners(), self._jobs(), now)
         return self._flush(now)
 
@@ -172,13 +166,14 @@ class NodeCore:
         effects = self._effects
         self._effects = []
         effects += self.workforce.effects
-        effects += map(Start, self.segments.commands)
+        effects += map(Start, self.store.take_commands())
+        effects += [Reply(token, answer) for token, answer in self.store.replies]
         effects += self.liveness.effects
         effects += self.actors.effects
-        self.workforce.effects, self.segments.commands, self.liveness.effects, self.actors.effects = [], [], [], []
+        self.workforce.effects, self.store.replies, self.liveness.effects, self.actors.effects = [], [], [], []
         if now >= self._announce_at():
             effects.append(self._announcement(now))
-        wake_at = self._announce_at()
+        wake_at = min(self._announce_at(), self.store.wake_at)
         if self.workforce.waiting and self.processes.start_after > now:
             wake_at = min(wake_at, self.processes.start_after)
         if wake_at < self._wake_at:
@@ -240,32 +235,14 @@ class NodeCore:
         return Done()
 
     def _allocate(self, request: AllocateSegment, token: int, now: float) -> None:
-        job = self._require_local(request.process)
-        segment = self.segments.asked_again(request.process, request.serial)
-        if segment is None:
-            segment = self.segments.allocate(request.process, request.size_bytes, job)
-            self.segments.asked(request.process, request.serial, segment)
-            self._allocations[segment.name] = [token]
-        elif segment.state is SegmentState.CREATING:
-            self._allocations[segment.name].append(token)
-        else:
-            self._effects.append(Reply(token, _granted(segment)))
+        self.store.allocate(request, token, self._require_local(request.process), now)
 
-    def _pin(self, request: PinSegment, token: int, now: float) -> Done:
+    def _pin(self, request: PinSegment, token: int, now: float) -> None:
         self._require_local(request.process)
-        self.segments.pin(request.segment, request.process, request.serial)
-        return Done()
+        self.store.pin(request, token, now)
 
-    def _restore(self, request: RestoreObject, token: int, now: float) -> ObjectRestored | None:
-        job = self._require_local(request.process)
-        known = self._restorations.find(request)
-        if known is None:
-            self._effects.append(Start(FindCopy(self._restorations.begin(request, job, token))))
-        elif known.answer is None:
-            known.tokens.append(token)
-        else:
-            return known.answer
-        return None
+    def _restore(self, request: RestoreObject, token: int, now: float) -> None:
+        self.store.restore(request, token, self._require_local(request.process))
 
     def _attach_driver(self, request: AttachDriver, token: int, now: float) -> Done:
         if request.machine_id != self.description.machine_id:
@@ -314,11 +291,11 @@ class NodeCore:
             if hosted is not None:
                 self.workforce.actor_left(hosted, record.reason, now, record.error)
         elif isinstance(record, SegmentSealed):
-            self._sealed(process, record)
+            self._sealed(process, record, now)
         elif isinstance(record, SegmentUnpinned):
-            self.segments.unpin(record.segment, process, record.serial)
+            self.store.unpinned(process, record.segment, record.serial, now)
         elif isinstance(record, SegmentFreed):
-            self.segments.free(record.segment, process)
+            self.store.freed(process, record.segment, now)
 
     def _judge(self, hosted: Hosted, verdict: Verdict, now: float) -> None:
         """Do what the control store's answer means for an incarnation; who owns it is known only from then on."""
@@ -327,10 +304,9 @@ class NodeCore:
         else:
             self.workforce.judge(hosted, verdict, "the control store does not want it any more", now)
 
-    def _sealed(self, writer: ProcessId, record: SegmentSealed) -> None:
-        sealed = self.segments.seal(record.segment, writer, record.owner)
-        if sealed and self.liveness.is_dead(record.owner):
-            self.segments.free(record.segment, record.owner)
+    def _sealed(self, writer: ProcessId, record: SegmentSealed, now: float) -> None:
+        if self.store.sealed(writer, record, now) and self.liveness.is_dead(record.owner):
+            self.store.freed(record.owner, record.segment, now)
 
     # ------------------------------------------------------------------------------- events and own inputs
 
@@ -354,12 +330,8 @@ class NodeCore:
                 self.workforce.staff(now)
         elif isinstance(message, DriverEnded):
             self._driver_ended(message.driver, now)
-        elif isinstance(message, FileCreated):
-            self._file_created(message)
-        elif isinstance(message, CopyFound):
-            self._copy_found(message)
-        elif isinstance(message, FileFilled):
-            self._file_filled(message)
+        elif isinstance(message, StoreInput):
+            self.store.take(message, now)
         elif isinstance(message, Suspected):
             jobs = {lease.job for lease in self.leases.of_owner(ProcessId(message.peer))}
             self.liveness.suspect(ProcessId(message.peer), jobs)
@@ -367,65 +339,6 @@ class NodeCore:
             self.draining = self.workforce.changed = True
         else:
             raise TypeError(f"a node has no input {message!r}")
-
-    def _file_created(self, created: FileCreated) -> None:
-        answer: Message | ShoalError
-        restoration = self._restorations.of_segment(created.name)
-        if restoration is not None:
-            self._restoration_made(restoration, created)
-            return
-        if created.error:
-            self.segments.creation_failed(created.name)
-            answer = ObjectStoreFullError(created.error)
-        elif (segment := self.segments.created(created.name)) is None:
-            answer = DeclaredDeadError("the process that asked for the segment has died")
-        else:
-            answer = _granted(segment)
-        self._effects += [Reply(token, answer) for token in self._allocations.pop(created.name)]
-
-    # ------------------------------------------------------------------------------- restoring
-
-    def _copy_found(self, found: CopyFound) -> None:
-        """Give a durable object a segment."""
-        restoration, size_bytes = found.restoration, found.size_bytes
-        try:
-            if found.error is not None:
-                raise found.error
-            process = restoration.request.process
-            if self.liveness.is_dead(process):
-                raise DeclaredDeadError(f"process {process}, which asked for the object, has died")
-            segment = self.segments.allocate(process, size_bytes, restoration.job)
-        except ShoalError as error:
-            self._restoration_failed(restoration, error)
-        else:
-            self._restorations.give_segment(restoration, segment.name, size_bytes)
-
-    def _restoration_made(self, restoration: Restoration, created: FileCreated) -> None:
-        if created.error:
-            self.segments.creation_failed(created.name)
-            self._restoration_failed(restoration, ObjectStoreFullError(created.error))
-        elif self.segments.created(created.name) is None:
-            self._restoration_failed(restoration, DeclaredDeadError("the process that asked for the object has died"))
-        else:
-            fill = FillFile(created.name, restoration.request.object_id, restoration.size_bytes)
-            self._effects.append(Start(fill))
-
-    def _file_filled(self, filled: FileFilled) -> None:
-        restoration = self._restorations.of_segment(filled.name)
-        assert restoration is not None, "a file is filled once"
-        process = restoration.request.process
-        if filled.error is not None:
-            self.segments.free(filled.name, process)
-            self._restoration_failed(restoration, filled.error)
-        elif not self.segments.seal(filled.name, process, process):
-            self._restoration_failed(restoration, DeclaredDeadError(f"process {process} has died"))
-        else:
-            answer = self._restorations.succeed(restoration)
-            self._effects += [Reply(token, answer) for token in restoration.tokens]
-
-    def _restoration_failed(self, restoration: Restoration, error: ShoalError) -> None:
-        self._restorations.fail(restoration)
-        self._effects += [Reply(token, error) for token in restoration.tokens]
 
     # ------------------------------------------------------------------------------- deaths
 
@@ -458,8 +371,7 @@ class NodeCore:
                 self.workforce.owner_died(process, now)
                 for hosted in self.actors.owned_by(process):
                     self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)
-                self._restorations.process_died(process)
-                self.segments.process_died(process, reaped=process not in self.drivers)
+                self.store.process_died(process, process not in self.drivers, now)
                 self._effects.append(Forget(process))
         for job in ends.jobs:
             if self.liveness.job_ended(job):
@@ -484,12 +396,8 @@ class NodeCore:
         """State the invariants."""
         self.workforce.sanity_check()
         self.actors.sanity_check()
-        self.segments.sanity_check()
+        self.store.sanity_check()
         assert not any(self.liveness.is_dead(driver) for driver in self.drivers)
         for lease in self.leases:
             dead = self.liveness.has_ended(lease.job) or (not lease.actor and self.liveness.is_dead(lease.owner))
             assert lease.over or not dead, "nothing is kept for the dead but what their processes still use"
-
-
-def _granted(segment: Segment) -> SegmentGranted:
-    return SegmentGranted(segment=segment.name, capacity_bytes=segment.capacity_bytes)

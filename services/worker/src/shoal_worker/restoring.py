@@ -32,22 +32,6 @@ class Restoration:
     answer: ObjectRestored | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FindCopy:
-    """Command: ask the durable tier for an object's size; ``CopyFound`` comes back."""
-
-    restoration: Restoration
-
-
-@dataclass(frozen=True, slots=True)
-class FillFile:
-    """Command: write the durable object into a file that is made; ``FileFilled`` comes back."""
-
-    name: str
-    object_id: str
-    size_bytes: int
-
-
 @dataclass(slots=True)
 class Restorations:
     """The requests of all processes."""
@@ -69,9 +53,9 @@ class Restorations:
             del asked[serial]
         return restoration
 
-    def give_segment(self, restoration: Restoration, segment: str, size_bytes: int) -> None:
+    def give_segment(self, restoration: Restoration, segment: str) -> None:
         """There is room for the object."""
-        restoration.segment, restoration.size_bytes = segment, size_bytes
+        restoration.segment = segment
         self._by_segment[segment] = restoration
 
     def of_segment(self, name: str) -> Restoration | None:

@@ -9,20 +9,19 @@ import platform
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from shoal_core import __version__
-from shoal_core.bus import Bus, Credentials
+from shoal_core.bus import Bus, Credentials, connect
 from shoal_core.bus.peers import Peers
 from shoal_core.bus.requests import ask
 from shoal_core.machine import machine_id
 from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
-from shoal_core.protocol.errors import NotFoundError, ShoalError
 from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
 from shoal_core.protocol.messages import (
     JobFinished,
@@ -40,13 +39,9 @@ from shoal_core.service import Engine, RawRoute, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
 from shoal_worker import machine
-from shoal_worker.durable import DurableTier
 from shoal_worker.forks import Forks, forks
 from shoal_worker.inputs import (
-    CopyFound,
     DriverEnded,
-    FileCreated,
-    FileFilled,
     KillProcess,
     Leave,
     ProcessEnded,
@@ -56,10 +51,10 @@ from shoal_worker.inputs import (
     UnwatchDriver,
     WatchDriver,
 )
+from shoal_worker.mover import Mover, mover
 from shoal_worker.node import NodeCore
 from shoal_worker.output import Outputs
-from shoal_worker.restoring import FillFile, FindCopy
-from shoal_worker.segments import CreateFile, RemoveFile
+from shoal_worker.storage import Storage
 
 MOST_PRESTARTED = 4
 WARM_BYTES = 2 * 1024**3
@@ -88,9 +83,13 @@ class LeaveError(Exception):
 class Hands:
     """What the core's commands do to this machine."""
 
-    def __init__(self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs) -> None:
+    def __init__(
+        self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs, mover: Mover
+    ) -> None:
         self.engine: Engine
         self.forks: Forks
+        subjects = Subjects(settings.cluster)
+        self.storage = Storage(bus, subjects, node, folder, mover, lambda message: self.engine.inject(message))
         self.leaving = False
         self._settings = settings
         self._node = node
@@ -98,25 +97,16 @@ class Hands:
         self._outputs = outputs
         self._drivers: dict[ProcessId, int] = {}
         self._loop = asyncio.get_running_loop()
-        self._tier = DurableTier(bus, Subjects(settings.cluster))
 
     def perform(self, command: Any) -> Awaitable[None] | None:
         """Carry out one command of the core; what takes time is returned, to be awaited beside the core."""
         match command:
-            case FindCopy():
-                return self._find_copy(command)
-            case FillFile():
-                return self._fill(command)
             case StartProcess(process):
                 self.forks.start(self._config(process))
             case KillProcess(process):
                 self.forks.kill(process)
             case RouteOutput(process, job):
                 self._outputs.route(process, job)
-            case CreateFile():
-                self.engine.inject(self._create(command))
-            case RemoveFile(name):
-                (self._folder / name).unlink(missing_ok=True)
             case WatchDriver(driver, pid):
                 self._watch(driver, pid)
             case UnwatchDriver(driver):
@@ -124,20 +114,14 @@ class Hands:
             case Leave(reason):
                 if not self.leaving:  # else it is this node that has said so
                     raise LeaveError(reason)
+            case _:
+                return self.storage.perform(command)
         return None
 
     def process_ended(self, ended: ProcessEnded) -> None:
         """Tell the core that a worker process is gone."""
         self._outputs.forget(ended.process_id)
         self.engine.inject(ended)
-
-    def read(self, request: SegmentRead) -> bytes:
-        """Return bytes of a segment, for a reader on another machine."""
-        try:
-            with open(self._folder / Path(request.segment).name, "rb") as file:
-                return os.pread(file.fileno(), request.length, request.offset)
-        except OSError as error:
-            raise NotFoundError(f"segment {request.segment} is not on node {self._node}: {error}") from error
 
     def close(self) -> None:
         """Stop watching."""
@@ -159,41 +143,6 @@ class Hands:
             begun_page=str(self._folder / f"begun-{process}"),
             tls=tls,
         )
-
-    def _create(self, command: CreateFile) -> FileCreated:
-        path = self._folder / command.name
-        try:
-            if command.reused:
-                os.rename(self._folder / command.reused, path)
-            else:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                try:
-                    os.posix_fallocate(descriptor, 0, command.capacity_bytes)
-                finally:
-                    os.close(descriptor)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            return FileCreated(
-                command.name, f"{command.capacity_bytes:,} bytes of shared memory are not to be had: {error}"
-            )
-        return FileCreated(command.name)
-
-    async def _find_copy(self, command: FindCopy) -> None:
-        restoration = command.restoration
-        try:
-            size_bytes = await self._tier.size_bytes(restoration.request.object_id)
-        except ShoalError as error:
-            self.engine.inject(CopyFound(restoration, 0, error))
-        else:
-            self.engine.inject(CopyFound(restoration, size_bytes))
-
-    async def _fill(self, command: FillFile) -> None:
-        try:
-            await self._tier.read_into(self._folder / command.name, command.object_id)
-        except ShoalError as error:
-            self.engine.inject(FileFilled(command.name, error))
-        else:
-            self.engine.inject(FileFilled(command.name))
 
     def _watch(self, driver: ProcessId, pid: int) -> None:
         try:
@@ -229,7 +178,7 @@ def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRo
         Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
         Route(subjects.actor_changed("*", ActorId("*")), ActorChanged, kind="event"),
     ]
-    return [*asked, *events, RawRoute(subjects.node_from_process(node, "read"), SegmentRead, hands.read)]
+    return [*asked, *events, RawRoute(subjects.node_from_process(node, "read"), SegmentRead, hands.storage.read)]
 
 
 def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float) -> NodeDescription:
@@ -252,6 +201,25 @@ def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float)
     )
 
 
+def _dial(settings: WorkerSettings, node: NodeId) -> AbstractAsyncContextManager[Bus]:
+    """Return a second connection of the node, for bulk data."""
+    return connect(
+        settings.address,
+        role=Role.NODE,
+        identity=node,
+        cluster=settings.cluster,
+        credentials=settings.proof(),
+        tls=settings.tls(),
+    )
+
+
+@asynccontextmanager
+async def _forked(hands: Hands, outputs: Outputs) -> AsyncIterator[Hands]:
+    """Give the hands a template to fork worker processes from."""
+    async with forks(hands.process_ended, outputs.add) as hands.forks:
+        yield hands
+
+
 @asynccontextmanager
 async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     """Run one node; entering means that it grants leases, and leaving that nothing of it is left."""
@@ -272,8 +240,10 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             warm_bytes=min(WARM_BYTES, description.object_store_bytes // 4),
         )
         outputs = Outputs(bus, subjects, node)
-        hands = Hands(bus, settings, node, folder, outputs)
-        async with forks(hands.process_ended, outputs.add) as hands.forks:
+        async with (
+            mover(lambda: _dial(settings, node), subjects) as moves,
+            _forked(Hands(bus, settings, node, folder, outputs, moves), outputs) as hands,
+        ):
             engine = hands.engine = Engine(
                 core,
                 bus,
@@ -284,6 +254,12 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
                 clock=time.monotonic,
             )
             engine.metrics.gauge("worker_processes", "Worker processes that live.", lambda: len(core.processes))
+            store, counts = core.store, core.store.counts
+            engine.metrics.gauge("store_bytes", "Bytes of shared memory in use.", lambda: core.segments.used_bytes)
+            engine.metrics.gauge("store_waiting", "Requests that wait for room.", lambda: len(store.waiting))
+            engine.metrics.total("spilled_bytes_total", "Bytes that were spilled.", lambda: counts.spilled_bytes)
+            engine.metrics.total("returned_bytes_total", "Spilled bytes that came back.", lambda: counts.returned_bytes)
+            engine.metrics.total("spills_refused_total", "Spills that failed.", lambda: counts.refused)
             engine.metrics.gauge("actors_hosted", "Actors whose process is on this node.", lambda: len(core.actors))
             try:
                 async with engine:
