@@ -45,7 +45,9 @@ class Node:
         self.inquiries.effects = []
 
     def segment(self, owner: ProcessId) -> str:
-        name = self.segments.allocate(owner, 8 * KIB).name
+        segment = self.segments.allocate(owner, 8 * KIB)
+        assert segment is not None
+        name = segment.name
         self.segments.created(name)
         self.segments.seal(name, owner, owner)
         return name

@@ -83,9 +83,9 @@ from shoal_core.protocol.records import (
 from shoal_core.protocol.resources import CPU, GPU, Resources, to_resources
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
+from shoal_worker.files import CreateFile, FileCreated, RemoveFile
 from shoal_worker.inputs import (
     DriverEnded,
-    FileCreated,
     KillProcess,
     Leave,
     ProcessEnded,
@@ -99,7 +99,6 @@ from shoal_worker.inquiries import MOST_INQUIRIES
 from shoal_worker.liveness import REREAD_SECONDS
 from shoal_worker.node import ANNOUNCE_SECONDS, COALESCE_SECONDS, NodeCore
 from shoal_worker.processes import START_SECONDS
-from shoal_worker.segments import CreateFile, RemoveFile
 
 HERE = node_id(1)
 OTHERS = [node_id(2), node_id(3)]
@@ -571,11 +570,10 @@ class World:
             known = self.core.processes.get(process)
             assert known is not None, "a process is known until it is reaped"
             assert known.job == worker.job
-        waiting = {message.process for message in self.pending.values() if isinstance(message, AllocateSegment)}
-        assert len(waiting) == 0 or self.creating, "only who waits for a file has no answer"
-        open_requests = len(self.creating) + len(self.core.inquiries)
-        assert len(self.pending) == open_requests, (
-            "every request has its reply, but those that wait for files or processes"
+        waiting = [message for message in self.pending.values() if isinstance(message, AllocateSegment)]
+        assert len(waiting) == len(self.creating) + len(self.core.store.waiting), "only who waits for a file or room"
+        assert len(self.pending) == len(waiting) + len(self.core.inquiries), (
+            "every request has its reply, but those that wait for files, room or processes"
         )
 
     def settle(self) -> None:

@@ -40,11 +40,13 @@ from shoal_core.service import Engine
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.buses import until
 from shoal_worker import machine
-from shoal_worker.inputs import DriverEnded, FileCreated, UnwatchDriver, WatchDriver
+from shoal_worker.files import CreateFile, FileCreated, ReadReady, ReadWanted, RemoveFile
+from shoal_worker.inputs import DriverEnded, UnwatchDriver, WatchDriver
 from shoal_worker.liveness import REREAD_SECONDS
+from shoal_worker.mover import Mover
 from shoal_worker.output import Outputs
-from shoal_worker.segments import CreateFile, RemoveFile
 from shoal_worker.service import Hands, LeaveError, WorkerSettings, serve
+from shoal_worker.storage import LARGE_BYTES
 
 NODE = node_id(1)
 DRIVER = process_id(9)
@@ -62,10 +64,15 @@ class RecordedEngine:
         self.inputs.append(message)
 
 
+def no_connection() -> contextlib.AbstractAsyncContextManager[Bus]:
+    raise AssertionError("nothing is moved here")
+
+
 @asynccontextmanager
 async def hands(folder: Path) -> AsyncIterator[tuple[Hands, list[Any]]]:
     async with MemoryBroker().connect(role=Role.NODE, identity=NODE, cluster=CLUSTER) as bus:
-        one = Hands(bus, WorkerSettings(cluster=CLUSTER), NODE, folder, Outputs(bus, SUBJECTS, NODE))
+        mover = Mover(no_connection, SUBJECTS)
+        one = Hands(bus, WorkerSettings(cluster=CLUSTER), NODE, folder, Outputs(bus, SUBJECTS, NODE), mover)
         engine = RecordedEngine()
         one.engine = engine  # type: ignore[assignment]
         try:
@@ -108,11 +115,41 @@ async def test_a_warm_file_is_used_again_under_a_new_name(tmp_path: Path) -> Non
 
 async def test_a_file_that_cannot_be_made_is_told_with_the_reason_and_leaves_nothing(tmp_path: Path) -> None:
     async with hands(tmp_path) as (one, inputs):
-        one.perform(CreateFile("o1", 1 << 62))
-        one.perform(CreateFile("o2", 4096, reused="gone"))
+        await performed(one, CreateFile("o1", 1 << 62))
+        await performed(one, CreateFile("o2", 4096, reused="gone"))
         assert [created.name for created in inputs] == ["o1", "o2"]
         assert f"{1 << 62:,} bytes of shared memory are not to be had: " in inputs[0].error
         assert "No such file" in inputs[1].error
+        assert os.listdir(tmp_path) == []
+
+
+async def performed(one: Hands, command: Any) -> None:
+    """Have a command carried out, and wait for the part of it that takes time."""
+    work = one.perform(command)
+    if work is not None:
+        await work
+
+
+async def test_large_files_are_made_and_removed_beside_the_event_loop(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        making = one.perform(CreateFile("o1", LARGE_BYTES))
+        assert making is not None
+        assert inputs == []
+        await making
+        assert inputs == [FileCreated("o1")]
+        assert (tmp_path / "o1").stat().st_blocks * 512 >= LARGE_BYTES
+        removing = one.perform(RemoveFile("o1"))
+        assert removing is not None
+        assert "o1" not in os.listdir(tmp_path), "its name may be used again at once"
+        await removing
+        assert os.listdir(tmp_path) == []
+
+
+async def test_a_file_that_is_to_be_filled_is_not_found_under_its_name(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, _):
+        one.perform(CreateFile("o1", 4096, filled=True))
+        assert os.listdir(tmp_path) == ["o1.part"]
+        one.perform(RemoveFile("o1"))
         assert os.listdir(tmp_path) == []
 
 
@@ -129,11 +166,30 @@ async def test_a_reader_elsewhere_gets_the_bytes_of_a_segment_and_of_nothing_out
     folder.mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
     (folder / "o1").write_bytes(b"0123456789")
-    async with hands(folder) as (one, _):
-        assert one.read(SegmentRead(segment="o1", offset=2, length=3)) == b"234"
-        for name in ("o2", "../secret", str(tmp_path / "secret")):
+    async with hands(folder) as (one, inputs):
+        assert one.storage.read(SegmentRead(segment="o1", offset=2, length=3)) == b"234"
+        for ticket, name in enumerate(("o2", "../secret", str(tmp_path / "secret")), 1):
+            reading = one.storage.read(SegmentRead(segment=name, offset=0, length=6))
+            assert not isinstance(reading, bytes)
+            waiting = asyncio.ensure_future(reading)
+            await until(lambda ticket=ticket: len(inputs) == ticket)  # type: ignore[misc]
+            assert inputs[-1] == ReadWanted(Path(name).name, ticket)
+            one.perform(ReadReady(ticket, NotFoundError(f"not on {NODE}")))
             with pytest.raises(NotFoundError, match=NODE):
-                one.read(SegmentRead(segment=name, offset=0, length=6))
+                await waiting
+
+
+async def test_a_reader_elsewhere_waits_for_a_segment_that_comes_back(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        reading = one.storage.read(SegmentRead(segment="o1", offset=0, length=2))
+        assert not isinstance(reading, bytes)
+        waiting = asyncio.ensure_future(reading)
+        await until(lambda: inputs == [ReadWanted("o1", 1)])
+        one.perform(ReadReady(1))  # it has left again
+        await until(lambda: inputs[1:] == [ReadWanted("o1", 2)])
+        (tmp_path / "o1").write_bytes(b"0123456789")
+        one.perform(ReadReady(2))
+        assert await waiting == b"01"
 
 
 # ------------------------------------------------------------------------------- drivers

@@ -177,7 +177,7 @@ async def test_streams_store_purge_and_refuse(harness: BusHarness) -> None:
     found = await jetstream.ensure_stream(configuration)
     assert found["subjects"] == configuration["subjects"]
     assert await jetstream.stream_exists(stream)
-    chunks = [Subjects(CLUSTER).object_chunk("object", str(index)) for index in range(3)]
+    chunks = [Subjects(CLUSTER).object_chunk("object", 1, index) for index in range(3)]
     sequences = await asyncio.gather(*(jetstream.publish(chunk, chunk.encode()) for chunk in chunks))
     assert sequences == [1, 2, 3]
     message = await jetstream.last_message(stream, chunks[1])
@@ -188,7 +188,7 @@ async def test_streams_store_purge_and_refuse(harness: BusHarness) -> None:
     with pytest.raises(JetStreamError) as error:
         await jetstream.publish(chunks[0], b"", expected_revision=0)
     assert error.value.error_code == 10071
-    assert await jetstream.purge(stream, Subjects(CLUSTER).object_chunk("object", "*")) == 3
+    assert await jetstream.purge(stream, f"{Subjects(CLUSTER).object_prefix()}object.>") == 3
     assert await jetstream.last_message(stream, chunks[1]) is None
 
 

@@ -100,11 +100,21 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
     Subjects.function_bucket: bucket_rows(SUBJECTS.function_bucket()),
     Subjects.object_stream: stream_rows(SUBJECTS.object_stream(), {Role.OBJECTSTORE}),
     Subjects.object_prefix: [Row(f"{SUBJECTS.object_prefix()}object.manifest", {Role.OBJECTSTORE}, NOBODY)],
-    Subjects.object_chunk: [Row(SUBJECTS.object_chunk("object", "0"), {Role.OBJECTSTORE}, NOBODY)],
+    Subjects.object_chunk: [Row(SUBJECTS.object_chunk("object", 1, 0), {Role.OBJECTSTORE, Role.NODE}, NOBODY)],
 }
 OUTSIDE = [
     *(Row(f"$SRV.{verb}", {Role.OBSERVER}, SERVICES) for verb in ("PING", "INFO", "STATS", "PING.gcs", "INFO.gcs.x")),
     *stream_rows("somebody-elses", NOBODY),
+    Row(
+        f"$JS.API.DIRECT.GET.{SUBJECTS.object_stream()}.{SUBJECTS.object_chunk('object', 1, 0)}",
+        {Role.OBJECTSTORE, Role.NODE},
+        NOBODY,
+    ),
+    Row(
+        f"$JS.API.DIRECT.GET.{SUBJECTS.object_stream()}.{SUBJECTS.object_prefix()}object.manifest",
+        {Role.OBJECTSTORE},
+        NOBODY,
+    ),
     Row("$JS.API.STREAM.NAMES", NOBODY, NOBODY),
     Row("$SYS.REQ.SERVER.PING", NOBODY, NOBODY, "$SYS.>"),
     Row("_INBOX.x", NOBODY, NOBODY, "_INBOX.>"),

@@ -12,10 +12,10 @@ import pytest
 from shoal_core.protocol.errors import NotFoundError, RequestTimeoutError
 from shoal_core.protocol.messages import MOST_PINS, Done, Message, PinSegment, PinSegments, SegmentsPinned
 from shoal_core.protocol.records import Inline, SegmentUnpinned, Stored, Value
-from shoal_core.runtime import segments
 from shoal_core.runtime.commands import Say
 from shoal_core.runtime.serialization import Serialized, segment_bytes
 from shoal_core.runtime.values import Values
+from shoal_core.runtime.writing import Writer
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 
@@ -73,7 +73,7 @@ def values_on(lone: LoneRuntime, folder: Path, node: Node) -> Values:
 def write(folder: Path, name: str, text: str) -> Stored:
     serialized = Serialized(pickle.dumps(text))
     (folder / name).write_bytes(bytes(segment_bytes(serialized)))
-    return Stored(NODE, name, segments.write(folder, name, serialized))
+    return Stored(NODE, name, Writer(folder, lambda _seconds, _callback: None).write(name, serialized))
 
 
 async def test_many_segments_are_pinned_with_one_request_and_each_is_let_go(lone: LoneRuntime, tmp_path: Path) -> None:

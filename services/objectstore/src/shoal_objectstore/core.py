@@ -7,18 +7,25 @@ Every request begins with its object's manifest, read through the stream's leade
 only; who loses the race looks at what is there now and decides anew. From that, with any number of replicas that crash
 between any two steps:
 
-1. **An acknowledged seal is readable, and its bytes are right.** Chunks are written once: a second writer of a chunk
-   finds the same bytes, or is refused. So the bytes that a seal has read are those that readers get. The seal takes
-   effect only on the very manifest under which it read them.
+1. **An acknowledged seal is readable, and its bytes are right.** Chunks are written once, with the digests that the
+   manifest announced: who writes through a replica is held to them, nodes write straight into the stream, and readers
+   check again. The seal counts the chunks, and takes effect only on the very manifest under which it did.
 2. **An upload that is not sealed is never readable**: chunks, too, are read only under a sealed manifest.
-3. **A delete is final until a new put.** It replaces the manifest by a tombstone, and then purges, in one step, all of
+3. **An object stays while anybody holds it and its job runs.** Its last holder lets go of it in one step with its
+   removal, so who begins to hold it comes before, or finds nothing.
+4. **A removal is final until a new put.** It replaces the manifest by a tombstone, and then purges, in one step, all of
    the object up to the tombstone's revision. A new put may replace the tombstone at any time: what it writes has a
    higher revision, and is not purged.
-4. **Nothing is left.** What a crash or a slow writer left behind (tombstones, uploads that nobody ends, chunks of
-   uploads that are gone) every replica sweeps from time to time. A sweep deletes only what it has read, at the revision
-   at which it read it, or chunks of an upload whose name will never come again.
+5. **Nothing is left.** What a crash or a slow writer left behind (tombstones, uploads that nobody ends, chunks of
+   uploads that are gone), what nobody holds any longer, and what is of a job that has ended, every replica sweeps from
+   time to time. A sweep deletes only what it has read, at the revision at which it read it, or chunks of an upload
+   whose name will never come again.
 
-Memory is bounded: so many requests are under way at most, each of which holds one chunk at most.
+Replicas watch the manifests, and so see which jobs have objects. They hear of the end of a job; whatever they did not
+hear, they ask the control store from time to time and after each reconnect.
+
+Memory is bounded: so many requests are under way at most, each of which holds one chunk at most; of each object a
+replica knows its job and its size.
 """
 
 from __future__ import annotations
@@ -29,9 +36,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal_core.protocol.effects import (
+    Answered,
+    Ask,
+    Changed,
     Conflict,
     Connected,
     Effect,
+    Event,
     Loaded,
     Reply,
     Request,
@@ -41,12 +52,14 @@ from shoal_core.protocol.effects import (
     WakeAt,
 )
 from shoal_core.protocol.errors import (
+    DeclaredDeadError,
     InvalidRequestError,
     NotFoundError,
     ObjectStoreFullError,
     ServiceError,
     ShoalError,
 )
+from shoal_core.protocol.ids import JobId
 from shoal_core.protocol.messages import (
     DurableDelete,
     DurableGet,
@@ -54,11 +67,17 @@ from shoal_core.protocol.messages import (
     DurablePut,
     DurablePutChunk,
     DurableSeal,
+    GetJob,
+    JobFinished,
+    JobRecord,
+    JobState,
     Message,
 )
 from shoal_objectstore import manifests
+from shoal_objectstore.holdings import Holdings, Quotas
 from shoal_objectstore.operations import (
     ChunkRead,
+    ChunksCounted,
     DeleteObject,
     DescribeObject,
     FetchChunk,
@@ -71,7 +90,11 @@ from shoal_objectstore.operations import (
 )
 
 SWEEP_SECONDS = 600.0
+JOB_SECONDS = 60.0
+TICK_SECONDS = 5.0
+SWEEPS_AT_ONCE = 4
 MOST_REQUESTS = 256
+MOST_ENDED_JOBS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +126,25 @@ class Counts:
     read_bytes: int = 0
 
 
-class DurableTier:
-    """One replica's core."""
+@dataclass(frozen=True, slots=True)
+class AboutJob:
+    """The context of a question to the control store: does this job still run?"""
 
-    def __init__(self) -> None:
+    job_id: JobId
+
+
+class DurableTier:
+    """One replica's core. ``job_question`` is the subject on which the control store is asked for a job."""
+
+    def __init__(self, job_question: str = "", quotas: Quotas | None = None) -> None:
         self.counts = Counts()
         self.under_way: set[int] = set()
+        self.holdings = Holdings(quotas or Quotas())
+        self._job_question = job_question
+        self._ended: dict[JobId, None] = {}
         self._unswept: deque[SweepObject] = deque()
+        self._sweeping = 0
+        self._ask_at = self._sweep_at = float("-inf")
 
     def handle(self, message: Any, now: float) -> list[Effect]:
         """Take in one input."""
@@ -119,13 +154,18 @@ class DurableTier:
             case Begin():
                 effects = [WakeAt(now)]
             case Connected():
+                effects = self._ask_for_jobs() if message.connected else []
+            case Changed():
+                object_id = message.key.removesuffix(".manifest")
+                self.holdings.changed(object_id, manifests.decode(message.value, message.revision))
                 effects = []
+            case Event(JobFinished(job_id=job)):
+                effects = self._job_ended(job, now)
+            case Answered(AboutJob(job)):
+                effects = self._job_ended(job, now) if _has_ended(message.answer) else []
             case Listed():
-                self._unswept.extend(
-                    SweepObject(object_id, tuple(places), now) for object_id, places in sorted(message.places.items())
-                )
-                effects = self._sweep_next()
-            case Loaded() | Conflict() | Stored() | StoreRefused() | ChunkRead() | Purged():
+                effects = self._sweep(message.places, now)
+            case Loaded() | Conflict() | Stored() | StoreRefused() | ChunkRead() | ChunksCounted() | Purged():
                 effects = self._settled(message)
             case _:
                 raise TypeError(f"not an input of the durable tier: {message!r}")
@@ -133,9 +173,28 @@ class DurableTier:
         return effects
 
     def tick(self, now: float) -> list[Effect]:
-        """Begin to sweep, unless the last time is not over yet."""
-        sweep: list[Effect] = [] if self._unswept else [Start(ListPlaces())]
-        return [WakeAt(now + SWEEP_SECONDS), *sweep]
+        """Sweep what has expired, and from time to time all there is; ask which jobs run still."""
+        effects: list[Effect] = [WakeAt(now + TICK_SECONDS)]
+        effects += self._sweep(dict.fromkeys(self.holdings.expired(now), ()), now)
+        if now >= self._ask_at:
+            self._ask_at = now + JOB_SECONDS
+            effects += self._ask_for_jobs()
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_SECONDS
+            effects += [] if self._unswept or self._sweeping else [Start(ListPlaces())]
+        return effects
+
+    # ------------------------------------------------------------------------------- jobs
+
+    def _ask_for_jobs(self) -> list[Effect]:
+        return [Ask(self._job_question, GetJob(job_id=job), AboutJob(job)) for job in self.holdings.jobs()]
+
+    def _job_ended(self, job: JobId, now: float) -> list[Effect]:
+        """Refuse what is put for a job that has ended, and remove what it has."""
+        self._ended[job] = None
+        if len(self._ended) > MOST_ENDED_JOBS:
+            del self._ended[next(iter(self._ended))]
+        return self._sweep(dict.fromkeys(self.holdings.of_job(job), ()), now)
 
     def _request(self, request: Request, now: float) -> list[Effect]:
         """Begin what is asked for, or refuse it."""
@@ -144,19 +203,31 @@ class DurableTier:
                 raise ServiceError(f"the durable tier is busy: {MOST_REQUESTS} requests are under way; ask again later")
             operation = _operation(request.token, request.message, now)
             manifests.check_object_id(operation.object_id)
+            if isinstance(request.message, DurablePut):
+                self._check_put(request.message)
         except ShoalError as error:
             return [Reply(request.token, error)]
         self.under_way.add(request.token)
         return operation.begin()
 
+    def _check_put(self, request: DurablePut) -> None:
+        manifests.check_put(request)
+        if request.job_id in self._ended:
+            raise DeclaredDeadError(f"object {request.object_id} belongs to job {request.job_id}, which has ended")
+        self.holdings.check_room(request)
+
     def _settled(self, outcome: Any) -> list[Effect]:
         """Go on with the operation that an outcome belongs to; a sweep that is over makes room for the next."""
-        operation: Operation = (outcome.command if isinstance(outcome, ChunkRead | Purged) else outcome).context
+        through_command = isinstance(outcome, ChunkRead | ChunksCounted | Purged)
+        operation: Operation = (outcome.command if through_command else outcome).context
         try:
             effects = self._go_on(operation, outcome)
         except ShoalError as error:
             effects = operation.answer(error)
-        return effects or (self._sweep_next() if isinstance(operation, SweepObject) else [])
+        if not effects and isinstance(operation, SweepObject):
+            self._sweeping -= 1
+            return self._sweep_next()
+        return effects
 
     def _go_on(self, operation: Operation, outcome: Any) -> list[Effect]:
         match outcome:
@@ -171,8 +242,14 @@ class DurableTier:
                 raise ObjectStoreFullError(
                     f"the durable tier cannot keep object {operation.object_id}: {outcome.error}"
                 )
-            case ChunkRead(_, ShoalError() as error) | Purged(_, ShoalError() as error):
+            case (
+                ChunkRead(_, ShoalError() as error)
+                | ChunksCounted(_, ShoalError() as error)
+                | Purged(_, ShoalError() as error)
+            ):
                 raise error
+            case ChunksCounted(_, int() as count):
+                return operation.counted(count)
             case ChunkRead(command, None):
                 raise NotFoundError(f"chunk {command.index} of object {operation.object_id} is not in the durable tier")
             case ChunkRead(_, bytes() as data):
@@ -180,9 +257,19 @@ class DurableTier:
                 return operation.read(data)
         return operation.purged()
 
+    def _sweep(self, places: Mapping[str, Sequence[str]], now: float) -> list[Effect]:
+        self._unswept.extend(
+            SweepObject(object_id, tuple(found), now, self._ended) for object_id, found in sorted(places.items())
+        )
+        return self._sweep_next()
+
     def _sweep_next(self) -> list[Effect]:
-        """Sweep one object after the other, so that askers need not wait for it."""
-        return self._unswept.popleft().begin() if self._unswept else []
+        """Sweep a few objects at a time, so that askers need not wait for it."""
+        effects: list[Effect] = []
+        while self._unswept and self._sweeping < SWEEPS_AT_ONCE:
+            self._sweeping += 1
+            effects += self._unswept.popleft().begin()
+        return effects
 
     def _count(self, operation: Operation) -> None:
         match operation:
@@ -196,6 +283,11 @@ class DurableTier:
                 self.counts.deleted += 1
             case SweepObject():
                 self.counts.swept += 1
+
+
+def _has_ended(answer: Message | ShoalError) -> bool:
+    """Tell whether an answer of the control store means that a job has ended; those long ended it has forgotten."""
+    return isinstance(answer, NotFoundError) or (isinstance(answer, JobRecord) and answer.state is not JobState.RUNNING)
 
 
 def _operation(token: int, message: Message, now: float) -> Operation:
@@ -213,5 +305,5 @@ def _operation(token: int, message: Message, now: float) -> Operation:
         case DurableGetChunk():
             return FetchChunk(token, message.object_id, message.index)
         case DurableDelete():
-            return DeleteObject(token, message.object_id)
+            return DeleteObject(token, message.object_id, message.holder)
     raise InvalidRequestError(f"the durable tier does not know the request {type(message).__name__}")

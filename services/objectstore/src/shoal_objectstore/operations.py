@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from shoal_core.protocol.effects import Conflict, Effect, Load, Reply, Start, Store
-from shoal_core.protocol.errors import AlreadyExistsError, ShoalError
-from shoal_core.protocol.messages import Done, DurableChunk, DurablePut, DurablePutChunk, Message
+from shoal_core.protocol.errors import ShoalError
+from shoal_core.protocol.ids import JobId
+from shoal_core.protocol.messages import Done, DurableChunk, DurablePut, DurablePutChunk, DurableUpload, Message
 from shoal_objectstore import manifests
 from shoal_objectstore.manifests import TOMBSTONE, Manifest, manifest_key
 
@@ -32,6 +34,22 @@ class ChunkRead:
 
     command: ReadChunk
     data: bytes | ShoalError | None
+
+
+@dataclass(frozen=True, slots=True)
+class CountChunks:
+    """Command: count the chunks of an upload, as the stream's leader knows them; ``ChunksCounted`` comes back."""
+
+    place: str
+    context: Operation
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksCounted:
+    """Input: how many chunks there are, or the error that came instead."""
+
+    command: CountChunks
+    count: int | ShoalError
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +98,10 @@ class Operation(ABC):
         """Go on after a chunk was read."""
         raise TypeError(f"{type(self).__name__} reads no chunks")
 
+    def counted(self, chunks: int) -> list[Effect]:
+        """Go on after chunks were counted."""
+        raise TypeError(f"{type(self).__name__} counts no chunks")
+
     def purged(self) -> list[Effect]:
         """Go on after a purge."""
         return self.answer(Done())
@@ -95,17 +117,26 @@ class Operation(ABC):
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload(Operation):
-    """Open an upload."""
+    """Open an upload, or hold what is there."""
 
     token: int
     object_id: str
     request: DurablePut
     now: float
+    sealed: bool = False
+    upload: int = 0
 
     def look(self, manifest: Manifest | None, revision: int) -> list[Effect]:
-        """Make the manifest, unless the same upload is there."""
+        """Make or change the manifest, unless it says so already."""
         new = manifests.opened(manifest, self.request, self.now)
-        return self.answer(Done()) if new is None else self.write(manifests.encode(new), revision)
+        known = manifest if new is None else new
+        assert known is not None
+        seen = replace(self, sealed=known.sealed, upload=known.upload)
+        return seen.stored(revision) if new is None else seen.write(manifests.encode(new), revision)
+
+    def stored(self, revision: int) -> list[Effect]:
+        """Answer with where the chunks go."""
+        return self.answer(DurableUpload(place=f"{self.object_id}.{self.upload or revision}", sealed=self.sealed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,60 +151,36 @@ class WriteChunk(Operation):
         """Write it; a sealed object has it already."""
         upload = manifests.require_upload(manifest, self.object_id)
         manifests.check_index(upload, self.request.index)
+        manifests.check_digest(upload, self.request.index, zlib.crc32(self.request.data))
         if upload.sealed:
             return self.answer(Done())
         return [Store(f"{upload.place}.{self.request.index}", self.request.data, 0, self)]
 
     def conflicted(self, conflict: Conflict) -> list[Effect]:
-        """Accept the same bytes, and no others."""
-        if conflict.value is None:  # the upload was deleted meanwhile
-            return self.begin()
-        if conflict.value != self.request.data:
-            raise AlreadyExistsError(
-                f"chunk {self.request.index} of object {self.object_id} was uploaded with other bytes; "
-                "delete the object and upload it again"
-            )
-        return self.answer(Done())
+        """Take a chunk that is there for this one: it has the digest that was announced, or nobody could write it."""
+        return self.begin() if conflict.value is None else self.answer(Done())
 
 
 @dataclass(frozen=True, slots=True)
 class SealObject(Operation):
-    """Check what was uploaded, one chunk at a time, and make the object readable."""
+    """See that all chunks are there, and make the object readable."""
 
     token: int
     object_id: str
     upload: Manifest | None = None
     revision: int = 0
-    index: int = 0
-    size_bytes: int = 0
-    digest: int = 0
 
     def look(self, manifest: Manifest | None, revision: int) -> list[Effect]:
-        """Begin to check, unless it is sealed."""
+        """Have the chunks counted, unless it is sealed."""
         upload = manifests.require_upload(manifest, self.object_id)
         if upload.sealed:
-            return self.answer(manifests.described(upload))
-        checking = replace(self, upload=upload, revision=revision, index=0, size_bytes=0, digest=0)
-        return [Start(ReadChunk(upload.place, 0, checking))]
+            return self.answer(Done())
+        return [Start(CountChunks(upload.place, replace(self, upload=upload, revision=revision)))]
 
-    def read(self, data: bytes) -> list[Effect]:
-        """Add a chunk to what was checked; after the last, write the seal."""
+    def counted(self, chunks: int) -> list[Effect]:
+        """Write the seal in place of the manifest under which they were counted."""
         assert self.upload is not None
-        checked = replace(
-            self,
-            index=self.index + 1,
-            size_bytes=self.size_bytes + len(data),
-            digest=zlib.crc32(data, self.digest),
-        )
-        if checked.index < self.upload.chunks:
-            return [Start(ReadChunk(self.upload.place, checked.index, checked))]
-        whole = manifests.sealed(self.upload, checked.size_bytes, f"{checked.digest:08x}")
-        return replace(checked, upload=whole).write(manifests.encode(whole), self.revision)
-
-    def stored(self, revision: int) -> list[Effect]:
-        """Answer with what is readable now."""
-        assert self.upload is not None
-        return self.answer(manifests.described(self.upload))
+        return self.write(manifests.encode(manifests.sealed(self.upload, chunks)), self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,31 +228,58 @@ class Removal(Operation):
 
 @dataclass(frozen=True, slots=True)
 class DeleteObject(Removal):
-    """Remove an object; it is no error if it is not there."""
+    """Hold an object no more, and remove it with its last holder; it is no error if it is not there."""
 
     token: int
     object_id: str
+    holder: str
+    kept: bool = False
 
     def look(self, manifest: Manifest | None, revision: int) -> list[Effect]:
-        """Remove what there is."""
-        return self.bury(manifest, revision) if revision else self.answer(Done())
+        """Let go of it, or remove what there is."""
+        left = None if manifest is None else manifests.released(manifest, self.holder)
+        if left is None:
+            return self.bury(manifest, revision) if revision else self.answer(Done())
+        if left == manifest:
+            return self.answer(Done())
+        return replace(self, kept=True).write(manifests.encode(left), revision)
+
+    def conflicted(self, conflict: Conflict) -> list[Effect]:
+        """Decide anew."""
+        return replace(self, kept=False).look(manifests.decode(conflict.value, conflict.revision), conflict.revision)
+
+    def stored(self, revision: int) -> list[Effect]:
+        """Purge up to the tombstone, if one was written."""
+        return self.answer(Done()) if self.kept else [Start(Purge(self.object_id, revision, self))]
 
 
 @dataclass(frozen=True, slots=True)
 class SweepObject(Removal):
-    """Remove what nobody will miss of an object; ``places`` are those where its chunks were seen to lie."""
+    """Remove what nobody will miss of an object; ``places`` are those where its chunks were seen to lie.
+
+    ``jobs`` are those that have ended, of which nobody will miss anything.
+    """
 
     object_id: str
     places: tuple[str, ...]
     now: float
+    jobs: Container[JobId] = ()
+    kept: bool = False
     token: None = None
 
     def look(self, manifest: Manifest | None, revision: int) -> list[Effect]:
-        """Remove an upload that was abandoned or deleted; else chunks of earlier uploads, one upload at a time."""
-        if revision and (manifest is None or manifests.is_abandoned(manifest, self.now)):
-            return self.bury(manifest, revision)
+        """Remove what is expired, abandoned or deleted; else chunks of earlier uploads, one upload at a time."""
+        left = None if manifest is None or manifest.job_id in self.jobs else manifests.expired(manifest, self.now)
+        if revision and left is None:
+            return replace(self, kept=False).bury(manifest, revision)
+        if left is not None and left != manifest:
+            return replace(self, kept=True).write(manifests.encode(left), revision)
         gone = [place for place in self.places if manifest is None or place != manifest.place]
         return [Start(Purge(gone[0], None, replace(self, places=tuple(gone[1:]))))] if gone else []
+
+    def stored(self, revision: int) -> list[Effect]:
+        """Purge up to the tombstone, if one was written; else look again, for what else there may be."""
+        return self.begin() if self.kept else [Start(Purge(self.object_id, revision, self))]
 
     def purged(self) -> list[Effect]:
         """Look again if there is more."""

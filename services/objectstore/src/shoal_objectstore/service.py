@@ -5,28 +5,53 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from shoal_core.bus import Bus
 from shoal_core.bus.streams import ObjectStream, open_object_stream
 from shoal_core.protocol.errors import BusError, JetStreamUnavailableError
+from shoal_core.protocol.messages import JobFinished
 from shoal_core.protocol.subjects import OBJECTSTORE_QUEUE, Role, Subjects
 from shoal_core.protocol.verbs import OBJECTSTORE
 from shoal_core.service import Engine, Metrics, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
 from shoal_objectstore.core import Begin, DurableTier, Listed, ListPlaces
-from shoal_objectstore.operations import ChunkRead, Purge, Purged, ReadChunk
+from shoal_objectstore.holdings import Quotas
+from shoal_objectstore.operations import ChunkRead, ChunksCounted, CountChunks, Purge, Purged, ReadChunk
 
 logger = logging.getLogger("shoal.objectstore")
 
+HEADROOM_BYTES = 16 * 1024 * 1024
 
-async def perform(stream: ObjectStream, command: ReadChunk | Purge | ListPlaces) -> ChunkRead | Purged | Listed:
+
+Command = ReadChunk | CountChunks | Purge | ListPlaces
+Outcome = ChunkRead | ChunksCounted | Purged | Listed
+
+
+class ObjectStoreSettings(ServiceSettings):
+    """What the durable tier is told beside what every service is. All replicas are to be told the same."""
+
+    durable_bytes: int | None = Field(default=None, gt=0, description="Bytes of objects at most; the broker's bound.")
+    durable_bytes_per_job: int | None = Field(default=None, gt=0, description="Bytes of objects of one job at most.")
+    durable_storage: Literal["file", "memory"] = Field(default="file", description="Where JetStream keeps the objects.")
+
+    @property
+    def most_bytes(self) -> int:
+        """The stream's bound, -1 for none: with some room for manifests, so that a full tier can still be tidied up."""
+        return -1 if self.durable_bytes is None else self.durable_bytes + self.durable_bytes // 64 + HEADROOM_BYTES
+
+
+async def perform(stream: ObjectStream, command: Command) -> Outcome:
     """Carry out a command of the core once, and return what came of it."""
     try:
         match command:
             case ReadChunk():
                 return ChunkRead(command, await stream.get_chunk(command.place, command.index))
+            case CountChunks():
+                return ChunksCounted(command, await stream.count_chunks(command.place))
             case Purge():
                 bucket = stream.manifests
                 below = None if command.revision is None else command.revision + 1
@@ -37,6 +62,8 @@ async def perform(stream: ObjectStream, command: ReadChunk | Purge | ListPlaces)
     except (BusError, JetStreamUnavailableError) as error:
         if isinstance(command, ReadChunk):
             return ChunkRead(command, error)
+        if isinstance(command, CountChunks):
+            return ChunksCounted(command, error)
         logger.warning("what was deleted or left behind is swept later: %s", error)
         return Purged(command, error) if isinstance(command, Purge) else Listed({})
 
@@ -53,23 +80,32 @@ def places_by_object(names: Iterable[str]) -> dict[str, list[str]]:
 def count(metrics: Metrics, core: DurableTier) -> None:
     """Have a replica's numbers read."""
     counts = core.counts
+    holdings = core.holdings
+    metrics.gauge("objects", "Durable objects that are there.", lambda: len(holdings))
+    metrics.gauge("object_bytes", "Bytes of durable objects that are there.", lambda: holdings.total_bytes)
+    metrics.gauge("object_jobs", "Jobs that have durable objects.", lambda: len(holdings.bytes_by_job))
     metrics.gauge("objectstore_requests", "Requests that are under way.", lambda: len(core.under_way))
     metrics.total("objects_put_total", "Uploads that were opened.", lambda: counts.opened)
     metrics.total("objects_sealed_total", "Objects that became readable.", lambda: counts.sealed)
     metrics.total("objects_deleted_total", "Objects that were deleted.", lambda: counts.deleted)
-    metrics.total("objects_swept_total", "Uploads that nobody ended.", lambda: counts.swept)
+    metrics.total("objects_swept_total", "Objects that were looked at and removed, or released.", lambda: counts.swept)
     metrics.total("object_bytes_written_total", "Bytes of chunks that were stored.", lambda: counts.written_bytes)
     metrics.total("object_bytes_read_total", "Bytes of chunks that were read.", lambda: counts.read_bytes)
 
 
 @asynccontextmanager
-async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
+async def serve(bus: Bus, settings: ObjectStoreSettings) -> AsyncIterator[Engine]:
     """Run one replica of the durable tier; entering means that it serves."""
     subjects = Subjects(settings.cluster)
     stream = await open_object_stream(
-        bus, subjects.object_stream(), subjects.object_prefix(), replicas=settings.replicas
+        bus,
+        subjects.object_stream(),
+        subjects.object_prefix(),
+        replicas=settings.replicas,
+        max_bytes=settings.most_bytes,
+        memory=settings.durable_storage == "memory",
     )
-    core = DurableTier()
+    core = DurableTier(subjects.gcs("get_job"), Quotas(settings.durable_bytes, settings.durable_bytes_per_job))
 
     async def start(command: Any) -> None:
         engine.inject(await perform(stream, command))
@@ -78,9 +114,13 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
         core,
         bus,
         name="objectstore",
-        routes=[Route(subjects.objectstore(verb), model, OBJECTSTORE_QUEUE) for verb, model in OBJECTSTORE.items()],
+        routes=[
+            *(Route(subjects.objectstore(verb), model, OBJECTSTORE_QUEUE) for verb, model in OBJECTSTORE.items()),
+            Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
+        ],
         perform_start=start,
         stores={"": stream.manifests},
+        watched=[""],
         first=[Begin()],
     )
     count(engine.metrics, core)
@@ -88,4 +128,4 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
         yield engine
 
 
-SERVICE = Service("objectstore", Role.OBJECTSTORE, ServiceSettings, serve)
+SERVICE = Service("objectstore", Role.OBJECTSTORE, ObjectStoreSettings, serve)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoal_core.protocol.ids import JobId, PeerId, ProcessId
+from shoal_worker.files import StoreInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,6 @@ class DriverEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class FileCreated:
-    """A segment's file is made and its pages are reserved; ``error`` says why not."""
-
-    name: str
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Suspected:
     """A peer has not acknowledged anything for a while; perhaps it is dead."""
 
@@ -95,4 +88,4 @@ class Drain:
 
 
 NodeCommand = StartProcess | KillProcess | RouteOutput | WatchDriver | UnwatchDriver | Leave
-NodeInput = ProcessEnded | DriverEnded | FileCreated | Suspected | Drain
+NodeInput = ProcessEnded | DriverEnded | StoreInput | Suspected | Drain

@@ -6,7 +6,7 @@ who died. It is put together from tables that each know one thing::
     NodeCore ── Workforce ── LeaseTable ── GpuTable
        │            ├─────── ProcessTable
        │            └─────── ActorTable
-       ├─────── SegmentTable
+       ├─────── ObjectStore ── SegmentTable
        ├─────── Inquiries         (who holds what)
        └─────── Liveness          (who elsewhere is dead)
 
@@ -35,7 +35,6 @@ from shoal_core.protocol.effects import (
 from shoal_core.protocol.errors import (
     DeclaredDeadError,
     InvalidRequestError,
-    ObjectStoreFullError,
     ShoalError,
 )
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, SlotId, node_of
@@ -57,7 +56,7 @@ from shoal_core.protocol.messages import (
     ProcessDied,
     ProcessList,
     RecallLeases,
-    SegmentGranted,
+    RestoreObject,
     SegmentsPinned,
 )
 from shoal_core.protocol.records import (
@@ -74,10 +73,10 @@ from shoal_core.protocol.records import (
 )
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_worker.actors import About, ActorTable, Hosted, Verdict
+from shoal_worker.files import StoreInput
 from shoal_worker.inputs import (
     Drain,
     DriverEnded,
-    FileCreated,
     Leave,
     ProcessEnded,
     Suspected,
@@ -88,7 +87,7 @@ from shoal_worker.inquiries import DRIVER, WORKER, Inquiries
 from shoal_worker.leases import LeaseTable
 from shoal_worker.liveness import Ends, Liveness
 from shoal_worker.processes import ProcessState, ProcessTable
-from shoal_worker.segments import Segment, SegmentState, SegmentTable
+from shoal_worker.store import ObjectStore
 from shoal_worker.workforce import Workforce
 
 ANNOUNCE_SECONDS = 1.0
@@ -112,7 +111,8 @@ class NodeCore:
         self.description = description
         self.leases = LeaseTable(description.total, gpu_names)
         self.processes = ProcessTable(self.node_id, prestart)
-        self.segments = SegmentTable(description.object_store_bytes, warm_bytes)
+        self.store = ObjectStore(self.node_id, description.object_store_bytes, warm_bytes)
+        self.segments = self.store.segments
         self.inquiries = Inquiries(self.node_id, self.segments)
         self.actors = ActorTable(self.node_id, subjects)
         self.workforce = Workforce(self.leases, self.processes, self.actors)
@@ -121,7 +121,6 @@ class NodeCore:
         self.draining = False
         self._subjects = subjects
         self._effects: list[Effect] = []
-        self._allocations: dict[str, list[int]] = {}
         self._deaths = 0
         self._sequence = 0
         self._announced_at = float("-inf")
@@ -132,6 +131,7 @@ class NodeCore:
             AllocateSegment: self._allocate,
             PinSegment: self._pin,
             PinSegments: self._pin_many,
+            RestoreObject: self._restore,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
             ListObjects: self._list_objects,
@@ -168,6 +168,7 @@ class NodeCore:
         self.workforce.tend(now)
         self.inquiries.tick(now)
         self.actors.tick(now)
+        self.store.pump(now)
         self.liveness.tick(self._owners(), self._jobs(), now)
         return self._flush(now)
 
@@ -175,15 +176,16 @@ class NodeCore:
         effects = self._effects
         self._effects = []
         effects += self.workforce.effects
-        effects += map(Start, self.segments.commands)
+        effects += map(Start, self.store.take_commands())
+        effects += [Reply(token, answer) for token, answer in self.store.replies]
         effects += self.liveness.effects
         effects += self.actors.effects
         effects += self.inquiries.effects
-        self.workforce.effects, self.segments.commands, self.liveness.effects, self.actors.effects = [], [], [], []
+        self.workforce.effects, self.store.replies, self.liveness.effects, self.actors.effects = [], [], [], []
         self.inquiries.effects = []
         if now >= self._announce_at():
             effects.append(self._announcement(now))
-        wake_at = min(self._announce_at(), self.inquiries.next_deadline)
+        wake_at = min(self._announce_at(), self.store.wake_at, self.inquiries.next_deadline)
         if self.workforce.waiting and self.processes.start_after > now:
             wake_at = min(wake_at, self.processes.start_after)
         if wake_at < self._wake_at:
@@ -245,21 +247,14 @@ class NodeCore:
         return Done()
 
     def _allocate(self, request: AllocateSegment, token: int, now: float) -> None:
-        job = self._require_local(request.process)
-        segment = self.segments.asked_again(request.process, request.serial)
-        if segment is None:
-            segment = self.segments.allocate(request.process, request.size_bytes, job)
-            self.segments.asked(request.process, request.serial, segment)
-            self._allocations[segment.name] = [token]
-        elif segment.state is SegmentState.CREATING:
-            self._allocations[segment.name].append(token)
-        else:
-            self._effects.append(Reply(token, _granted(segment)))
+        self.store.allocate(request, token, self._require_local(request.process), now)
 
-    def _pin(self, request: PinSegment, token: int, now: float) -> Done:
+    def _pin(self, request: PinSegment, token: int, now: float) -> None:
         self._require_local(request.process)
-        self.segments.pin(request.segment, request.process, request.serial)
-        return Done()
+        self.store.pin(request, token, now)
+
+    def _restore(self, request: RestoreObject, token: int, now: float) -> None:
+        self.store.restore(request, token, self._require_local(request.process))
 
     def _pin_many(self, request: PinSegments, token: int, now: float) -> SegmentsPinned:
         self._require_local(request.process)
@@ -318,11 +313,11 @@ class NodeCore:
             if hosted is not None:
                 self.workforce.actor_left(hosted, record.reason, now, record.error)
         elif isinstance(record, SegmentSealed):
-            self._sealed(process, record)
+            self._sealed(process, record, now)
         elif isinstance(record, SegmentUnpinned):
-            self.segments.unpin(record.segment, process, record.serial)
+            self.store.unpinned(process, record.segment, record.serial, now)
         elif isinstance(record, SegmentFreed):
-            self.segments.free(record.segment, process)
+            self.store.freed(process, record.segment, now)
         elif isinstance(record, ObjectsReported):
             self.inquiries.reported(process, record, now)
 
@@ -333,10 +328,9 @@ class NodeCore:
         else:
             self.workforce.judge(hosted, verdict, "the control store does not want it any more", now)
 
-    def _sealed(self, writer: ProcessId, record: SegmentSealed) -> None:
-        sealed = self.segments.seal(record.segment, writer, record.owner)
-        if sealed and self.liveness.is_dead(record.owner):
-            self.segments.free(record.segment, record.owner)
+    def _sealed(self, writer: ProcessId, record: SegmentSealed, now: float) -> None:
+        if self.store.sealed(writer, record, now) and self.liveness.is_dead(record.owner):
+            self.store.freed(record.owner, record.segment, now)
 
     # ------------------------------------------------------------------------------- events and own inputs
 
@@ -360,8 +354,8 @@ class NodeCore:
                 self.workforce.staff(now)
         elif isinstance(message, DriverEnded):
             self._driver_ended(message.driver, now)
-        elif isinstance(message, FileCreated):
-            self._file_created(message)
+        elif isinstance(message, StoreInput):
+            self.store.take(message, now)
         elif isinstance(message, Suspected):
             jobs = {lease.job for lease in self.leases.of_owner(ProcessId(message.peer))}
             self.liveness.suspect(ProcessId(message.peer), jobs)
@@ -369,17 +363,6 @@ class NodeCore:
             self.draining = self.workforce.changed = True
         else:
             raise TypeError(f"a node has no input {message!r}")
-
-    def _file_created(self, created: FileCreated) -> None:
-        answer: Message | ShoalError
-        if created.error:
-            self.segments.creation_failed(created.name)
-            answer = ObjectStoreFullError(created.error)
-        elif (segment := self.segments.created(created.name)) is None:
-            answer = DeclaredDeadError("the process that asked for the segment has died")
-        else:
-            answer = _granted(segment)
-        self._effects += [Reply(token, answer) for token in self._allocations.pop(created.name)]
 
     # ------------------------------------------------------------------------------- deaths
 
@@ -413,7 +396,7 @@ class NodeCore:
                 self.workforce.owner_died(process, now)
                 for hosted in self.actors.owned_by(process):
                     self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)
-                self.segments.process_died(process, reaped=process not in self.drivers)
+                self.store.process_died(process, process not in self.drivers, now)
                 self._effects.append(Forget(process))
         for job in ends.jobs:
             if self.liveness.job_ended(job):
@@ -438,12 +421,8 @@ class NodeCore:
         """State the invariants."""
         self.workforce.sanity_check()
         self.actors.sanity_check()
-        self.segments.sanity_check()
+        self.store.sanity_check()
         assert not any(self.liveness.is_dead(driver) for driver in self.drivers)
         for lease in self.leases:
             dead = self.liveness.has_ended(lease.job) or (not lease.actor and self.liveness.is_dead(lease.owner))
             assert lease.over or not dead, "nothing is kept for the dead but what their processes still use"
-
-
-def _granted(segment: Segment) -> SegmentGranted:
-    return SegmentGranted(segment=segment.name, capacity_bytes=segment.capacity_bytes)

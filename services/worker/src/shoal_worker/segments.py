@@ -3,15 +3,22 @@
 A segment's life::
 
     CREATING ──► WRITING ── SegmentSealed ──► SEALED ── freed, or its owner is gone ──► FREED ── no pins ──► reclaimed
-       │            │
-       └────────────┴── its writer is gone: the file is removed, never used again
+       │            │                         │    ▲                                      ▲
+       └────────────┴─ its writer is gone:    ▼    └── filled ── RETURNING                │
+                       the file is removed,  SPILLED ── pinned ──────▲                    │
+                       never used again       └───────────────────────────── freed ───────┘
 
 A reclaimed file is kept *warm*, for the next object of its size class: writing to pages that have been touched is much
 faster than to new ones. It gets a new name at each use. A name therefore means one object only, and a late request for
 an object that is gone finds nothing, instead of another object.
 
+A sealed segment may get a *copy* in the durable tier. Once that is whole, and nobody maps the segment, its file can go:
+then it is spilled. It keeps its name; when it is pinned again its file is made anew and filled from the copy, which
+stays: what was spilled once can be spilled again without moving a byte. The copy goes with the segment.
+
 Writer, owner and readers speak to the node over different channels, so a reader's pin and even the owner's "freed" may
-overtake the writer's "sealed". Both are taken: a writer reveals a name only after it has written.
+overtake the writer's "sealed". Both are taken: a writer reveals a name only after it has written. Whoever asks for a
+pin holds it from then on, also while the segment is on its way back.
 """
 
 from __future__ import annotations
@@ -21,19 +28,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from shoal_core.protocol.errors import NotFoundError, ObjectStoreFullError
-from shoal_core.protocol.ids import JobId, ProcessId
-
-PAGE_BYTES = 4096
-MOST_ENDED = 64
-
-
-def size_class(size_bytes: int) -> int:
-    """Return the size of the file for an object: powers of two in four steps, so that at most a quarter is unused."""
-    if size_bytes <= PAGE_BYTES:
-        return PAGE_BYTES
-    step = max(PAGE_BYTES, 1 << ((size_bytes - 1).bit_length() - 3))
-    return -(-size_bytes // step) * step
+from shoal_core.protocol.errors import NotFoundError
+from shoal_core.protocol.ids import NO_NODE, JobId, NodeId, ProcessId
+from shoal_core.protocol.messages import NODE_HOLDER
+from shoal_worker.files import (
+    CreateFile,
+    DropCopy,
+    FileCommand,
+    FillFile,
+    RemoveFile,
+    ShelveFile,
+    SpillFile,
+    size_class,
+)
+from shoal_worker.pins import MOST_ENDED, Pins
 
 
 class SegmentState(Enum):
@@ -43,38 +51,17 @@ class SegmentState(Enum):
     ABANDONED = "abandoned"
     WRITING = "writing"
     SEALED = "sealed"
+    SPILLED = "spilled"
+    RETURNING = "returning"
     FREED = "freed"
 
 
-class Pins:
-    """The pins of one process on one segment, by serial.
+class CopyState(Enum):
+    """Whether a segment's object is in the durable tier as well."""
 
-    The requests of different threads may overtake each other, and a copy of a request may come after the end of its
-    pin. So what ended is remembered: the newest ``MOST_ENDED`` serials, and that all below them have ended too.
-    """
-
-    __slots__ = ("_all_ended", "_ended", "held")
-
-    def __init__(self) -> None:
-        self.held: set[int] = set()
-        self._ended: set[int] = set()
-        self._all_ended = 0
-
-    def hold(self, serial: int) -> bool:
-        """Hold a pin; False if it has ended already."""
-        if serial in self._ended or (serial <= self._all_ended and serial not in self.held):
-            return False
-        self.held.add(serial)
-        return True
-
-    def end(self, serial: int) -> None:
-        """A pin is held no more, and never again."""
-        self.held.discard(serial)
-        if serial > self._all_ended:
-            self._ended.add(serial)
-        if len(self._ended) > MOST_ENDED:
-            self._all_ended = min(self._ended)
-            self._ended.remove(self._all_ended)
+    NONE = "none"
+    WRITING = "being written"
+    WHOLE = "whole"
 
 
 @dataclass(slots=True)
@@ -83,6 +70,8 @@ class Segment:
 
     ``spoiled``: someone may still map it, so its file must not be used again.
     ``freed_by`` are those who freed it before it was sealed: the owner, if its word overtook the writer's.
+    ``object_id`` names the object in the durable tier, and ``holder`` the segment itself, as who holds its copy there.
+    ``ordered``: its file is being made or filled. ``used`` rises with each use of any segment.
     """
 
     name: str
@@ -90,41 +79,38 @@ class Segment:
     state: SegmentState
     process: ProcessId
     job: JobId | None = None
+    size_bytes: int = 0
+    object_id: str = ""
     pins: dict[ProcessId, Pins] = field(default_factory=dict)
     freed_by: set[ProcessId] = field(default_factory=set)
     spoiled: bool = False
+    copy: CopyState = CopyState.NONE
+    holder: str = ""
+    unspillable: bool = False
+    ordered: bool = False
+    used: int = 0
 
     def pinned(self) -> bool:
         """Tell whether a process maps the segment."""
         return any(pins.held for pins in self.pins.values())
 
+    def has_file(self) -> bool:
+        """Tell whether the segment takes room."""
+        return self.state is not SegmentState.SPILLED
 
-@dataclass(frozen=True, slots=True)
-class CreateFile:
-    """Make a file of this size with all its pages reserved, from the warm file ``reused`` where one is named.
-
-    The outcome comes back as ``FileCreated``.
-    """
-
-    name: str
-    capacity_bytes: int
-    reused: str = ""
+    def is_idle(self) -> bool:
+        """Tell whether the segment lies in memory and nobody maps it."""
+        return self.state is SegmentState.SEALED and not self.pinned()
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveFile:
-    """Remove a file, and its pages with it."""
-
-    name: str
-
-
-FileCommand = CreateFile | RemoveFile
+_PINNABLE = (SegmentState.WRITING, SegmentState.SEALED, SegmentState.SPILLED, SegmentState.RETURNING)
 
 
 class SegmentTable:
     """All segments of one node, within ``capacity_bytes``. What is to be done to files is left in ``commands``."""
 
-    def __init__(self, capacity_bytes: int, warm_bytes: int) -> None:
+    def __init__(self, capacity_bytes: int, warm_bytes: int, node: NodeId = NO_NODE) -> None:
+        self.node = node
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self.warm_bytes = 0
@@ -134,6 +120,7 @@ class SegmentTable:
         self._warm: dict[int, deque[str]] = {}
         self._requests: dict[ProcessId, dict[int, str]] = {}
         self._drawn = 0
+        self._uses = 0
 
     def get(self, name: str) -> Segment | None:
         """Return a segment that has not been reclaimed."""
@@ -153,19 +140,18 @@ class SegmentTable:
         """Return the jobs that segments belong to."""
         return {segment.job for segment in self._segments.values() if segment.job is not None}
 
-    def allocate(self, process: ProcessId, size_bytes: int, job: JobId | None = None) -> Segment:
-        """Promise a file to a writer and order it made; ``ObjectStoreFullError`` says who holds what."""
+    def allocate(
+        self, process: ProcessId, size_bytes: int, job: JobId | None = None, *, filled: bool = False
+    ) -> Segment | None:
+        """Promise a file to a writer and order it made; None where there is no room now."""
         capacity = size_class(size_bytes)
-        reused = self._warm[capacity].pop() if self._warm.get(capacity) else ""
-        if reused:
-            self.warm_bytes -= capacity
-        else:
-            self._make_room(capacity, size_bytes)
+        reused = self._take_room(capacity)
+        if reused is None:
+            return None
         self._drawn += 1
-        segment = Segment(f"o{self._drawn}", capacity, SegmentState.CREATING, process, job)
+        segment = Segment(f"o{self._drawn}", capacity, SegmentState.CREATING, process, job, size_bytes)
         self._segments[segment.name] = segment
-        self.used_bytes += capacity
-        self.commands.append(CreateFile(segment.name, capacity, reused))
+        self._order_file(segment, reused, filled=filled)
         return segment
 
     def asked_again(self, process: ProcessId, serial: int) -> Segment | None:
@@ -189,40 +175,61 @@ class SegmentTable:
             del requests[next(iter(requests))]
 
     def created(self, name: str) -> Segment | None:
-        """A file is made; return its segment, or None where its writer is gone by now."""
+        """A file is made; return its segment, or None where nobody needs it by now."""
         segment = self._segments[name]
+        segment.ordered = False
         if segment.state is SegmentState.ABANDONED:
             self._remove(segment)
             return None
-        segment.state = SegmentState.WRITING
+        if segment.state is SegmentState.FREED:
+            segment.spoiled = True  # it was not filled, and lies under another name
+            self._reclaim(segment)
+            return None
+        if segment.state is SegmentState.CREATING:
+            segment.state = SegmentState.WRITING
         return segment
 
     def creation_failed(self, name: str) -> None:
-        """A file could not be made: nothing was promised."""
-        self.used_bytes -= self._segments.pop(name).capacity_bytes
+        """A file could not be made: nothing was promised, and what was spilled still is."""
+        segment = self._segments[name]
+        segment.ordered = False
+        self.used_bytes -= segment.capacity_bytes
+        if segment.state in (SegmentState.RETURNING, SegmentState.FREED):
+            self._spilled_again(segment)
+        else:
+            del self._segments[name]
 
-    def seal(self, name: str, writer: ProcessId, owner: ProcessId) -> bool:
+    def seal(self, name: str, writer: ProcessId, owner: ProcessId, object_id: str = "") -> bool:
         """The writer is done, and ``owner`` will free the segment; tell whether the writer may say so."""
         segment = self._segments.get(name)
         if segment is None or segment.state is not SegmentState.WRITING or segment.process != writer:
             return False
-        segment.state, segment.process = SegmentState.SEALED, owner
+        segment.state, segment.process, segment.object_id = SegmentState.SEALED, owner, object_id
+        self._use(segment)
         if owner in segment.freed_by:
             self.free(name, owner)
         return True
 
-    def pin(self, name: str, process: ProcessId, serial: int) -> None:
-        """Keep a segment for a process that is about to map it; ``NotFoundError`` where the object is gone."""
+    def pin(self, name: str, process: ProcessId, serial: int) -> Segment:
+        """Keep a segment for a process that is about to map it; ``NotFoundError`` where the object is gone.
+
+        The process may map it once it lies in memory.
+        """
         segment = self._segments.get(name)
-        if segment is None or segment.state not in (SegmentState.WRITING, SegmentState.SEALED):
+        if segment is None or segment.state not in _PINNABLE:
             raise NotFoundError(f"segment {name} cannot be mapped: its object was freed, or its writer died")
         if not segment.pins.setdefault(process, Pins()).hold(serial):
             raise NotFoundError(f"pin {serial} of process {process} on segment {name} has ended before")
+        self._use(segment)
+        return segment
 
     def pin_many(self, pins: dict[str, int], process: ProcessId) -> list[str]:
-        """Keep segments (by their serials) for a process, as far as they can be kept; return the names of those."""
+        """Keep segments (by their serials) for a process, as far as they lie in memory; return the names of those."""
         pinned = []
         for name, serial in pins.items():
+            segment = self._segments.get(name)
+            if segment is not None and segment.state not in (SegmentState.WRITING, SegmentState.SEALED):
+                continue  # the process asks for it alone, and waits until it is back
             try:
                 self.pin(name, process, serial)
             except NotFoundError:
@@ -236,6 +243,7 @@ class SegmentTable:
         if segment is None:
             return
         segment.pins.setdefault(process, Pins()).end(serial)
+        self._use(segment)
         self._reclaim(segment)
 
     def free(self, name: str, process: ProcessId) -> bool:
@@ -246,13 +254,12 @@ class SegmentTable:
         if segment.state is SegmentState.WRITING and segment.process != process:
             segment.freed_by.add(process)
             return False
-        if segment.process != process or segment.state not in (SegmentState.WRITING, SegmentState.SEALED):
+        if segment.process != process or segment.state not in _PINNABLE:
             return False
         if segment.state is SegmentState.WRITING:
             self._remove(segment)
         else:
-            segment.state = SegmentState.FREED
-            self._reclaim(segment)
+            self._set_free(segment)
         return True
 
     def process_died(self, process: ProcessId, reaped: bool = True) -> None:
@@ -272,40 +279,137 @@ class SegmentTable:
             elif segment.state is SegmentState.CREATING:
                 segment.state = SegmentState.ABANDONED
             else:
-                if segment.state is SegmentState.SEALED:
-                    segment.state = SegmentState.FREED
-                self._reclaim(segment)
+                self._set_free(segment)
 
-    def _make_room(self, capacity: int, size_bytes: int) -> None:
+    # ------------------------------------------------------------------------------- copies in the durable tier
+
+    def begin_spill(self, segment: Segment) -> None:
+        """Order a copy of an idle segment."""
+        assert segment.is_idle()
+        self._drawn += 1
+        segment.copy, segment.holder = CopyState.WRITING, f"{NODE_HOLDER}{self.node}:{self._drawn:012x}"
+        self.commands.append(
+            SpillFile(segment.name, segment.object_id, segment.size_bytes, segment.job or JobId(""), segment.holder)
+        )
+
+    def spilled(self, name: str, whole: bool) -> Segment:
+        """The copy is whole, or could not be made; the file is there as before."""
+        segment = self._segments[name]
+        segment.copy = CopyState.WHOLE if whole else CopyState.NONE
+        self._reclaim(segment)
+        return segment
+
+    def evict(self, segment: Segment) -> None:
+        """Take the file of an idle segment that has a copy."""
+        assert segment.is_idle()
+        segment.state = SegmentState.SPILLED
+        self.used_bytes -= segment.capacity_bytes
+        if segment.spoiled:
+            segment.spoiled = False
+            self.commands.append(RemoveFile(segment.name))
+            return
+        self._drawn += 1
+        shelf = f"w{self._drawn}"
+        self.commands.append(ShelveFile(segment.name, shelf))
+        self._keep_warm(shelf, segment.capacity_bytes)
+
+    def bring_back(self, segment: Segment) -> bool:
+        """Order the file of a spilled segment made, to be filled from its copy; False where there is no room now."""
+        assert segment.state is SegmentState.SPILLED
+        reused = self._take_room(segment.capacity_bytes)
+        if reused is None:
+            return False
+        segment.state = SegmentState.RETURNING
+        self._order_file(segment, reused, filled=True)
+        return True
+
+    def fill(self, segment: Segment, object_id: str) -> None:
+        """Order a file that is made filled from a durable object."""
+        segment.ordered = True
+        self.commands.append(FillFile(segment.name, object_id, segment.size_bytes))
+
+    def filled(self, name: str, whole: bool) -> Segment | None:
+        """A file holds its object again, or could not be filled; None where its process is gone with it."""
+        segment = self._segments.get(name)
+        if segment is None:
+            return None
+        segment.ordered = False
+        if segment.state is SegmentState.RETURNING and whole:
+            segment.state = SegmentState.SEALED
+            self._use(segment)
+        elif segment.state is SegmentState.RETURNING:
+            self.commands.append(RemoveFile(name))
+            self.used_bytes -= segment.capacity_bytes
+            self._spilled_again(segment)
+        else:
+            segment.spoiled = segment.spoiled or not whole
+            self._reclaim(segment)
+        return segment
+
+    def _spilled_again(self, segment: Segment) -> None:
+        """There is no file, as before the segment was to return; where it was freed since, nothing is left of it."""
+        if segment.state is SegmentState.FREED:
+            self._drop_copy(segment)
+            del self._segments[segment.name]
+        else:
+            segment.state = SegmentState.SPILLED
+
+    def _drop_copy(self, segment: Segment) -> None:
+        if segment.copy is CopyState.WHOLE:
+            self.commands.append(DropCopy(segment.object_id, segment.holder))
+
+    # ------------------------------------------------------------------------------- room
+
+    def _take_room(self, capacity: int) -> str | None:
+        """Take room for a file; return the warm file to use for it, "" for a new one, None where there is no room.
+
+        Warm files of other sizes make room.
+        """
+        if self._warm.get(capacity):
+            self.warm_bytes -= capacity
+            self.used_bytes += capacity
+            return self._warm[capacity].pop()
         if self.used_bytes + capacity > self.capacity_bytes:
-            raise ObjectStoreFullError(self._full(size_bytes))
+            return None
         for size in sorted(self._warm, reverse=True):
             while self._warm[size] and self.used_bytes + self.warm_bytes + capacity > self.capacity_bytes:
                 self._cool(size)
+        self.used_bytes += capacity
+        return ""
 
-    def _full(self, size_bytes: int) -> str:
-        held: dict[ProcessId, int] = {}
-        for segment in self._segments.values():
-            held[segment.process] = held.get(segment.process, 0) + segment.capacity_bytes
-        most = sorted(held.items(), key=lambda item: (-item[1], item[0]))[:3]
-        holders = ", ".join(f"process {process} holds {size:,}" for process, size in most)
-        return (
-            f"an object of {size_bytes:,} bytes does not fit into the node's shared memory: {self.used_bytes:,} of "
-            f"{self.capacity_bytes:,} bytes are in use ({holders or 'nobody holds any'}). Drop references to objects "
-            "that are not needed, or give the node a larger object_store_memory"
-        )
+    def _order_file(self, segment: Segment, reused: str, *, filled: bool) -> None:
+        segment.ordered = True
+        self.commands.append(CreateFile(segment.name, segment.capacity_bytes, reused, filled))
+
+    def _use(self, segment: Segment) -> None:
+        self._uses += 1
+        segment.used = self._uses
+
+    def _set_free(self, segment: Segment) -> None:
+        """Nobody needs the object any more."""
+        if segment.state is SegmentState.SPILLED:
+            self._drop_copy(segment)
+            del self._segments[segment.name]
+            return
+        segment.state = SegmentState.FREED
+        self._reclaim(segment)
 
     def _reclaim(self, segment: Segment) -> None:
-        """Keep the file of a segment warm once it is freed and nobody maps it."""
-        if segment.state is not SegmentState.FREED or segment.pinned():
+        """Keep the file of a segment warm once it is freed, nobody maps it and nothing was ordered with it."""
+        under_way = segment.ordered or segment.copy is CopyState.WRITING
+        if segment.state is not SegmentState.FREED or segment.pinned() or under_way:
             return
+        self._drop_copy(segment)
         if segment.spoiled:
             self._remove(segment)
             return
         del self._segments[segment.name]
         self.used_bytes -= segment.capacity_bytes
-        self.warm_bytes += segment.capacity_bytes
-        self._warm.setdefault(segment.capacity_bytes, deque()).append(segment.name)
+        self._keep_warm(segment.name, segment.capacity_bytes)
+
+    def _keep_warm(self, file: str, capacity: int) -> None:
+        self.warm_bytes += capacity
+        self._warm.setdefault(capacity, deque()).append(file)
         while self.warm_bytes > self._most_warm_bytes:
             self._cool(max(size for size, names in self._warm.items() if names))
 
@@ -320,10 +424,14 @@ class SegmentTable:
 
     def sanity_check(self) -> None:
         """State the invariants."""
-        assert self.used_bytes == sum(segment.capacity_bytes for segment in self._segments.values())
+        assert self.used_bytes == sum(segment.capacity_bytes for segment in self if segment.has_file())
         assert self.warm_bytes == sum(size * len(names) for size, names in self._warm.items())
         assert self.warm_bytes <= self._most_warm_bytes
         assert self.used_bytes + self.warm_bytes <= self.capacity_bytes
         assert not {name for names in self._warm.values() for name in names} & {*self._segments}
         for segment in self._segments.values():
-            assert segment.state is not SegmentState.FREED or segment.pinned(), "what nobody needs is reclaimed"
+            under_way = segment.ordered or segment.copy is CopyState.WRITING
+            needed = segment.pinned() or under_way
+            assert segment.state is not SegmentState.FREED or needed, "what nobody needs is reclaimed"
+            assert segment.state is not SegmentState.SPILLED or segment.copy is CopyState.WHOLE, "nothing is lost"
+            assert segment.state is not SegmentState.RETURNING or segment.copy is CopyState.WHOLE

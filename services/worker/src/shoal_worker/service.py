@@ -8,21 +8,20 @@ import os
 import platform
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from shoal_core import __version__
-from shoal_core.bus import Bus, Credentials
+from shoal_core.bus import Bus, Credentials, connect
 from shoal_core.bus.peers import Peers
 from shoal_core.bus.requests import ask
 from shoal_core.machine import machine_id
 from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
-from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
 from shoal_core.protocol.messages import (
     JobFinished,
@@ -43,7 +42,6 @@ from shoal_worker import machine
 from shoal_worker.forks import Forks, forks
 from shoal_worker.inputs import (
     DriverEnded,
-    FileCreated,
     KillProcess,
     Leave,
     ProcessEnded,
@@ -53,9 +51,10 @@ from shoal_worker.inputs import (
     UnwatchDriver,
     WatchDriver,
 )
+from shoal_worker.mover import Mover, mover
 from shoal_worker.node import NodeCore
 from shoal_worker.output import Outputs
-from shoal_worker.segments import CreateFile, RemoveFile
+from shoal_worker.storage import Storage
 from shoal_worker.templates import prepare
 
 MOST_PRESTARTED = 4
@@ -85,9 +84,13 @@ class LeaveError(Exception):
 class Hands:
     """What the core's commands do to this machine."""
 
-    def __init__(self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs) -> None:
+    def __init__(
+        self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs, mover: Mover
+    ) -> None:
         self.engine: Engine
         self.forks: Forks
+        subjects = Subjects(settings.cluster)
+        self.storage = Storage(bus, subjects, node, folder, mover, lambda message: self.engine.inject(message))
         self.leaving = False
         self._settings = settings
         self._node = node
@@ -96,8 +99,8 @@ class Hands:
         self._drivers: dict[ProcessId, int] = {}
         self._loop = asyncio.get_running_loop()
 
-    def perform(self, command: Any) -> None:
-        """Carry out one command of the core."""
+    def perform(self, command: Any) -> Awaitable[None] | None:
+        """Carry out one command of the core; what takes time is returned, to be awaited beside the core."""
         match command:
             case StartProcess(process):
                 self.forks.start(self._config(process))
@@ -105,10 +108,6 @@ class Hands:
                 self.forks.kill(process)
             case RouteOutput(process, job):
                 self._outputs.route(process, job)
-            case CreateFile():
-                self.engine.inject(self._create(command))
-            case RemoveFile(name):
-                (self._folder / name).unlink(missing_ok=True)
             case WatchDriver(driver, pid):
                 self._watch(driver, pid)
             case UnwatchDriver(driver):
@@ -116,19 +115,14 @@ class Hands:
             case Leave(reason):
                 if not self.leaving:  # else it is this node that has said so
                     raise LeaveError(reason)
+            case _:
+                return self.storage.perform(command)
+        return None
 
     def process_ended(self, ended: ProcessEnded) -> None:
         """Tell the core that a worker process is gone."""
         self._outputs.forget(ended.process_id)
         self.engine.inject(ended)
-
-    def read(self, request: SegmentRead) -> bytes:
-        """Return bytes of a segment, for a reader on another machine."""
-        try:
-            with open(self._folder / Path(request.segment).name, "rb") as file:
-                return os.pread(file.fileno(), request.length, request.offset)
-        except OSError as error:
-            raise NotFoundError(f"segment {request.segment} is not on node {self._node}: {error}") from error
 
     def close(self) -> None:
         """Stop watching."""
@@ -150,24 +144,6 @@ class Hands:
             begun_page=str(self._folder / f"begun-{process}"),
             tls=tls,
         )
-
-    def _create(self, command: CreateFile) -> FileCreated:
-        path = self._folder / command.name
-        try:
-            if command.reused:
-                os.rename(self._folder / command.reused, path)
-            else:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                try:
-                    os.posix_fallocate(descriptor, 0, command.capacity_bytes)
-                finally:
-                    os.close(descriptor)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            return FileCreated(
-                command.name, f"{command.capacity_bytes:,} bytes of shared memory are not to be had: {error}"
-            )
-        return FileCreated(command.name)
 
     def _watch(self, driver: ProcessId, pid: int) -> None:
         try:
@@ -204,7 +180,7 @@ def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRo
         Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
         Route(subjects.actor_changed("*", ActorId("*")), ActorChanged, kind="event"),
     ]
-    return [*asked, *events, RawRoute(subjects.node_from_process(node, "read"), SegmentRead, hands.read)]
+    return [*asked, *events, RawRoute(subjects.node_from_process(node, "read"), SegmentRead, hands.storage.read)]
 
 
 def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float) -> NodeDescription:
@@ -227,6 +203,25 @@ def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float)
     )
 
 
+def _dial(settings: WorkerSettings, node: NodeId) -> AbstractAsyncContextManager[Bus]:
+    """Return a second connection of the node, for bulk data."""
+    return connect(
+        settings.address,
+        role=Role.NODE,
+        identity=node,
+        cluster=settings.cluster,
+        credentials=settings.proof(),
+        tls=settings.tls(),
+    )
+
+
+@asynccontextmanager
+async def _forked(hands: Hands, outputs: Outputs) -> AsyncIterator[Hands]:
+    """Give the hands a template to fork worker processes from."""
+    async with forks(hands.process_ended, outputs.add) as hands.forks:
+        yield hands
+
+
 @asynccontextmanager
 async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     """Run one node; entering means that it grants leases, and leaving that nothing of it is left."""
@@ -247,8 +242,10 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             warm_bytes=min(WARM_BYTES, description.object_store_bytes // 4),
         )
         outputs = Outputs(bus, subjects, node)
-        hands = Hands(bus, settings, node, folder, outputs)
-        async with forks(hands.process_ended, outputs.add) as hands.forks:
+        async with (
+            mover(lambda: _dial(settings, node), subjects) as moves,
+            _forked(Hands(bus, settings, node, folder, outputs, moves), outputs) as hands,
+        ):
             engine = hands.engine = Engine(
                 core,
                 bus,
@@ -259,6 +256,12 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
                 clock=time.monotonic,
             )
             engine.metrics.gauge("worker_processes", "Worker processes that live.", lambda: len(core.processes))
+            store, counts = core.store, core.store.counts
+            engine.metrics.gauge("store_bytes", "Bytes of shared memory in use.", lambda: core.segments.used_bytes)
+            engine.metrics.gauge("store_waiting", "Requests that wait for room.", lambda: len(store.waiting))
+            engine.metrics.total("spilled_bytes_total", "Bytes that were spilled.", lambda: counts.spilled_bytes)
+            engine.metrics.total("returned_bytes_total", "Spilled bytes that came back.", lambda: counts.returned_bytes)
+            engine.metrics.total("spills_refused_total", "Spills that failed.", lambda: counts.refused)
             engine.metrics.gauge("actors_hosted", "Actors whose process is on this node.", lambda: len(core.actors))
             try:
                 async with engine:

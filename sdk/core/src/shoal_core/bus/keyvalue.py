@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,6 +105,7 @@ class JetStreamKeyValue(KeyValue):
         self.bucket = bucket
         self.stream = f"KV_{bucket}"
         self.prefix = f"$KV.{bucket}."
+        self.watched = ">"
         self.jetstream = JetStream(bus)
 
     async def get(self, key: str) -> Entry | None:
@@ -132,6 +133,10 @@ class JetStreamKeyValue(KeyValue):
         watch = JetStreamWatch(self, callback)
         await watch.begin()
         return watch
+
+    def is_gone(self, headers: Mapping[str, str], data: bytes) -> bool:
+        """Tell whether a message of the bucket means that its key holds nothing."""
+        return headers.get(OPERATION_HEADER) in DELETE_OPERATIONS
 
     async def _change(self, key: str, value: bytes, revision: int, headers: dict[str, str] | None) -> int:
         """Store a message on the key's subject, provided that nobody did so meanwhile."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.interface import CONTROL_STATUS, STATUS_HEADER, Message, Subscription, logger
 from shoal_core.bus.jetstream import API
-from shoal_core.bus.keyvalue import DELETE_OPERATIONS, OPERATION_HEADER, Deleted, Entry, WatchCallback
+from shoal_core.bus.keyvalue import Deleted, Entry, WatchCallback
 from shoal_core.protocol.errors import BusError, ConnectionFailedError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class JetStreamWatch(Watch):
         configuration: dict[str, Any] = {
             "deliver_subject": subject,
             "deliver_policy": "last_per_subject",
-            "filter_subject": f"{self._key_value.prefix}>",
+            "filter_subject": f"{self._key_value.prefix}{self._key_value.watched}",
             "ack_policy": "none",
             "max_deliver": 1,
             "mem_storage": True,
@@ -163,7 +163,7 @@ class JetStreamWatch(Watch):
             self._stale.set()
             return
         self._consumer_sequence = consumer_sequence
-        deleted = headers is not None and headers.get(OPERATION_HEADER) in DELETE_OPERATIONS
+        deleted = self._key_value.is_gone(headers or {}, message.data)
         try:
             self._take(message.subject[len(self._key_value.prefix) :], message.data, stream_sequence, deleted)
         finally:

@@ -8,6 +8,7 @@ times in seconds since the epoch.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,12 +20,21 @@ MOST_READ_BYTES = 512 * 1024
 MOST_LISTED_OBJECTS = 1000
 MOST_PINS = 1000
 """How many segments one request pins."""
+CHUNK_BYTES = 1024 * 1024 - 4096
+"""Of a durable object: with its headers, a chunk is one message of the broker's usual ``max_payload``."""
+PUT_HOLDER = "put"
+"""Who holds a durable object because it was put as one."""
+NODE_HOLDER = "node:"
+"""What the names of the nodes begin with that hold a durable object because they have spilled it."""
 
 
 class Message(BaseModel):
     """What all control messages share: they do not change, and they refuse fields they do not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+    bulk_field: ClassVar[str] = ""
+    """The field of bytes that travels as it is, behind the JSON of all others (see ``wire``); "": none."""
 
 
 class Refusal(Message):
@@ -581,17 +591,50 @@ class NodeObjects(Message):
     silent: list[ProcessId] = Field(description="Processes that did not answer in time.")
 
 
+class RestoreObject(Message):
+    """Ask the node to fetch a durable object into a new segment that the asker owns (verb ``restore``).
+
+    The segment is sealed, as if the object had been put there. The same request again, as after a lost answer, is
+    answered with the same segment. ``NotFoundError`` where the durable tier has no such object.
+    """
+
+    process: ProcessId
+    object_id: str = Field(description="The durable id: the object's id, 48 hex digits.")
+    serial: int = Field(description="Of this process's restorations, another number for each.")
+
+
+class ObjectRestored(Message):
+    """The segment that holds the object now; the asker frees it."""
+
+    segment: str
+    size_bytes: int
+
+
 class DurablePut(Message):
-    """Open the upload of a durable object (verb ``put`` of the objectstore)."""
+    """Open the upload of a durable object, or hold one that is there with the same contents (verb ``put``).
+
+    An object stays as long as anybody holds it, and its job runs. The objectstore is who is asked.
+    """
 
     object_id: str
     size_bytes: int
-    chunks: int
-    digest: str = Field(description="crc32 of the whole, 8 hex digits.")
+    digests: list[int] = Field(description="crc32 of each chunk, in order. All but the last have CHUNK_BYTES.")
+    job_id: JobId = Field(default=JobId(""), description="The object goes with this job; empty: with none.")
+    holder: str = Field(default=PUT_HOLDER, description="Who holds the object; see `DurableDelete`.")
+    keep_seconds: float | None = Field(default=None, gt=0, description="The holder holds it no longer than this.")
+
+
+class DurableUpload(Message):
+    """Where the chunks are to be written: a node does so itself, a process by ``put_chunk``."""
+
+    place: str = Field(description="The upload's name: what follows the prefix in the subjects of its chunks.")
+    sealed: bool = Field(description="The object is there already: nothing is to be uploaded.")
 
 
 class DurablePutChunk(Message):
-    """Upload one chunk, at most 512 KiB (verb ``put_chunk``)."""
+    """Upload one chunk (verb ``put_chunk``); refused where it is not the one that was announced."""
+
+    bulk_field: ClassVar[str] = "data"
 
     object_id: str
     index: int
@@ -611,12 +654,12 @@ class DurableGet(Message):
 
 
 class DurableManifest(Message):
-    """What a durable object consists of."""
+    """What a durable object consists of, and where its chunks lie."""
 
     object_id: str
     size_bytes: int
-    chunks: int
-    digest: str
+    digests: list[int]
+    place: str
 
 
 class DurableGetChunk(Message):
@@ -629,13 +672,16 @@ class DurableGetChunk(Message):
 class DurableChunk(Message):
     """One chunk of a durable object."""
 
+    bulk_field: ClassVar[str] = "data"
+
     data: bytes
 
 
 class DurableDelete(Message):
-    """Remove a durable object (verb ``delete``)."""
+    """Hold a durable object no more; it goes with its last holder (verb ``delete``)."""
 
     object_id: str
+    holder: str = Field(default="", description="Whose names begin with this, hold it no more; empty: nobody does.")
 
 
 # ---------------------------------------------------------------------------------------- output of workers

@@ -18,6 +18,8 @@ subject (below ``shoal.<cluster>``)                     published by           h
 ``channel.<to>.process.<from>``                         process                process or node ``to``
 ``event.<role>.<source>.<kind>[.<detail>]``             that role              anyone
 ``inbox.<role>.<id>.>``                                 whoever was asked      that id
+``obj.<cluster>.<object>.manifest`` (not below shoal)   objectstore            JetStream
+``obj.<cluster>.<object>.<upload>.<index>`` (nor this)  objectstore, node      JetStream
 ======================================================  =====================  ==========================
 """
 
@@ -129,12 +131,12 @@ class Subjects:
         return f"shoal-{self.cluster}-objects"
 
     def object_prefix(self) -> str:
-        """Return what the subjects of all durable objects begin with; ``<object>.<chunk>`` follows."""
+        """Return what the subjects of all durable objects begin with."""
         return f"obj.{self.cluster}."
 
-    def object_chunk(self, object_id: str, index: str) -> str:
+    def object_chunk(self, object_id: str, upload: int, index: int) -> str:
         """Return where one chunk of a durable object is stored."""
-        return f"{self.object_prefix()}{object_id}.{index}"
+        return f"{self.object_prefix()}{object_id}.{upload}.{index}"
 
 
 def parse_channel(subject: str) -> tuple[Role, str]:
@@ -197,6 +199,8 @@ def permissions(cluster: str, role: Role) -> Permissions:
                 f"{root}.node.*.process.*",
                 f"{root}.channel.*.node.*",
                 *own_events,
+                f"obj.{cluster}.*.*.*",
+                f"$JS.API.DIRECT.GET.{Subjects(cluster).object_stream()}.obj.{cluster}.*.*.*",
             ),
             subscribe=(*own_inbox, *events, *service, f"{root}.channel.*.*.*", f"{root}.node.>"),
         ),

@@ -2,6 +2,9 @@
 
 A refusal is told from an answer by its shape alone: an object with exactly the fields ``code`` and ``detail``, which
 no other message has.
+
+A message with a bulk field is the JSON of its other fields, a newline, and then the bytes of that field as they are: a
+megabyte in base64 would take a third more room, and a hundred times as long.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from shoal_core.protocol.errors import InvalidRequestError, ServiceError, ShoalError, from_wire, wire_code
 from shoal_core.protocol.messages import Message, Refusal
@@ -25,13 +29,16 @@ def encode(message: Message | ShoalError) -> bytes:
     """Return a message as JSON; an error becomes a ``Refusal`` with its wire code."""
     if isinstance(message, ShoalError):
         message = Refusal(code=wire_code(message), detail=str(message))
+    if message.bulk_field:
+        others = message.__pydantic_serializer__.to_json(message, exclude={message.bulk_field})
+        return b"".join((others, b"\n", getattr(message, message.bulk_field)))
     return message.__pydantic_serializer__.to_json(message)
 
 
 def decode(model: type[M], data: bytes) -> M:
     """Return the message that ``data`` holds; ``InvalidRequestError`` names the field that is wrong."""
     try:
-        return model.model_validate_json(data)
+        return _validated(model, data)
     except ValidationError as error:
         raise InvalidRequestError(f"not a valid {model.__name__}: {_explain(error)}") from None
 
@@ -44,7 +51,7 @@ def decode_reply(model: type[M], data: bytes) -> M:
     if data.startswith(_REFUSAL_START):
         raise decode_refusal(data)
     try:
-        return model.model_validate_json(data)
+        return _validated(model, data)
     except ValidationError as error:
         raise ServiceError(
             f"the answer is not a valid {model.__name__}: {_explain(error)}; "
@@ -56,6 +63,20 @@ def decode_refusal(data: bytes) -> ShoalError:
     """Return the error that a refusal stands for."""
     refusal = Refusal.model_validate_json(data)
     return from_wire(refusal.code, refusal.detail)
+
+
+def _validated(model: type[M], data: bytes) -> M:
+    """Return the message that ``data`` holds, or raise pydantic's error."""
+    if not model.bulk_field:
+        return model.model_validate_json(data)
+    others, newline, bulk = data.partition(b"\n")
+    try:
+        fields = from_json(others)
+    except ValueError:
+        return model.model_validate_json(others)  # it says what is wrong with the JSON
+    if isinstance(fields, dict) and newline:
+        fields[model.bulk_field] = bulk
+    return model.model_validate(fields)
 
 
 def _explain(error: ValidationError) -> str:

@@ -1,0 +1,140 @@
+"""What a node's object store orders to be done with files and durable copies, and what comes back; sizes of files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal_core.protocol.errors import ShoalError
+from shoal_core.protocol.ids import JobId
+from shoal_worker.restoring import Restoration
+
+PAGE_BYTES = 4096
+
+
+def size_class(size_bytes: int) -> int:
+    """Return the size of the file for an object: powers of two in four steps, so that at most a quarter is unused."""
+    if size_bytes <= PAGE_BYTES:
+        return PAGE_BYTES
+    step = max(PAGE_BYTES, 1 << ((size_bytes - 1).bit_length() - 3))
+    return -(-size_bytes // step) * step
+
+
+@dataclass(frozen=True, slots=True)
+class CreateFile:
+    """Make a file of this size with all its pages reserved, from the warm file ``reused`` where one is named.
+
+    The outcome comes back as ``FileCreated``. Where it is to be ``filled``, nobody finds it under its name before.
+    """
+
+    name: str
+    capacity_bytes: int
+    reused: str = ""
+    filled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFile:
+    """Remove a file, and its pages with it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShelveFile:
+    """Give the file of a spilled segment another name, under which it is kept warm."""
+
+    name: str
+    shelf: str
+
+
+@dataclass(frozen=True, slots=True)
+class FillFile:
+    """Write a durable object into a file that was made to be filled; ``FileFilled`` comes back."""
+
+    name: str
+    object_id: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpillFile:
+    """Copy a file's object into the durable tier; ``FileSpilled`` comes back."""
+
+    name: str
+    object_id: str
+    size_bytes: int
+    job: JobId
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropCopy:
+    """Hold a durable object no more: those whose names begin so."""
+
+    object_id: str
+    holder: str
+
+
+FileCommand = CreateFile | RemoveFile | ShelveFile | FillFile | SpillFile | DropCopy
+
+
+@dataclass(frozen=True, slots=True)
+class FindCopy:
+    """Command: ask the durable tier for an object's size; ``CopyFound`` comes back."""
+
+    restoration: Restoration
+
+
+@dataclass(frozen=True, slots=True)
+class FileCreated:
+    """Input: a segment's file is made and its pages are reserved; ``error`` says why not."""
+
+    name: str
+    error: str = ""
+    no_space: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileFilled:
+    """Input: a file holds its object now; ``error`` says why not."""
+
+    name: str
+    error: ShoalError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpilled:
+    """Input: an object is in the durable tier now; ``error`` says why not, and then nothing of it is."""
+
+    name: str
+    error: ShoalError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFound:
+    """Input: the size of a durable object that is to be restored, or the error that came instead."""
+
+    restoration: Restoration
+    size_bytes: int
+    error: ShoalError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadWanted:
+    """Input: somebody elsewhere wants to read bytes of a segment; ``ReadReady`` answers with the same ticket."""
+
+    name: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReady:
+    """Command: a segment lies in memory for now; ``error`` says why it never will."""
+
+    ticket: int
+    error: ShoalError | None = None
+
+
+StoreInput = FileCreated | FileFilled | FileSpilled | CopyFound | ReadWanted
+
+StoreCommand = FileCommand | FindCopy | ReadReady

@@ -1,0 +1,231 @@
+"""What the object store's commands do to this machine's files and to the durable tier.
+
+Small files are made and removed at once, since they are on the path of every object of theirs. Large ones take a while
+(their pages are reserved and given back one by one), so that happens in a thread, beside the node's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from shoal_core.bus import Bus
+from shoal_core.bus.requests import ask
+from shoal_core.protocol.errors import BusError, NotFoundError, ShoalError
+from shoal_core.protocol.ids import NodeId
+from shoal_core.protocol.messages import DurableDelete, DurableGet, DurableManifest, SegmentRead
+from shoal_core.protocol.subjects import Subjects
+from shoal_worker.files import (
+    CopyFound,
+    CreateFile,
+    DropCopy,
+    FileCreated,
+    FileFilled,
+    FileSpilled,
+    FillFile,
+    FindCopy,
+    ReadReady,
+    ReadWanted,
+    RemoveFile,
+    ShelveFile,
+    SpillFile,
+    StoreCommand,
+)
+from shoal_worker.mover import PARTIAL, PATIENCE_SECONDS, Mover
+
+logger = logging.getLogger("shoal.worker")
+
+LARGE_BYTES = 4 * 1024 * 1024
+ROOM_SECONDS = 5.0
+PAUSE_SECONDS = 0.05
+REFUSED_PAUSE_SECONDS = 1.0
+READ_ATTEMPTS = 3
+REMOVED = ".gone"
+
+
+class Storage:
+    """The folder of a node's segments, and its way to the durable tier. ``inject`` takes what comes of a command."""
+
+    def __init__(
+        self, bus: Bus, subjects: Subjects, node: NodeId, folder: Path, mover: Mover, inject: Callable[[Any], None]
+    ) -> None:
+        self._bus = bus
+        self._subjects = subjects
+        self._node = node
+        self._folder = folder
+        self._mover = mover
+        self._inject = inject
+        self._tickets = 0
+        self._reads: dict[int, asyncio.Future[None]] = {}
+        # Unbounded: each entry is a copy that exists and has to go.
+        self._dropped: deque[DropCopy] = deque()
+        self._dropping = False
+
+    def perform(self, command: StoreCommand) -> Awaitable[None] | None:
+        """Carry out one command; what takes time is returned, to be awaited beside the core."""
+        match command:
+            case CreateFile():
+                return self._create(command)
+            case RemoveFile(name):
+                return self._remove(name)
+            case ShelveFile(name, shelf):
+                os.rename(self._folder / name, self._folder / shelf)
+            case FillFile():
+                return self._fill(command)
+            case SpillFile():
+                return self._spill(command)
+            case FindCopy():
+                return self._find_copy(command)
+            case DropCopy():
+                self._dropped.append(command)
+                return None if self._dropping else self._drop_all()
+            case ReadReady(ticket, error):
+                self._read_ready(ticket, error)
+        return None
+
+    def read(self, request: SegmentRead) -> bytes | Awaitable[bytes]:
+        """Return bytes of a segment, for a reader on another machine; one that was spilled is brought back first."""
+        try:
+            return self._read(request)
+        except FileNotFoundError:
+            return self._read_later(request)
+        except OSError as error:
+            raise NotFoundError(f"segment {request.segment} cannot be read on node {self._node}: {error}") from error
+
+    # ------------------------------------------------------------------------------- files
+
+    def _create(self, command: CreateFile) -> Awaitable[None] | None:
+        path = self._folder / (command.name + PARTIAL * command.filled)
+        if command.capacity_bytes < LARGE_BYTES or command.reused:
+            self._inject(self._make(path, command))
+            return None
+        return self._create_large(path, command)
+
+    async def _create_large(self, path: Path, command: CreateFile) -> None:
+        """Make a file in a thread; the pages of a file that was just removed may come back only in a moment."""
+        deadline = time.monotonic() + ROOM_SECONDS
+        while True:
+            made = await asyncio.to_thread(self._make, path, command)
+            if not made.no_space or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(PAUSE_SECONDS)
+        self._inject(made)
+
+    def _make(self, path: Path, command: CreateFile) -> FileCreated:
+        try:
+            if command.reused:
+                os.rename(self._folder / command.reused, path)
+            else:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    os.posix_fallocate(descriptor, 0, command.capacity_bytes)
+                finally:
+                    os.close(descriptor)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            return FileCreated(
+                command.name,
+                f"{command.capacity_bytes:,} bytes of shared memory are not to be had: {error}",
+                no_space=error.errno == errno.ENOSPC,
+            )
+        return FileCreated(command.name)
+
+    def _remove(self, name: str) -> Awaitable[None] | None:
+        """Remove a file; one that is being filled loses its partial name first, so that it cannot get the other."""
+        (self._folder / (name + PARTIAL)).unlink(missing_ok=True)
+        path = self._folder / name
+        try:
+            size_bytes = path.stat().st_size
+        except FileNotFoundError:
+            return None
+        if size_bytes < LARGE_BYTES:
+            path.unlink(missing_ok=True)
+            return None
+        gone = path.with_name(name + REMOVED)
+        os.rename(path, gone)  # its name may be used again at once
+        return asyncio.to_thread(gone.unlink, missing_ok=True)
+
+    # ------------------------------------------------------------------------------- the durable tier
+
+    async def _fill(self, command: FillFile) -> None:
+        try:
+            await self._mover.fill(self._folder / command.name, command.object_id, command.size_bytes)
+        except ShoalError as error:
+            self._inject(FileFilled(command.name, error))
+        else:
+            self._inject(FileFilled(command.name))
+
+    async def _spill(self, command: SpillFile) -> None:
+        try:
+            await self._mover.spill(self._folder / command.name, command)
+        except ShoalError as error:
+            logger.warning("segment %s could not be spilled: %s", command.name, error)
+            self._inject(FileSpilled(command.name, error))
+        else:
+            self._inject(FileSpilled(command.name))
+
+    async def _find_copy(self, command: FindCopy) -> None:
+        restoration = command.restoration
+        request = DurableGet(object_id=restoration.request.object_id)
+        try:
+            manifest = await ask(
+                self._bus, self._subjects.objectstore("get"), request, timeout_seconds=PATIENCE_SECONDS
+            )
+        except ShoalError as error:
+            self._inject(CopyFound(restoration, 0, error))
+        else:
+            assert isinstance(manifest, DurableManifest)
+            self._inject(CopyFound(restoration, manifest.size_bytes))
+
+    async def _drop_all(self) -> None:
+        """Let go of copies, one after the other, however long the durable tier is away."""
+        self._dropping = True
+        try:
+            while self._dropped:
+                drop = self._dropped[0]
+                delete = DurableDelete(object_id=drop.object_id, holder=drop.holder)
+                try:
+                    await ask(self._bus, self._subjects.objectstore("delete"), delete)
+                except BusError:
+                    await asyncio.sleep(REFUSED_PAUSE_SECONDS)
+                    continue
+                except ShoalError as error:
+                    logger.warning("the durable copy of object %s goes only with its job: %s", drop.object_id, error)
+                self._dropped.popleft()
+        finally:
+            self._dropping = False
+
+    # ------------------------------------------------------------------------------- reading
+
+    def _read(self, request: SegmentRead) -> bytes:
+        with open(self._folder / Path(request.segment).name, "rb") as file:
+            return os.pread(file.fileno(), request.length, request.offset)
+
+    async def _read_later(self, request: SegmentRead) -> bytes:
+        """Read once the segment lies in memory; it may have to leave again before its turn comes."""
+        for _ in range(READ_ATTEMPTS):
+            self._tickets += 1
+            ready = self._reads[self._tickets] = asyncio.get_running_loop().create_future()
+            self._inject(ReadWanted(Path(request.segment).name, self._tickets))
+            await ready
+            try:
+                return self._read(request)
+            except FileNotFoundError:
+                continue
+        raise NotFoundError(f"segment {request.segment} cannot be kept on node {self._node}: its memory is too small")
+
+    def _read_ready(self, ticket: int, error: ShoalError | None) -> None:
+        ready = self._reads.pop(ticket)
+        if ready.cancelled():
+            return
+        if error is None:
+            ready.set_result(None)
+        else:
+            ready.set_exception(error)

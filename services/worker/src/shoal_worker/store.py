@@ -1,0 +1,462 @@
+"""The object store of a node: room for objects, by spilling others to the durable tier where there is none.
+
+Theory
+======
+
+Whoever wants room (to write an object, to map one that was spilled, to restore a durable one) waits in one queue, and
+is answered when its file is there. Room is made in this order, each step only as far as it is needed:
+
+1. warm files, which hold nothing, are removed;
+2. idle segments whose copy is whole lose their file, least recently used first: that moves no byte;
+3. idle segments without a copy are copied to the durable tier, least recently used first, a few at a time.
+
+What is being written, and what a process has mapped, stays. From that, whatever the order of events:
+
+1. **Nothing acknowledged is lost**: a segment loses its file only when its copy was acknowledged, and keeps the copy
+   until it is freed.
+2. **A pin never sees half an object**: it is answered when the segment lies in memory, and a file that is being filled
+   has another name.
+3. **Nothing hangs**: what moves bytes always ends. As long as something moves, the queue waits; when nothing moves for
+   ``STALL_SECONDS``, or at once where the durable tier has just refused, the first in the queue is told why, and who
+   holds what.
+4. **Nothing is left**: a copy goes with its segment, and a file with its segment or its copy.
+
+A copy that the durable tier refuses is tried again after ``REFUSED_SECONDS``, when somebody waits for room then.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from functools import partial
+from operator import is_
+
+from shoal_core.protocol.errors import (
+    AlreadyExistsError,
+    DeclaredDeadError,
+    NotFoundError,
+    ObjectStoreFullError,
+    ShoalError,
+)
+from shoal_core.protocol.ids import JobId, NodeId, ProcessId, durable_id
+from shoal_core.protocol.messages import (
+    NODE_HOLDER,
+    AllocateSegment,
+    Done,
+    Message,
+    PinSegment,
+    RestoreObject,
+    SegmentGranted,
+)
+from shoal_core.protocol.records import SegmentSealed
+from shoal_worker.files import (
+    CopyFound,
+    DropCopy,
+    FileCreated,
+    FileFilled,
+    FileSpilled,
+    FindCopy,
+    ReadReady,
+    ReadWanted,
+    StoreCommand,
+    StoreInput,
+    size_class,
+)
+from shoal_worker.restoring import Restoration, Restorations
+from shoal_worker.segments import CopyState, Segment, SegmentState, SegmentTable
+from shoal_worker.waiting import Allocation, Arrival, Return, WaitingQueue, Wanted
+
+STALL_SECONDS = 10.0
+REFUSED_SECONDS = 5.0
+SPILLS_AT_ONCE = 4
+NEVER = float("inf")
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this node has moved since it began."""
+
+    spilled: int = 0
+    spilled_bytes: int = 0
+    returned: int = 0
+    returned_bytes: int = 0
+    refused: int = 0
+
+
+class ObjectStore:
+    """The segments of one node, and who waits for room. What is to be done is left in ``commands`` and ``replies``."""
+
+    def __init__(self, node: NodeId, capacity_bytes: int, warm_bytes: int) -> None:
+        self.segments = SegmentTable(capacity_bytes, warm_bytes, node)
+        self.counts = Counts()
+        self.replies: list[tuple[int, Message | ShoalError]] = []
+        self.waiting = WaitingQueue()
+        self.wake_at = NEVER
+        self._commands: list[StoreCommand] = []
+        self._creating: dict[str, Wanted] = {}
+        self._returns: dict[str, Return] = {}
+        self._restorations = Restorations()
+        self._spilling: dict[str, Segment] = {}
+        self._refusal = ""
+        self._refused_until = float("-inf")
+        self._stalled_at = NEVER
+
+    def take_commands(self) -> list[StoreCommand]:
+        """Return what is to be done, in order."""
+        commands = [*self.segments.commands, *self._commands]
+        self.segments.commands, self._commands = [], []
+        return commands
+
+    # ------------------------------------------------------------------------------- requests
+
+    def allocate(self, request: AllocateSegment, token: int, job: JobId | None, now: float) -> None:
+        """Promise a file to a writer; it is answered when that is there."""
+        segment = self.segments.asked_again(request.process, request.serial)
+        if segment is not None:
+            if segment.state is SegmentState.CREATING:
+                self._creating[segment.name].tokens.append(token)  # type: ignore[union-attr]
+            else:
+                self.replies.append((token, _granted(segment)))
+            return
+        for wanted in self.waiting:
+            if isinstance(wanted, Allocation) and (wanted.process, wanted.serial) == (request.process, request.serial):
+                wanted.tokens.append(token)
+                return
+        capacity = self._capacity(request.size_bytes)
+        self._want(Allocation(request.size_bytes, capacity, [token], request.process, request.serial, job))
+        self.pump(now)
+
+    def pin(self, request: PinSegment, token: int, now: float) -> None:
+        """Keep a segment for a process; it is answered when the segment lies in memory."""
+        segment = self.segments.pin(request.segment, request.process, request.serial)
+        if segment.state in (SegmentState.WRITING, SegmentState.SEALED):
+            self.replies.append((token, Done()))
+            return
+        self._return(segment).tokens.append(token)
+        self.pump(now)
+
+    def restore(self, request: RestoreObject, token: int, job: JobId | None) -> None:
+        """Fetch a durable object for a process that will own it."""
+        known = self._restorations.find(request)
+        if known is None:
+            self._commands.append(FindCopy(self._restorations.begin(request, job, token)))
+        elif known.answer is None:
+            known.tokens.append(token)
+        else:
+            self.replies.append((token, known.answer))
+
+    def _return(self, segment: Segment) -> Return:
+        """Have a spilled segment come back, unless it is on its way."""
+        back = self._returns.get(segment.name)
+        if back is None:
+            back = Return(segment.size_bytes, segment.capacity_bytes, segment.name)
+            self._want(back)
+        return back
+
+    def _want(self, wanted: Wanted) -> None:
+        self.waiting.add(wanted)
+        if isinstance(wanted, Return):
+            self._returns[wanted.segment] = wanted
+
+    def _capacity(self, size_bytes: int) -> int:
+        """Return the size of the file for an object; ``ObjectStoreFullError`` for one that will never fit."""
+        capacity = size_class(size_bytes)
+        if capacity > self.segments.capacity_bytes:
+            raise ObjectStoreFullError(
+                f"an object of {size_bytes:,} bytes is larger than the node's whole shared memory for objects, which "
+                f"has {self.segments.capacity_bytes:,} bytes. Put it in parts, or give the node a larger "
+                "object_store_memory"
+            )
+        return capacity
+
+    # ------------------------------------------------------------------------------- what processes say
+
+    def sealed(self, writer: ProcessId, record: SegmentSealed, now: float) -> bool:
+        """A writer is done; tell whether it may say so."""
+        object_id = durable_id(record.owner, record.key) if record.key else ""
+        sealed = self.segments.seal(record.segment, writer, record.owner, object_id)
+        self.pump(now)
+        return sealed
+
+    def unpinned(self, process: ProcessId, segment: str, serial: int, now: float) -> None:
+        """A process maps a segment no more."""
+        self.segments.unpin(segment, process, serial)
+        self.pump(now)
+
+    def freed(self, process: ProcessId, segment: str, now: float) -> None:
+        """Nobody needs an object any more."""
+        self.segments.free(segment, process)
+        self._end_returns()
+        self.pump(now)
+
+    def process_died(self, process: ProcessId, reaped: bool, now: float) -> None:
+        """A process is gone, with all that it wanted, wrote, mapped and owned."""
+        gone = self.waiting.remove(lambda wanted: isinstance(wanted, Allocation) and wanted.process == process)
+        for wanted in gone:
+            self._refuse(wanted, DeclaredDeadError(f"process {process}, which asked for room, has died"))
+        self._restorations.process_died(process)
+        self.segments.process_died(process, reaped)
+        self._end_returns()
+        self.pump(now)
+
+    def _end_returns(self) -> None:
+        """Tell those who wait for a segment that was freed meanwhile."""
+        for name, back in list(self._returns.items()):
+            segment = self.segments.get(name)
+            if segment is None or segment.state is SegmentState.FREED:
+                self.waiting.remove(partial(is_, back))
+                self._refuse(back, NotFoundError(f"segment {name} cannot be mapped: its object was freed"))
+
+    # ------------------------------------------------------------------------------- what came of commands
+
+    def take(self, message: StoreInput, now: float) -> None:
+        """Take in what came of a command."""
+        match message:
+            case FileCreated():
+                self._file_created(message)
+            case FileFilled():
+                self._file_filled(message)
+            case FileSpilled():
+                self._file_spilled(message, now)
+            case CopyFound():
+                self._copy_found(message)
+            case ReadWanted():
+                self._read_wanted(message)
+        self.pump(now)
+
+    def _file_created(self, created: FileCreated) -> None:
+        wanted = self._creating.pop(created.name)
+        if created.error:
+            self.segments.creation_failed(created.name)
+            self._refuse(wanted, ObjectStoreFullError(created.error))
+            return
+        segment = self.segments.created(created.name)
+        if segment is None:
+            self._refuse(wanted, DeclaredDeadError("the process that asked for the segment has died"))
+        elif isinstance(wanted, Allocation):
+            self.replies += [(token, _granted(segment)) for token in wanted.tokens]
+        elif isinstance(wanted, Return):
+            self.segments.fill(segment, segment.object_id)
+        else:
+            self.segments.fill(segment, wanted.restoration.request.object_id)
+
+    def _file_filled(self, filled: FileFilled) -> None:
+        segment = self.segments.filled(filled.name, filled.error is None)
+        restoration = self._restorations.of_segment(filled.name)
+        if restoration is not None:
+            self._restored(restoration, filled.error)
+            return
+        back = self._returns.get(filled.name)
+        if back is None or segment is None:
+            return  # it was freed meanwhile
+        if filled.error is not None:
+            self._refuse(back, filled.error)
+            return
+        del self._returns[filled.name]
+        self.counts.returned += 1
+        self.counts.returned_bytes += segment.size_bytes
+        self.replies += [(token, Done()) for token in back.tokens]
+        self._commands += [ReadReady(ticket) for ticket in back.reads]
+
+    def _restored(self, restoration: Restoration, error: ShoalError | None) -> None:
+        """Seal what was restored, for whoever asked."""
+        request, name = restoration.request, restoration.segment
+        process = request.process
+        if error is not None:
+            self.segments.free(name, process)
+        elif not self.segments.seal(name, process, process, request.object_id):
+            error = DeclaredDeadError(f"process {process}, which asked for the object, has died")
+        if error is not None:
+            self._give_up(restoration, error)
+            return
+        answer = self._restorations.succeed(restoration)
+        self.replies += [(token, answer) for token in restoration.tokens]
+        if request.object_id.startswith(process):
+            # Its owner restores what it has lost: no node that spilled it before is asked for it again.
+            self._commands.append(DropCopy(request.object_id, NODE_HOLDER))
+
+    def _file_spilled(self, spilled: FileSpilled, now: float) -> None:
+        del self._spilling[spilled.name]
+        segment = self.segments.spilled(spilled.name, spilled.error is None)
+        if spilled.error is None:
+            self.counts.spilled += 1
+            self.counts.spilled_bytes += segment.size_bytes
+        elif isinstance(spilled.error, AlreadyExistsError | DeclaredDeadError):
+            segment.unspillable = True  # another attempt made another value of it, or its job has ended
+        else:
+            self.counts.refused += 1
+            self._refusal, self._refused_until = str(spilled.error), now + REFUSED_SECONDS
+
+    def _copy_found(self, found: CopyFound) -> None:
+        """Let a durable object wait for its segment."""
+        restoration, size_bytes = found.restoration, found.size_bytes
+        restoration.size_bytes = size_bytes
+        try:
+            if found.error is not None:
+                raise found.error
+            if self._restorations.find(restoration.request) is not restoration:
+                raise DeclaredDeadError(f"process {restoration.request.process}, which asked for the object, has died")
+            self._want(Arrival(size_bytes, self._capacity(size_bytes), restoration))
+        except ShoalError as error:
+            self._give_up(restoration, error)
+
+    def _read_wanted(self, wanted: ReadWanted) -> None:
+        segment = self.segments.get(wanted.name)
+        if segment is None or segment.state in (SegmentState.FREED, SegmentState.ABANDONED):
+            gone = NotFoundError(f"segment {wanted.name} is not on node {self.segments.node}: its object was freed")
+            self._commands.append(ReadReady(wanted.ticket, gone))
+        elif segment.state in (SegmentState.SPILLED, SegmentState.RETURNING):
+            try:
+                self._return(segment).reads.append(wanted.ticket)
+            except ShoalError as error:
+                self._commands.append(ReadReady(wanted.ticket, error))
+        else:
+            self._commands.append(ReadReady(wanted.ticket))
+
+    # ------------------------------------------------------------------------------- room
+
+    def pump(self, now: float) -> None:
+        """Serve who can be served, and make room for the others."""
+        while (first := self.waiting.first) is not None:
+            if self._begin(first):
+                self.waiting.remove_first()
+                self._stalled_at = NEVER
+            elif not self._evict_one():
+                self._spill(now)
+                if not self._is_hopeless(now):
+                    break
+                self._refuse(self.waiting.remove_first(), ObjectStoreFullError(self._full(first.size_bytes, now)))
+        if not len(self.waiting):
+            self._stalled_at = NEVER
+        self.wake_at = self._stalled_at + STALL_SECONDS
+
+    def _begin(self, wanted: Wanted) -> bool:
+        """Order the file that somebody waits for; False where there is no room."""
+        if isinstance(wanted, Return):
+            segment = self.segments.get(wanted.segment)
+            assert segment is not None, "who waits for what was freed is told so at once"
+            if not self.segments.bring_back(segment):
+                return False
+        elif isinstance(wanted, Allocation):
+            new = self.segments.allocate(wanted.process, wanted.size_bytes, wanted.job)
+            if new is None:
+                return False
+            segment = new
+            self.segments.asked(wanted.process, wanted.serial, segment)
+        else:
+            restoration = wanted.restoration
+            if self._restorations.find(restoration.request) is not restoration:
+                self._give_up(restoration, DeclaredDeadError(f"process {restoration.request.process} has died"))
+                return True
+            new = self.segments.allocate(restoration.request.process, wanted.size_bytes, restoration.job, filled=True)
+            if new is None:
+                return False
+            segment = new
+            self._restorations.give_segment(restoration, segment.name)
+        self._creating[segment.name] = wanted
+        return True
+
+    def _evict_one(self) -> bool:
+        """Take the file of the least recently used idle segment whose copy is whole; False where there is none."""
+        idle = [segment for segment in self.segments if segment.is_idle() and segment.copy is CopyState.WHOLE]
+        if not idle:
+            return False
+        self.segments.evict(min(idle, key=_last_use))
+        return True
+
+    def _spill(self, now: float) -> None:
+        """Have idle segments copied, so many as those who wait need."""
+        if now < self._refused_until:
+            return
+        table = self.segments
+        leaving = sum(segment.capacity_bytes for segment in self._spilling.values() if not segment.pinned())
+        missing = self.waiting.wanted_bytes - (table.capacity_bytes - table.used_bytes) - leaving
+        idle = [
+            segment
+            for segment in table
+            if segment.is_idle() and segment.copy is CopyState.NONE and segment.object_id and not segment.unspillable
+        ]
+        for segment in heapq.nsmallest(SPILLS_AT_ONCE, idle, key=_last_use):
+            if missing <= 0 or len(self._spilling) >= SPILLS_AT_ONCE:
+                return
+            table.begin_spill(segment)
+            self._spilling[segment.name] = segment
+            missing -= segment.capacity_bytes
+
+    def _is_hopeless(self, now: float) -> bool:
+        """Tell whether the first has waited in vain: nothing moves that could make room."""
+        moving = self._spilling or any(
+            segment.ordered and segment.state in (SegmentState.FREED, SegmentState.ABANDONED)
+            for segment in self.segments
+        )
+        if moving:
+            self._stalled_at = NEVER
+            return False
+        self._stalled_at = min(self._stalled_at, now)
+        return now < self._refused_until or now >= self._stalled_at + STALL_SECONDS
+
+    # ------------------------------------------------------------------------------- refusals
+
+    def _refuse(self, wanted: Wanted, error: ShoalError) -> None:
+        """Tell somebody that there is no room, or no object."""
+        self._stalled_at = NEVER
+        if isinstance(wanted, Arrival):
+            self._give_up(wanted.restoration, error)
+            return
+        self.replies += [(token, error) for token in wanted.tokens]
+        wanted.tokens = []
+        if isinstance(wanted, Return):
+            if self._returns.get(wanted.segment) is wanted:
+                del self._returns[wanted.segment]
+            self._commands += [ReadReady(ticket, error) for ticket in wanted.reads]
+            wanted.reads = []
+
+    def _give_up(self, restoration: Restoration, error: ShoalError) -> None:
+        self._restorations.fail(restoration)
+        self.replies += [(token, error) for token in restoration.tokens]
+        restoration.tokens = []
+
+    def _full(self, size_bytes: int, now: float) -> str:
+        """Say who holds what, what cannot be spilled and why, and what to do."""
+        table = self.segments
+        held: dict[ProcessId, int] = {}
+        mapped = unwritten = 0
+        for segment in table:
+            if segment.has_file():
+                held[segment.process] = held.get(segment.process, 0) + segment.capacity_bytes
+                mapped += segment.capacity_bytes * segment.pinned()
+                unwritten += segment.capacity_bytes * (segment.state is SegmentState.WRITING)
+        most = sorted(held.items(), key=lambda item: (-item[1], item[0]))[:3]
+        holders = ", ".join(f"process {process} holds {size:,}" for process, size in most)
+        refusal = f"the durable tier refused to take more ({self._refusal}); " if now < self._refused_until else ""
+        return (
+            f"an object of {size_bytes:,} bytes does not fit into the node's shared memory: {table.used_bytes:,} of "
+            f"{table.capacity_bytes:,} bytes are in use ({holders or 'nobody holds any'}); {mapped:,} bytes are mapped "
+            f"by processes and {unwritten:,} are being written, which cannot be spilled; {refusal}drop references to "
+            "objects, and values that were read from them, or give the node a larger object_store_memory"
+        )
+
+    def sanity_check(self) -> None:
+        """State the invariants."""
+        self.segments.sanity_check()
+        writing = {segment.name for segment in self.segments if segment.copy is CopyState.WRITING}
+        assert writing == set(self._spilling)
+        ordered = {segment.name for segment in self.segments if segment.ordered}
+        assert set(self._creating) <= ordered
+        for name in self._returns:
+            back = self.segments.get(name)
+            assert back is not None
+            assert back.state in (SegmentState.SPILLED, SegmentState.RETURNING)
+        for segment in self.segments:
+            waits = segment.name in self._returns
+            assert segment.state is not SegmentState.RETURNING or waits, "what returns is waited for"
+        if len(self.waiting):
+            assert self._spilling or self.wake_at < NEVER or any(segment.ordered for segment in self.segments)
+
+
+def _last_use(segment: Segment) -> int:
+    return segment.used
+
+
+def _granted(segment: Segment) -> SegmentGranted:
+    return SegmentGranted(segment=segment.name, capacity_bytes=segment.capacity_bytes)

@@ -1,0 +1,95 @@
+"""Who waits for room in a node's shared memory, in the order of asking.
+
+First come, first served: a small object does not overtake a large one, which would wait for ever. The queue is bounded;
+who comes when it is full is refused.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from shoal_core.protocol.errors import ObjectStoreFullError
+from shoal_core.protocol.ids import JobId, ProcessId
+from shoal_worker.restoring import Restoration
+
+MOST_WAITING = 4096
+
+
+@dataclass(eq=False, slots=True)
+class Allocation:
+    """A process wants to write an object."""
+
+    size_bytes: int
+    capacity_bytes: int
+    tokens: list[int]
+    process: ProcessId
+    serial: int
+    job: JobId | None
+
+
+@dataclass(eq=False, slots=True)
+class Return:
+    """A spilled segment is pinned. ``tokens`` are whose pins wait for it, ``reads`` who wants to read its bytes."""
+
+    size_bytes: int
+    capacity_bytes: int
+    segment: str
+    tokens: list[int] = field(default_factory=list)
+    reads: list[int] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class Arrival:
+    """A durable object is to be restored for a process."""
+
+    size_bytes: int
+    capacity_bytes: int
+    restoration: Restoration
+
+
+Wanted = Allocation | Return | Arrival
+
+
+class WaitingQueue:
+    """All that wait."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Wanted] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __iter__(self) -> Iterator[Wanted]:
+        return iter(self._queue)
+
+    @property
+    def first(self) -> Wanted | None:
+        """Who is served next."""
+        return self._queue[0] if self._queue else None
+
+    @property
+    def wanted_bytes(self) -> int:
+        """How much room all of them want."""
+        return sum(wanted.capacity_bytes for wanted in self._queue)
+
+    def add(self, wanted: Wanted) -> None:
+        """Let somebody wait; ``ObjectStoreFullError`` where too many do."""
+        if len(self._queue) >= MOST_WAITING:
+            raise ObjectStoreFullError(
+                f"{MOST_WAITING:,} requests wait for room in the node's shared memory already; put objects one after "
+                "the other, or give the node a larger object_store_memory"
+            )
+        self._queue.append(wanted)
+
+    def remove_first(self) -> Wanted:
+        """The first waits no more."""
+        return self._queue.popleft()
+
+    def remove(self, unwanted: Callable[[Wanted], bool]) -> list[Wanted]:
+        """Take out those who need no room any more, and return them."""
+        removed = [wanted for wanted in self._queue if unwanted(wanted)]
+        if removed:
+            self._queue = deque(wanted for wanted in self._queue if not unwanted(wanted))
+        return removed

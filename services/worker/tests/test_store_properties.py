@@ -1,0 +1,471 @@
+"""Every history of a node's object store: writers, owners and readers, moves that end or fail, deaths, a full store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from shoal_core.protocol.errors import (
+    AlreadyExistsError,
+    DeclaredDeadError,
+    NotFoundError,
+    ObjectStoreFullError,
+    ServiceError,
+    ShoalError,
+)
+from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, durable_id
+from shoal_core.protocol.messages import (
+    AllocateSegment,
+    Done,
+    Message,
+    ObjectRestored,
+    PinSegment,
+    RestoreObject,
+    SegmentGranted,
+)
+from shoal_core.protocol.records import SegmentSealed
+from shoal_core.testing.builders import node_id, process_id
+from shoal_worker.files import (
+    CopyFound,
+    CreateFile,
+    DropCopy,
+    FileCreated,
+    FileFilled,
+    FileSpilled,
+    FillFile,
+    FindCopy,
+    ReadReady,
+    ReadWanted,
+    RemoveFile,
+    ShelveFile,
+    SpillFile,
+    StoreCommand,
+)
+from shoal_worker.store import NEVER, REFUSED_SECONDS, STALL_SECONDS, ObjectStore
+
+JOB = JobId("00000001")
+CAPACITY = 64 * 1024
+SIZES = [4096, 5000, 9000, 20_000, 40_000]
+PROCESSES = [process_id(number) for number in range(1, 5)]
+DURABLE = "d" * 48
+PART = ".part"
+
+Order = CreateFile | FillFile | SpillFile | FindCopy
+
+
+@dataclass
+class Tier:
+    """The durable tier: what each object holds, and who holds it."""
+
+    contents: dict[str, str] = field(default_factory=dict)
+    holders: dict[str, set[str]] = field(default_factory=dict)
+
+    def put(self, object_id: str, contents: str, holder: str) -> None:
+        self.contents.setdefault(object_id, contents)
+        self.holders.setdefault(object_id, set()).add(holder)
+
+    def drop(self, object_id: str, holder: str) -> None:
+        left = {name for name in self.holders.get(object_id, ()) if not name.startswith(holder)}
+        if left:
+            self.holders[object_id] = left
+        else:
+            self.holders.pop(object_id, None)
+            self.contents.pop(object_id, None)
+
+
+class World:
+    """A store's core, the files and the tier as they really are, and what was ordered and is not done."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.store = ObjectStore(node_id(1), CAPACITY, CAPACITY // 4)
+        self.files: dict[str, str | None] = {}
+        self.tier = Tier()
+        self.tier.put(DURABLE, "durable", "put")
+        self.orders: list[Order] = []
+        self.drops: list[DropCopy] = []
+        self.asked: dict[int, Message] = {}
+        self.reads: set[int] = set()
+        self.tokens = 0
+        self.serials = 0
+        self.living = list(PROCESSES)
+        self.writing: dict[str, ProcessId] = {}
+        self.sealed: dict[str, tuple[ProcessId, str, str]] = {}
+        self.freed: set[str] = set()
+        self.mapped: dict[tuple[ProcessId, int], str] = {}
+        self.pinning: set[tuple[ProcessId, int]] = set()
+
+    # ---------------------------------------------------------------------------- what the store orders
+
+    def after(self) -> None:
+        """Perform what the last input led to."""
+        for command in self.store.take_commands():
+            self.perform(command)
+        replies, self.store.replies = self.store.replies, []
+        for token, answer in replies:
+            self.answered(self.asked.pop(token), answer)  # KeyError: a second reply
+
+    def perform(self, command: StoreCommand) -> None:
+        match command:
+            case CreateFile(name, _, reused, filled):
+                path = name + PART * filled
+                assert path not in self.files
+                if reused:
+                    assert reused not in self.mapped.values(), "nobody maps a file that is used again"
+                    del self.files[reused]
+                self.files[path] = None
+                self.orders.append(command)
+            case RemoveFile(name):
+                self.files.pop(name + PART, None)
+                self.files.pop(name, None)
+                self.writing.pop(name, None)
+            case ShelveFile(name, shelf):
+                assert name not in self.mapped.values(), "what is mapped keeps its file"
+                assert shelf not in self.files
+                self.files[shelf] = self.files.pop(name)
+            case FillFile() | SpillFile() | FindCopy():
+                self.orders.append(command)
+            case DropCopy():
+                self.drops.append(command)
+            case ReadReady(ticket, error):
+                self.reads.remove(ticket)
+                assert error is None or isinstance(error, ShoalError)
+
+    def answered(self, request: Message, answer: Message | ShoalError) -> None:
+        match request, answer:
+            case AllocateSegment(), SegmentGranted():
+                assert request.process in self.living, "nothing is promised to the dead"
+                assert answer.capacity_bytes >= request.size_bytes
+                assert answer.segment in self.files
+                self.writing[answer.segment] = request.process
+            case PinSegment(), Done():
+                self.map(request)
+            case RestoreObject(), ObjectRestored():
+                assert self.files[answer.segment] == "durable", "a restored object is whole"
+                self.sealed[answer.segment] = (request.process, DURABLE, "durable")
+            case AllocateSegment(), ObjectStoreFullError() | DeclaredDeadError():
+                pass
+            case PinSegment() | RestoreObject(), ObjectStoreFullError() | NotFoundError() | ServiceError():
+                pass
+            case RestoreObject(), DeclaredDeadError():
+                pass
+            case _:
+                raise AssertionError(f"{request!r} was answered with {answer!r}")
+
+    def map(self, request: PinSegment) -> None:
+        place = (request.process, request.serial)
+        if place in self.pinning:
+            self.pinning.remove(place)
+            if request.process in self.living:
+                _, _, contents = self.sealed[request.segment]
+                assert self.files[request.segment] == contents, "a pin never sees half an object"
+                self.mapped[place] = request.segment
+
+    def ask(self, message: Message) -> None:
+        self.tokens += 1
+        self.asked[self.tokens] = message
+        try:
+            if isinstance(message, AllocateSegment):
+                self.store.allocate(message, self.tokens, JOB, self.now)
+            elif isinstance(message, PinSegment):
+                self.store.pin(message, self.tokens, self.now)
+            else:
+                assert isinstance(message, RestoreObject)
+                self.store.restore(message, self.tokens, JOB)
+        except ShoalError as error:
+            self.answered(self.asked.pop(self.tokens), error)
+        self.after()
+
+    # ---------------------------------------------------------------------------- what comes of orders
+
+    def finish(self, order: Order, fate: str = "done") -> None:
+        self.orders.remove(order)
+        match order:
+            case CreateFile(name, _, _, filled):
+                if fate != "done":
+                    self.files.pop(name + PART * filled)
+                self.store.take(FileCreated(name, "" if fate == "done" else "no room"), self.now)
+            case FillFile():
+                self.fill(order, fate)
+            case SpillFile():
+                self.spill(order, fate)
+            case FindCopy(restoration):
+                there = fate == "done" and DURABLE in self.tier.contents
+                found = CopyFound(restoration, 9000) if there else CopyFound(restoration, 0, NotFoundError("none"))
+                self.store.take(found, self.now)
+        self.after()
+
+    def fill(self, order: FillFile, fate: str) -> None:
+        error: ShoalError | None = None
+        contents = self.tier.contents.get(order.object_id)
+        part = order.name + PART
+        if fate == "done" and contents is not None and part in self.files:
+            del self.files[part]
+            self.files[order.name] = contents
+        else:
+            self.files.pop(part, None)
+            error = ServiceError("the tier is away") if contents is not None else NotFoundError("deleted")
+        self.store.take(FileFilled(order.name, error), self.now)
+
+    def spill(self, order: SpillFile, fate: str) -> None:
+        error: ShoalError | None = None
+        contents = self.files[order.name]
+        assert contents is not None, "only what is whole is spilled"
+        if fate == "full":
+            error = ObjectStoreFullError("the tier is full")
+        elif fate == "failed":
+            error = ServiceError("the tier is away")
+        elif self.tier.contents.get(order.object_id, contents) != contents:
+            error = AlreadyExistsError("other contents")
+        else:
+            self.tier.put(order.object_id, contents, order.holder)
+        self.store.take(FileSpilled(order.name, error), self.now)
+
+    def drop(self, command: DropCopy) -> None:
+        self.drops.remove(command)
+        self.tier.drop(command.object_id, command.holder)
+
+    # ---------------------------------------------------------------------------- processes
+
+    def allocate(self, process: ProcessId, size_bytes: int) -> None:
+        self.serials += 1
+        self.ask(AllocateSegment(process=process, size_bytes=size_bytes, serial=self.serials))
+
+    def seal(self, name: str, owner: ProcessId, key: int, freed: bool) -> None:
+        writer = self.writing.pop(name)
+        object_id = durable_id(owner, ObjectKey(key))
+        contents = name
+        self.files[name] = contents
+        self.sealed[name] = (owner, object_id, contents)
+        if freed:
+            self.free(name)
+        self.store.sealed(writer, SegmentSealed(name, owner, ObjectKey(key)), self.now)
+        if owner not in self.living:
+            self.free(name)
+        self.after()
+
+    def pin(self, process: ProcessId, name: str) -> None:
+        self.serials += 1
+        self.pinning.add((process, self.serials))
+        self.ask(PinSegment(process=process, segment=name, serial=self.serials))
+
+    def unpin(self, process: ProcessId, serial: int) -> None:
+        self.pinning.discard((process, serial))
+        name = self.mapped.pop((process, serial), None)
+        names = [name] if name is not None else list(self.sealed)
+        for one in names:
+            self.store.unpinned(process, one, serial, self.now)
+        self.after()
+
+    def free(self, name: str) -> None:
+        self.freed.add(name)
+        self.store.freed(self.sealed[name][0], name, self.now)
+        self.after()
+
+    def die(self, process: ProcessId) -> None:
+        self.living.remove(process)
+        for place in [place for place in self.mapped if place[0] == process]:
+            del self.mapped[place]
+        self.pinning = {place for place in self.pinning if place[0] != process}
+        self.writing = {name: writer for name, writer in self.writing.items() if writer != process}
+        self.freed |= {name for name, (owner, _, _) in self.sealed.items() if owner == process}
+        self.store.process_died(process, True, self.now)
+        self.after()
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.store.pump(self.now)
+        self.after()
+
+    # ---------------------------------------------------------------------------- invariants
+
+    def check(self) -> None:
+        self.store.sanity_check()
+        assert self.store.segments.used_bytes <= CAPACITY
+        for name, (_, object_id, contents) in self.sealed.items():
+            if name in self.freed or self.store.segments.get(name) is None:
+                continue
+            in_memory = self.files.get(name) == contents
+            segment = self.store.segments.get(name)
+            assert segment is not None
+            copied = segment.holder in self.tier.holders.get(object_id, ())
+            dropped = any(drop.object_id == object_id and segment.holder.startswith(drop.holder) for drop in self.drops)
+            assert in_memory or (copied and self.tier.contents[object_id] == contents and not dropped), "it is lost"
+        for name in self.mapped.values():
+            assert self.files[name] == self.sealed[name][2], "what is mapped stays as it is"
+        if self.asked:
+            assert self.orders or self.store.wake_at < NEVER, "who waits will be answered"
+
+    def settle(self) -> None:
+        """End everything, and see that nothing is left."""
+        for place in list(self.mapped):
+            self.unpin(*place)
+        for process in list(self.living):
+            self.die(process)
+        for _ in range(100):
+            if not self.orders and not self.asked:
+                break
+            for order in list(self.orders):
+                self.finish(order)
+            self.pass_time(STALL_SECONDS + 1)
+        assert not self.orders
+        assert not self.asked, "every request has one reply"
+        assert not self.reads
+        for drop in list(self.drops):
+            self.drop(drop)
+        table = self.store.segments
+        assert len(table) == 0
+        assert table.used_bytes == 0
+        assert not any(name.endswith(PART) for name in self.files)
+        assert set(self.tier.contents) <= {DURABLE}, "no copy is left"
+        while table.warm_bytes:
+            size = next(size for size, names in table._warm.items() if names)
+            table._cool(size)
+        self.after()
+        assert self.files == {}, "no file is left"
+
+
+pick = st.integers(0, 1000)
+FATES = ["done", "done", "done", "failed", "full"]
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Any history of one store."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+
+    def living(self, which: int) -> ProcessId | None:
+        living = self.world.living
+        return living[which % len(living)] if living else None
+
+    @rule(which=pick, size=st.sampled_from(SIZES))
+    def allocate(self, which: int, size: int) -> None:
+        process = self.living(which)
+        if process is not None:
+            self.world.allocate(process, size)
+
+    @rule(which=pick)
+    def a_request_comes_twice(self, which: int) -> None:
+        asked = list(self.world.asked.values())
+        if asked:
+            request = asked[which % len(asked)]
+            if request.process in self.world.living:  # type: ignore[attr-defined]
+                self.world.ask(request)
+
+    @rule(which=pick, owner=pick, key=st.sampled_from([7, 8, 9, 10, 11]), freed=st.sampled_from([False] * 5 + [True]))
+    def seal(self, which: int, owner: int, key: int, freed: bool) -> None:
+        names = list(self.world.writing)
+        if names:
+            self.world.seal(names[which % len(names)], PROCESSES[owner % len(PROCESSES)], key, freed)
+
+    @rule(which=pick, process=pick)
+    def pin(self, which: int, process: int) -> None:
+        reader, names = self.living(process), [name for name in self.world.sealed if name not in self.world.freed]
+        if reader is not None and names:
+            self.world.pin(reader, names[which % len(names)])
+
+    @rule(which=pick)
+    def unpin(self, which: int) -> None:
+        places = [*self.world.mapped, *sorted(self.world.pinning)]
+        if places:
+            self.world.unpin(*places[which % len(places)])
+
+    @rule(which=pick)
+    def free(self, which: int) -> None:
+        names = [name for name in self.world.sealed if name not in self.world.freed]
+        if names:
+            self.world.free(names[which % len(names)])
+
+    @rule(which=pick)
+    def die(self, which: int) -> None:
+        process = self.living(which)
+        if process is not None:
+            self.world.die(process)
+
+    @rule(which=pick, fate=st.sampled_from(FATES))
+    def an_order_ends(self, which: int, fate: str) -> None:
+        orders = self.world.orders
+        if orders:
+            self.world.finish(orders[which % len(orders)], fate)
+
+    @rule()
+    def all_orders_end(self) -> None:
+        for order in list(self.world.orders):
+            self.world.finish(order)
+
+    @rule(which=pick)
+    def a_copy_is_dropped(self, which: int) -> None:
+        drops = self.world.drops
+        if drops:
+            self.world.drop(drops[which % len(drops)])
+
+    @rule(process=pick)
+    def restore(self, process: int) -> None:
+        asker = self.living(process)
+        if asker is not None:
+            self.world.serials += 1
+            self.world.ask(RestoreObject(process=asker, object_id=DURABLE, serial=self.world.serials))
+
+    @rule(which=pick)
+    def read(self, which: int) -> None:
+        names = list(self.world.sealed)
+        if names:
+            self.world.tokens += 1
+            self.world.reads.add(self.world.tokens)
+            self.world.store.take(ReadWanted(names[which % len(names)], self.world.tokens), self.world.now)
+            self.world.after()
+
+    @rule(seconds=st.sampled_from([0.1, REFUSED_SECONDS, STALL_SECONDS]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    @invariant()
+    def all_is_in_order(self) -> None:
+        self.world.check()
+
+    def teardown(self) -> None:
+        self.world.settle()
+
+
+TestStore = StoreMachine.TestCase
+TestStore.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
+    """Walk at random, deaths being rarer than work; hypothesis finds small cases, this finds crowded ones."""
+    random = Random(seed)
+
+    def which() -> int:
+        return random.randrange(1000)
+
+    machine = StoreMachine()
+    actions: dict[Callable[[], None], float] = {
+        lambda: machine.allocate(which(), random.choice(SIZES)): 5,
+        lambda: machine.a_request_comes_twice(which()): 1,
+        lambda: machine.seal(which(), which(), random.randrange(7, 40), random.random() < 0.1): 6,
+        lambda: machine.pin(which(), which()): 5,
+        lambda: machine.unpin(which()): 5,
+        lambda: machine.free(which()): 1,
+        lambda: machine.die(which()): 0.05,
+        lambda: machine.an_order_ends(which(), random.choice(FATES)): 8,
+        lambda: machine.all_orders_end(): 2,
+        lambda: machine.a_copy_is_dropped(which()): 1,
+        lambda: machine.restore(which()): 0.5,
+        lambda: machine.read(which()): 1,
+        lambda: machine.time_passes(random.choice([0.1, REFUSED_SECONDS, STALL_SECONDS])): 1,
+    }
+    for action in random.choices([*actions], [*actions.values()], k=400):
+        action()
+        machine.all_is_in_order()
+    counts = machine.world.store.counts
+    assert counts.spilled, "something was spilled in this history"
+    machine.teardown()
