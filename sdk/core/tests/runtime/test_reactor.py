@@ -20,7 +20,7 @@ from shoal_core.protocol.errors import (
     SystemError_,
     WorkerCrashedError,
 )
-from shoal_core.protocol.ids import FunctionId, LeaseId, ObjectKey, ProcessId, TaskNumber, object_key
+from shoal_core.protocol.ids import FunctionId, LeaseId, ObjectKey, ProcessId, TaskNumber, object_key, task_of
 from shoal_core.protocol.records import (
     Failed,
     Fetch,
@@ -461,3 +461,40 @@ async def test_the_culprit_among_arguments_is_shown_in_short(lone: LoneRuntime) 
     with pytest.raises(TypeError) as caught:
         lone.runtime.submit(a_call(lone), ([list(range(100_000)), threading.Lock()],), {})
     assert len(str(caught.value)) < 1000
+
+
+async def test_large_arguments_give_their_memory_back_when_the_task_has_ended(lone: LoneRuntime) -> None:
+    (ref,) = lone.runtime.submit(a_call(lone), (), {})
+    lone.sent()
+    task = lone.reactor.tasks[task_of(ref._state.key)]
+    task.wire.arguments = Stored(NODE, "o7", 1_000_000)
+    lone.reactor.fail(task, Failed("system", "over"))
+    assert lone.sent(SegmentFreed) == [(NODE, SegmentFreed("o7"))]
+
+
+async def test_what_lay_in_a_segment_of_a_dead_owner_is_lost(lone: LoneRuntime) -> None:
+    stored, inlined = Reference(OTHER, put_key(1)), Reference(OTHER, put_key(2))
+    refs = lone.reactor.adopt([stored, inlined], OTHER)
+    lone.receive(OTHER, Fetched(stored.key, Stored(NODE, "o7", 1_000_000)))
+    lone.receive(OTHER, Fetched(inlined.key, Inline(pickle.dumps("kept"))))
+    lone.reactor._bury(OTHER)
+    with pytest.raises(OwnerDiedError):
+        lone.runtime.get([refs[0]], 0)
+    assert lone.runtime.get([refs[1]], 0) == ["kept"]
+
+
+async def test_a_failure_of_a_task_keeps_what_its_exception_refers_to(lone: LoneRuntime) -> None:
+    inner = Reference(OTHER, put_key(1))
+    (first,) = lone.runtime.submit(a_call(lone), (), {})
+    (second,) = lone.runtime.submit(a_call(lone), (first,), {})
+    lone.sent()
+    task = lone.reactor.tasks[task_of(first._state.key)]
+    lone.reactor._settle_returns(task, [Failed("task", "text", b"", [inner])], OTHER)
+    lone.reactor.finish()
+    assert [ref._state.wire() for ref in first._state.contents] == [inner]
+    assert [ref._state.wire() for ref in second._state.contents] == [inner]
+    del first, second
+    lone.sent()
+    gc.collect()
+    assert lone.sent(Unborrow) == [(OTHER, Unborrow(inner.key, 1))]
+    assert lone.reactor.borrowing.is_quiet()

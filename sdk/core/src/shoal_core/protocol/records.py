@@ -328,7 +328,7 @@ class CancelObject(msgspec.Struct, array_like=True, tag=31):
     recursive: bool
 
 
-class ReportObjects(msgspec.Struct, array_like=True, tag=40):
+class ReportObjects(msgspec.Struct, array_like=True, tag=32):
     """Node → process: tell which objects you know, the ``most`` largest of them, under this number."""
 
     inquiry: int
@@ -352,7 +352,7 @@ class KnownObject(msgspec.Struct, array_like=True, frozen=True):
     segment: str = ""
 
 
-class ObjectsReported(msgspec.Struct, array_like=True, tag=41):
+class ObjectsReported(msgspec.Struct, array_like=True, tag=33):
     """Process → node: the answer to ``ReportObjects``. ``count`` and ``inline_bytes`` are of all that it knows."""
 
     inquiry: int

@@ -398,6 +398,7 @@ class Reactor:
                 self._settled.append((state, value))
         task.dependencies = ()
         task.nested = ()
+        self._discard(task.wire.arguments)
         if type(task) is PendingCall and task.ended is not None:
             task.ended()
 
@@ -591,7 +592,8 @@ class Reactor:
         for key in self.borrowing.process_died(process):
             self._free_if_unused(key)
         for state in list(self._table.borrowed.values()):
-            if state.owner == process and state.value is None:
+            # A segment is freed with its owner, whoever has heard of it; what is mapped stays readable.
+            if state.owner == process and (state.value is None or type(state.value) is Stored):
                 self._settled.append((state, _owner_died(state)))
         self.finish()
 
