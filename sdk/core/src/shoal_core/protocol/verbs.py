@@ -53,6 +53,7 @@ from shoal_core.protocol.messages import (
     KvValue,
     LeaseAnswer,
     LeaseRequest,
+    LendSegment,
     ListJobs,
     ListNodes,
     Message,
@@ -68,7 +69,9 @@ from shoal_core.protocol.messages import (
     ResourceView,
     RetireNode,
     SegmentGranted,
-    SegmentRead,
+    SegmentLent,
+    SegmentPinned,
+    TakeObject,
 )
 
 Verb = Annotated[str, "the last token of a request's subject"]
@@ -109,7 +112,8 @@ NODE_PROCESS: dict[Verb, type[Message]] = {
     "pin": PinSegment,
     "attach_driver": AttachDriver,
     "processes": GetProcesses,
-    "read": SegmentRead,
+    "lend": LendSegment,
+    "take": TakeObject,
 }
 OBJECTSTORE: dict[Verb, type[Message]] = {
     "put": DurablePut,
@@ -151,7 +155,9 @@ REPLIES: dict[type[Message], type[Message]] = {
     LeaseRequest: LeaseAnswer,
     RecallLeases: Done,
     AllocateSegment: SegmentGranted,
-    PinSegment: Done,
+    PinSegment: SegmentPinned,
+    LendSegment: SegmentLent,
+    TakeObject: SegmentGranted,
     AttachDriver: Done,
     GetProcesses: ProcessList,
     DurablePut: Done,
