@@ -61,6 +61,7 @@ from shoal_core.protocol.messages import (
     ProcessList,
     RecallLeases,
     SegmentGranted,
+    SegmentPinned,
 )
 from shoal_core.protocol.records import (
     LeaseAssigned,
@@ -324,7 +325,7 @@ class World:
                 assert isinstance(answer, ObjectStoreFullError | DeclaredDeadError)
         elif isinstance(request, PinSegment):
             place2 = (request.process, request.serial)
-            if isinstance(answer, Done):
+            if isinstance(answer, SegmentPinned):
                 if place2 not in self.used_serials and request.process not in self.dead:
                     self.used_serials.add(place2)
                     self.mapped[place2] = request.segment

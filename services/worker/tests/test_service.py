@@ -18,7 +18,6 @@ import pytest
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.bus.requests import ask
-from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import JobId, SlotId
 from shoal_core.protocol.messages import (
     Done,
@@ -32,7 +31,6 @@ from shoal_core.protocol.messages import (
     NodeState,
     ProcessDied,
     RetireNode,
-    SegmentRead,
 )
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
@@ -122,18 +120,6 @@ async def test_a_file_is_removed_also_where_it_is_gone(tmp_path: Path) -> None:
         one.perform(RemoveFile("o1"))
         one.perform(RemoveFile("o1"))
         assert os.listdir(tmp_path) == []
-
-
-async def test_a_reader_elsewhere_gets_the_bytes_of_a_segment_and_of_nothing_outside(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (tmp_path / "secret").write_bytes(b"secret")
-    (folder / "o1").write_bytes(b"0123456789")
-    async with hands(folder) as (one, _):
-        assert one.read(SegmentRead(segment="o1", offset=2, length=3)) == b"234"
-        for name in ("o2", "../secret", str(tmp_path / "secret")):
-            with pytest.raises(NotFoundError, match=NODE):
-                one.read(SegmentRead(segment=name, offset=0, length=6))
 
 
 # ------------------------------------------------------------------------------- drivers

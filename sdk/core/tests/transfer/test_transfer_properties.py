@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from shoal_core.protocol.ids import PeerId
 from shoal_core.testing.builders import node_id
 from shoal_core.transfer.pulling import ASK_SECONDS, SILENT_SECONDS, Effect, Ended, Extend, Listen, Pulling
-from shoal_core.transfer.records import Record, Tell
+from shoal_core.transfer.records import Record, Tell, Whole
 from shoal_core.transfer.sending import STALL_SECONDS, Chunk, Sending
 
 SOURCE = node_id(1)
@@ -413,8 +413,8 @@ def test_what_arrived_but_is_not_the_whole_is_pulled_again_and_given_up_at_last(
         if not (world.hear() or world.receive(PULLERS[0]) or world.publish()):
             world.pass_time(ASK_SECONDS)
         for place, one in enumerate(side.coming):
-            if type(one).__name__ == "Whole" and one.digest != 1:  # type: ignore[union-attr]
-                side.coming[place] = type(one)(one.pull, 1)  # type: ignore[union-attr, call-arg]
+            if isinstance(one, Whole) and one.digest != 1:
+                side.coming[place] = Whole(one.pull, 1)
                 wrong += 1
     assert [ended.code for ended in side.ended] == ["object_fetch_timed_out"]
     assert wrong >= 2

@@ -6,7 +6,7 @@ who died. It is put together from tables that each know one thing::
     NodeCore ── Workforce ── LeaseTable ── GpuTable
        │            ├─────── ProcessTable
        │            └─────── ActorTable
-       ├─────── SegmentTable
+       ├─────── SegmentTable ── Loans   (to other nodes), Copies (of their segments)
        └─────── Liveness          (who elsewhere is dead)
 
 What it says of itself goes out as ``NodeAnnouncement``: at once when something changed, but not more often than every
@@ -37,7 +37,7 @@ from shoal_core.protocol.errors import (
     ObjectStoreFullError,
     ShoalError,
 )
-from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, SlotId, node_of
+from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, SlotId, is_node, node_of
 from shoal_core.protocol.messages import (
     AllocateSegment,
     AttachDriver,
@@ -46,6 +46,7 @@ from shoal_core.protocol.messages import (
     JobFinished,
     LeaseAnswer,
     LeaseRequest,
+    LendSegment,
     Message,
     NodeAnnouncement,
     NodeDescription,
@@ -55,32 +56,41 @@ from shoal_core.protocol.messages import (
     ProcessList,
     RecallLeases,
     SegmentGranted,
+    SegmentLent,
+    SegmentPinned,
+    TakeObject,
 )
 from shoal_core.protocol.records import (
     ActorLeft,
     ActorReady,
+    CopyDropped,
     LeaseReturned,
     Record,
     SegmentFreed,
     SegmentSealed,
     SegmentUnpinned,
+    SegmentWanted,
     WorkerBlocked,
     WorkerReady,
 )
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.transfer.records import CHUNK_BYTES
 from shoal_worker.actors import About, ActorTable, Hosted, Verdict
+from shoal_worker.copies import AboutLoan, Copies
 from shoal_worker.inputs import (
     Drain,
     DriverEnded,
     FileCreated,
     Leave,
     ProcessEnded,
+    Pulled,
     Suspected,
     UnwatchDriver,
     WatchDriver,
 )
 from shoal_worker.leases import LeaseTable
 from shoal_worker.liveness import Ends, Liveness
+from shoal_worker.loans import Loans
 from shoal_worker.processes import ProcessTable
 from shoal_worker.segments import Segment, SegmentState, SegmentTable
 from shoal_worker.workforce import Workforce
@@ -101,6 +111,7 @@ class NodeCore:
         gpu_names: Sequence[str] = (),
         prestart: int = 0,
         warm_bytes: int = 0,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.node_id: NodeId = description.node_id
         self.description = description
@@ -110,6 +121,8 @@ class NodeCore:
         self.actors = ActorTable(self.node_id, subjects)
         self.workforce = Workforce(self.leases, self.processes, self.actors)
         self.liveness = Liveness(self.node_id, subjects)
+        self.loans = Loans(self.segments, chunk_bytes)
+        self.copies = Copies(self.node_id, self.segments, subjects, self._is_dead)
         self.drivers: dict[ProcessId, JobId] = {}
         self.draining = False
         self._subjects = subjects
@@ -124,6 +137,8 @@ class NodeCore:
             RecallLeases: self._recall,
             AllocateSegment: self._allocate,
             PinSegment: self._pin,
+            LendSegment: self._lend,
+            TakeObject: self._take,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
         }
@@ -142,12 +157,14 @@ class NodeCore:
         elif isinstance(message, Answered) and isinstance(message.context, About):
             if (judged := self.actors.answered(message, now)) is not None:
                 self._judge(*judged, now)
+        elif isinstance(message, Answered) and isinstance(message.context, AboutLoan):
+            self.copies.answered(message, now)
         elif isinstance(message, Answered):
             self._ends(self.liveness.answered(message), now)
         elif isinstance(message, Connected):
             if message.connected:
                 self.workforce.staff(now)
-                self.liveness.reread(self._owners(), self._jobs(), now)
+                self.liveness.reread(self._owners(), self._jobs(), now, self._nodes())
                 self.workforce.changed = True
         else:
             self._input(message, now)
@@ -158,26 +175,40 @@ class NodeCore:
         self._wake_at = float("inf")
         self.workforce.tend(now)
         self.actors.tick(now)
-        self.liveness.tick(self._owners(), self._jobs(), now)
+        self.liveness.tick(self._owners(), self._jobs(), now, self._nodes())
+        self.copies.tick(now)
         return self._flush(now)
 
     def _flush(self, now: float) -> list[Effect]:
+        self._let_go()
         effects = self._effects
         self._effects = []
         effects += self.workforce.effects
         effects += map(Start, self.segments.commands)
+        # A segment is offered before its puller is told so.
+        effects[:0] = self.loans.effects
+        effects += self.copies.effects
+        self.loans.effects, self.copies.effects = [], []
         effects += self.liveness.effects
         effects += self.actors.effects
         self.workforce.effects, self.segments.commands, self.liveness.effects, self.actors.effects = [], [], [], []
         if now >= self._announce_at():
             effects.append(self._announcement(now))
-        wake_at = self._announce_at()
+        wake_at = min(self._announce_at(), self.copies.wake_at())
         if self.workforce.waiting and self.processes.start_after > now:
             wake_at = min(wake_at, self.processes.start_after)
         if wake_at < self._wake_at:
             self._wake_at = wake_at
             effects.append(WakeAt(wake_at))
         return effects
+
+    def _let_go(self) -> None:
+        """Tell of segments that ceased to be any object's: their copies go, or they were copies."""
+        while self.segments.freed:
+            freed, self.segments.freed = self.segments.freed, []
+            for name in freed:
+                self.loans.freed(name)
+                self.copies.gone(name)
 
     # ------------------------------------------------------------------------------- announcing
 
@@ -244,10 +275,22 @@ class NodeCore:
         else:
             self._effects.append(Reply(token, _granted(segment)))
 
-    def _pin(self, request: PinSegment, token: int, now: float) -> Done:
+    def _pin(self, request: PinSegment, token: int, now: float) -> Message | None:
         self._require_local(request.process)
+        if request.home not in ("", self.node_id):
+            return self.copies.pin(request, token, now)
         self.segments.pin(request.segment, request.process, request.serial)
-        return Done()
+        return SegmentPinned(segment=request.segment)
+
+    def _lend(self, request: LendSegment, token: int, now: float) -> SegmentLent:
+        if self._is_dead(request.puller) or self.liveness.has_ended(request.job_id):
+            raise DeclaredDeadError(f"{request.puller}, which asks for a segment, was declared dead")
+        return self.loans.lend(request)
+
+    def _take(self, request: TakeObject, token: int, now: float) -> Message | None:
+        if self.liveness.is_dead(request.process) or self.liveness.has_ended(request.job_id):
+            raise DeclaredDeadError(f"driver {request.process} or its job {request.job_id} has ended")
+        return self.copies.take(request, token, now)
 
     def _attach_driver(self, request: AttachDriver, token: int, now: float) -> Done:
         if request.machine_id != self.description.machine_id:
@@ -297,10 +340,19 @@ class NodeCore:
                 self.workforce.actor_left(hosted, record.reason, now, record.error)
         elif isinstance(record, SegmentSealed):
             self._sealed(process, record)
+        elif isinstance(record, SegmentUnpinned) and record.home not in ("", self.node_id):
+            self.copies.give_up(process, record)
         elif isinstance(record, SegmentUnpinned):
+            self.loans.ended(process, record.segment, record.serial)
             self.segments.unpin(record.segment, process, record.serial)
+        elif isinstance(record, SegmentFreed) and is_node(peer):
+            self.copies.freed(NodeId(peer), record.segment, now)
         elif isinstance(record, SegmentFreed):
             self.segments.free(record.segment, process)
+        elif isinstance(record, CopyDropped):
+            self.loans.dropped(NodeId(peer), record.segment)
+        elif isinstance(record, SegmentWanted):
+            self.copies.want(record, now)
 
     def _judge(self, hosted: Hosted, verdict: Verdict, now: float) -> None:
         """Do what the control store's answer means for an incarnation; who owns it is known only from then on."""
@@ -337,7 +389,9 @@ class NodeCore:
         elif isinstance(message, DriverEnded):
             self._driver_ended(message.driver, now)
         elif isinstance(message, FileCreated):
-            self._file_created(message)
+            self._file_created(message, now)
+        elif isinstance(message, Pulled):
+            self.copies.pulled(message, now)
         elif isinstance(message, Suspected):
             jobs = {lease.job for lease in self.leases.of_owner(ProcessId(message.peer))}
             self.liveness.suspect(ProcessId(message.peer), jobs)
@@ -346,7 +400,7 @@ class NodeCore:
         else:
             raise TypeError(f"a node has no input {message!r}")
 
-    def _file_created(self, created: FileCreated) -> None:
+    def _file_created(self, created: FileCreated, now: float) -> None:
         answer: Message | ShoalError
         if created.error:
             self.segments.creation_failed(created.name)
@@ -355,7 +409,9 @@ class NodeCore:
             answer = DeclaredDeadError("the process that asked for the segment has died")
         else:
             answer = _granted(segment)
-        self._effects += [Reply(token, answer) for token in self._allocations.pop(created.name)]
+        if self.copies.is_awaited(created.name):
+            self.copies.file_created(created.name, answer if isinstance(answer, ShoalError) else None, now)
+        self._effects += [Reply(token, answer) for token in self._allocations.pop(created.name, ())]
 
     # ------------------------------------------------------------------------------- deaths
 
@@ -381,6 +437,8 @@ class NodeCore:
             return
         for node in ends.nodes:
             if self.liveness.node_died(node):
+                self._peer_died(node, now)
+                self._effects.append(Forget(node))
                 ends.processes += [owner for owner in self._owners() if node_of(owner) == node]
         for process in ends.processes:
             # A driver whose job has ended may live on and keep what it has mapped; one that died was detached before.
@@ -388,12 +446,21 @@ class NodeCore:
                 self.workforce.owner_died(process, now)
                 for hosted in self.actors.owned_by(process):
                     self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)
-                self.segments.process_died(process, reaped=process not in self.drivers)
+                self._peer_died(process, now, reaped=process not in self.drivers)
                 self._effects.append(Forget(process))
         for job in ends.jobs:
             if self.liveness.job_ended(job):
                 self.workforce.job_ended(job, now)
                 self._detach_drivers(job)
+
+    def _peer_died(self, peer: PeerId, now: float, *, reaped: bool = True) -> None:
+        """Let go of what a dead process or node has of our segments, and of what we have of its."""
+        self.copies.peer_died(peer, now)
+        self.loans.peer_died(peer)
+        self.segments.process_died(ProcessId(peer), reaped)
+
+    def _is_dead(self, peer: PeerId) -> bool:
+        return self.liveness.is_dead(ProcessId(peer))
 
     def _detach_drivers(self, job: JobId) -> None:
         for driver in [driver for driver, its_job in self.drivers.items() if its_job == job]:
@@ -403,8 +470,12 @@ class NodeCore:
     def _owners(self) -> set[ProcessId]:
         return {*self.leases.owners(), *self.segments.processes(), *self.actors.owners()}
 
+    def _nodes(self) -> set[NodeId]:
+        """Return the nodes we have copies of, and those that have copies of ours."""
+        return self.copies.homes() | self.loans.holders()
+
     def _jobs(self) -> set[JobId]:
-        jobs = self.leases.jobs() | self.segments.jobs()
+        jobs = self.leases.jobs() | self.segments.jobs() | self.loans.jobs()
         jobs.update(process.job for process in self.processes if process.job is not None)
         jobs.update(self.drivers.values())
         return jobs
@@ -414,6 +485,8 @@ class NodeCore:
         self.workforce.sanity_check()
         self.actors.sanity_check()
         self.segments.sanity_check()
+        self.copies.sanity_check()
+        self.loans.sanity_check()
         assert not any(self.liveness.is_dead(driver) for driver in self.drivers)
         for lease in self.leases:
             dead = self.liveness.has_ended(lease.job) or (not lease.actor and self.liveness.is_dead(lease.owner))

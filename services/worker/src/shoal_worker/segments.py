@@ -80,7 +80,7 @@ class Pins:
 class Segment:
     """One object's file. ``process`` is the writer until it is sealed, the owner afterwards; both belong to ``job``.
 
-    ``spoiled``: someone may still map it, so its file must not be used again.
+    ``spoiled``: someone may still map it, so its file must not be used again. ``is_copy``: of another node's segment.
     ``freed_by`` are those who freed it before it was sealed: the owner, if its word overtook the writer's.
     """
 
@@ -92,6 +92,7 @@ class Segment:
     pins: dict[ProcessId, Pins] = field(default_factory=dict)
     freed_by: set[ProcessId] = field(default_factory=set)
     spoiled: bool = False
+    is_copy: bool = False
 
     def pinned(self) -> bool:
         """Tell whether a process maps the segment."""
@@ -128,6 +129,8 @@ class SegmentTable:
         self.used_bytes = 0
         self.warm_bytes = 0
         self.commands: list[FileCommand] = []
+        self.freed: list[str] = []
+        """The segments that ceased to be any object's, for whoever keeps more about them."""
         self._most_warm_bytes = warm_bytes
         self._segments: dict[str, Segment] = {}
         self._warm: dict[int, deque[str]] = {}
@@ -142,14 +145,20 @@ class SegmentTable:
         return len(self._segments)
 
     def processes(self) -> set[ProcessId]:
-        """Return the writers and owners of segments."""
-        return {segment.process for segment in self._segments.values()}
+        """Return the writers and owners of segments; copies have none."""
+        return {segment.process for segment in self._segments.values() if not segment.is_copy}
 
     def jobs(self) -> set[JobId]:
         """Return the jobs that segments belong to."""
         return {segment.job for segment in self._segments.values() if segment.job is not None}
 
-    def allocate(self, process: ProcessId, size_bytes: int, job: JobId | None = None) -> Segment:
+    def has_room(self, size_bytes: int) -> bool:
+        """Tell whether an object fits in without anything that is of use being evicted."""
+        return self.used_bytes + size_class(size_bytes) <= self.capacity_bytes
+
+    def allocate(
+        self, process: ProcessId, size_bytes: int, job: JobId | None = None, *, is_copy: bool = False
+    ) -> Segment:
         """Promise a file to a writer and order it made; ``ObjectStoreFullError`` says who holds what."""
         capacity = size_class(size_bytes)
         reused = self._warm[capacity].pop() if self._warm.get(capacity) else ""
@@ -158,7 +167,7 @@ class SegmentTable:
         else:
             self._make_room(capacity, size_bytes)
         self._drawn += 1
-        segment = Segment(f"o{self._drawn}", capacity, SegmentState.CREATING, process, job)
+        segment = Segment(f"o{self._drawn}", capacity, SegmentState.CREATING, process, job, is_copy=is_copy)
         self._segments[segment.name] = segment
         self.used_bytes += capacity
         self.commands.append(CreateFile(segment.name, capacity, reused))
@@ -214,6 +223,8 @@ class SegmentTable:
             raise NotFoundError(f"segment {name} cannot be mapped: its object was freed, or its writer died")
         if not segment.pins.setdefault(process, Pins()).hold(serial):
             raise NotFoundError(f"pin {serial} of process {process} on segment {name} has ended before")
+        if segment.is_copy:  # the one that was used last is evicted last
+            self._segments[name] = self._segments.pop(name)
 
     def unpin(self, name: str, process: ProcessId, serial: int) -> None:
         """A process maps the segment no more; a copy of the request for that pin has no effect from now on."""
@@ -222,6 +233,20 @@ class SegmentTable:
             return
         segment.pins.setdefault(process, Pins()).end(serial)
         self._reclaim(segment)
+
+    def unpin_anywhere(self, process: ProcessId, serial: int) -> None:
+        """A process maps nothing by this pin any more, on whatever segment it may have been."""
+        for name, segment in list(self._segments.items()):
+            if process in segment.pins and serial in segment.pins[process].held:
+                self.unpin(name, process, serial)
+
+    def give_up(self, name: str) -> None:
+        """What was being written will never be whole: its file is removed, as soon as it is made."""
+        segment = self._segments.get(name)
+        if segment is not None and segment.state is SegmentState.CREATING:
+            segment.state = SegmentState.ABANDONED
+        elif segment is not None and segment.state is SegmentState.WRITING:
+            self._remove(segment)
 
     def free(self, name: str, process: ProcessId) -> bool:
         """The owner (or the writer, who gives up) needs the segment no more; tell whether that had an effect."""
@@ -236,9 +261,13 @@ class SegmentTable:
         if segment.state is SegmentState.WRITING:
             self._remove(segment)
         else:
-            segment.state = SegmentState.FREED
-            self._reclaim(segment)
+            self._free(segment)
         return True
+
+    def _free(self, segment: Segment) -> None:
+        segment.state = SegmentState.FREED
+        self.freed.append(segment.name)
+        self._reclaim(segment)
 
     def process_died(self, process: ProcessId, reaped: bool = True) -> None:
         """A process is gone: its mappings are, what it was writing never becomes whole, what it owned is freed.
@@ -256,12 +285,21 @@ class SegmentTable:
                 self._remove(segment)
             elif segment.state is SegmentState.CREATING:
                 segment.state = SegmentState.ABANDONED
+            elif segment.state is SegmentState.SEALED:
+                self._free(segment)
             else:
-                if segment.state is SegmentState.SEALED:
-                    segment.state = SegmentState.FREED
                 self._reclaim(segment)
 
+    def _evict_copies(self, capacity: int) -> None:
+        """Let go of copies that nobody maps, the one that was used last at the end, until there is room."""
+        for segment in [segment for segment in self._segments.values() if segment.is_copy]:
+            if self.used_bytes + capacity <= self.capacity_bytes:
+                return
+            if segment.state is SegmentState.SEALED and not segment.pinned():
+                self._free(segment)
+
     def _make_room(self, capacity: int, size_bytes: int) -> None:
+        self._evict_copies(capacity)
         if self.used_bytes + capacity > self.capacity_bytes:
             raise ObjectStoreFullError(self._full(size_bytes))
         for size in sorted(self._warm, reverse=True):
@@ -269,11 +307,13 @@ class SegmentTable:
                 self._cool(size)
 
     def _full(self, size_bytes: int) -> str:
-        held: dict[ProcessId, int] = {}
+        held: dict[str, int] = {}
         for segment in self._segments.values():
-            held[segment.process] = held.get(segment.process, 0) + segment.capacity_bytes
+            holder = f"copies of objects of node {segment.process} hold" if segment.is_copy else ""
+            holder = holder or f"process {segment.process} holds"
+            held[holder] = held.get(holder, 0) + segment.capacity_bytes
         most = sorted(held.items(), key=lambda item: (-item[1], item[0]))[:3]
-        holders = ", ".join(f"process {process} holds {size:,}" for process, size in most)
+        holders = ", ".join(f"{holder} {size:,}" for holder, size in most)
         return (
             f"an object of {size_bytes:,} bytes does not fit into the node's shared memory: {self.used_bytes:,} of "
             f"{self.capacity_bytes:,} bytes are in use ({holders or 'nobody holds any'}). Drop references to objects "
@@ -300,6 +340,8 @@ class SegmentTable:
 
     def _remove(self, segment: Segment) -> None:
         del self._segments[segment.name]
+        if segment.state is not SegmentState.FREED:
+            self.freed.append(segment.name)
         self.used_bytes -= segment.capacity_bytes
         self.commands.append(RemoveFile(segment.name))
 

@@ -17,12 +17,12 @@ from pydantic import Field
 
 from shoal_core import __version__
 from shoal_core.bus import Bus, Credentials
+from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.peers import Peers
 from shoal_core.bus.requests import ask
 from shoal_core.machine import machine_id
 from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
-from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
 from shoal_core.protocol.messages import (
     JobFinished,
@@ -30,28 +30,35 @@ from shoal_core.protocol.messages import (
     NodeDied,
     ProcessDied,
     RetireNode,
-    SegmentRead,
 )
 from shoal_core.protocol.resources import GPU, UNIT
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.verbs import NODE_PROCESS, NODE_SCHEDULER
 from shoal_core.runtime.process import WorkerConfig
-from shoal_core.service import Engine, RawRoute, Route
+from shoal_core.service import Engine, Metrics, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
+from shoal_core.transfer.mover import Cancel, Mover, Offer, Pull, Withdraw
+from shoal_core.transfer.pulling import CANCELLED, Ended
+from shoal_core.transfer.records import CHUNK_BYTES
 from shoal_worker import machine
 from shoal_worker.forks import Forks, forks
 from shoal_worker.inputs import (
+    CancelPull,
     DriverEnded,
     FileCreated,
     KillProcess,
     Leave,
+    OfferSegment,
     ProcessEnded,
+    Pulled,
+    PullSegment,
     RouteOutput,
     StartProcess,
     Suspected,
     UnwatchDriver,
     WatchDriver,
+    WithdrawSegment,
 )
 from shoal_worker.node import NodeCore
 from shoal_worker.output import Outputs
@@ -94,6 +101,8 @@ class Hands:
         self._outputs = outputs
         self._drivers: dict[ProcessId, int] = {}
         self._loop = asyncio.get_running_loop()
+        where = BulkAddress(settings.address, node, settings.proof(), settings.tls())
+        self.mover = Mover(where, Subjects(settings.cluster), Role.NODE, node, self.pull_ended)
 
     def perform(self, command: Any) -> None:
         """Carry out one command of the core."""
@@ -108,6 +117,14 @@ class Hands:
                 self.engine.inject(self._create(command))
             case RemoveFile(name):
                 (self._folder / name).unlink(missing_ok=True)
+            case OfferSegment(name, size_bytes, chunk_bytes):
+                self.mover.order(Offer(name, self._folder / name, size_bytes, chunk_bytes))
+            case WithdrawSegment(name):
+                self.mover.order(Withdraw(name, "its home withdrew it"))
+            case PullSegment(name, source, stream, size_bytes, chunk_bytes):
+                self.mover.order(Pull(name, source, stream, size_bytes, chunk_bytes, self._folder / name))
+            case CancelPull(name):
+                self.mover.order(Cancel(name))
             case WatchDriver(driver, pid):
                 self._watch(driver, pid)
             case UnwatchDriver(driver):
@@ -121,16 +138,14 @@ class Hands:
         self._outputs.forget(ended.process_id)
         self.engine.inject(ended)
 
-    def read(self, request: SegmentRead) -> bytes:
-        """Return bytes of a segment, for a reader on another machine."""
-        try:
-            with open(self._folder / Path(request.segment).name, "rb") as file:
-                return os.pread(file.fileno(), request.length, request.offset)
-        except OSError as error:
-            raise NotFoundError(f"segment {request.segment} is not on node {self._node}: {error}") from error
+    def pull_ended(self, ended: Ended) -> None:
+        """Tell the core that a pull is over (the mover's thread)."""
+        if ended.code != CANCELLED:
+            self._loop.call_soon_threadsafe(self.engine.inject, Pulled(ended.name, ended.code, ended.text))
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching, and end all transfers."""
+        self.mover.close()
         for driver in list(self._drivers):
             self._unwatch(driver)
 
@@ -188,21 +203,17 @@ class Hands:
             os.close(descriptor)
 
 
-def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRoute]:
+def routes(subjects: Subjects, node: NodeId) -> list[Route]:
     """Return where the node is asked, and what it listens to."""
     asked = [Route(subjects.node_from_scheduler(node, verb), model) for verb, model in NODE_SCHEDULER.items()]
-    asked += [
-        Route(subjects.node_from_process(node, verb), model)
-        for verb, model in NODE_PROCESS.items()
-        if model is not SegmentRead
-    ]
+    asked += [Route(subjects.node_from_process(node, verb), model) for verb, model in NODE_PROCESS.items()]
     events = [
         Route(subjects.event(Role.NODE, "*", "process_died"), ProcessDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "node_died"), NodeDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
         Route(subjects.actor_changed("*", ActorId("*")), ActorChanged, kind="event"),
     ]
-    return [*asked, *events, RawRoute(subjects.node_from_process(node, "read"), SegmentRead, hands.read)]
+    return [*asked, *events]
 
 
 def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float) -> NodeDescription:
@@ -225,6 +236,16 @@ def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float)
     )
 
 
+def measure_transfers(metrics: Metrics, core: NodeCore, mover: Mover) -> None:
+    """Show what comes and goes between this node and others."""
+    metrics.gauge("transfer_pulls", "Objects that are being pulled to this node.", core.copies.under_way)
+    metrics.gauge("transfer_loans", "Segments that are lent to pullers.", lambda: len(core.loans))
+    metrics.gauge("object_copies", "Copies of other nodes' objects, and those under way.", lambda: len(core.copies))
+    moved = mover.moved
+    metrics.gauge("transfer_sent_bytes", "Bytes of chunks sent, once for all who pull.", lambda: moved.sent_bytes)
+    metrics.gauge("transfer_received_bytes", "Bytes of chunks received.", lambda: moved.received_bytes)
+
+
 @asynccontextmanager
 async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     """Run one node; entering means that it grants leases, and leaving that nothing of it is left."""
@@ -243,6 +264,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             gpu_names=names if description.total.get(GPU) else (),
             prestart=prestart,
             warm_bytes=min(WARM_BYTES, description.object_store_bytes // 4),
+            chunk_bytes=min(CHUNK_BYTES, bus.max_payload),
         )
         outputs = Outputs(bus, subjects, node)
         hands = Hands(bus, settings, node, folder, outputs)
@@ -251,13 +273,14 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
                 core,
                 bus,
                 name="worker",
-                routes=routes(subjects, node, hands),
+                routes=routes(subjects, node),
                 perform_start=hands.perform,
                 peers=lambda deliver: Peers(bus, subjects, Role.NODE, node, deliver),
                 clock=time.monotonic,
             )
             engine.metrics.gauge("worker_processes", "Worker processes that live.", lambda: len(core.processes))
             engine.metrics.gauge("actors_hosted", "Actors whose process is on this node.", lambda: len(core.actors))
+            measure_transfers(engine.metrics, core, hands.mover)
             try:
                 async with engine:
                     assert engine.peers is not None

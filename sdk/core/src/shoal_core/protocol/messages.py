@@ -502,7 +502,9 @@ class PinSegment(Message):
         description="Rises with each pin this process asks for, from 1. A repeated or late request can so be told "
         "from a new one: `SegmentUnpinned` with this serial ends this pin, even if a copy of the request comes later."
     )
-    home: NodeId = Field(default=NodeId(""), description="The node where the object lies; the one that is asked if empty.")
+    home: NodeId = Field(
+        default=NodeId(""), description="The node where the object lies; the one that is asked if empty."
+    )
     size_bytes: int = Field(default=0, ge=0, description="How long the object is; needed where its home is elsewhere.")
 
 
@@ -521,6 +523,7 @@ class LendSegment(Message):
 
     puller: NodeId | ProcessId
     segment: str
+    size_bytes: int = Field(ge=1)
     serial: int = Field(description="Of this puller's requests, another number for each.")
     job_id: JobId = Field(default=JobId(""), description="The puller's job, if it is a driver: its end ends the loan.")
 

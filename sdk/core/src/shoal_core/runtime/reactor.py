@@ -135,6 +135,8 @@ class Reactor:
         self.phase: Callable[[], None] | None = None
         self.buried: Callable[[ProcessId], None] | None = None
         """Told of every process that has died, once its last words were heard."""
+        self.node_lost: Callable[[NodeId], None] | None = None
+        """Told of every node that has died."""
 
     # ------------------------------------------------------------------------------- turns
 
@@ -369,6 +371,7 @@ class Reactor:
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
         self.tasks.pop(number, None)
+        self._discard(task.wire.arguments)
         if task.wire.returns == STREAMING:
             failed = values[0] if values else None
             assert failed is None or type(failed) is Failed
@@ -592,6 +595,8 @@ class Reactor:
         if self.closed is not None:
             return
         self._dead.add(node)
+        if self.node_lost is not None:
+            self.node_lost(node)
         processes = [
             ProcessId(peer) for peer in self.peers.known() if len(peer) > len(node) and node_of(ProcessId(peer)) == node
         ]

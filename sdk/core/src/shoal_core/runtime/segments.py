@@ -29,7 +29,7 @@ def write(folder: Path, segment: str, value: Serialized) -> int:
         with mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | _POPULATE) as mapping:
             target = memoryview(mapping)
             try:
-                write_segment(value, target, _copy)
+                write_segment(value, target, copy_in_steps)
             finally:
                 target.release()
     except OSError as error:
@@ -50,7 +50,7 @@ def read(folder: Path, segment: str, size_bytes: int, unpin: Callable[[str], Non
     return read_segment(memoryview(mapping)), mapping
 
 
-def _copy(target: memoryview, source: memoryview) -> None:
+def copy_in_steps(target: memoryview, source: memoryview) -> None:
     """Copy in steps, so that other threads of this process get their turn between them."""
     source = source.cast("B") if source.format != "B" or source.ndim != 1 else source
     for start in range(0, source.nbytes, COPY_BYTES):

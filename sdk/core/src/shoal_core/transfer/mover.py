@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from shoal_core.bus.bulk import MOST_QUEUED_BYTES, BulkAddress, BulkConnection, Header
-from shoal_core.protocol.ids import NodeId, PeerId, ProcessId
+from shoal_core.protocol.ids import NodeId, PeerId, ProcessId, is_node
 from shoal_core.protocol.subjects import Role, Subjects, parse_channel
 from shoal_core.transfer import records
 from shoal_core.transfer.pulling import Effect, Ended, Extend, Listen, Pulling
@@ -320,7 +320,7 @@ def _index(header: Header) -> int:
 
 
 def _role_of(peer: PeerId) -> Role:
-    return Role.NODE if len(peer) == len(NodeId("0" * 16)) else Role.PROCESS
+    return Role.NODE if is_node(peer) else Role.PROCESS
 
 
 def _mapped(memory: Memory, size_bytes: int, *, writable: bool) -> memoryview:

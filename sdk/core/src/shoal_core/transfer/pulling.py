@@ -33,6 +33,8 @@ ASK_SECONDS = 1.0
 SILENT_SECONDS = 60.0
 MOST_ROUNDS = 3
 MOST_BAD_CHUNKS = 1_000
+CANCELLED = "cancelled"
+"""The code with which a pull ends that was cancelled; it never crosses the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ class Pulling:
     def cancel(self, name: str) -> list[Effect]:
         """Pull an object no more."""
         pull = self._pulls.get(name)
-        return [] if pull is None else self._end(pull, "cancelled", "")
+        return [] if pull is None else self._end(pull, CANCELLED)
 
     def _end(self, pull: Pull, code: str = "", text: str = "") -> list[Effect]:
         del self._pulls[pull.name], self._by_number[pull.pull]
