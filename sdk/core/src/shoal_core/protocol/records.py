@@ -324,13 +324,13 @@ class CancelObject(msgspec.Struct, array_like=True, tag=31):
     recursive: bool
 
 
-class CopyDropped(msgspec.Struct, array_like=True, tag=34):
+class CopyDropped(msgspec.Struct, array_like=True, tag=32):
     """Node → home of a segment: there is no copy of it here any more."""
 
     segment: str
 
 
-class SegmentWanted(msgspec.Struct, array_like=True, tag=35):
+class SegmentWanted(msgspec.Struct, array_like=True, tag=33):
     """Process → its node: a task that waits here will read this segment of another node; pull it, if there is room."""
 
     home: NodeId

@@ -7,9 +7,9 @@
        └──── connection lost ──┘  └── the digest differs ─────┘        Gone, silence: ended with an error
 
 - **Credit.** A puller subscribes to a source's chunks for a number of messages only, and the broker itself ends the
-  subscription after so many (``UNSUB`` with a maximum): never more than ``window`` chunks beyond those received can be
-  on their way, whatever the source does. As chunks arrive the number is raised. A subscription that was used up is
-  made anew.
+  subscription after so many (``UNSUB`` with a maximum): never more than ``credit`` chunks beyond those received can be
+  on their way, whatever the source does. As chunks arrive the number is raised. The source keeps to a ``window`` of half
+  as many, so that a subscription is used up only where others' chunks come by; then it is made anew.
 - **What is there** is never asked for again: each ``Want`` carries all that has arrived, so it is an acknowledgement,
   a request to join, and a request to resume, and any of them may get lost or come twice.
 - **Losses.** A chunk whose crc32 is wrong did not arrive. After ``ASK_SECONDS`` without a chunk, and after a
@@ -97,6 +97,11 @@ class Pull:
         return chunk_count(self.size_bytes, self.chunk_bytes)
 
     @property
+    def credit(self) -> int:
+        """How many chunks may be on their way here at most."""
+        return 2 * self.window
+
+    @property
     def complete(self) -> bool:
         """Whether all chunks are there."""
         return self.have == (1 << self.chunks) - 1
@@ -121,7 +126,7 @@ class Pull:
         self.number += 1
         self.epoch += 1
         self.received = 0
-        self.most = max(1, self.window - self.debt)
+        self.most = max(1, self.credit - self.debt)
         return [Listen(self.name, self.number, self.most), self.want()]
 
 
@@ -209,7 +214,7 @@ class Pulling:
         if pull.received >= pull.most:
             return pull.listen()
         if pull.received - pull.told >= pull.window // 2:
-            pull.most = pull.received + pull.window
+            pull.most = pull.received + pull.credit
             return [Extend(pull.name, pull.number, pull.most), pull.want()]
         return []
 
@@ -266,4 +271,4 @@ class Pulling:
         assert {pull.pull: pull for pull in self._pulls.values()} == self._by_number
         for pull in self._pulls.values():
             assert pull.have == sum(1 << index for index in pull.checksums)
-            assert pull.most - pull.received <= pull.window, "credit is never exceeded"
+            assert pull.most - pull.received <= pull.credit, "credit is never exceeded"

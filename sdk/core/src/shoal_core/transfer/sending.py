@@ -13,7 +13,8 @@ each puller as a set of chunks that it misses and those of them that are *in fli
 - **Pace.** A chunk is published only if no active puller has a window of chunks in flight. (The broker holds a puller's
   credit besides, see ``pulling``: this only keeps chunks from being published to nobody.)
 - **The slow and the dead.** Who keeps others waiting with a full window and says nothing for ``STALL_SECONDS`` is
-  *parked*: nobody waits for it until it speaks again.
+  *parked*: nobody waits for it until it speaks again. One that pulls speaks every second; who has said nothing for
+  ``FORGET_SECONDS`` does not any more, and is forgotten.
 - **Losses.** One connection publishes, and the broker keeps its order: what was published to a puller before a chunk
   that it has, and is not there, is lost, and missing again. With a new epoch all that was in flight is.
 - **The end.** A puller that misses nothing is told the digest of the whole, as often as it asks. What is not offered,
@@ -31,6 +32,7 @@ from shoal_core.protocol.ids import PeerId
 from shoal_core.transfer.records import Gone, Leave, Record, Resume, Tell, Want, Whole, chunk_count, lowest
 
 STALL_SECONDS = 0.5
+FORGET_SECONDS = 60.0
 
 Checksum = Callable[[str, int], int]
 """Returns the crc32 of a chunk of an object that is offered."""
@@ -173,6 +175,8 @@ class Sending:
         return None
 
     def _choose(self, stream: Stream, now: float) -> int | None:
+        for key in [key for key, puller in stream.pullers.items() if now - puller.heard_at >= FORGET_SECONDS]:
+            del stream.pullers[key]
         waited_for = [puller for puller in stream.pullers.values() if puller.missing and not puller.parked]
         needed = 0
         for puller in waited_for:
