@@ -118,7 +118,8 @@ class Pull:
         """Return the request for what is missing."""
         self.told = self.received
         have = to_bitmap(self.have, self.chunks)
-        return Tell(self.source, Want(self.stream, self.pull, self.epoch, have, self.window))
+        window = max(1, min(self.window, self.most - self.received))
+        return Tell(self.source, Want(self.stream, self.pull, self.epoch, have, window))
 
     def listen(self) -> list[Effect]:
         """Subscribe anew, and ask in a new epoch."""
@@ -230,7 +231,8 @@ class Pulling:
             return self._end(pull, "not_found", record.reason)
         if isinstance(record, Resume):
             pull.asked_at = now
-            return pull.listen()
+            pull.epoch += 1
+            return [pull.want()]
         if not pull.complete:
             return []  # of a round before
         if record.digest == pull.digest():

@@ -149,6 +149,7 @@ class Sending:
             puller = stream.pullers[key] = Puller(want.epoch, missing, max(1, want.window), now)
         elif want.epoch == puller.epoch:
             puller.acknowledge(have)
+            puller.window = max(want.window, len(puller.sent))
         else:
             return []  # overtaken by a newer one
         puller.heard_at, puller.parked = now, False
