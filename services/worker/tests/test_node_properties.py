@@ -64,6 +64,7 @@ from shoal_core.protocol.messages import (
     ProcessList,
     RecallLeases,
     SegmentGranted,
+    SegmentPinned,
     SegmentsPinned,
 )
 from shoal_core.protocol.records import (
@@ -330,7 +331,7 @@ class World:
                 assert isinstance(answer, ObjectStoreFullError | DeclaredDeadError)
         elif isinstance(request, PinSegment):
             place2 = (request.process, request.serial)
-            if isinstance(answer, Done):
+            if isinstance(answer, SegmentPinned):
                 if place2 not in self.used_serials and request.process not in self.dead:
                     self.used_serials.add(place2)
                     self.mapped[place2] = request.segment

@@ -17,12 +17,12 @@ from shoal_core.protocol.records import SegmentFreed
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.files import (
-    CopyFound,
     CreateFile,
+    DurableFound,
     FileCreated,
     FileFilled,
     FillFile,
-    FindCopy,
+    FindDurable,
     RemoveFile,
 )
 from shoal_worker.inputs import DriverEnded
@@ -75,7 +75,7 @@ class Node:
         return command
 
     def find(self, size_bytes: int = SIZE) -> None:
-        self.take(CopyFound(self.command(FindCopy).restoration, size_bytes))
+        self.take(DurableFound(self.command(FindDurable).restoration, size_bytes))
 
     def make(self) -> str:
         name: str = self.command(CreateFile).name
@@ -103,10 +103,10 @@ def test_an_object_is_found_given_a_segment_filled_and_then_the_askers() -> None
 def test_an_object_that_is_not_there_leaves_nothing_and_may_be_asked_for_again() -> None:
     node = Node()
     node.ask(1)
-    node.take(CopyFound(node.command(FindCopy).restoration, 0, NotFoundError("nothing")))
+    node.take(DurableFound(node.command(FindDurable).restoration, 0, NotFoundError("nothing")))
     assert isinstance(node.answers[1], NotFoundError)
     node.ask(2)
-    assert isinstance(node.command(FindCopy), FindCopy)
+    assert isinstance(node.command(FindDurable), FindDurable)
 
 
 def test_an_object_for_which_there_is_no_room_or_no_file_is_refused() -> None:

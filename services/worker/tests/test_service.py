@@ -18,7 +18,6 @@ import pytest
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.bus.requests import ask
-from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import JobId, SlotId
 from shoal_core.protocol.messages import (
     Done,
@@ -32,7 +31,6 @@ from shoal_core.protocol.messages import (
     NodeState,
     ProcessDied,
     RetireNode,
-    SegmentRead,
 )
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
@@ -40,10 +38,10 @@ from shoal_core.service import Engine
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.buses import until
 from shoal_worker import machine
-from shoal_worker.files import CreateFile, FileCreated, ReadReady, ReadWanted, RemoveFile
+from shoal_worker.durable import DurableTier
+from shoal_worker.files import CreateFile, FileCreated, RemoveFile
 from shoal_worker.inputs import DriverEnded, UnwatchDriver, WatchDriver
 from shoal_worker.liveness import REREAD_SECONDS
-from shoal_worker.mover import Mover
 from shoal_worker.output import Outputs
 from shoal_worker.service import Hands, LeaveError, WorkerSettings, serve
 from shoal_worker.storage import LARGE_BYTES
@@ -71,8 +69,8 @@ def no_connection() -> contextlib.AbstractAsyncContextManager[Bus]:
 @asynccontextmanager
 async def hands(folder: Path) -> AsyncIterator[tuple[Hands, list[Any]]]:
     async with MemoryBroker().connect(role=Role.NODE, identity=NODE, cluster=CLUSTER) as bus:
-        mover = Mover(no_connection, SUBJECTS)
-        one = Hands(bus, WorkerSettings(cluster=CLUSTER), NODE, folder, Outputs(bus, SUBJECTS, NODE), mover)
+        durable = DurableTier(no_connection, SUBJECTS)
+        one = Hands(bus, WorkerSettings(cluster=CLUSTER), NODE, folder, Outputs(bus, SUBJECTS, NODE), durable)
         engine = RecordedEngine()
         one.engine = engine  # type: ignore[assignment]
         try:
@@ -159,37 +157,6 @@ async def test_a_file_is_removed_also_where_it_is_gone(tmp_path: Path) -> None:
         one.perform(RemoveFile("o1"))
         one.perform(RemoveFile("o1"))
         assert os.listdir(tmp_path) == []
-
-
-async def test_a_reader_elsewhere_gets_the_bytes_of_a_segment_and_of_nothing_outside(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (tmp_path / "secret").write_bytes(b"secret")
-    (folder / "o1").write_bytes(b"0123456789")
-    async with hands(folder) as (one, inputs):
-        assert one.storage.read(SegmentRead(segment="o1", offset=2, length=3)) == b"234"
-        for ticket, name in enumerate(("o2", "../secret", str(tmp_path / "secret")), 1):
-            reading = one.storage.read(SegmentRead(segment=name, offset=0, length=6))
-            assert not isinstance(reading, bytes)
-            waiting = asyncio.ensure_future(reading)
-            await until(lambda ticket=ticket: len(inputs) == ticket)  # type: ignore[misc]
-            assert inputs[-1] == ReadWanted(Path(name).name, ticket)
-            one.perform(ReadReady(ticket, NotFoundError(f"not on {NODE}")))
-            with pytest.raises(NotFoundError, match=NODE):
-                await waiting
-
-
-async def test_a_reader_elsewhere_waits_for_a_segment_that_comes_back(tmp_path: Path) -> None:
-    async with hands(tmp_path) as (one, inputs):
-        reading = one.storage.read(SegmentRead(segment="o1", offset=0, length=2))
-        assert not isinstance(reading, bytes)
-        waiting = asyncio.ensure_future(reading)
-        await until(lambda: inputs == [ReadWanted("o1", 1)])
-        one.perform(ReadReady(1))  # it has left again
-        await until(lambda: inputs[1:] == [ReadWanted("o1", 2)])
-        (tmp_path / "o1").write_bytes(b"0123456789")
-        one.perform(ReadReady(2))
-        assert await waiting == b"01"
 
 
 # ------------------------------------------------------------------------------- drivers

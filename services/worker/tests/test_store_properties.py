@@ -22,26 +22,24 @@ from shoal_core.protocol.errors import (
 from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, durable_id
 from shoal_core.protocol.messages import (
     AllocateSegment,
-    Done,
     Message,
     ObjectRestored,
     PinSegment,
     RestoreObject,
     SegmentGranted,
+    SegmentPinned,
 )
 from shoal_core.protocol.records import SegmentSealed
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.files import (
-    CopyFound,
     CreateFile,
-    DropCopy,
+    DropDurable,
+    DurableFound,
     FileCreated,
     FileFilled,
     FileSpilled,
     FillFile,
-    FindCopy,
-    ReadReady,
-    ReadWanted,
+    FindDurable,
     RemoveFile,
     ShelveFile,
     SpillFile,
@@ -56,7 +54,7 @@ PROCESSES = [process_id(number) for number in range(1, 5)]
 DURABLE = "d" * 48
 PART = ".part"
 
-Order = CreateFile | FillFile | SpillFile | FindCopy
+Order = CreateFile | FillFile | SpillFile | FindDurable
 
 
 @dataclass
@@ -89,9 +87,8 @@ class World:
         self.tier = Tier()
         self.tier.put(DURABLE, "durable", "put")
         self.orders: list[Order] = []
-        self.drops: list[DropCopy] = []
+        self.drops: list[DropDurable] = []
         self.asked: dict[int, Message] = {}
-        self.reads: set[int] = set()
         self.tokens = 0
         self.serials = 0
         self.living = list(PROCESSES)
@@ -129,13 +126,10 @@ class World:
                 assert name not in self.mapped.values(), "what is mapped keeps its file"
                 assert shelf not in self.files
                 self.files[shelf] = self.files.pop(name)
-            case FillFile() | SpillFile() | FindCopy():
+            case FillFile() | SpillFile() | FindDurable():
                 self.orders.append(command)
-            case DropCopy():
+            case DropDurable():
                 self.drops.append(command)
-            case ReadReady(ticket, error):
-                self.reads.remove(ticket)
-                assert error is None or isinstance(error, ShoalError)
 
     def answered(self, request: Message, answer: Message | ShoalError) -> None:
         match request, answer:
@@ -144,7 +138,7 @@ class World:
                 assert answer.capacity_bytes >= request.size_bytes
                 assert answer.segment in self.files
                 self.writing[answer.segment] = request.process
-            case PinSegment(), Done():
+            case PinSegment(), SegmentPinned():
                 self.map(request)
             case RestoreObject(), ObjectRestored():
                 assert self.files[answer.segment] == "durable", "a restored object is whole"
@@ -195,9 +189,11 @@ class World:
                 self.fill(order, fate)
             case SpillFile():
                 self.spill(order, fate)
-            case FindCopy(restoration):
+            case FindDurable(restoration):
                 there = fate == "done" and DURABLE in self.tier.contents
-                found = CopyFound(restoration, 9000) if there else CopyFound(restoration, 0, NotFoundError("none"))
+                found = (
+                    DurableFound(restoration, 9000) if there else DurableFound(restoration, 0, NotFoundError("none"))
+                )
                 self.store.take(found, self.now)
         self.after()
 
@@ -227,7 +223,7 @@ class World:
             self.tier.put(order.object_id, contents, order.holder)
         self.store.take(FileSpilled(order.name, error), self.now)
 
-    def drop(self, command: DropCopy) -> None:
+    def drop(self, command: DropDurable) -> None:
         self.drops.remove(command)
         self.tier.drop(command.object_id, command.holder)
 
@@ -316,14 +312,13 @@ class World:
             self.pass_time(STALL_SECONDS + 1)
         assert not self.orders
         assert not self.asked, "every request has one reply"
-        assert not self.reads
         for drop in list(self.drops):
             self.drop(drop)
         table = self.store.segments
         assert len(table) == 0
         assert table.used_bytes == 0
         assert not any(name.endswith(PART) for name in self.files)
-        assert set(self.tier.contents) <= {DURABLE}, "no copy is left"
+        assert set(self.tier.contents) <= {DURABLE}, "nothing durable is left"
         while table.warm_bytes:
             size = next(size for size, names in table._warm.items() if names)
             table._cool(size)
@@ -402,7 +397,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.world.finish(order)
 
     @rule(which=pick)
-    def a_copy_is_dropped(self, which: int) -> None:
+    def what_is_durable_goes(self, which: int) -> None:
         drops = self.world.drops
         if drops:
             self.world.drop(drops[which % len(drops)])
@@ -413,15 +408,6 @@ class StoreMachine(RuleBasedStateMachine):
         if asker is not None:
             self.world.serials += 1
             self.world.ask(RestoreObject(process=asker, object_id=DURABLE, serial=self.world.serials))
-
-    @rule(which=pick)
-    def read(self, which: int) -> None:
-        names = list(self.world.sealed)
-        if names:
-            self.world.tokens += 1
-            self.world.reads.add(self.world.tokens)
-            self.world.store.take(ReadWanted(names[which % len(names)], self.world.tokens), self.world.now)
-            self.world.after()
 
     @rule(seconds=st.sampled_from([0.1, REFUSED_SECONDS, STALL_SECONDS]))
     def time_passes(self, seconds: float) -> None:
@@ -458,9 +444,8 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         lambda: machine.die(which()): 0.05,
         lambda: machine.an_order_ends(which(), random.choice(FATES)): 8,
         lambda: machine.all_orders_end(): 2,
-        lambda: machine.a_copy_is_dropped(which()): 1,
+        lambda: machine.what_is_durable_goes(which()): 1,
         lambda: machine.restore(which()): 0.5,
-        lambda: machine.read(which()): 1,
         lambda: machine.time_passes(random.choice([0.1, REFUSED_SECONDS, STALL_SECONDS])): 1,
     }
     for action in random.choices([*actions], [*actions.values()], k=400):

@@ -87,6 +87,24 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
             SUBJECTS.channels_to(NODE),
         ),
     ],
+    Subjects.transfer: [
+        Row(SUBJECTS.transfer(NODE, Role.NODE, NODE), {Role.NODE}, {Role.PROCESS, Role.NODE}),
+        Row(SUBJECTS.transfer(NODE, Role.PROCESS, PROCESS), {Role.PROCESS}, {Role.PROCESS, Role.NODE}),
+        Row(SUBJECTS.transfer(NODE, Role.GCS, PROCESS), NOBODY, {Role.PROCESS, Role.NODE}),
+    ],
+    Subjects.transfers_to: [
+        Row(
+            SUBJECTS.transfer(PROCESS, Role.NODE, NODE),
+            {Role.NODE},
+            {Role.PROCESS, Role.NODE},
+            SUBJECTS.transfers_to(PROCESS),
+        ),
+    ],
+    Subjects.chunks: [
+        Row(SUBJECTS.chunks(Role.NODE, NODE, "o1"), {Role.NODE}, {Role.PROCESS, Role.NODE}),
+        Row(SUBJECTS.chunks(Role.PROCESS, PROCESS, "p1"), {Role.PROCESS}, {Role.PROCESS, Role.NODE}),
+        Row(SUBJECTS.chunks(Role.GCS, PROCESS, "p1"), NOBODY, {Role.PROCESS, Role.NODE}),
+    ],
     Subjects.event: [event_row(role) for role in Role],
     Subjects.log: [Row(SUBJECTS.log(NODE, JobId("1")), {Role.NODE}, EVERYONE, SUBJECTS.log("*", JobId("1")))],
     Subjects.actor_changed: [

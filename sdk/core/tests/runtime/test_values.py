@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from shoal_core.protocol.errors import NotFoundError, RequestTimeoutError
-from shoal_core.protocol.messages import MOST_PINS, Done, Message, PinSegment, PinSegments, SegmentsPinned
+from shoal_core.protocol.errors import NotFoundError, ObjectLostError, RequestTimeoutError
+from shoal_core.protocol.ids import NodeId
+from shoal_core.protocol.messages import MOST_PINS, Message, PinSegment, PinSegments, SegmentPinned, SegmentsPinned
 from shoal_core.protocol.records import Inline, SegmentUnpinned, Stored, Value
 from shoal_core.runtime.commands import Say
 from shoal_core.runtime.serialization import Serialized, segment_bytes
@@ -29,14 +30,15 @@ async def test_a_pin_ends_where_the_segment_cannot_be_mapped(tmp_path: Path, pin
         coroutine.close()
         if not pin_is_answered:
             raise RequestTimeoutError("no answer")
-        return Done()
+        return SegmentPinned(segment="o1")
 
     async with lone_runtime(LOCAL) as lone:
         runtime = lone.runtime
-        values = Values(runtime.bus, runtime.subjects, LOCAL, tmp_path, runtime.codec, runtime.reactor, call)
+        values = Values(runtime.bus, runtime.subjects, LOCAL, tmp_path, None, runtime.codec, runtime.reactor, call)
         with pytest.raises((FileNotFoundError, RequestTimeoutError)):
             values.read(Stored(node_id(1), "o1", 1_000_000))
-        assert list(runtime.reactor.commands) == [Say(node_id(1), SegmentUnpinned("o1", 1))]
+        home = NodeId("") if pin_is_answered else node_id(1)
+        assert list(runtime.reactor.commands) == [Say(node_id(1), SegmentUnpinned("o1", 1, home))]
 
 
 class Node:
@@ -61,9 +63,11 @@ async def lone() -> AsyncIterator[LoneRuntime]:
 
 def values_on(lone: LoneRuntime, folder: Path, node: Node) -> Values:
     runtime = lone.runtime
-    values = Values(runtime.bus, runtime.subjects, LOCAL, folder, runtime.codec, runtime.reactor, lambda call: call)
+    values = Values(
+        runtime.bus, runtime.subjects, LOCAL, folder, None, runtime.codec, runtime.reactor, lambda call: call
+    )
 
-    def ask_node(verb: str, request: Message) -> Any:
+    def ask_node(verb: str, request: Message, timeout_seconds: float = 0) -> Any:
         return node.answer(request)
 
     values._ask_node = ask_node  # type: ignore[method-assign, assignment]
@@ -104,9 +108,11 @@ async def test_what_could_not_be_pinned_is_asked_for_alone_and_says_why(lone: Lo
             for value in stored:
                 values.read(value, pins)
 
-    with pytest.raises(NotFoundError, match="gone"):
+    with pytest.raises(ObjectLostError, match="gone"):
         read_all()
-    assert node.requests[1:] == [PinSegment(process=LOCAL, segment="b", serial=4)]
+    assert node.requests[1:] == [
+        PinSegment(process=LOCAL, segment="b", serial=4, home=NODE, size_bytes=stored[1].size_bytes)
+    ]
     ended = {(say.record.segment, say.record.serial) for say in lone.reactor.commands}
     assert ended == {("a", 1), ("b", 4), ("b", 2), ("c", 3)}, "whatever was pinned, or may yet be, is let go"
 

@@ -1,4 +1,4 @@
-"""What a node's object store orders to be done with files and durable copies, and what comes back; sizes of files."""
+"""What a node's object store orders to be done with files and the durable tier, and what comes back; sizes of files."""
 
 from __future__ import annotations
 
@@ -68,19 +68,19 @@ class SpillFile:
 
 
 @dataclass(frozen=True, slots=True)
-class DropCopy:
+class DropDurable:
     """Hold a durable object no more: those whose names begin so."""
 
     object_id: str
     holder: str
 
 
-FileCommand = CreateFile | RemoveFile | ShelveFile | FillFile | SpillFile | DropCopy
+FileCommand = CreateFile | RemoveFile | ShelveFile | FillFile | SpillFile | DropDurable
 
 
 @dataclass(frozen=True, slots=True)
-class FindCopy:
-    """Command: ask the durable tier for an object's size; ``CopyFound`` comes back."""
+class FindDurable:
+    """Command: ask the durable tier for an object's size; ``DurableFound`` comes back."""
 
     restoration: Restoration
 
@@ -111,7 +111,7 @@ class FileSpilled:
 
 
 @dataclass(frozen=True, slots=True)
-class CopyFound:
+class DurableFound:
     """Input: the size of a durable object that is to be restored, or the error that came instead."""
 
     restoration: Restoration
@@ -119,22 +119,6 @@ class CopyFound:
     error: ShoalError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadWanted:
-    """Input: somebody elsewhere wants to read bytes of a segment; ``ReadReady`` answers with the same ticket."""
+StoreInput = FileCreated | FileFilled | FileSpilled | DurableFound
 
-    name: str
-    ticket: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReadReady:
-    """Command: a segment lies in memory for now; ``error`` says why it never will."""
-
-    ticket: int
-    error: ShoalError | None = None
-
-
-StoreInput = FileCreated | FileFilled | FileSpilled | CopyFound | ReadWanted
-
-StoreCommand = FileCommand | FindCopy | ReadReady
+StoreCommand = FileCommand | FindDurable

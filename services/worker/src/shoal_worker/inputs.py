@@ -49,6 +49,40 @@ class UnwatchDriver:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferSegment:
+    """Let the chunks of a segment be pulled."""
+
+    name: str
+    size_bytes: int
+    chunk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawSegment:
+    """Nobody pulls a segment any more."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PullSegment:
+    """Pull what ``source`` offers as ``stream`` into the file of a segment. ``Pulled`` comes back, unless cancelled."""
+
+    name: str
+    source: PeerId
+    stream: str
+    size_bytes: int
+    chunk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPull:
+    """Pull a segment no more."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """This node was declared dead: kill everything and end. Only a new incarnation may join again."""
 
@@ -76,6 +110,15 @@ class DriverEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Pulled:
+    """The pull of a segment has ended; ``code`` is the wire code of what went wrong, "" where it is all there."""
+
+    name: str
+    code: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Suspected:
     """A peer has not acknowledged anything for a while; perhaps it is dead."""
 
@@ -87,5 +130,6 @@ class Drain:
     """Grant nothing any more: the node is about to leave."""
 
 
-NodeCommand = StartProcess | KillProcess | RouteOutput | WatchDriver | UnwatchDriver | Leave
-NodeInput = ProcessEnded | DriverEnded | StoreInput | Suspected | Drain
+TransferCommand = OfferSegment | WithdrawSegment | PullSegment | CancelPull
+NodeCommand = StartProcess | KillProcess | RouteOutput | WatchDriver | UnwatchDriver | TransferCommand | Leave
+NodeInput = ProcessEnded | DriverEnded | StoreInput | Pulled | Suspected | Drain

@@ -131,18 +131,23 @@ class Liveness:
         self._watched.add(process)
         self._ask_about({process}, jobs)
 
-    def reread(self, owners: Iterable[ProcessId], jobs: Iterable[JobId], now: float) -> None:
-        """Ask about everything that matters here, and about this node itself."""
+    def reread(
+        self, owners: Iterable[ProcessId], jobs: Iterable[JobId], now: float, nodes: Iterable[NodeId] = ()
+    ) -> None:
+        """Ask about everything that matters here (``nodes`` beside those of owners), and about this node itself."""
         self._reread_at = now + REREAD_SECONDS
         self._watched = set(owners)
         self._sequences = {node: n for node, n in self._sequences.items() if node in map(node_of, self._watched)}
         self._ask_about(self._watched, jobs)
-        self._ask(self._subjects.gcs("get_node"), GetNode(node_id=self._node_id), AboutNode(self._node_id))
+        for node in [self._node_id, *sorted({*nodes} - {self._node_id, *map(node_of, self._watched)})]:
+            self._ask(self._subjects.gcs("get_node"), GetNode(node_id=node), AboutNode(node))
 
-    def tick(self, owners: Iterable[ProcessId], jobs: Iterable[JobId], now: float) -> None:
+    def tick(
+        self, owners: Iterable[ProcessId], jobs: Iterable[JobId], now: float, nodes: Iterable[NodeId] = ()
+    ) -> None:
         """Read again what is due, and repeat what the control store has not heard."""
         if now >= self._reread_at:
-            self.reread(owners, jobs, now)
+            self.reread(owners, jobs, now, nodes)
         for job, (message, at) in list(self._finishing.items()):
             if now >= at:
                 self._finish(job, message, now)

@@ -6,7 +6,7 @@ who died. It is put together from tables that each know one thing::
     NodeCore ── Workforce ── LeaseTable ── GpuTable
        │            ├─────── ProcessTable
        │            └─────── ActorTable
-       ├─────── ObjectStore ── SegmentTable
+       ├─────── SharedMemory ── ObjectStore, Loans, Copies
        ├─────── Inquiries         (who holds what)
        └─────── Liveness          (who elsewhere is dead)
 
@@ -39,7 +39,6 @@ from shoal_core.protocol.errors import (
 )
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, SlotId, node_of
 from shoal_core.protocol.messages import (
-    AllocateSegment,
     AttachDriver,
     Done,
     GetProcesses,
@@ -51,13 +50,9 @@ from shoal_core.protocol.messages import (
     NodeAnnouncement,
     NodeDescription,
     NodeDied,
-    PinSegment,
-    PinSegments,
     ProcessDied,
     ProcessList,
     RecallLeases,
-    RestoreObject,
-    SegmentsPinned,
 )
 from shoal_core.protocol.records import (
     ActorLeft,
@@ -65,20 +60,20 @@ from shoal_core.protocol.records import (
     LeaseReturned,
     ObjectsReported,
     Record,
-    SegmentFreed,
-    SegmentSealed,
-    SegmentUnpinned,
     WorkerBlocked,
     WorkerReady,
 )
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.transfer.records import CHUNK_BYTES
 from shoal_worker.actors import About, ActorTable, Hosted, Verdict
+from shoal_worker.copies import AboutLoan
 from shoal_worker.files import StoreInput
 from shoal_worker.inputs import (
     Drain,
     DriverEnded,
     Leave,
     ProcessEnded,
+    Pulled,
     Suspected,
     UnwatchDriver,
     WatchDriver,
@@ -87,6 +82,7 @@ from shoal_worker.inquiries import DRIVER, WORKER, Inquiries
 from shoal_worker.leases import LeaseTable
 from shoal_worker.liveness import Ends, Liveness
 from shoal_worker.processes import ProcessState, ProcessTable
+from shoal_worker.shared_memory import SegmentRecord, SharedMemory
 from shoal_worker.store import ObjectStore
 from shoal_worker.workforce import Workforce
 
@@ -106,17 +102,19 @@ class NodeCore:
         gpu_names: Sequence[str] = (),
         prestart: int = 0,
         warm_bytes: int = 0,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.node_id: NodeId = description.node_id
         self.description = description
         self.leases = LeaseTable(description.total, gpu_names)
         self.processes = ProcessTable(self.node_id, prestart)
+        self.liveness = Liveness(self.node_id, subjects)
         self.store = ObjectStore(self.node_id, description.object_store_bytes, warm_bytes)
         self.segments = self.store.segments
+        self.memory = SharedMemory(self.node_id, subjects, self.store, self.liveness, self._require_local, chunk_bytes)
         self.inquiries = Inquiries(self.node_id, self.segments)
         self.actors = ActorTable(self.node_id, subjects)
         self.workforce = Workforce(self.leases, self.processes, self.actors)
-        self.liveness = Liveness(self.node_id, subjects)
         self.drivers: dict[ProcessId, JobId] = {}
         self.draining = False
         self._subjects = subjects
@@ -128,10 +126,7 @@ class NodeCore:
         self._requests: dict[type[Message], Callable[..., Message | ShoalError | None]] = {
             LeaseRequest: self._lease,
             RecallLeases: self._recall,
-            AllocateSegment: self._allocate,
-            PinSegment: self._pin,
-            PinSegments: self._pin_many,
-            RestoreObject: self._restore,
+            **self.memory.requests,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
             ListObjects: self._list_objects,
@@ -151,12 +146,14 @@ class NodeCore:
         elif isinstance(message, Answered) and isinstance(message.context, About):
             if (judged := self.actors.answered(message, now)) is not None:
                 self._judge(*judged, now)
+        elif isinstance(message, Answered) and isinstance(message.context, AboutLoan):
+            self.memory.lent(message, now)
         elif isinstance(message, Answered):
             self._ends(self.liveness.answered(message), now)
         elif isinstance(message, Connected):
             if message.connected:
                 self.workforce.staff(now)
-                self.liveness.reread(self._owners(), self._jobs(), now)
+                self.liveness.reread(self._owners(), self._jobs(), now, self.memory.nodes())
                 self.workforce.changed = True
         else:
             self._input(message, now)
@@ -168,24 +165,22 @@ class NodeCore:
         self.workforce.tend(now)
         self.inquiries.tick(now)
         self.actors.tick(now)
-        self.store.pump(now)
-        self.liveness.tick(self._owners(), self._jobs(), now)
+        self.memory.tick(now)
+        self.liveness.tick(self._owners(), self._jobs(), now, self.memory.nodes())
         return self._flush(now)
 
     def _flush(self, now: float) -> list[Effect]:
         effects = self._effects
         self._effects = []
         effects += self.workforce.effects
-        effects += map(Start, self.store.take_commands())
-        effects += [Reply(token, answer) for token, answer in self.store.replies]
+        effects += self.memory.effects(now)
         effects += self.liveness.effects
         effects += self.actors.effects
         effects += self.inquiries.effects
-        self.workforce.effects, self.store.replies, self.liveness.effects, self.actors.effects = [], [], [], []
-        self.inquiries.effects = []
+        self.workforce.effects, self.liveness.effects, self.actors.effects, self.inquiries.effects = [], [], [], []
         if now >= self._announce_at():
             effects.append(self._announcement(now))
-        wake_at = min(self._announce_at(), self.store.wake_at, self.inquiries.next_deadline)
+        wake_at = min(self._announce_at(), self.memory.wake_at(), self.inquiries.next_deadline)
         if self.workforce.waiting and self.processes.start_after > now:
             wake_at = min(wake_at, self.processes.start_after)
         if wake_at < self._wake_at:
@@ -246,20 +241,6 @@ class NodeCore:
         self.workforce.recall(request)
         return Done()
 
-    def _allocate(self, request: AllocateSegment, token: int, now: float) -> None:
-        self.store.allocate(request, token, self._require_local(request.process), now)
-
-    def _pin(self, request: PinSegment, token: int, now: float) -> None:
-        self._require_local(request.process)
-        self.store.pin(request, token, now)
-
-    def _restore(self, request: RestoreObject, token: int, now: float) -> None:
-        self.store.restore(request, token, self._require_local(request.process))
-
-    def _pin_many(self, request: PinSegments, token: int, now: float) -> SegmentsPinned:
-        self._require_local(request.process)
-        return SegmentsPinned(segments=self.segments.pin_many(request.pins, request.process))
-
     def _attach_driver(self, request: AttachDriver, token: int, now: float) -> Done:
         if request.machine_id != self.description.machine_id:
             raise InvalidRequestError(
@@ -312,12 +293,8 @@ class NodeCore:
             hosted = self.workforce.made_by(process, record.actor, record.incarnation)
             if hosted is not None:
                 self.workforce.actor_left(hosted, record.reason, now, record.error)
-        elif isinstance(record, SegmentSealed):
-            self._sealed(process, record, now)
-        elif isinstance(record, SegmentUnpinned):
-            self.store.unpinned(process, record.segment, record.serial, now)
-        elif isinstance(record, SegmentFreed):
-            self.store.freed(process, record.segment, now)
+        elif isinstance(record, SegmentRecord):
+            self.memory.said(peer, record, now)
         elif isinstance(record, ObjectsReported):
             self.inquiries.reported(process, record, now)
 
@@ -327,10 +304,6 @@ class NodeCore:
             self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)
         else:
             self.workforce.judge(hosted, verdict, "the control store does not want it any more", now)
-
-    def _sealed(self, writer: ProcessId, record: SegmentSealed, now: float) -> None:
-        if self.store.sealed(writer, record, now) and self.liveness.is_dead(record.owner):
-            self.store.freed(record.owner, record.segment, now)
 
     # ------------------------------------------------------------------------------- events and own inputs
 
@@ -354,8 +327,8 @@ class NodeCore:
                 self.workforce.staff(now)
         elif isinstance(message, DriverEnded):
             self._driver_ended(message.driver, now)
-        elif isinstance(message, StoreInput):
-            self.store.take(message, now)
+        elif isinstance(message, StoreInput | Pulled):
+            self.memory.take(message, now)
         elif isinstance(message, Suspected):
             jobs = {lease.job for lease in self.leases.of_owner(ProcessId(message.peer))}
             self.liveness.suspect(ProcessId(message.peer), jobs)
@@ -389,6 +362,8 @@ class NodeCore:
             return
         for node in ends.nodes:
             if self.liveness.node_died(node):
+                self.memory.peer_died(node, now)
+                self._effects.append(Forget(node))
                 ends.processes += [owner for owner in self._owners() if node_of(owner) == node]
         for process in ends.processes:
             # A driver whose job has ended may live on and keep what it has mapped; one that died was detached before.
@@ -396,7 +371,7 @@ class NodeCore:
                 self.workforce.owner_died(process, now)
                 for hosted in self.actors.owned_by(process):
                     self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)
-                self.store.process_died(process, process not in self.drivers, now)
+                self.memory.peer_died(process, now, reaped=process not in self.drivers)
                 self._effects.append(Forget(process))
         for job in ends.jobs:
             if self.liveness.job_ended(job):
@@ -412,7 +387,7 @@ class NodeCore:
         return {*self.leases.owners(), *self.segments.processes(), *self.actors.owners()}
 
     def _jobs(self) -> set[JobId]:
-        jobs = self.leases.jobs() | self.segments.jobs()
+        jobs = self.leases.jobs() | self.memory.jobs()
         jobs.update(process.job for process in self.processes if process.job is not None)
         jobs.update(self.drivers.values())
         return jobs
@@ -421,7 +396,7 @@ class NodeCore:
         """State the invariants."""
         self.workforce.sanity_check()
         self.actors.sanity_check()
-        self.store.sanity_check()
+        self.memory.sanity_check()
         assert not any(self.liveness.is_dead(driver) for driver in self.drivers)
         for lease in self.leases:
             dead = self.liveness.has_ended(lease.job) or (not lease.actor and self.liveness.is_dead(lease.owner))

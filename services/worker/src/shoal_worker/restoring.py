@@ -2,7 +2,7 @@
 
 ::
 
-    asked ── FindCopy ──► found ── CreateFile ──► made ── FillFile ──► filled: sealed, the asker's
+    asked ── FindDurable ──► found ── CreateFile ──► made ── FillFile ──► filled: sealed, the asker's
                │                      │                      │
                └── not there          └── no room            └── could not be read: the asker is told, nothing is kept
 

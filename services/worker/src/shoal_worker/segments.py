@@ -12,9 +12,14 @@ A reclaimed file is kept *warm*, for the next object of its size class: writing 
 faster than to new ones. It gets a new name at each use. A name therefore means one object only, and a late request for
 an object that is gone finds nothing, instead of another object.
 
-A sealed segment may get a *copy* in the durable tier. Once that is whole, and nobody maps the segment, its file can go:
-then it is spilled. It keeps its name; when it is pinned again its file is made anew and filled from the copy, which
-stays: what was spilled once can be spilled again without moving a byte. The copy goes with the segment.
+A sealed segment may be written to the *durable* tier as well. Once it is whole there, and nobody maps it, its file can
+go: then it is spilled. It keeps its name; when it is pinned again its file is made anew and filled. The object stays
+durable: what was spilled once can be spilled again without moving a byte. What is durable goes with its segment.
+
+A *copy* is a segment with the object of another node's (see ``copies``). Its home is written down as its process. It is
+never spilled, and dropped where room is needed: its home has the object.
+
+A pin is held for a process of this node, or for a puller elsewhere to which the segment is lent (see ``loans``).
 
 Writer, owner and readers speak to the node over different channels, so a reader's pin and even the owner's "freed" may
 overtake the writer's "sealed". Both are taken: a writer reveals a name only after it has written. Whoever asks for a
@@ -33,7 +38,7 @@ from shoal_core.protocol.ids import NO_NODE, JobId, NodeId, ProcessId
 from shoal_core.protocol.messages import NODE_HOLDER
 from shoal_worker.files import (
     CreateFile,
-    DropCopy,
+    DropDurable,
     FileCommand,
     FillFile,
     RemoveFile,
@@ -56,7 +61,7 @@ class SegmentState(Enum):
     FREED = "freed"
 
 
-class CopyState(Enum):
+class DurableState(Enum):
     """Whether a segment's object is in the durable tier as well."""
 
     NONE = "none"
@@ -70,8 +75,9 @@ class Segment:
 
     ``spoiled``: someone may still map it, so its file must not be used again.
     ``freed_by`` are those who freed it before it was sealed: the owner, if its word overtook the writer's.
-    ``object_id`` names the object in the durable tier, and ``holder`` the segment itself, as who holds its copy there.
-    ``ordered``: its file is being made or filled. ``used`` rises with each use of any segment.
+    ``object_id`` names the object in the durable tier, and ``holder`` the segment itself, as who holds it there.
+    ``ordered``: its file is being made or filled. ``used`` rises with each use of any segment. ``is_copy``: of another
+    node's segment.
     """
 
     name: str
@@ -84,19 +90,24 @@ class Segment:
     pins: dict[ProcessId, Pins] = field(default_factory=dict)
     freed_by: set[ProcessId] = field(default_factory=set)
     spoiled: bool = False
-    copy: CopyState = CopyState.NONE
+    durable: DurableState = DurableState.NONE
     holder: str = ""
     unspillable: bool = False
     ordered: bool = False
     used: int = 0
+    is_copy: bool = False
 
     def pinned(self) -> bool:
-        """Tell whether a process maps the segment."""
+        """Tell whether a process maps the segment, or a puller pulls it."""
         return any(pins.held for pins in self.pins.values())
 
     def has_file(self) -> bool:
         """Tell whether the segment takes room."""
         return self.state is not SegmentState.SPILLED
+
+    def in_memory(self) -> bool:
+        """Tell whether the segment can be mapped, now that it is pinned."""
+        return self.state in (SegmentState.WRITING, SegmentState.SEALED)
 
     def is_idle(self) -> bool:
         """Tell whether the segment lies in memory and nobody maps it."""
@@ -115,6 +126,8 @@ class SegmentTable:
         self.used_bytes = 0
         self.warm_bytes = 0
         self.commands: list[FileCommand] = []
+        self.gone: list[str] = []
+        """The segments that ceased to be any object's, or that are removed, for whoever knows more about them."""
         self._most_warm_bytes = warm_bytes
         self._segments: dict[str, Segment] = {}
         self._warm: dict[int, deque[str]] = {}
@@ -133,15 +146,25 @@ class SegmentTable:
         return iter(self._segments.values())
 
     def processes(self) -> set[ProcessId]:
-        """Return the writers and owners of segments."""
-        return {segment.process for segment in self._segments.values()}
+        """Return the writers and owners of segments; copies have none."""
+        return {segment.process for segment in self._segments.values() if not segment.is_copy}
 
     def jobs(self) -> set[JobId]:
         """Return the jobs that segments belong to."""
         return {segment.job for segment in self._segments.values() if segment.job is not None}
 
+    def has_room(self, size_bytes: int) -> bool:
+        """Tell whether an object fits in without anything that is of use having to go."""
+        return self.used_bytes + size_class(size_bytes) <= self.capacity_bytes
+
     def allocate(
-        self, process: ProcessId, size_bytes: int, job: JobId | None = None, *, filled: bool = False
+        self,
+        process: ProcessId,
+        size_bytes: int,
+        job: JobId | None = None,
+        *,
+        filled: bool = False,
+        is_copy: bool = False,
     ) -> Segment | None:
         """Promise a file to a writer and order it made; None where there is no room now."""
         capacity = size_class(size_bytes)
@@ -149,7 +172,7 @@ class SegmentTable:
         if reused is None:
             return None
         self._drawn += 1
-        segment = Segment(f"o{self._drawn}", capacity, SegmentState.CREATING, process, job, size_bytes)
+        segment = Segment(f"o{self._drawn}", capacity, SegmentState.CREATING, process, job, size_bytes, is_copy=is_copy)
         self._segments[segment.name] = segment
         self._order_file(segment, reused, filled=filled)
         return segment
@@ -197,7 +220,7 @@ class SegmentTable:
         if segment.state in (SegmentState.RETURNING, SegmentState.FREED):
             self._spilled_again(segment)
         else:
-            del self._segments[name]
+            self._end(segment)
 
     def seal(self, name: str, writer: ProcessId, owner: ProcessId, object_id: str = "") -> bool:
         """The writer is done, and ``owner`` will free the segment; tell whether the writer may say so."""
@@ -246,6 +269,20 @@ class SegmentTable:
         self._use(segment)
         self._reclaim(segment)
 
+    def unpin_anywhere(self, process: ProcessId, serial: int) -> None:
+        """A process maps nothing by this pin any more, on whatever segment it may have been."""
+        for name, segment in list(self._segments.items()):
+            if process in segment.pins and serial in segment.pins[process].held:
+                self.unpin(name, process, serial)
+
+    def give_up(self, name: str) -> None:
+        """What was being written will never be whole: its file is removed, as soon as it is made."""
+        segment = self._segments.get(name)
+        if segment is not None and segment.state is SegmentState.CREATING:
+            segment.state = SegmentState.ABANDONED
+        elif segment is not None and segment.state is SegmentState.WRITING:
+            self._remove(segment)
+
     def free(self, name: str, process: ProcessId) -> bool:
         """The owner (or the writer, who gives up) needs the segment no more; tell whether that had an effect."""
         segment = self._segments.get(name)
@@ -281,27 +318,29 @@ class SegmentTable:
             else:
                 self._set_free(segment)
 
-    # ------------------------------------------------------------------------------- copies in the durable tier
+    # ------------------------------------------------------------------------------- memory and the durable tier
 
     def begin_spill(self, segment: Segment) -> None:
-        """Order a copy of an idle segment."""
+        """Order an idle segment written to the durable tier."""
         assert segment.is_idle()
+        assert not segment.is_copy
         self._drawn += 1
-        segment.copy, segment.holder = CopyState.WRITING, f"{NODE_HOLDER}{self.node}:{self._drawn:012x}"
+        segment.durable, segment.holder = DurableState.WRITING, f"{NODE_HOLDER}{self.node}:{self._drawn:012x}"
         self.commands.append(
             SpillFile(segment.name, segment.object_id, segment.size_bytes, segment.job or JobId(""), segment.holder)
         )
 
     def spilled(self, name: str, whole: bool) -> Segment:
-        """The copy is whole, or could not be made; the file is there as before."""
+        """The object is whole in the durable tier, or could not be written there; the file is there as before."""
         segment = self._segments[name]
-        segment.copy = CopyState.WHOLE if whole else CopyState.NONE
+        segment.durable = DurableState.WHOLE if whole else DurableState.NONE
         self._reclaim(segment)
         return segment
 
     def evict(self, segment: Segment) -> None:
-        """Take the file of an idle segment that has a copy."""
+        """Take the file of an idle segment that is durable."""
         assert segment.is_idle()
+        assert segment.durable is DurableState.WHOLE
         segment.state = SegmentState.SPILLED
         self.used_bytes -= segment.capacity_bytes
         if segment.spoiled:
@@ -313,8 +352,14 @@ class SegmentTable:
         self.commands.append(ShelveFile(segment.name, shelf))
         self._keep_warm(shelf, segment.capacity_bytes)
 
+    def drop(self, segment: Segment) -> None:
+        """Have an idle copy go."""
+        assert segment.is_copy
+        assert segment.is_idle()
+        self._set_free(segment)
+
     def bring_back(self, segment: Segment) -> bool:
-        """Order the file of a spilled segment made, to be filled from its copy; False where there is no room now."""
+        """Order the file of a spilled segment made, to be filled again; False where there is no room now."""
         assert segment.state is SegmentState.SPILLED
         reused = self._take_room(segment.capacity_bytes)
         if reused is None:
@@ -349,14 +394,14 @@ class SegmentTable:
     def _spilled_again(self, segment: Segment) -> None:
         """There is no file, as before the segment was to return; where it was freed since, nothing is left of it."""
         if segment.state is SegmentState.FREED:
-            self._drop_copy(segment)
-            del self._segments[segment.name]
+            self._drop_durable(segment)
+            self._end(segment)
         else:
             segment.state = SegmentState.SPILLED
 
-    def _drop_copy(self, segment: Segment) -> None:
-        if segment.copy is CopyState.WHOLE:
-            self.commands.append(DropCopy(segment.object_id, segment.holder))
+    def _drop_durable(self, segment: Segment) -> None:
+        if segment.durable is DurableState.WHOLE:
+            self.commands.append(DropDurable(segment.object_id, segment.holder))
 
     # ------------------------------------------------------------------------------- room
 
@@ -388,18 +433,25 @@ class SegmentTable:
     def _set_free(self, segment: Segment) -> None:
         """Nobody needs the object any more."""
         if segment.state is SegmentState.SPILLED:
-            self._drop_copy(segment)
-            del self._segments[segment.name]
+            self._drop_durable(segment)
+            self._end(segment)
             return
-        segment.state = SegmentState.FREED
+        if segment.state is not SegmentState.FREED:
+            segment.state = SegmentState.FREED
+            self.gone.append(segment.name)
         self._reclaim(segment)
+
+    def _end(self, segment: Segment) -> None:
+        """Nothing is left of a segment."""
+        del self._segments[segment.name]
+        self.gone.append(segment.name)
 
     def _reclaim(self, segment: Segment) -> None:
         """Keep the file of a segment warm once it is freed, nobody maps it and nothing was ordered with it."""
-        under_way = segment.ordered or segment.copy is CopyState.WRITING
+        under_way = segment.ordered or segment.durable is DurableState.WRITING
         if segment.state is not SegmentState.FREED or segment.pinned() or under_way:
             return
-        self._drop_copy(segment)
+        self._drop_durable(segment)
         if segment.spoiled:
             self._remove(segment)
             return
@@ -418,7 +470,7 @@ class SegmentTable:
         self.warm_bytes -= size
 
     def _remove(self, segment: Segment) -> None:
-        del self._segments[segment.name]
+        self._end(segment)
         self.used_bytes -= segment.capacity_bytes
         self.commands.append(RemoveFile(segment.name))
 
@@ -430,8 +482,9 @@ class SegmentTable:
         assert self.used_bytes + self.warm_bytes <= self.capacity_bytes
         assert not {name for names in self._warm.values() for name in names} & {*self._segments}
         for segment in self._segments.values():
-            under_way = segment.ordered or segment.copy is CopyState.WRITING
+            assert not segment.is_copy or segment.durable is DurableState.NONE, "copies are never spilled"
+            under_way = segment.ordered or segment.durable is DurableState.WRITING
             needed = segment.pinned() or under_way
             assert segment.state is not SegmentState.FREED or needed, "what nobody needs is reclaimed"
-            assert segment.state is not SegmentState.SPILLED or segment.copy is CopyState.WHOLE, "nothing is lost"
-            assert segment.state is not SegmentState.RETURNING or segment.copy is CopyState.WHOLE
+            assert segment.state is not SegmentState.SPILLED or segment.durable is DurableState.WHOLE, "nothing is lost"
+            assert segment.state is not SegmentState.RETURNING or segment.durable is DurableState.WHOLE

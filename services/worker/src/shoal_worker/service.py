@@ -17,6 +17,7 @@ from pydantic import Field
 
 from shoal_core import __version__
 from shoal_core.bus import Bus, Credentials, connect
+from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.peers import Peers
 from shoal_core.bus.requests import ask
 from shoal_core.machine import machine_id
@@ -29,29 +30,36 @@ from shoal_core.protocol.messages import (
     NodeDied,
     ProcessDied,
     RetireNode,
-    SegmentRead,
 )
 from shoal_core.protocol.resources import GPU, UNIT
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.verbs import NODE_PROCESS, NODE_PUBLIC, NODE_SCHEDULER
 from shoal_core.runtime.process import WorkerConfig
-from shoal_core.service import Engine, RawRoute, Route
+from shoal_core.service import Engine, Metrics, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
+from shoal_core.transfer.mover import Cancel, Mover, Offer, Pull, Withdraw
+from shoal_core.transfer.pulling import CANCELLED, Ended
+from shoal_core.transfer.records import CHUNK_BYTES
 from shoal_worker import machine
+from shoal_worker.durable import DurableTier, durable_tier
 from shoal_worker.forks import Forks, forks
 from shoal_worker.inputs import (
+    CancelPull,
     DriverEnded,
     KillProcess,
     Leave,
+    OfferSegment,
     ProcessEnded,
+    Pulled,
+    PullSegment,
     RouteOutput,
     StartProcess,
     Suspected,
     UnwatchDriver,
     WatchDriver,
+    WithdrawSegment,
 )
-from shoal_worker.mover import Mover, mover
 from shoal_worker.node import NodeCore
 from shoal_worker.output import Outputs
 from shoal_worker.storage import Storage
@@ -85,12 +93,12 @@ class Hands:
     """What the core's commands do to this machine."""
 
     def __init__(
-        self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs, mover: Mover
+        self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs, durable: DurableTier
     ) -> None:
         self.engine: Engine
         self.forks: Forks
         subjects = Subjects(settings.cluster)
-        self.storage = Storage(bus, subjects, node, folder, mover, lambda message: self.engine.inject(message))
+        self.storage = Storage(bus, subjects, folder, durable, lambda message: self.engine.inject(message))
         self.leaving = False
         self._settings = settings
         self._node = node
@@ -98,6 +106,8 @@ class Hands:
         self._outputs = outputs
         self._drivers: dict[ProcessId, int] = {}
         self._loop = asyncio.get_running_loop()
+        where = BulkAddress(settings.address, node, settings.proof(), settings.tls())
+        self.mover = Mover(where, Subjects(settings.cluster), Role.NODE, node, self.pull_ended)
 
     def perform(self, command: Any) -> Awaitable[None] | None:
         """Carry out one command of the core; what takes time is returned, to be awaited beside the core."""
@@ -108,6 +118,14 @@ class Hands:
                 self.forks.kill(process)
             case RouteOutput(process, job):
                 self._outputs.route(process, job)
+            case OfferSegment(name, size_bytes, chunk_bytes):
+                self.mover.order(Offer(name, self._folder / name, size_bytes, chunk_bytes))
+            case WithdrawSegment(name):
+                self.mover.order(Withdraw(name, "its home withdrew it"))
+            case PullSegment(name, source, stream, size_bytes, chunk_bytes):
+                self.mover.order(Pull(name, source, stream, size_bytes, chunk_bytes, self._folder / name))
+            case CancelPull(name):
+                self.mover.order(Cancel(name))
             case WatchDriver(driver, pid):
                 self._watch(driver, pid)
             case UnwatchDriver(driver):
@@ -124,8 +142,14 @@ class Hands:
         self._outputs.forget(ended.process_id)
         self.engine.inject(ended)
 
+    def pull_ended(self, ended: Ended) -> None:
+        """Tell the core that a pull is over (the mover's thread)."""
+        if ended.code != CANCELLED:
+            self._loop.call_soon_threadsafe(self.engine.inject, Pulled(ended.name, ended.code, ended.text))
+
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching, and end all transfers."""
+        self.mover.close()
         for driver in list(self._drivers):
             self._unwatch(driver)
 
@@ -165,22 +189,18 @@ class Hands:
             os.close(descriptor)
 
 
-def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRoute]:
+def routes(subjects: Subjects, node: NodeId) -> list[Route]:
     """Return where the node is asked, and what it listens to."""
     asked = [Route(subjects.node_from_scheduler(node, verb), model) for verb, model in NODE_SCHEDULER.items()]
     asked += [Route(subjects.node(node, verb), model) for verb, model in NODE_PUBLIC.items()]
-    asked += [
-        Route(subjects.node_from_process(node, verb), model)
-        for verb, model in NODE_PROCESS.items()
-        if model is not SegmentRead
-    ]
+    asked += [Route(subjects.node_from_process(node, verb), model) for verb, model in NODE_PROCESS.items()]
     events = [
         Route(subjects.event(Role.NODE, "*", "process_died"), ProcessDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "node_died"), NodeDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
         Route(subjects.actor_changed("*", ActorId("*")), ActorChanged, kind="event"),
     ]
-    return [*asked, *events, RawRoute(subjects.node_from_process(node, "read"), SegmentRead, hands.storage.read)]
+    return [*asked, *events]
 
 
 def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float) -> NodeDescription:
@@ -222,6 +242,18 @@ async def _forked(hands: Hands, outputs: Outputs) -> AsyncIterator[Hands]:
         yield hands
 
 
+def measure_transfers(metrics: Metrics, core: NodeCore, mover: Mover) -> None:
+    """Show what comes and goes between this node and others."""
+    metrics.gauge("transfer_pulls", "Objects that are being pulled to this node.", core.memory.copies.under_way)
+    metrics.gauge("transfer_loans", "Segments that are lent to pullers.", lambda: len(core.memory.loans))
+    metrics.gauge(
+        "object_copies", "Copies of other nodes' objects, and those under way.", lambda: len(core.memory.copies)
+    )
+    moved = mover.moved
+    metrics.gauge("transfer_sent_bytes", "Bytes of chunks sent, once for all who pull.", lambda: moved.sent_bytes)
+    metrics.gauge("transfer_received_bytes", "Bytes of chunks received.", lambda: moved.received_bytes)
+
+
 @asynccontextmanager
 async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     """Run one node; entering means that it grants leases, and leaving that nothing of it is left."""
@@ -240,17 +272,18 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             gpu_names=names if description.total.get(GPU) else (),
             prestart=prestart,
             warm_bytes=min(WARM_BYTES, description.object_store_bytes // 4),
+            chunk_bytes=min(CHUNK_BYTES, bus.max_payload),
         )
         outputs = Outputs(bus, subjects, node)
         async with (
-            mover(lambda: _dial(settings, node), subjects) as moves,
-            _forked(Hands(bus, settings, node, folder, outputs, moves), outputs) as hands,
+            durable_tier(lambda: _dial(settings, node), subjects) as durable,
+            _forked(Hands(bus, settings, node, folder, outputs, durable), outputs) as hands,
         ):
             engine = hands.engine = Engine(
                 core,
                 bus,
                 name="worker",
-                routes=routes(subjects, node, hands),
+                routes=routes(subjects, node),
                 perform_start=hands.perform,
                 peers=lambda deliver: Peers(bus, subjects, Role.NODE, node, deliver),
                 clock=time.monotonic,
@@ -263,6 +296,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             engine.metrics.total("returned_bytes_total", "Spilled bytes that came back.", lambda: counts.returned_bytes)
             engine.metrics.total("spills_refused_total", "Spills that failed.", lambda: counts.refused)
             engine.metrics.gauge("actors_hosted", "Actors whose process is on this node.", lambda: len(core.actors))
+            measure_transfers(engine.metrics, core, hands.mover)
             try:
                 async with engine:
                     assert engine.peers is not None

@@ -18,27 +18,24 @@ from typing import Any
 
 from shoal_core.bus import Bus
 from shoal_core.bus.requests import ask
-from shoal_core.protocol.errors import BusError, NotFoundError, ShoalError
-from shoal_core.protocol.ids import NodeId
-from shoal_core.protocol.messages import DurableDelete, DurableGet, DurableManifest, SegmentRead
+from shoal_core.protocol.errors import BusError, ShoalError
+from shoal_core.protocol.messages import DurableDelete, DurableGet, DurableManifest
 from shoal_core.protocol.subjects import Subjects
+from shoal_worker.durable import PARTIAL, PATIENCE_SECONDS, DurableTier
 from shoal_worker.files import (
-    CopyFound,
     CreateFile,
-    DropCopy,
+    DropDurable,
+    DurableFound,
     FileCreated,
     FileFilled,
     FileSpilled,
     FillFile,
-    FindCopy,
-    ReadReady,
-    ReadWanted,
+    FindDurable,
     RemoveFile,
     ShelveFile,
     SpillFile,
     StoreCommand,
 )
-from shoal_worker.mover import PARTIAL, PATIENCE_SECONDS, Mover
 
 logger = logging.getLogger("shoal.worker")
 
@@ -46,7 +43,6 @@ LARGE_BYTES = 4 * 1024 * 1024
 ROOM_SECONDS = 5.0
 PAUSE_SECONDS = 0.05
 REFUSED_PAUSE_SECONDS = 1.0
-READ_ATTEMPTS = 3
 REMOVED = ".gone"
 
 
@@ -54,18 +50,15 @@ class Storage:
     """The folder of a node's segments, and its way to the durable tier. ``inject`` takes what comes of a command."""
 
     def __init__(
-        self, bus: Bus, subjects: Subjects, node: NodeId, folder: Path, mover: Mover, inject: Callable[[Any], None]
+        self, bus: Bus, subjects: Subjects, folder: Path, durable: DurableTier, inject: Callable[[Any], None]
     ) -> None:
         self._bus = bus
         self._subjects = subjects
-        self._node = node
         self._folder = folder
-        self._mover = mover
+        self._durable = durable
         self._inject = inject
-        self._tickets = 0
-        self._reads: dict[int, asyncio.Future[None]] = {}
-        # Unbounded: each entry is a copy that exists and has to go.
-        self._dropped: deque[DropCopy] = deque()
+        # Unbounded: each entry is of something that is durable and has to go.
+        self._dropped: deque[DropDurable] = deque()
         self._dropping = False
 
     def perform(self, command: StoreCommand) -> Awaitable[None] | None:
@@ -81,23 +74,12 @@ class Storage:
                 return self._fill(command)
             case SpillFile():
                 return self._spill(command)
-            case FindCopy():
-                return self._find_copy(command)
-            case DropCopy():
+            case FindDurable():
+                return self._find_durable(command)
+            case DropDurable():
                 self._dropped.append(command)
                 return None if self._dropping else self._drop_all()
-            case ReadReady(ticket, error):
-                self._read_ready(ticket, error)
         return None
-
-    def read(self, request: SegmentRead) -> bytes | Awaitable[bytes]:
-        """Return bytes of a segment, for a reader on another machine; one that was spilled is brought back first."""
-        try:
-            return self._read(request)
-        except FileNotFoundError:
-            return self._read_later(request)
-        except OSError as error:
-            raise NotFoundError(f"segment {request.segment} cannot be read on node {self._node}: {error}") from error
 
     # ------------------------------------------------------------------------------- files
 
@@ -156,7 +138,7 @@ class Storage:
 
     async def _fill(self, command: FillFile) -> None:
         try:
-            await self._mover.fill(self._folder / command.name, command.object_id, command.size_bytes)
+            await self._durable.fill(self._folder / command.name, command.object_id, command.size_bytes)
         except ShoalError as error:
             self._inject(FileFilled(command.name, error))
         else:
@@ -164,14 +146,14 @@ class Storage:
 
     async def _spill(self, command: SpillFile) -> None:
         try:
-            await self._mover.spill(self._folder / command.name, command)
+            await self._durable.spill(self._folder / command.name, command)
         except ShoalError as error:
             logger.warning("segment %s could not be spilled: %s", command.name, error)
             self._inject(FileSpilled(command.name, error))
         else:
             self._inject(FileSpilled(command.name))
 
-    async def _find_copy(self, command: FindCopy) -> None:
+    async def _find_durable(self, command: FindDurable) -> None:
         restoration = command.restoration
         request = DurableGet(object_id=restoration.request.object_id)
         try:
@@ -179,13 +161,13 @@ class Storage:
                 self._bus, self._subjects.objectstore("get"), request, timeout_seconds=PATIENCE_SECONDS
             )
         except ShoalError as error:
-            self._inject(CopyFound(restoration, 0, error))
+            self._inject(DurableFound(restoration, 0, error))
         else:
             assert isinstance(manifest, DurableManifest)
-            self._inject(CopyFound(restoration, manifest.size_bytes))
+            self._inject(DurableFound(restoration, manifest.size_bytes))
 
     async def _drop_all(self) -> None:
-        """Let go of copies, one after the other, however long the durable tier is away."""
+        """Let go of what is durable, one after the other, however long the durable tier is away."""
         self._dropping = True
         try:
             while self._dropped:
@@ -201,31 +183,3 @@ class Storage:
                 self._dropped.popleft()
         finally:
             self._dropping = False
-
-    # ------------------------------------------------------------------------------- reading
-
-    def _read(self, request: SegmentRead) -> bytes:
-        with open(self._folder / Path(request.segment).name, "rb") as file:
-            return os.pread(file.fileno(), request.length, request.offset)
-
-    async def _read_later(self, request: SegmentRead) -> bytes:
-        """Read once the segment lies in memory; it may have to leave again before its turn comes."""
-        for _ in range(READ_ATTEMPTS):
-            self._tickets += 1
-            ready = self._reads[self._tickets] = asyncio.get_running_loop().create_future()
-            self._inject(ReadWanted(Path(request.segment).name, self._tickets))
-            await ready
-            try:
-                return self._read(request)
-            except FileNotFoundError:
-                continue
-        raise NotFoundError(f"segment {request.segment} cannot be kept on node {self._node}: its memory is too small")
-
-    def _read_ready(self, ticket: int, error: ShoalError | None) -> None:
-        ready = self._reads.pop(ticket)
-        if ready.cancelled():
-            return
-        if error is None:
-            ready.set_result(None)
-        else:
-            ready.set_exception(error)

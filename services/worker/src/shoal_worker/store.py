@@ -3,25 +3,27 @@
 Theory
 ======
 
-Whoever wants room (to write an object, to map one that was spilled, to restore a durable one) waits in one queue, and
-is answered when its file is there. Room is made in this order, each step only as far as it is needed:
+Whoever wants room (to write an object, to map one that was spilled, to restore a durable one, to pull one of another
+node) waits in one queue, and is answered when its file is there. Room is made in this order, each step only as far as
+it is needed, and least recently used first:
 
 1. warm files, which hold nothing, are removed;
-2. idle segments whose copy is whole lose their file, least recently used first: that moves no byte;
-3. idle segments without a copy are copied to the durable tier, least recently used first, a few at a time.
+2. idle copies of other nodes' segments go: their homes have the objects;
+3. idle segments that are whole in the durable tier lose their file: that moves no byte;
+4. idle segments that are not are written to the durable tier, a few at a time.
 
-What is being written, and what a process has mapped, stays. From that, whatever the order of events:
+What is being written, what a process has mapped and what is lent stays. From that, whatever the order of events:
 
-1. **Nothing acknowledged is lost**: a segment loses its file only when its copy was acknowledged, and keeps the copy
-   until it is freed.
+1. **Nothing acknowledged is lost**: a segment loses its file only when the durable tier has acknowledged it, and stays
+   there until it is freed.
 2. **A pin never sees half an object**: it is answered when the segment lies in memory, and a file that is being filled
    has another name.
 3. **Nothing hangs**: what moves bytes always ends. As long as something moves, the queue waits; when nothing moves for
    ``STALL_SECONDS``, or at once where the durable tier has just refused, the first in the queue is told why, and who
    holds what.
-4. **Nothing is left**: a copy goes with its segment, and a file with its segment or its copy.
+4. **Nothing is left**: what is durable goes with its segment, and a file with its segment or before.
 
-A copy that the durable tier refuses is tried again after ``REFUSED_SECONDS``, when somebody waits for room then.
+What the durable tier refuses is tried again after ``REFUSED_SECONDS``, when somebody waits for room then.
 """
 
 from __future__ import annotations
@@ -38,33 +40,31 @@ from shoal_core.protocol.errors import (
     ObjectStoreFullError,
     ShoalError,
 )
-from shoal_core.protocol.ids import JobId, NodeId, ProcessId, durable_id
+from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, durable_id
 from shoal_core.protocol.messages import (
     NODE_HOLDER,
     AllocateSegment,
-    Done,
     Message,
     PinSegment,
     RestoreObject,
     SegmentGranted,
+    SegmentPinned,
 )
 from shoal_core.protocol.records import SegmentSealed
 from shoal_worker.files import (
-    CopyFound,
-    DropCopy,
+    DropDurable,
+    DurableFound,
     FileCreated,
     FileFilled,
     FileSpilled,
-    FindCopy,
-    ReadReady,
-    ReadWanted,
+    FindDurable,
     StoreCommand,
     StoreInput,
     size_class,
 )
 from shoal_worker.restoring import Restoration, Restorations
-from shoal_worker.segments import CopyState, Segment, SegmentState, SegmentTable
-from shoal_worker.waiting import Allocation, Arrival, Return, WaitingQueue, Wanted
+from shoal_worker.segments import DurableState, Segment, SegmentState, SegmentTable
+from shoal_worker.waiting import Allocation, Arrival, Incoming, Return, WaitingQueue, Wanted
 
 STALL_SECONDS = 10.0
 REFUSED_SECONDS = 5.0
@@ -90,6 +90,10 @@ class ObjectStore:
         self.segments = SegmentTable(capacity_bytes, warm_bytes, node)
         self.counts = Counts()
         self.replies: list[tuple[int, Message | ShoalError]] = []
+        self.served: list[tuple[Incoming, ShoalError | None]] = []
+        """What has its file now, or why it has none."""
+        self.returned: list[str] = []
+        """The segments that lie in memory again."""
         self.waiting = WaitingQueue()
         self.wake_at = NEVER
         self._commands: list[StoreCommand] = []
@@ -129,21 +133,41 @@ class ObjectStore:
     def pin(self, request: PinSegment, token: int, now: float) -> None:
         """Keep a segment for a process; it is answered when the segment lies in memory."""
         segment = self.segments.pin(request.segment, request.process, request.serial)
-        if segment.state in (SegmentState.WRITING, SegmentState.SEALED):
-            self.replies.append((token, Done()))
+        self.answer_in_memory(segment, token, SegmentPinned(segment=segment.name), now)
+
+    def answer_in_memory(self, segment: Segment, token: int, answer: Message, now: float) -> None:
+        """Answer a request once a segment, which is pinned, lies in memory."""
+        if segment.in_memory():
+            self.replies.append((token, answer))
             return
-        self._return(segment).tokens.append(token)
+        self._return(segment).answers.append((token, answer))
         self.pump(now)
 
     def restore(self, request: RestoreObject, token: int, job: JobId | None) -> None:
         """Fetch a durable object for a process that will own it."""
         known = self._restorations.find(request)
         if known is None:
-            self._commands.append(FindCopy(self._restorations.begin(request, job, token)))
+            self._commands.append(FindDurable(self._restorations.begin(request, job, token)))
         elif known.answer is None:
             known.tokens.append(token)
         else:
             self.replies.append((token, known.answer))
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Tell whether there is room for an object at once, without anything that is of use having to go."""
+        return self.segments.has_room(size_bytes) and not len(self.waiting)
+
+    def expect(self, source: PeerId, size_bytes: int, job: JobId | None, *, is_copy: bool, now: float) -> Incoming:
+        """Let an object that is to be pulled wait for its file; ``served`` says when it is there, or why it is not."""
+        incoming = Incoming(size_bytes, self._capacity(size_bytes), source, job, is_copy)
+        self._want(incoming)
+        self.pump(now)
+        return incoming
+
+    def withdraw(self, incoming: Incoming) -> None:
+        """An object will not be pulled, or not be whole: nothing is left of it."""
+        self.waiting.remove(partial(is_, incoming))
+        self.segments.give_up(incoming.name)
 
     def _return(self, segment: Segment) -> Return:
         """Have a spilled segment come back, unless it is on its way."""
@@ -218,10 +242,8 @@ class ObjectStore:
                 self._file_filled(message)
             case FileSpilled():
                 self._file_spilled(message, now)
-            case CopyFound():
-                self._copy_found(message)
-            case ReadWanted():
-                self._read_wanted(message)
+            case DurableFound():
+                self._durable_found(message)
         self.pump(now)
 
     def _file_created(self, created: FileCreated) -> None:
@@ -235,6 +257,8 @@ class ObjectStore:
             self._refuse(wanted, DeclaredDeadError("the process that asked for the segment has died"))
         elif isinstance(wanted, Allocation):
             self.replies += [(token, _granted(segment)) for token in wanted.tokens]
+        elif isinstance(wanted, Incoming):
+            self.served.append((wanted, None))
         elif isinstance(wanted, Return):
             self.segments.fill(segment, segment.object_id)
         else:
@@ -255,8 +279,8 @@ class ObjectStore:
         del self._returns[filled.name]
         self.counts.returned += 1
         self.counts.returned_bytes += segment.size_bytes
-        self.replies += [(token, Done()) for token in back.tokens]
-        self._commands += [ReadReady(ticket) for ticket in back.reads]
+        self.replies += back.answers
+        self.returned.append(segment.name)
 
     def _restored(self, restoration: Restoration, error: ShoalError | None) -> None:
         """Seal what was restored, for whoever asked."""
@@ -273,7 +297,7 @@ class ObjectStore:
         self.replies += [(token, answer) for token in restoration.tokens]
         if request.object_id.startswith(process):
             # Its owner restores what it has lost: no node that spilled it before is asked for it again.
-            self._commands.append(DropCopy(request.object_id, NODE_HOLDER))
+            self._commands.append(DropDurable(request.object_id, NODE_HOLDER))
 
     def _file_spilled(self, spilled: FileSpilled, now: float) -> None:
         del self._spilling[spilled.name]
@@ -287,7 +311,7 @@ class ObjectStore:
             self.counts.refused += 1
             self._refusal, self._refused_until = str(spilled.error), now + REFUSED_SECONDS
 
-    def _copy_found(self, found: CopyFound) -> None:
+    def _durable_found(self, found: DurableFound) -> None:
         """Let a durable object wait for its segment."""
         restoration, size_bytes = found.restoration, found.size_bytes
         restoration.size_bytes = size_bytes
@@ -299,19 +323,6 @@ class ObjectStore:
             self._want(Arrival(size_bytes, self._capacity(size_bytes), restoration))
         except ShoalError as error:
             self._give_up(restoration, error)
-
-    def _read_wanted(self, wanted: ReadWanted) -> None:
-        segment = self.segments.get(wanted.name)
-        if segment is None or segment.state in (SegmentState.FREED, SegmentState.ABANDONED):
-            gone = NotFoundError(f"segment {wanted.name} is not on node {self.segments.node}: its object was freed")
-            self._commands.append(ReadReady(wanted.ticket, gone))
-        elif segment.state in (SegmentState.SPILLED, SegmentState.RETURNING):
-            try:
-                self._return(segment).reads.append(wanted.ticket)
-            except ShoalError as error:
-                self._commands.append(ReadReady(wanted.ticket, error))
-        else:
-            self._commands.append(ReadReady(wanted.ticket))
 
     # ------------------------------------------------------------------------------- room
 
@@ -343,6 +354,13 @@ class ObjectStore:
                 return False
             segment = new
             self.segments.asked(wanted.process, wanted.serial, segment)
+        elif isinstance(wanted, Incoming):
+            owner = ProcessId(wanted.source)
+            new = self.segments.allocate(owner, wanted.size_bytes, wanted.job, is_copy=wanted.is_copy)
+            if new is None:
+                return False
+            segment = new
+            wanted.name = segment.name
         else:
             restoration = wanted.restoration
             if self._restorations.find(restoration.request) is not restoration:
@@ -357,15 +375,18 @@ class ObjectStore:
         return True
 
     def _evict_one(self) -> bool:
-        """Take the file of the least recently used idle segment whose copy is whole; False where there is none."""
-        idle = [segment for segment in self.segments if segment.is_idle() and segment.copy is CopyState.WHOLE]
-        if not idle:
-            return False
-        self.segments.evict(min(idle, key=_last_use))
-        return True
+        """Take the file of the idle segment that can go at the least cost; False where there is none."""
+        idle = [segment for segment in self.segments if segment.is_idle()]
+        if copies := [segment for segment in idle if segment.is_copy]:
+            self.segments.drop(min(copies, key=_last_use))
+            return True
+        if durable := [segment for segment in idle if segment.durable is DurableState.WHOLE]:
+            self.segments.evict(min(durable, key=_last_use))
+            return True
+        return False
 
     def _spill(self, now: float) -> None:
-        """Have idle segments copied, so many as those who wait need."""
+        """Have idle segments written to the durable tier, so many as those who wait need."""
         if now < self._refused_until:
             return
         table = self.segments
@@ -374,7 +395,10 @@ class ObjectStore:
         idle = [
             segment
             for segment in table
-            if segment.is_idle() and segment.copy is CopyState.NONE and segment.object_id and not segment.unspillable
+            if segment.is_idle()
+            and segment.durable is DurableState.NONE
+            and segment.object_id
+            and not segment.unspillable
         ]
         for segment in heapq.nsmallest(SPILLS_AT_ONCE, idle, key=_last_use):
             if missing <= 0 or len(self._spilling) >= SPILLS_AT_ONCE:
@@ -403,13 +427,20 @@ class ObjectStore:
         if isinstance(wanted, Arrival):
             self._give_up(wanted.restoration, error)
             return
+        if isinstance(wanted, Incoming):
+            self.served.append((wanted, error))
+            return
+        if isinstance(wanted, Return):
+            self._refuse_return(wanted, error)
+            return
         self.replies += [(token, error) for token in wanted.tokens]
         wanted.tokens = []
-        if isinstance(wanted, Return):
-            if self._returns.get(wanted.segment) is wanted:
-                del self._returns[wanted.segment]
-            self._commands += [ReadReady(ticket, error) for ticket in wanted.reads]
-            wanted.reads = []
+
+    def _refuse_return(self, back: Return, error: ShoalError) -> None:
+        if self._returns.get(back.segment) is back:
+            del self._returns[back.segment]
+        self.replies += [(token, error) for token, _ in back.answers]
+        back.answers = []
 
     def _give_up(self, restoration: Restoration, error: ShoalError) -> None:
         self._restorations.fail(restoration)
@@ -419,27 +450,30 @@ class ObjectStore:
     def _full(self, size_bytes: int, now: float) -> str:
         """Say who holds what, what cannot be spilled and why, and what to do."""
         table = self.segments
-        held: dict[ProcessId, int] = {}
+        held: dict[str, int] = {}
         mapped = unwritten = 0
         for segment in table:
             if segment.has_file():
-                held[segment.process] = held.get(segment.process, 0) + segment.capacity_bytes
+                holder = f"copies from node {segment.process} hold" if segment.is_copy else ""
+                holder = holder or f"process {segment.process} holds"
+                held[holder] = held.get(holder, 0) + segment.capacity_bytes
                 mapped += segment.capacity_bytes * segment.pinned()
                 unwritten += segment.capacity_bytes * (segment.state is SegmentState.WRITING)
         most = sorted(held.items(), key=lambda item: (-item[1], item[0]))[:3]
-        holders = ", ".join(f"process {process} holds {size:,}" for process, size in most)
+        holders = ", ".join(f"{holder} {size:,}" for holder, size in most)
         refusal = f"the durable tier refused to take more ({self._refusal}); " if now < self._refused_until else ""
         return (
             f"an object of {size_bytes:,} bytes does not fit into the node's shared memory: {table.used_bytes:,} of "
             f"{table.capacity_bytes:,} bytes are in use ({holders or 'nobody holds any'}); {mapped:,} bytes are mapped "
-            f"by processes and {unwritten:,} are being written, which cannot be spilled; {refusal}drop references to "
-            "objects, and values that were read from them, or give the node a larger object_store_memory"
+            f"by processes or sent to other nodes and {unwritten:,} are being written, which cannot be spilled; "
+            f"{refusal}drop references to objects, and values that were read from them, or give the node a larger "
+            "object_store_memory"
         )
 
     def sanity_check(self) -> None:
         """State the invariants."""
         self.segments.sanity_check()
-        writing = {segment.name for segment in self.segments if segment.copy is CopyState.WRITING}
+        writing = {segment.name for segment in self.segments if segment.durable is DurableState.WRITING}
         assert writing == set(self._spilling)
         ordered = {segment.name for segment in self.segments if segment.ordered}
         assert set(self._creating) <= ordered

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.errors import ObjectStoreFullError
-from shoal_core.protocol.ids import JobId, ProcessId
+from shoal_core.protocol.ids import JobId, PeerId, ProcessId
+from shoal_core.protocol.messages import Message
 from shoal_worker.restoring import Restoration
 
 MOST_WAITING = 4096
@@ -31,13 +32,12 @@ class Allocation:
 
 @dataclass(eq=False, slots=True)
 class Return:
-    """A spilled segment is pinned. ``tokens`` are whose pins wait for it, ``reads`` who wants to read its bytes."""
+    """A spilled segment is pinned, for a process or a puller; ``answers`` says to which requests, and what they get."""
 
     size_bytes: int
     capacity_bytes: int
     segment: str
-    tokens: list[int] = field(default_factory=list)
-    reads: list[int] = field(default_factory=list)
+    answers: list[tuple[int, Message]] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)
@@ -49,7 +49,19 @@ class Arrival:
     restoration: Restoration
 
 
-Wanted = Allocation | Return | Arrival
+@dataclass(eq=False, slots=True)
+class Incoming:
+    """An object of ``source`` is to be pulled; ``name`` is its segment, "" until there is room for it."""
+
+    size_bytes: int
+    capacity_bytes: int
+    source: PeerId
+    job: JobId | None
+    is_copy: bool
+    name: str = ""
+
+
+Wanted = Allocation | Return | Arrival | Incoming
 
 
 class WaitingQueue:

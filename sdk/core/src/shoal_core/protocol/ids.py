@@ -66,6 +66,11 @@ def node_of(process: ProcessId) -> NodeId:
     return NodeId(process[:16])
 
 
+def is_node(peer: PeerId) -> bool:
+    """Tell whether a peer is a node, not a process."""
+    return len(peer) == len(NO_NODE)
+
+
 def object_key(task: TaskNumber, index: int) -> ObjectKey:
     """Return the owner's key of return ``index`` (from 1) of a task, or of a put (index 0)."""
     return ObjectKey(task << INDEX_BITS | index)

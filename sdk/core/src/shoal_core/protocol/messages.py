@@ -16,7 +16,6 @@ from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId, ProcessI
 from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 1
-MOST_READ_BYTES = 512 * 1024
 MOST_LISTED_OBJECTS = 1000
 MOST_PINS = 1000
 """How many segments one request pins."""
@@ -505,14 +504,21 @@ class SegmentGranted(Message):
 
 
 class PinSegment(Message):
-    """Ask the node to keep a segment while this process maps it (verb ``pin``)."""
+    """Ask one's own node to keep a segment while this process maps it (verb ``pin``).
+
+    Where the segment is another node's, the node first pulls a copy of it, once for all who ask.
+    """
 
     process: ProcessId
-    segment: str
+    segment: str = Field(description="The segment's name on the node where the object lies, its home.")
     serial: int = Field(
         description="Rises with each pin this process asks for, from 1. A repeated or late request can so be told "
         "from a new one: `SegmentUnpinned` with this serial ends this pin, even if a copy of the request comes later."
     )
+    home: NodeId = Field(
+        default=NodeId(""), description="The node where the object lies; the one that is asked if empty."
+    )
+    size_bytes: int = Field(default=0, ge=0, description="How long the object is; needed where its home is elsewhere.")
 
 
 class PinSegments(Message):
@@ -528,15 +534,45 @@ class SegmentsPinned(Message):
     segments: list[str]
 
 
-class SegmentRead(Message):
-    """Ask a node for bytes of a segment (verb ``read``); the answer is the bare bytes.
+class SegmentPinned(Message):
+    """The segment is kept; it can be mapped."""
 
-    Where they cannot be read, the answer is a ``Refusal`` that carries the header ``wire.REFUSAL_HEADER``.
+    segment: str = Field(description="The file's name in the folder of the node that was asked.")
+
+
+class LendSegment(Message):
+    """Ask the home of a segment to keep it for a puller, and to send its chunks (verb ``lend``).
+
+    The puller is a node, or a driver without one. It says ``SegmentUnpinned`` with this serial when it has ended. A
+    node that has pulled a copy is told ``SegmentFreed`` when the object goes, unless it says ``CopyDropped`` before.
     """
 
+    puller: NodeId | ProcessId
     segment: str
-    offset: int = Field(ge=0)
-    length: int = Field(ge=1, le=MOST_READ_BYTES)
+    size_bytes: int = Field(ge=1)
+    serial: int = Field(description="Of this puller's requests, another number for each.")
+    job_id: JobId = Field(default=JobId(""), description="The puller's job, if it is a driver: its end ends the loan.")
+
+
+class SegmentLent(Message):
+    """The segment's chunks can be pulled."""
+
+    chunk_bytes: int = Field(description="The size of all chunks but the last.")
+
+
+class TakeObject(Message):
+    """A driver without a node asks one to pull an object from it into a new segment (verb ``take``).
+
+    The answer comes when the object is there; it is the driver's then. Asked again, it is answered with the same.
+    """
+
+    process: ProcessId
+    job_id: JobId
+    stream: str = Field(description="The driver's name for the object, under which it offers its chunks.")
+    size_bytes: int = Field(ge=1)
+    chunk_bytes: int = Field(ge=1)
+    object_id: str = Field(description="Its durable id, under which it can be spilled: 48 hex digits.")
+    serial: int = Field(description="Of this process's requests, another number for each.")
 
 
 class ListObjects(Message):

@@ -212,16 +212,21 @@ class Transfer(msgspec.Struct, array_like=True, tag=17):
 
 
 class SegmentFreed(msgspec.Struct, array_like=True, tag=18):
-    """Owner → node: nobody refers to the object in this segment any more."""
+    """Owner → node: nobody refers to the object in this segment any more. Node → nodes that have copies: likewise."""
 
     segment: str
 
 
 class SegmentUnpinned(msgspec.Struct, array_like=True, tag=19):
-    """Process → node: the process no longer maps this segment; ``serial`` is that of the pin that ends."""
+    """Process → node: the process no longer maps this segment; ``serial`` is that of the pin that ends.
+
+    ``home`` is there where the process does not know the name of its node's copy: ``segment`` is the home's name then.
+    Puller → home: the loan of this serial has ended.
+    """
 
     segment: str
     serial: int
+    home: NodeId = NodeId("")
 
 
 class SegmentSealed(msgspec.Struct, array_like=True, tag=20):
@@ -363,6 +368,21 @@ class ObjectsReported(msgspec.Struct, array_like=True, tag=33):
     objects: list[KnownObject]
 
 
+class CopyDropped(msgspec.Struct, array_like=True, tag=34):
+    """Node → home of a segment: there is no copy of it here any more. ``serial`` is that of its loan."""
+
+    segment: str
+    serial: int
+
+
+class SegmentWanted(msgspec.Struct, array_like=True, tag=35):
+    """Process → its node: a task that waits here will read this segment of another node; pull it, if there is room."""
+
+    home: NodeId
+    segment: str
+    size_bytes: int
+
+
 Record = (
     Task
     | TaskDone
@@ -397,6 +417,8 @@ Record = (
     | CancelObject
     | ReportObjects
     | ObjectsReported
+    | CopyDropped
+    | SegmentWanted
 )
 
 _encoder = msgspec.msgpack.Encoder()

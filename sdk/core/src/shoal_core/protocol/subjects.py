@@ -16,6 +16,10 @@ subject (below ``shoal.<cluster>``)                     published by           h
 ``node.<node>.process.<verb>``                          process, node          that node
 ``channel.<to>.node.<from>``                            node                   process or node ``to``
 ``channel.<to>.process.<from>``                         process                process or node ``to``
+``transfer.<to>.node.<from>``                           node                   process or node ``to``
+``transfer.<to>.process.<from>``                        process                process or node ``to``
+``chunk.node.<from>.<stream>``                          node                   process, node
+``chunk.process.<from>.<stream>``                       process                process, node
 ``event.<role>.<source>.<kind>[.<detail>]``             that role              anyone
 ``inbox.<role>.<id>.>``                                 whoever was asked      that id
 ``obj.<cluster>.<object>.manifest`` (not below shoal)   objectstore            JetStream
@@ -98,6 +102,18 @@ class Subjects:
         """Return the pattern of all channels that end at ``to``."""
         return f"{self.root}.channel.{to}.*.*"
 
+    def transfer(self, to: PeerId, role: Role, sender: PeerId) -> str:
+        """Return where ``sender`` speaks with ``to`` about transfers between them."""
+        return f"{self.root}.transfer.{to}.{role}.{sender}"
+
+    def transfers_to(self, to: PeerId) -> str:
+        """Return the pattern of all that is said to ``to`` about transfers."""
+        return f"{self.root}.transfer.{to}.*.*"
+
+    def chunks(self, role: Role, source: PeerId, stream: str) -> str:
+        """Return where ``source`` publishes the chunks of an object, once for all who pull it."""
+        return f"{self.root}.chunk.{role}.{source}.{stream}"
+
     def event(self, role: Role, source: str, kind: str) -> str:
         """Return where ``source`` (``*`` for all) tells of events of one kind."""
         return f"{self.root}.event.{role}.{source}.{kind}"
@@ -140,7 +156,7 @@ class Subjects:
 
 
 def parse_channel(subject: str) -> tuple[Role, str]:
-    """Return the role and the id of the sender that a channel's subject names."""
+    """Return the role and the id of the sender that the subject of a channel, or of a transfer, names."""
     tokens = subject.rsplit(".", 2)
     return Role(tokens[1]), tokens[2]
 
@@ -175,6 +191,7 @@ def permissions(cluster: str, role: Role) -> Permissions:
     events = (f"{root}.event.>",)
     own_events = (f"{root}.event.{role}.>",)
     service = ("$SRV.>",)
+    transfers = (f"{root}.transfer.*.*.*", f"{root}.chunk.*.*.*")
     buckets = (Subjects(cluster).control_bucket(), Subjects(cluster).function_bucket())
     records = tuple(pattern for bucket in buckets for pattern in (*_stream_api(f"KV_{bucket}"), f"$KV.{bucket}.>"))
     discovery = ("$SRV.PING.>", "$SRV.INFO.>", "$SRV.STATS.>", "$SRV.PING", "$SRV.INFO", "$SRV.STATS")
@@ -186,9 +203,11 @@ def permissions(cluster: str, role: Role) -> Permissions:
                 f"{root}.scheduler.demand.*",
                 f"{root}.node.*.process.*",
                 f"{root}.channel.*.process.*",
+                f"{root}.transfer.*.process.*",
+                f"{root}.chunk.process.*.*",
                 *own_events,
             ),
-            subscribe=(*own_inbox, *events, f"{root}.channel.*.*.*"),
+            subscribe=(*own_inbox, *events, f"{root}.channel.*.*.*", *transfers),
         ),
         Role.NODE: Permissions(
             publish=(
@@ -198,11 +217,13 @@ def permissions(cluster: str, role: Role) -> Permissions:
                 f"{root}.objectstore.*",
                 f"{root}.node.*.process.*",
                 f"{root}.channel.*.node.*",
+                f"{root}.transfer.*.node.*",
+                f"{root}.chunk.node.*.*",
                 *own_events,
                 f"obj.{cluster}.*.*.*",
                 f"$JS.API.DIRECT.GET.{Subjects(cluster).object_stream()}.obj.{cluster}.*.*.*",
             ),
-            subscribe=(*own_inbox, *events, *service, f"{root}.channel.*.*.*", f"{root}.node.>"),
+            subscribe=(*own_inbox, *events, *service, f"{root}.channel.*.*.*", f"{root}.node.>", *transfers),
         ),
         Role.GCS: Permissions(
             publish=(*anyone, *replies, *own_events, *records, f"{root}.scheduler.demand.*"),

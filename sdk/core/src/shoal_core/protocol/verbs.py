@@ -54,6 +54,7 @@ from shoal_core.protocol.messages import (
     KvValue,
     LeaseAnswer,
     LeaseRequest,
+    LendSegment,
     ListJobs,
     ListNodes,
     ListObjects,
@@ -74,8 +75,10 @@ from shoal_core.protocol.messages import (
     RestoreObject,
     RetireNode,
     SegmentGranted,
-    SegmentRead,
+    SegmentLent,
+    SegmentPinned,
     SegmentsPinned,
+    TakeObject,
 )
 
 Verb = Annotated[str, "the last token of a request's subject"]
@@ -119,7 +122,8 @@ NODE_PROCESS: dict[Verb, type[Message]] = {
     "restore": RestoreObject,
     "attach_driver": AttachDriver,
     "processes": GetProcesses,
-    "read": SegmentRead,
+    "lend": LendSegment,
+    "take": TakeObject,
 }
 OBJECTSTORE: dict[Verb, type[Message]] = {
     "put": DurablePut,
@@ -162,8 +166,10 @@ REPLIES: dict[type[Message], type[Message]] = {
     LeaseRequest: LeaseAnswer,
     RecallLeases: Done,
     AllocateSegment: SegmentGranted,
-    PinSegment: Done,
+    PinSegment: SegmentPinned,
     PinSegments: SegmentsPinned,
+    LendSegment: SegmentLent,
+    TakeObject: SegmentGranted,
     RestoreObject: ObjectRestored,
     AttachDriver: Done,
     GetProcesses: ProcessList,

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from shoal_core.runtime.reactor import Reactor
 
 
+HERE = NodeId("")
+"""Stands for a process's own node where the home of a segment is named."""
+
+
 class Notify:
     """Command: call back on the I/O thread when an object is ready, or out of reach.
 
@@ -75,9 +79,9 @@ class Say:
     record: Record
 
 
-def unpin(reactor: Reactor, node: NodeId, segment: str, serial: int) -> None:
-    """Tell the node that this process no longer maps a segment (any thread)."""
-    reactor.commands.append(Say(node, SegmentUnpinned(segment, serial)))
+def unpin(reactor: Reactor, node: NodeId, segment: str, serial: int, home: NodeId = HERE) -> None:
+    """Tell the node that this process no longer maps a segment, or the copy of that of another node (any thread)."""
+    reactor.commands.append(Say(node, SegmentUnpinned(segment, serial, home)))
     reactor.wake()
 
 

@@ -33,6 +33,8 @@ from shoal_core.protocol.records import (
     LeaseAssigned,
     ProcessUnneeded,
     Reference,
+    SegmentWanted,
+    Stored,
     StreamAdvanced,
     StreamClosed,
     Task,
@@ -161,12 +163,20 @@ class Service:
             hosting.accept(accepted)
 
     def _accept(self, task: Task, owner: ProcessId, references: list[ObjectRef[object]]) -> Accepted:
+        self._prefetch(task)
         self._order += 1
         accepted = Accepted(task, owner, references, self._order)
         if task.returns == STREAMING:
             accepted.producer = Producer(task.ahead)
         self._accepted[owner, task.number] = accepted
         return accepted
+
+    def _prefetch(self, task: Task) -> None:
+        """Have the node pull what the task will read from other nodes, while it waits here for its turn."""
+        for value in (task.arguments, *task.dependencies):
+            if type(value) is Stored and value.node != self._runtime.node:
+                wanted = SegmentWanted(value.node, value.segment, value.size_bytes)
+                self._reactor.send(self._runtime.node, wanted)
 
     def _stream_moved(self, owner: ProcessId, record: StreamAdvanced | StreamClosed) -> None:
         """The owner of a generator has taken items of it, or wants no more."""

@@ -136,6 +136,8 @@ class Reactor:
         self.phase: Callable[[], None] | None = None
         self.buried: Callable[[ProcessId], None] | None = None
         """Told of every process that has died, once its last words were heard."""
+        self.node_lost: Callable[[NodeId], None] | None = None
+        """Told of every node that has died."""
 
     # ------------------------------------------------------------------------------- turns
 
@@ -606,6 +608,8 @@ class Reactor:
         if self.closed is not None:
             return
         self._dead.add(node)
+        if self.node_lost is not None:
+            self.node_lost(node)
         processes = [
             ProcessId(peer) for peer in self.peers.known() if len(peer) > len(node) and node_of(ProcessId(peer)) == node
         ]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.bus.tracing import ENABLED, current_traceparent, span
@@ -66,6 +67,7 @@ from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
+from shoal_core.runtime.transfers import Transfers
 from shoal_core.runtime.values import Values
 from shoal_core.runtime.work import Ended, current
 
@@ -114,7 +116,13 @@ class Runtime:
     current: ClassVar[Runtime | None] = None
 
     def __init__(
-        self, bus: Bus, subjects: Subjects, local: ProcessId, shared_memory: Path | None, address: str
+        self,
+        bus: Bus,
+        subjects: Subjects,
+        local: ProcessId,
+        shared_memory: Path | None,
+        address: str,
+        bulk: BulkAddress | None = None,
     ) -> None:
         self.address = address
         self.bus = bus
@@ -126,7 +134,10 @@ class Runtime:
         self.reactor = Reactor(bus, subjects, local, self.objects)
         self.released: deque[ObjectState] = self.reactor.released
         self.codec = Codec(self.objects.remember)
-        self.values = Values(bus, subjects, local, shared_memory, self.codec, self.reactor, self.call)
+        self.transfers: Transfers | None = None
+        if shared_memory is None and bulk is not None:
+            self.transfers = Transfers(bus, subjects, local, bulk, self.reactor, self.call)
+        self.values = Values(bus, subjects, local, shared_memory, self.transfers, self.codec, self.reactor, self.call)
         self.holdings = Holdings(self.reactor, self.objects)
         self.functions = FunctionStore(bus, subjects)
         self.blocked: Callable[[bool], None] | None = None
@@ -601,6 +612,8 @@ class Runtime:
         """Stop handling anything; ``reason`` is what becomes of all that is not ready (I/O thread)."""
         self.reactor.close(reason)
         self.values.close()
+        if self.transfers is not None:
+            self.transfers.close()
 
     def disown(self) -> None:
         """Be no process of the cluster: this one is a copy, made by a fork, without the I/O thread (in the child)."""

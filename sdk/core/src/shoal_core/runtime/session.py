@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from shoal_core import __version__
+from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.connection import connect
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
 from shoal_core.bus.interface import Bus, Message
@@ -72,6 +73,12 @@ class Address:
     cluster: str
     credentials: Credentials | None = None
     tls: TlsFiles | None = None
+
+    def bulk(self, local: ProcessId) -> BulkAddress | None:
+        """Return where large values go from and to; None over WebSocket, which has no bulk connection."""
+        if self.address.startswith(("ws://", "wss://")):
+            return None
+        return BulkAddress(self.address, local, self.credentials, self.tls)
 
 
 class Session:
@@ -132,7 +139,7 @@ class Session:
         where = self._address
         subjects = Subjects(where.cluster)
         async with self._joined(subjects) as (bus, local, shared_memory):
-            runtime = Runtime(bus, subjects, local, shared_memory, where.address)
+            runtime = Runtime(bus, subjects, local, shared_memory, where.address, where.bulk(local))
             async with Peers(bus, subjects, Role.PROCESS, local, runtime.reactor.deliver) as peers:
                 runtime.reactor.peers = peers
                 async with watch_deaths(runtime), self._part(runtime):

@@ -1,8 +1,11 @@
-"""Values where they lie: put into the node's shared memory or inline, mapped, or fetched from another node."""
+"""Values where they lie: inline, or in the shared memory of a node, mapped from there.
+
+A value in another node's memory is mapped like any other: this process's own node pulls a copy first. A process that
+shares memory with no node (``transfers``) pulls it into memory of its own.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import mmap
@@ -12,40 +15,39 @@ from pathlib import Path
 from typing import Any
 
 from shoal_core.bus.interface import Bus
-from shoal_core.bus.requests import ask, ask_raw
-from shoal_core.protocol.errors import ObjectLostError, ShoalError
-from shoal_core.protocol.ids import NodeId, ObjectKey, ProcessId, node_of
+from shoal_core.bus.requests import ask
+from shoal_core.protocol.errors import NodeDiedError, NotFoundError, ObjectLostError
+from shoal_core.protocol.ids import ObjectKey, ProcessId, node_of
 from shoal_core.protocol.messages import (
     MOST_PINS,
-    MOST_READ_BYTES,
     AllocateSegment,
     Message,
     PinSegment,
     PinSegments,
     SegmentGranted,
-    SegmentRead,
+    SegmentPinned,
     SegmentsPinned,
 )
 from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.protocol.wire import encode
 from shoal_core.runtime import segments
 from shoal_core.runtime.commands import seal, unpin
 from shoal_core.runtime.failures import error_of
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes
+from shoal_core.runtime.transfers import REQUEST_SECONDS, Transfers, patience_seconds
 from shoal_core.runtime.writing import Writer
-
-REQUEST_SECONDS = 60.0
-READS_AT_ONCE = 4
 
 Call = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the I/O thread and waits for its result."""
 
 
 class Values:
-    """The values that one process puts and reads (user threads only). ``shared_memory`` is its node's folder."""
+    """The values that one process puts and reads (user threads only).
+
+    ``shared_memory`` is its node's folder; a process without one has ``transfers`` in its place.
+    """
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Values:
         subjects: Subjects,
         local: ProcessId,
         shared_memory: Path | None,
+        transfers: Transfers | None,
         codec: Codec,
         reactor: Reactor,
         call: Call,
@@ -64,6 +67,7 @@ class Values:
         self._node = node_of(local)
         self._shared_memory = shared_memory
         self._writer = None if shared_memory is None else Writer(shared_memory, reactor.later)
+        self._transfers = transfers
         self._reactor = reactor
         self._call = call
         self._pins = itertools.count(1)
@@ -75,11 +79,11 @@ class Values:
             self._writer.close()
 
     def place(self, serialized: Serialized, owner: ProcessId, key: ObjectKey) -> Value:
-        """Return a value as it travels: small ones inline, large ones in the node's shared memory."""
+        """Return a value as it travels: small ones inline, large ones in a node's shared memory."""
         if not serialized.raw and serialized.size_bytes <= INLINE_BYTES:
             return serialized.inline()
         if self._writer is None:
-            return serialized.inline()
+            return serialized.inline() if self._transfers is None else self._transfers.give(serialized, owner, key)
         size = segment_bytes(serialized)
         request = AllocateSegment(process=self._local, size_bytes=size, serial=next(self._allocations))
         granted = self._call(self._ask_node("allocate", request))
@@ -92,15 +96,13 @@ class Values:
     def of(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
         """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again."""
         value = state.value
-        if type(value) is Inline:
-            return self.codec.load(value)
-        if type(value) is Stored and value.node == self._node and self._shared_memory is not None:
+        if type(value) is Stored:
             mapping = None if state.shared is None else state.shared()
-            if mapping is None:
-                loaded, mapping = self._map(value, self._shared_memory, pins)
-                state.shared = weakref.ref(mapping)
-                return loaded
-            return read_segment(memoryview(mapping))
+            if mapping is not None:
+                return read_segment(memoryview(mapping).toreadonly())
+            loaded, mapping = self._load(value, pins)
+            state.shared = weakref.ref(mapping)
+            return loaded
         assert value is not None
         return self.read(value, pins)
 
@@ -111,9 +113,7 @@ class Values:
         if type(value) is Failed:
             raise error_of(value)
         assert type(value) is Stored
-        if value.node == self._node and self._shared_memory is not None:
-            return self._map(value, self._shared_memory, pins)[0]
-        return read_segment(memoryview(self._call(self._pull(value))).toreadonly())
+        return self._load(value, pins)[0]
 
     @contextlib.contextmanager
     def pinned(self, values: Sequence[Value | None]) -> Iterator[dict[str, int]]:
@@ -139,50 +139,50 @@ class Values:
             for name, serial in (*asked.items(), *pins.items()):
                 unpin(self._reactor, self._node, name, serial)
 
+    def _load(self, value: Stored, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
+        """Return the value of a segment, and the memory it lies in; ``ObjectLostError`` where it is lost at its home.
+
+        Whatever else goes wrong on the way here (no room, no answer in time) is another error.
+        """
+        try:
+            if self._shared_memory is not None:
+                return self._map(value, self._shared_memory, pins)
+            if self._transfers is not None:
+                mapping = self._transfers.fetch(value)
+                return read_segment(memoryview(mapping).toreadonly()), mapping
+        except (NotFoundError, NodeDiedError) as error:
+            raise ObjectLostError(
+                f"{value.size_bytes:,} bytes in segment {value.segment} of node {value.node} are lost there: {error}"
+            ) from error
+        raise ObjectLostError(f"this process has no way to read what lies on node {value.node}")
+
     def _map(self, value: Stored, folder: Path, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
-        """Map a segment of this node, one of those pinned or pinned for it alone."""
-        ahead = pins.pop(value.segment, None) if pins else None
+        """Map a segment of this node, one of those pinned or pinned for it alone, or a copy that this node pulls."""
+        ahead = pins.pop(value.segment, None) if pins and value.node == self._node else None
         serial = next(self._pins) if ahead is None else ahead
         reactor, node = self._reactor, self._node
+        request = PinSegment(
+            process=self._local, segment=value.segment, serial=serial, home=value.node, size_bytes=value.size_bytes
+        )
+        pinned: SegmentPinned | None = None
 
         def done(segment: str) -> None:
             unpin(reactor, node, segment, serial)
 
         try:
             if ahead is None:
-                self._call(self._ask_node("pin", PinSegment(process=self._local, segment=value.segment, serial=serial)))
-            return segments.read(folder, value.segment, value.size_bytes, done)
+                pinned = self._call(self._ask_node("pin", request, patience_seconds(value.size_bytes)))
+            else:
+                pinned = SegmentPinned(segment=value.segment)
+            return segments.read(folder, pinned.segment, value.size_bytes, done)
         except BaseException:
-            done(value.segment)  # whether the node heard of the pin is unknown; if not, it will never count
+            # Whether the node heard of the pin is unknown; if not, it will never count.
+            if pinned is None:
+                unpin(reactor, node, value.segment, serial, value.node)
+            else:
+                done(pinned.segment)
             raise
 
-    async def _ask_node(self, verb: str, message: Message) -> Message:
-        return await ask(self._bus, self._on(self._node, verb), message, timeout_seconds=REQUEST_SECONDS)
-
-    def _on(self, node: NodeId, verb: str) -> str:
-        return self._subjects.node_from_process(node, verb)
-
-    async def _pull(self, value: Stored) -> bytearray:
-        """Read a segment of another node through the broker, a few chunks at a time."""
-        data = bytearray(value.size_bytes)
-        offsets = iter(range(0, value.size_bytes, MOST_READ_BYTES))
-        subject = self._on(value.node, "read")
-
-        async def read() -> None:
-            for offset in offsets:
-                length = min(MOST_READ_BYTES, value.size_bytes - offset)
-                request = encode(SegmentRead(segment=value.segment, offset=offset, length=length))
-                data[offset : offset + length] = await ask_raw(
-                    self._bus, subject, request, timeout_seconds=REQUEST_SECONDS
-                )
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(READS_AT_ONCE):
-                    group.create_task(read())
-        except* ShoalError as errors:
-            reason = errors.exceptions[0]
-            raise ObjectLostError(
-                f"{value.size_bytes:,} bytes could not be read from node {value.node}: {reason}"
-            ) from reason
-        return data
+    async def _ask_node(self, verb: str, message: Message, timeout_seconds: float = REQUEST_SECONDS) -> Message:
+        subject = self._subjects.node_from_process(self._node, verb)
+        return await ask(self._bus, subject, message, timeout_seconds=timeout_seconds)

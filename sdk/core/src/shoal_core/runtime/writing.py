@@ -48,7 +48,7 @@ class Writer:
         size = segment_bytes(value)
         inode, mapping = self._map(segment, size)
         with memoryview(mapping) as target:
-            write_segment(value, target, _copy)
+            write_segment(value, target, copy_in_steps)
         self._keep(inode, mapping)
         return size
 
@@ -106,7 +106,7 @@ class Writer:
             self._later(KEPT_SECONDS, lambda: self._look(now))
 
 
-def _copy(target: memoryview, source: memoryview) -> None:
+def copy_in_steps(target: memoryview, source: memoryview) -> None:
     """Copy in steps, so that other threads of this process get their turn between them."""
     source = source.cast("B") if source.format != "B" or source.ndim != 1 else source
     for start in range(0, source.nbytes, COPY_BYTES):

@@ -70,8 +70,8 @@ def file_digests(path: Path, size_bytes: int) -> list[int]:
         os.close(descriptor)
 
 
-class Mover:
-    """The thread and its connection, which is opened at the first use; made by ``mover``. Used from one event loop."""
+class DurableTier:
+    """The thread and its connection, opened at the first use; made by ``durable_tier``. Used from one event loop."""
 
     def __init__(self, dial: Dial, subjects: Subjects) -> None:
         self._dial = dial
@@ -104,7 +104,7 @@ class Mover:
     async def _run(self, work: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
         """Do something in the thread."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="mover", daemon=True)
+            self._thread = threading.Thread(target=self._serve, name="durable", daemon=True)
             self._thread.start()
             self._ready.wait()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._do(work), self._loop))
@@ -267,9 +267,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 @asynccontextmanager
-async def mover(dial: Dial, subjects: Subjects) -> AsyncIterator[Mover]:
-    """Make a mover; leaving ends its thread and its connection."""
-    one = Mover(dial, subjects)
+async def durable_tier(dial: Dial, subjects: Subjects) -> AsyncIterator[DurableTier]:
+    """Reach the durable tier; leaving ends the thread and its connection."""
+    one = DurableTier(dial, subjects)
     try:
         yield one
     finally:

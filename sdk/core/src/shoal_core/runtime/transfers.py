@@ -1,0 +1,201 @@
+"""Large values of a process that shares memory with no node: a driver on another machine.
+
+What it puts is pulled from it by a node, which keeps it as any segment, with the driver as its owner; what it reads it
+pulls into memory of its own, from the node where it lies. Both by the protocol of ``shoal_core.transfer``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import mmap
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from shoal_core.bus.bulk import BulkAddress
+from shoal_core.bus.interface import Bus
+from shoal_core.bus.requests import ask
+from shoal_core.protocol.errors import (
+    BusError,
+    NodeDiedError,
+    NotFoundError,
+    ObjectStoreFullError,
+    ShoalError,
+    from_wire,
+)
+from shoal_core.protocol.ids import NodeId, ObjectKey, ProcessId, durable_id
+from shoal_core.protocol.messages import (
+    LendSegment,
+    ListNodes,
+    NodeList,
+    NodeState,
+    SegmentGranted,
+    SegmentLent,
+    TakeObject,
+)
+from shoal_core.protocol.records import SegmentUnpinned, Stored
+from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.runtime.reactor import Reactor
+from shoal_core.runtime.serialization import Serialized, segment_bytes, write_segment
+from shoal_core.runtime.writing import copy_in_steps
+from shoal_core.transfer.mover import Cancel, Mover, Offer, Pull, Withdraw
+from shoal_core.transfer.pulling import Ended
+from shoal_core.transfer.records import CHUNK_BYTES
+
+REQUEST_SECONDS = 60.0
+SLOWEST_BYTES_PER_SECOND = 1_000_000
+"""A transfer that makes progress is waited for as long as it takes at this rate, and a minute more."""
+
+T = TypeVar("T")
+
+
+def patience_seconds(size_bytes: int) -> float:
+    """Return for how long the transfer of so many bytes is waited for."""
+    return REQUEST_SECONDS + size_bytes / SLOWEST_BYTES_PER_SECOND
+
+
+class Transfers:
+    """The transfers of one process; ``fetch`` and ``give`` are for user threads, the rest for the I/O thread."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        subjects: Subjects,
+        local: ProcessId,
+        bulk: BulkAddress,
+        reactor: Reactor,
+        call: Callable[[Coroutine[Any, Any, Any]], Any],
+    ) -> None:
+        self._bus = bus
+        self._subjects = subjects
+        self._local = local
+        self._reactor = reactor
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._mover = Mover(bulk, subjects, Role.PROCESS, local, self._ended)
+        self._serials = itertools.count(1)
+        self._pulls: dict[str, asyncio.Future[Ended]] = {}
+        self._asking: dict[NodeId, set[asyncio.Future[Any]]] = {}
+        self._lost: set[NodeId] = set()
+        reactor.node_lost = self._node_lost
+
+    def close(self) -> None:
+        """End the bulk connection."""
+        self._mover.close()
+
+    # ------------------------------------------------------------------------------- reading
+
+    def fetch(self, value: Stored) -> mmap.mmap:
+        """Return the bytes of a segment; raises ``NotFoundError`` or ``NodeDiedError`` where it is lost."""
+        memory = mmap.mmap(-1, value.size_bytes)
+        self._call(self._unless_lost(value.node, self._fetch(value, memory)))
+        return memory
+
+    async def _fetch(self, value: Stored, memory: mmap.mmap) -> None:
+        serial = next(self._serials)
+        name = f"g{serial}"
+        request = LendSegment(
+            puller=self._local,
+            segment=value.segment,
+            size_bytes=value.size_bytes,
+            serial=serial,
+            job_id=self._reactor.job,
+        )
+        subject = self._subjects.node_from_process(value.node, "lend")
+        try:
+            lent = await ask(self._bus, subject, request, timeout_seconds=REQUEST_SECONDS)
+            assert isinstance(lent, SegmentLent)
+            ended = self._pulls[name] = self._loop.create_future()
+            self._mover.order(
+                Pull(name, value.node, value.segment, value.size_bytes, lent.chunk_bytes, memoryview(memory))
+            )
+            outcome = await ended
+            if outcome.code:
+                raise from_wire(outcome.code, outcome.text)
+        finally:
+            if self._pulls.pop(name, None) is not None:
+                self._mover.order(Cancel(name))
+            if value.node not in self._lost:
+                self._reactor.send(value.node, SegmentUnpinned(value.segment, serial))
+
+    def _ended(self, ended: Ended) -> None:
+        """A pull has ended (the mover's thread)."""
+        self._loop.call_soon_threadsafe(self._settle, ended)
+
+    def _settle(self, ended: Ended) -> None:
+        future = self._pulls.get(ended.name)
+        if future is not None and not future.done():
+            future.set_result(ended)
+
+    # ------------------------------------------------------------------------------- putting
+
+    def give(self, value: Serialized, owner: ProcessId, key: ObjectKey) -> Stored:
+        """Have a node keep a value, which this process owns; raises ``ObjectStoreFullError`` where none can."""
+        size = segment_bytes(value)
+        memory = mmap.mmap(-1, size)
+        write_segment(value, memoryview(memory), copy_in_steps)
+        node, segment = self._call(self._give(memory, size, durable_id(owner, key)))
+        return Stored(node, segment, size, value.contained)
+
+    async def _give(self, memory: mmap.mmap, size_bytes: int, object_id: str) -> tuple[NodeId, str]:
+        serial = next(self._serials)
+        name = f"p{serial}"
+        chunk_bytes = min(CHUNK_BYTES, self._bus.max_payload)
+        self._mover.order(Offer(name, memoryview(memory), size_bytes, chunk_bytes))
+        request = TakeObject(
+            process=self._local,
+            job_id=self._reactor.job,
+            stream=name,
+            size_bytes=size_bytes,
+            chunk_bytes=chunk_bytes,
+            object_id=object_id,
+            serial=serial,
+        )
+        refusals: list[ShoalError] = []
+        try:
+            for node in await self._nodes():
+                subject = self._subjects.node_from_process(node, "take")
+                asked = ask(self._bus, subject, request, timeout_seconds=patience_seconds(size_bytes))
+                try:
+                    granted = await self._unless_lost(node, asked)
+                except (ObjectStoreFullError, NodeDiedError, NotFoundError, BusError) as error:
+                    refusals.append(error)
+                    continue
+                assert isinstance(granted, SegmentGranted)
+                return node, granted.segment
+        finally:
+            self._mover.order(Withdraw(name, "the driver offers it no more"))
+        reasons = "; ".join(map(str, refusals)) or "the cluster has no node"
+        raise ObjectStoreFullError(f"no node of the cluster takes an object of {size_bytes:,} bytes: {reasons}")
+
+    async def _nodes(self) -> Iterator[NodeId]:
+        """Return the nodes that may keep something, the one to be asked first at first."""
+        answer = await ask(self._bus, self._subjects.gcs("list_nodes"), ListNodes(), timeout_seconds=REQUEST_SECONDS)
+        assert isinstance(answer, NodeList)
+        alive = [record.description for record in answer.nodes if record.state is NodeState.ALIVE]
+        alive.sort(key=lambda node: (not node.is_head, -node.object_store_bytes))
+        return iter([node.node_id for node in alive])
+
+    # ------------------------------------------------------------------------------- deaths
+
+    async def _unless_lost(self, node: NodeId, work: Coroutine[Any, Any, T]) -> T:
+        """Return what ``work`` returns, unless the node dies before: then raise ``NodeDiedError``."""
+        task = self._loop.create_task(work)
+        self._asking.setdefault(node, set()).add(task)
+        if node in self._lost:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if node not in self._lost:
+                raise
+            raise NodeDiedError(f"node {node} has died") from None
+        finally:
+            self._asking[node].discard(task)
+            if not self._asking[node]:
+                del self._asking[node]
+
+    def _node_lost(self, node: NodeId) -> None:
+        self._lost.add(node)
+        for task in self._asking.get(node, ()):
+            task.cancel()

@@ -1,0 +1,290 @@
+"""Large objects between nodes, and to and from a driver on another machine: shared, resumed, and nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import shoal
+from shoal import driver
+from shoal.cluster_utils import Cluster, ClusterNode
+from shoal_core.protocol.errors import ObjectLostError, ShoalError
+from tests.integration.waiting import get, until
+
+MB = 1_000_000
+SIZE = 40 * MB
+LARGE = 400 * MB
+STORE = 1000 * MB
+
+
+def start(nodes: int) -> Cluster:
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE, "resources": {"n0": 9}}
+    )
+    for index in range(1, nodes):
+        cluster.add_node(num_cpus=1, object_store_memory=STORE, resources={f"n{index}": 9})
+    return cluster
+
+
+@pytest.fixture
+def three() -> Iterator[Cluster]:
+    """Three nodes, of which the driver belongs to the first."""
+    cluster = start(3)
+    try:
+        cluster.connect()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Two nodes, and a driver that is on another machine than both."""
+    cluster = start(2)
+    try:
+        monkeypatch.setattr(driver, "machine_id", lambda: "another machine")
+        cluster.connect()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@shoal.remote(num_cpus=0)
+def make(size: int) -> bytes:
+    return bytes(range(250)) * (size // 250)
+
+
+@shoal.remote(num_cpus=0)
+def tail(data: bytes) -> tuple[int, bytes]:
+    return len(data), data[-3:]
+
+
+@shoal.remote(num_cpus=0)
+def hold(refs: list[shoal.ObjectRef[bytes]]) -> int:
+    return len(shoal.get(refs[0]))
+
+
+def on(index: int) -> dict[str, dict[str, float]]:
+    return {"resources": {f"n{index}": 1}}
+
+
+def segments(of: int | None = None) -> list[Path]:
+    """Return the objects in the shared memory of this cluster's nodes: files that are not kept warm have a pin."""
+    mine = {process.pid for process in psutil.Process().children(recursive=True)}
+    folders = [folder for folder in Path("/dev/shm").glob("shoal-*") if int(folder.name.split("-")[1]) in mine]
+    return [file for folder in folders for file in folder.glob("o*") if of is None or file.stat().st_size >= of]
+
+
+def node_process(node: ClusterNode) -> psutil.Process:
+    assert node.process is not None
+    return psutil.Process(node.process.pid)
+
+
+def pulled_by(process: psutil.Process) -> int:
+    """Return how many bytes of files of shared memory a node's mover has mapped to write into."""
+    total = 0
+    for mapping in process.memory_maps(grouped=False):
+        if "/dev/shm/shoal-" in mapping.path and "w" in mapping.perms:
+            total += mapping.rss
+    return total
+
+
+def host() -> psutil.Process:
+    (one,) = [
+        one for one in psutil.Process().children() if "shoal.host" in one.cmdline() and "node" not in one.cmdline()
+    ]
+    return one
+
+
+def broker() -> psutil.Process:
+    (one,) = [one for one in host().children() if "nats-server" in one.name()]
+    return one
+
+
+def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """Do something beside; the list gets its result, or the exception."""
+    results: list[object] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except ShoalError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, results
+
+
+def test_several_readers_of_a_node_share_one_copy_and_all_nodes_read_the_right_bytes(three: Cluster) -> None:
+    ref = make.options(**on(1)).remote(SIZE)
+    expected = (SIZE, bytes([247, 248, 249]))
+    assert get(tail.remote(ref)) == expected
+    assert get([tail.options(**on(index)).remote(ref) for index in (0, 1, 2) for _ in range(3)]) == 9 * [expected]
+    assert len(segments(SIZE)) == 3, "one for each node"
+    assert get(ref)[-3:] == expected[1]
+
+
+def test_nothing_is_left_on_any_node_when_the_references_are_gone(three: Cluster) -> None:
+    (one, two) = three.worker_nodes
+    refs = [make.options(**on(1)).remote(SIZE) for _ in range(3)]
+    get([tail.options(**on(index)).remote(ref) for index in (0, 2) for ref in refs])
+    processes = [host(), node_process(one), node_process(two)]
+    get([tail.options(**on(index)).remote(refs[0]) for index in (0, 1, 2)])
+    before = [(process.num_threads(), process.num_fds()) for process in processes]
+    for _ in range(3):
+        more = [make.options(**on(1)).remote(SIZE) for _ in range(3)]
+        get([tail.options(**on(index)).remote(ref) for index in (0, 2) for ref in more])
+        del more
+    del refs
+    # A node that holds nothing takes an object as large as all its memory.
+    until(lambda: _takes_all(0) and _takes_all(1) and _takes_all(2), "the memory of all nodes is free")
+    after = [(process.num_threads(), process.num_fds()) for process in processes]
+    assert [(a <= b, c <= d) for (a, c), (b, d) in zip(after, before, strict=True)] == 3 * [(True, True)]
+
+
+@shoal.remote(num_cpus=0, max_retries=0)
+def fill(size: int) -> bool:
+    try:
+        shoal.put(bytes(size))
+    except shoal.exceptions.ObjectStoreFullError:
+        return False
+    return True
+
+
+def _takes_all(index: int) -> bool:
+    return bool(get(fill.options(**on(index)).remote(int(STORE * 0.8))))
+
+
+def test_copies_go_where_room_is_needed(three: Cluster) -> None:
+    refs = [make.options(**on(1)).remote(200 * MB) for _ in range(4)]
+    for ref in refs:
+        assert get(tail.options(**on(2)).remote(ref))[0] == 200 * MB
+    assert _takes_all(2)
+    assert get(tail.options(**on(2)).remote(refs[0]))[0] == 200 * MB, "it is pulled again"
+
+
+def test_what_a_queued_task_will_read_is_pulled_while_it_waits(three: Cluster, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    @shoal.remote(num_cpus=1)
+    def wait() -> bool:
+        while not gate.exists():
+            shoal.wait([shoal.put(0)], timeout=0.01)
+            os.sched_yield()
+        return True
+
+    @shoal.remote(num_cpus=1)
+    class Reader:
+        def wait(self) -> bool:
+            until(gate.exists, "the gate is open")
+            return True
+
+        def tail(self, data: bytes) -> bytes:
+            return data[-3:]
+
+    ref = make.options(**on(1)).remote(SIZE)
+    shoal.wait([ref])
+    reader = Reader.options(**on(2)).remote()
+    first = reader.wait.remote()
+    second = reader.tail.remote(ref)
+    until(lambda: len(segments(SIZE)) == 2, "the argument is on the way before its task begins")
+    gate.touch()
+    assert get([first, second]) == [True, bytes([247, 248, 249])]
+
+
+def test_a_killed_source_gives_an_error_that_says_so(three: Cluster) -> None:
+    (one, _) = three.worker_nodes
+    ref = shoal.put(bytes(LARGE))
+    far = make.options(max_retries=0, **on(1)).remote(LARGE)
+    shoal.wait([far])
+    thread, results = in_background(lambda: shoal.get(far, timeout=50))
+    until(lambda: pulled_by(host()) > 10 * MB or bool(results), "the pull has begun")
+    three.remove_node(one, allow_graceful=False)
+    thread.join()
+    (result,) = results
+    assert isinstance(result, ObjectLostError | bytes), "an error that is typed, or it was quicker"
+    assert get(tail.options(**on(2)).remote(ref))[0] == LARGE, "the others go on"
+
+
+def test_a_killed_puller_leaves_nothing_and_holds_up_nobody(three: Cluster) -> None:
+    (_, two) = three.worker_nodes
+    ref = shoal.put(bytes(LARGE))
+    dying = tail.options(max_retries=0, **on(2)).remote(ref)
+    until(lambda: pulled_by(node_process(two)) > 10 * MB, "the pull has begun")
+    living = tail.options(**on(1)).remote(ref)
+    three.remove_node(two, allow_graceful=False)
+    assert get(living)[0] == LARGE
+    with pytest.raises(ShoalError):
+        get(dying)
+    del ref
+    until(lambda: _takes_all(0), "the loan ended with the puller")
+
+
+def test_a_broker_that_is_killed_during_a_pull_costs_a_pause(three: Cluster) -> None:
+    (_, two) = three.worker_nodes
+    ref = make.options(**on(1)).remote(LARGE)
+    shoal.wait([ref])
+    reading = tail.options(**on(2)).remote(ref)
+    until(lambda: pulled_by(node_process(two)) > 10 * MB, "the pull has begun")
+    os.kill(broker().pid, signal.SIGKILL)
+    assert get(reading) == (LARGE, bytes([247, 248, 249]))
+
+
+def test_an_object_that_is_freed_while_it_is_pulled_leaves_nothing(three: Cluster) -> None:
+    (_, two) = three.worker_nodes
+    ref = shoal.put(bytes(LARGE))
+    reading = hold.options(max_retries=0, **on(2)).remote([ref])
+    until(lambda: pulled_by(node_process(two)) > 10 * MB, "the pull has begun")
+    shoal.cancel(reading, force=True)
+    del ref, reading
+    until(lambda: _takes_all(0) and _takes_all(2), "the memory of both nodes is free")
+
+
+class TestADriverOnAnotherMachine:
+    def test_puts_passes_and_reads_large_values(self, from_elsewhere: Cluster) -> None:
+        value = bytes(range(250)) * (SIZE // 250)
+        ref = shoal.put(value)
+        assert len(segments(SIZE)) == 1, "a node keeps it"
+        assert shoal.get(ref) == value
+        assert get([tail.options(**on(index)).remote(ref) for index in (0, 1)]) == 2 * [(SIZE, value[-3:])]
+        assert get(tail.options(**on(1)).remote(value)) == (SIZE, value[-3:])
+        assert get(make.options(**on(1)).remote(SIZE)) == value
+
+    def test_leaves_nothing_when_its_references_go(self, from_elsewhere: Cluster) -> None:
+        for _ in range(3):
+            ref = shoal.put(bytes(SIZE))
+            assert get(tail.options(**on(1)).remote(ref))[0] == SIZE
+            assert len(get(make.options(**on(1)).remote(SIZE))) == SIZE
+            assert get(tail.options(**on(1)).remote(bytes(SIZE)))[0] == SIZE
+            del ref
+        until(lambda: _takes_all(0) and _takes_all(1), "the memory of all nodes is free")
+
+    def test_hears_that_an_object_is_lost_with_its_node(self, from_elsewhere: Cluster) -> None:
+        (one,) = from_elsewhere.worker_nodes
+        far = make.options(max_retries=0, **on(1)).remote(LARGE)
+        shoal.wait([far])
+        from_elsewhere.remove_node(one, allow_graceful=False)
+        with pytest.raises(ObjectLostError):
+            get(far)
+
+    def test_survives_a_broker_that_is_killed_while_it_puts(self, from_elsewhere: Cluster) -> None:
+        thread, results = in_background(lambda: shoal.put(bytes(LARGE)))
+        until(lambda: pulled_by(host()) > 10 * MB or bool(results), "a node has begun to take it")
+        os.kill(broker().pid, signal.SIGKILL)
+        thread.join()
+        (ref,) = results
+        assert isinstance(ref, shoal.ObjectRef)
+        assert len(shoal.get(ref, timeout=50)) == LARGE
+
+    def test_is_told_where_no_node_has_room(self, from_elsewhere: Cluster) -> None:
+        with pytest.raises(shoal.exceptions.ObjectStoreFullError, match="no node of the cluster takes"):
+            shoal.put(bytes(STORE + 1))
+        ref = shoal.put(bytes(SIZE))
+        assert len(get(ref)) == SIZE
