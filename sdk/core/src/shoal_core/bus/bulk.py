@@ -36,6 +36,8 @@ MOST_QUEUED_BYTES = 1024 * 1024
 MOST_VIEWS = 64
 BUFFER_BYTES = 64 * 1024
 LONGEST_WAIT_SECONDS = PING_SECONDS
+LOW_WATER_BYTES = 256 * 1024
+"""In the middle of a payload the thread is not woken for less: of a chunk it would else be told eight times."""
 DEFAULT_PORT = 4222
 
 logger = logging.getLogger("shoal.bus")
@@ -102,6 +104,7 @@ class BulkConnection:
         self._header: Header | None = None
         self._body = memoryview(b"")
         self._filled = 0
+        self._low_water = 1
         self._heard_at = 0.0
         self._asked_at = 0.0
 
@@ -211,6 +214,7 @@ class BulkConnection:
             raise
         connected.setblocking(False)
         self._socket = connected
+        self._low_water = 1
         self._heard_at = time.monotonic()
 
     def _read_info(self, plain: socket.socket) -> dict[str, Any]:
@@ -282,11 +286,19 @@ class BulkConnection:
             wait_seconds = handler.turn()
             if wrote_all or (isinstance(connection, ssl.SSLSocket) and connection.pending()):
                 wait_seconds = 0.0
+            self._expect(connection)
             poll.modify(connection, select.POLLIN | select.POLLOUT if self._out else select.POLLIN)
             poll.poll(1000 * max(0.0, min(wait_seconds, LONGEST_WAIT_SECONDS)))
             self._drain_waker()
             handler.turn()  # what was asked for before a message came, is known before it is read
             self._receive(connection, handler)
+
+    def _expect(self, connection: socket.socket) -> None:
+        """Have the system wake the thread only when much of what is still to come of a payload is there."""
+        low_water = min(max(1, len(self._body) - self._filled), LOW_WATER_BYTES)
+        if low_water != self._low_water and not isinstance(connection, ssl.SSLSocket):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
+            self._low_water = low_water
 
     def _keep_alive(self) -> None:
         now = time.monotonic()

@@ -371,7 +371,6 @@ class Reactor:
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
         self.tasks.pop(number, None)
-        self._discard(task.wire.arguments)
         if task.wire.returns == STREAMING:
             failed = values[0] if values else None
             assert failed is None or type(failed) is Failed
@@ -390,6 +389,7 @@ class Reactor:
                 self._settled.append((state, value))
         task.dependencies = ()
         task.nested = ()
+        self._discard(task.wire.arguments)
         if type(task) is PendingCall and task.ended is not None:
             task.ended()
 
