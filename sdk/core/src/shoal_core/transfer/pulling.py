@@ -8,8 +8,8 @@
 
 - **Credit.** A puller subscribes to a source's chunks for a number of messages only, and the broker itself ends the
   subscription after so many (``UNSUB`` with a maximum): never more than ``credit`` chunks beyond those received can be
-  on their way, whatever the source does. As chunks arrive the number is raised. The source keeps to a ``window`` of half
-  as many, so that a subscription is used up only where others' chunks come by; then it is made anew.
+  on their way, whatever the source does. As chunks arrive the number is raised. The source keeps to a ``window`` of
+  half as many, so that a subscription is used up only where others' chunks come by; then it is made anew.
 - **What is there** is never asked for again: each ``Want`` carries all that has arrived, so it is an acknowledgement,
   a request to join, and a request to resume, and any of them may get lost or come twice.
 - **Losses.** A chunk whose crc32 is wrong did not arrive. After ``ASK_SECONDS`` without a chunk, and after a
