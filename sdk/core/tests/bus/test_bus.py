@@ -8,19 +8,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shoal_core.bus.interface import Bus, Message
-from shoal_core.bus.requests import ask_raw
 from shoal_core.protocol.errors import (
     BusClosedError,
     DisconnectedError,
     NoRespondersError,
-    NotFoundError,
     PayloadTooLargeError,
     PermissionViolationError,
     RequestTimeoutError,
 )
 from shoal_core.protocol.ids import ProcessId
 from shoal_core.protocol.subjects import GCS_QUEUE, Role, Subjects
-from shoal_core.protocol.wire import REFUSAL_HEADER, encode
 from shoal_core.testing.buses import CLUSTER, IMPLEMENTATIONS, BusHarness, Implementation, bus_harness, until
 
 SUBJECTS = Subjects(CLUSTER)
@@ -57,20 +54,6 @@ async def test_messages_arrive_in_order_and_whole(harness: BusHarness) -> None:
     assert {message.subject for message in received} == {VERB}
     assert {message.reply for message in received} == {"answer.here"}
     assert {message.headers is None for message in received} == {True}
-
-
-async def test_a_refusal_in_place_of_plain_bytes_is_raised(harness: BusHarness) -> None:
-    service = await harness.join(Role.GCS, "service")
-    asker = await harness.join(Role.PROCESS, "asker")
-    refusal = encode(NotFoundError("segment o1 is not here"))
-
-    def refuse(message: Message) -> None:
-        assert_taken(service.publish(message.reply, refusal, headers={REFUSAL_HEADER: "not_found"}))
-
-    service.subscribe(VERB, refuse)
-    await service.flush()
-    with pytest.raises(NotFoundError, match="segment o1 is not here"):
-        await ask_raw(asker, VERB, b"read")
 
 
 async def test_headers_travel(harness: BusHarness) -> None:

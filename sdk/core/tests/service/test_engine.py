@@ -34,15 +34,14 @@ from shoal_core.protocol.effects import (
 from shoal_core.protocol.errors import (
     InvalidRequestError,
     NoRespondersError,
-    NotFoundError,
     ServiceError,
 )
 from shoal_core.protocol.ids import new_process_id
 from shoal_core.protocol.messages import Echo, KvAdded, KvGet, KvPut, KvValue
 from shoal_core.protocol.records import WorkerReady
 from shoal_core.protocol.subjects import GCS_QUEUE, Role, Subjects
-from shoal_core.protocol.wire import REFUSAL_HEADER, decode_reply, encode
-from shoal_core.service import Engine, RawRoute, Route
+from shoal_core.protocol.wire import decode_reply, encode
+from shoal_core.service import Engine, Route
 from shoal_core.service import engine as engine_module
 from shoal_core.testing import run_virtual
 from shoal_core.testing.buses import CLUSTER, until
@@ -434,48 +433,6 @@ async def test_what_is_published_while_cut_off_is_counted_as_dropped(world: Worl
         engine.inject("tell")
         assert b"shoal_messages_dropped_total 1.0" in engine.metrics.exposition()
         world.broker.reconnect(world.service)
-
-
-# ------------------------------------------------------------------------------------ raw routes
-
-
-async def test_a_raw_route_answers_past_the_core_at_once_or_later(world: World) -> None:
-    def answer(request: KvGet) -> bytes | Awaitable[bytes]:
-        if request.key == "error":
-            raise NotFoundError("no such bytes")
-        return later() if request.key == "later" else b'{"code":"at once"}'
-
-    async def later() -> bytes:
-        await asyncio.sleep(0)
-        return b"later"
-
-    core = ScriptedCore(lambda message: [])
-    async with world.engine(core, routes=[RawRoute(GET, KvGet, answer)]):
-
-        async def ask(key: str) -> tuple[bytes, str | None]:
-            data = encode(KvGet(namespace="", key=key))
-            reply = await world.asker.request(GET, data, timeout_seconds=5)
-            return reply.data, (reply.headers or {}).get(REFUSAL_HEADER)
-
-        assert await ask("now") == (b'{"code":"at once"}', None), "any bytes are a good answer"
-        assert await ask("later") == (b"later", None)
-        data, refused = await ask("error")
-        assert refused == "not_found"
-        with pytest.raises(NotFoundError, match="no such bytes"):
-            decode_reply(KvValue, data)
-        wrong = await world.asker.request(GET, b"?", timeout_seconds=5)
-        assert (wrong.headers or {})[REFUSAL_HEADER] == "invalid_request"
-        assert core.heard == []
-
-
-async def test_a_raw_route_that_is_wrong_stops_the_engine(world: World) -> None:
-    def answer(request: KvGet) -> bytes:
-        raise ZeroDivisionError
-
-    with pytest.RaisesGroup(ZeroDivisionError):
-        async with world.engine(ScriptedCore(answering()), routes=[RawRoute(GET, KvGet, answer)]):
-            world.asker.publish(GET, encode(KvGet(namespace="", key="")))
-            await asyncio.Event().wait()
 
 
 # ------------------------------------------------------------------------------------ failures

@@ -345,10 +345,9 @@ class NodeCore:
         elif isinstance(record, SegmentUnpinned):
             self.loans.ended(process, record.segment, record.serial)
             self.segments.unpin(record.segment, process, record.serial)
-        elif isinstance(record, SegmentFreed) and is_node(peer):
-            self.copies.freed(NodeId(peer), record.segment, now)
         elif isinstance(record, SegmentFreed):
-            self.segments.free(record.segment, process)
+            if not self.copies.freed(peer, record.segment, now) and not is_node(peer):
+                self.segments.free(record.segment, process)
         elif isinstance(record, CopyDropped):
             self.loans.dropped(NodeId(peer), record.segment)
         elif isinstance(record, SegmentWanted):

@@ -9,7 +9,7 @@ from shoal_core.bus.interface import Bus
 from shoal_core.protocol.errors import DisconnectedError, NoRespondersError, RequestTimeoutError
 from shoal_core.protocol.messages import Message
 from shoal_core.protocol.verbs import REPLIES
-from shoal_core.protocol.wire import REFUSAL_HEADER, decode_refusal, decode_reply, encode
+from shoal_core.protocol.wire import decode_reply, encode
 
 FIRST_PAUSE_SECONDS = 0.02
 LONGEST_PAUSE_SECONDS = 0.5
@@ -23,13 +23,7 @@ async def ask(
     What makes it send again is a lost connection, nobody who listens, or no answer in its share of the time (an equal
     part of it where ``attempts`` is given, else 2 s). Raises the service's refusal, or the last of those errors.
     """
-    return decode_reply(REPLIES[type(message)], await ask_raw(bus, subject, encode(message), timeout_seconds, attempts))
-
-
-async def ask_raw(
-    bus: Bus, subject: str, data: bytes, timeout_seconds: float = 10.0, attempts: int | None = None
-) -> bytes:
-    """Send encoded bytes like ``ask`` and return the bytes of the answer; raises what was sent in its place."""
+    data = encode(message)
     deadline = time.monotonic() + timeout_seconds
     share_seconds = timeout_seconds / attempts if attempts else 2.0
     pause_seconds = FIRST_PAUSE_SECONDS
@@ -38,9 +32,7 @@ async def ask_raw(
         left_seconds = deadline - time.monotonic()
         try:
             answer = await bus.request(subject, data, timeout_seconds=max(0.001, min(share_seconds, left_seconds)))
-            if answer.headers is not None and REFUSAL_HEADER in answer.headers:
-                raise decode_refusal(answer.data)
-            return answer.data
+            return decode_reply(REPLIES[type(message)], answer.data)
         except (DisconnectedError, NoRespondersError, RequestTimeoutError):
             made += 1
             if made == attempts or time.monotonic() + pause_seconds >= deadline:

@@ -15,9 +15,6 @@ from shoal_core.protocol.messages import Message, Refusal
 
 M = TypeVar("M", bound=Message)
 
-REFUSAL_HEADER = "Shoal-Refusal"
-"""Set on a refusal of a request whose good answers are plain bytes; its value is the error's wire code."""
-
 _REFUSAL_START = b'{"code":'
 
 
@@ -42,7 +39,8 @@ def decode_reply(model: type[M], data: bytes) -> M:
     An answer that is neither is a ``ServiceError``: the peer speaks another protocol.
     """
     if data.startswith(_REFUSAL_START):
-        raise decode_refusal(data)
+        refusal = Refusal.model_validate_json(data)
+        raise from_wire(refusal.code, refusal.detail)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -50,12 +48,6 @@ def decode_reply(model: type[M], data: bytes) -> M:
             f"the answer is not a valid {model.__name__}: {_explain(error)}; "
             "the service may run another version of Shoal"
         ) from None
-
-
-def decode_refusal(data: bytes) -> ShoalError:
-    """Return the error that a refusal stands for."""
-    refusal = Refusal.model_validate_json(data)
-    return from_wire(refusal.code, refusal.detail)
 
 
 def _explain(error: ValidationError) -> str:

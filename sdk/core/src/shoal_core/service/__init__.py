@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from shoal_core.service.engine import Core, Engine
 from shoal_core.service.metrics import Metrics
-from shoal_core.service.routes import RawRoute, Route
+from shoal_core.service.routes import Route
 
-__all__ = ["Core", "Engine", "Metrics", "RawRoute", "Route"]
+__all__ = ["Core", "Engine", "Metrics", "Route"]

@@ -49,15 +49,15 @@ from shoal_core.protocol.effects import (
     Stored,
     WakeAt,
 )
-from shoal_core.protocol.errors import BufferFullError, ServiceError, ShoalError, wire_code
+from shoal_core.protocol.errors import BufferFullError, ServiceError, ShoalError
 from shoal_core.protocol.ids import PeerId
 from shoal_core.protocol.messages import Message
 from shoal_core.protocol.records import Record
 from shoal_core.protocol.verbs import REPLIES
-from shoal_core.protocol.wire import REFUSAL_HEADER, decode, decode_reply, encode
+from shoal_core.protocol.wire import decode, decode_reply, encode
 from shoal_core.service.discovery import Discovery
 from shoal_core.service.metrics import Metrics
-from shoal_core.service.routes import RawRoute, Route, Served, wildcard_position
+from shoal_core.service.routes import Route, Served, wildcard_position
 from shoal_core.service.stores import perform_load, perform_store
 
 logger = logging.getLogger("shoal.service")
@@ -95,7 +95,7 @@ class Engine:
         bus: Bus,
         *,
         name: str,
-        routes: Sequence[Route | RawRoute] = (),
+        routes: Sequence[Route] = (),
         perform_start: PerformStart | None = None,
         stores: Mapping[str, KeyValue] | None = None,
         watched: Sequence[str] = (),
@@ -258,16 +258,12 @@ class Engine:
 
         return changed
 
-    def _subscribe(self, route: Route | RawRoute) -> None:
+    def _subscribe(self, route: Route) -> None:
         """Hear a route."""
         served = Served(self.metrics, route)
         self._discovery.endpoints.append(served)
         callback: Callable[[BusMessage], None]
-        if isinstance(route, RawRoute):
-
-            def callback(message: BusMessage) -> None:
-                self._on_raw_request(route, served, message)
-        elif route.kind == "request":
+        if route.kind == "request":
 
             def callback(message: BusMessage) -> None:
                 self._on_request(route, served, message)
@@ -304,30 +300,6 @@ class Engine:
         source = message.subject.split(".")[position] if position is not None else ""
         with handling(route.subject, message.headers):
             self.inject(Event(event, source))
-
-    def _on_raw_request(self, route: RawRoute, served: Served, message: BusMessage) -> None:
-        served.requests.add()
-        try:
-            answer = route.answer(decode(route.model, message.data))
-        except ShoalError as error:
-            self._refuse(message.reply, served, error)
-            return
-        except Exception as error:
-            self._fail(error)
-            return
-        if isinstance(answer, bytes):
-            self._publish(message.reply, answer)
-        else:
-            self._spawn(self._answer_raw(answer, message.reply, served))
-
-    async def _answer_raw(self, answer: Awaitable[bytes], reply: str, served: Served) -> None:
-        """Wait for a plain answer and send it."""
-        try:
-            data = await answer
-        except ShoalError as error:
-            self._refuse(reply, served, error)
-        else:
-            self._publish(reply, data)
 
     # -------------------------------------------------------------------------------- effects
 
@@ -430,15 +402,14 @@ class Engine:
         """Answer with an error."""
         served.fail(error)
         if reply:
-            headers = {REFUSAL_HEADER: wire_code(error)} if served.raw else None
-            self._publish(reply, encode(error), headers)
+            self._publish(reply, encode(error))
 
-    def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+    def _publish(self, subject: str, data: bytes) -> None:
         """Publish once; what cannot be sent is counted, since whoever waits for it asks again."""
         if not subject:
             return
         try:
-            taken = self.bus.publish(subject, data, headers=message_headers(headers))
+            taken = self.bus.publish(subject, data, headers=message_headers())
         except BufferFullError:
             taken = False
         if not taken:

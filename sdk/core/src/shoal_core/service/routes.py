@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.messages import Message
@@ -25,20 +24,6 @@ class Route:
     kind: Literal["request", "event"] = "request"
 
 
-@dataclass(frozen=True, slots=True)
-class RawRoute:
-    """A subject whose requests are answered with plain bytes, past the core.
-
-    ``answer`` gets the decoded request and returns the bytes, or raises a ``ShoalError``, which travels as a refusal
-    marked by a header (see ``wire.REFUSAL_HEADER``), since any bytes are a good answer.
-    """
-
-    subject: str
-    model: type[Message]
-    answer: Callable[[Any], bytes | Awaitable[bytes]]
-    queue: str = ""
-
-
 def wildcard_position(subject: str) -> int | None:
     """Return which token of a pattern is its first ``*``, from 0; None if it has none."""
     tokens = subject.split(".")
@@ -48,8 +33,7 @@ def wildcard_position(subject: str) -> int | None:
 class Served:
     """What one route has seen."""
 
-    def __init__(self, metrics: Metrics, route: Route | RawRoute) -> None:
-        self.raw = isinstance(route, RawRoute)
+    def __init__(self, metrics: Metrics, route: Route) -> None:
         self.subject = route.subject
         self.queue = route.queue
         self.endpoint = endpoint_name(route.subject)
