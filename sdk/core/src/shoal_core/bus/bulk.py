@@ -29,6 +29,7 @@ from urllib.parse import unquote, urlsplit
 from shoal_core import __version__
 from shoal_core.bus.backoff import Backoff
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
+from shoal_core.bus.wire import WireProtocolError
 
 CONNECT_SECONDS = 5.0
 PING_SECONDS = 5.0
@@ -121,7 +122,7 @@ class BulkConnection:
         self.wake()
 
     def discard(self) -> None:
-        """Give up a connection that was never run."""
+        """Give back what ``wake`` needs; the last call of all, when ``run`` has returned or never began."""
         self._awake.close()
         self._waker.close()
 
@@ -153,25 +154,22 @@ class BulkConnection:
 
     def run(self, handler: Handler) -> None:
         """Serve until ``close``."""
-        try:
-            while not self._closed:
-                try:
-                    self._connect()
-                except (OSError, ValueError, EOFError) as error:
-                    logger.info("no bulk connection to %s: %s", redacted(self._where.address), error)
-                    self._pause(handler)
-                    continue
-                self._backoff.attempts = 0
-                try:
-                    handler.connected()
-                    self._serve(handler)
-                except (OSError, ValueError, EOFError) as error:
-                    logger.info("the bulk connection to %s was lost: %s", redacted(self._where.address), error)
-                finally:
-                    self._disconnect()
-                    handler.disconnected()
-        finally:
-            self.discard()
+        while not self._closed:
+            try:
+                self._connect()
+            except (OSError, ValueError, EOFError, WireProtocolError) as error:
+                logger.info("no bulk connection to %s: %s", redacted(self._where.address), error)
+                self._pause(handler)
+                continue
+            self._backoff.attempts = 0
+            try:
+                handler.connected()
+                self._serve(handler)
+            except (OSError, EOFError, WireProtocolError) as error:
+                logger.info("the bulk connection to %s was lost: %s", redacted(self._where.address), error)
+            finally:
+                self._disconnect()
+                handler.disconnected()
 
     def _pause(self, handler: Handler) -> None:
         """Wait before the next attempt; what is due meanwhile is done."""
@@ -356,7 +354,7 @@ class BulkConnection:
             self._buffer[:held] = bytes(self._buffer[self._begin : self._end])
             self._begin, self._end = 0, held
         if self._end == BUFFER_BYTES:
-            raise ValueError(f"the broker sent a line of over {BUFFER_BYTES} bytes")
+            raise WireProtocolError(f"the broker sent a line of over {BUFFER_BYTES} bytes")
         return self._buffer[self._end :]
 
     def _parse(self, handler: Handler) -> None:
@@ -382,7 +380,7 @@ class BulkConnection:
         header = Header(words[1], int(words[2]), words[3] if len(words) == 5 else "", int(words[-1]))
         self._body = handler.memory(header)
         if len(self._body) != header.size_bytes:
-            raise ValueError(f"{len(self._body)} bytes of memory for a message of {header.size_bytes}")
+            raise WireProtocolError(f"{len(self._body)} bytes of memory for a message of {header.size_bytes}")
         self._header, self._filled = header, 0
 
     def _take_body(self) -> bool:
@@ -415,9 +413,9 @@ class BulkConnection:
             text = line.decode(errors="replace")
             logger.error("the broker refused on the bulk connection: %s", text)
             if "permissions violation" not in text.lower():
-                raise ValueError(text)
+                raise WireProtocolError(text)
         elif not line.startswith((b"PONG", b"+OK", b"INFO ")):
-            raise ValueError(f"an unknown operation: {line[:32]!r}")
+            raise WireProtocolError(f"an unknown operation: {line[:32]!r}")
 
 
 def _proof(credentials: Credentials, info: dict[str, Any]) -> dict[str, Any]:

@@ -131,18 +131,18 @@ class Mover:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="shoal-bulk", daemon=True)
                 self._thread.start()
-        self._connection.wake()
+            self._connection.wake()
 
     def close(self) -> None:
         """End all transfers and the thread, and wait for that; who pulls from here asks in vain from now on."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            thread = self._thread
-        if thread is not None:
+        if self._thread is not None:
             self._connection.close()
-            thread.join()
-        else:
-            self._connection.discard()
+            self._thread.join()
+        self._connection.discard()
 
     # ------------------------------------------------------------------------------- commands
 
