@@ -13,48 +13,13 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
+from bench.measuring import Effort, Measured, rate
 from bench.memory import PeakMemory, pss_by_process, wait_until_at_rest
+from bench.transfers import CLUSTER_PROGRAMS
 
 CPUS = 2
-
-
-@dataclass
-class Measured:
-    """What one process measured: samples in the row's unit, and what else is worth knowing."""
-
-    samples: list[float]
-    details: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure."""
-
-    repetitions: int
-    seconds: float
-
-
-def rate(effort: Effort, run: Callable[[], object], units: float = 1.0) -> Measured:
-    """Return how many units a second ``run`` does, which does ``units`` in one call; the way Ray's own timer counts."""
-    began = time.perf_counter()
-    calls = 0
-    while time.perf_counter() - began < min(1.0, effort.seconds):
-        run()
-        calls += 1
-    step = calls // 10 + 1
-    samples = []
-    for _ in range(effort.repetitions):
-        calls = 0
-        began = time.perf_counter()
-        while time.perf_counter() - began < effort.seconds:
-            for _ in range(step):
-                run()
-            calls += step
-        samples.append(units * calls / (time.perf_counter() - began))
-    return Measured(samples)
 
 
 # ------------------------------------------------------------------------------------ Shoal and Ray
@@ -566,6 +531,8 @@ def measure(row: str, system: str, effort: Effort) -> Measured:
     """Run one row on one system; ``KeyError`` where the system has no such program."""
     if row == "init":
         return init(system)
+    if row in CLUSTER_PROGRAMS:
+        return CLUSTER_PROGRAMS[row](system, effort)
     if system == "dask":
         with start_dask() as client:
             return DASK_PROGRAMS[row](client, effort)
@@ -579,7 +546,7 @@ def measure(row: str, system: str, effort: Effort) -> Measured:
 def main() -> None:
     """Run the row the command line names and print what it measured."""
     parser = argparse.ArgumentParser(prog="python -m bench.program", description=__doc__)
-    parser.add_argument("row", choices=["init", *PROGRAMS])
+    parser.add_argument("row", choices=["init", *PROGRAMS, *CLUSTER_PROGRAMS])
     parser.add_argument("--system", choices=["shoal", "ray", "dask"], required=True)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)

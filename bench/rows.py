@@ -17,7 +17,8 @@ class Row:
     """One measurement.
 
     ``rounds`` fresh processes for each system take it in turn; ``times_ray`` is how many times better than Ray Shoal
-    has to be, ``limit`` the value it may not pass (both ``None``: the row has no bar of that kind).
+    has to be, ``limit`` the value it may not pass, or has to reach where higher is better (both ``None``: the row has
+    no bar of that kind).
     """
 
     name: str
@@ -35,7 +36,7 @@ class Row:
         """The bar in words."""
         if self.times_ray is not None:
             return f"≥ {self.times_ray:g} x Ray"
-        return "" if self.limit is None else f"≤ {self.limit:g} {self.unit}"
+        return "" if self.limit is None else f"{'≥' if self.higher_is_better else '≤'} {self.limit:g} {self.unit}"
 
     def ratio(self, shoal: float, ray: float) -> float:
         """Return how many times better than Ray Shoal is; below 1 it is worse."""
@@ -46,7 +47,9 @@ class Row:
         """Tell whether Shoal passes the bar; ``None`` where there is none or Ray was not measured."""
         if self.times_ray is not None:
             return None if ray is None else self.ratio(shoal, ray) >= self.times_ray
-        return None if self.limit is None else shoal <= self.limit
+        if self.limit is None:
+            return None
+        return shoal >= self.limit if self.higher_is_better else shoal <= self.limit
 
 
 ROWS: tuple[Row, ...] = (
@@ -98,6 +101,15 @@ ROWS: tuple[Row, ...] = (
     Row("stream_first_item", "first item, in times of a task", "x", higher_is_better=False, limit=2.0),
     Row("stream_large", "80 MB items of a generator", "GB/s", times_ray=2),
     Row("stream_100", "100 generators consumed at once", "1/s", times_ray=10),
+    Row("transfer", "1 GB between two nodes", "MB/s", limit=400.0, timeout_seconds=300.0),
+    Row(
+        "broadcast",
+        "1 GB to 8 nodes, in times of one",
+        "x",
+        higher_is_better=False,
+        limit=3.0,
+        timeout_seconds=600.0,
+    ),
     Row("await_10k", "await of 10,000, in times of get", "x", higher_is_better=False, limit=1.2),
 )
 

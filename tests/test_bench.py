@@ -13,13 +13,15 @@ import typer
 from typer.testing import CliRunner
 
 from bench import __main__ as bench
+from bench.measuring import Effort, rate
 from bench.memory import MARK, PeakMemory, marked_processes, pss_by_process
-from bench.program import DASK_PROGRAMS, PROGRAMS, Effort, rate
+from bench.program import DASK_PROGRAMS, PROGRAMS
 from bench.rows import ROWS, Row, System, find_rows
+from bench.transfers import CLUSTER_PROGRAMS, broadcast, transfer
 
 
 def test_every_row_has_a_program_on_each_of_its_systems() -> None:
-    assert {row.name for row in ROWS} == {"init", *PROGRAMS}
+    assert {row.name for row in ROWS} == {"init", *PROGRAMS, *CLUSTER_PROGRAMS}
     with_dask = {row.name for row in ROWS if "dask" in row.systems}
     assert with_dask == {"init", *DASK_PROGRAMS}
 
@@ -35,9 +37,11 @@ def test_ratio_is_how_many_times_better() -> None:
         (Row("a", "a", "1/s", times_ray=3), 30.0, 10.0, True),
         (Row("a", "a", "1/s", times_ray=3), 29.0, 10.0, False),
         (Row("a", "a", "1/s", times_ray=3), 30.0, None, None),
-        (Row("b", "b", "s", limit=1.0), 0.9, None, True),
-        (Row("b", "b", "s", limit=1.0), 1.1, 20.0, False),
+        (Row("b", "b", "s", higher_is_better=False, limit=1.0), 0.9, None, True),
+        (Row("b", "b", "s", higher_is_better=False, limit=1.0), 1.1, 20.0, False),
         (Row("c", "c", "s"), 1.1, 20.0, None),
+        (Row("d", "d", "MB/s", limit=400.0), 401.0, 1000.0, True),
+        (Row("d", "d", "MB/s", limit=400.0), 399.0, 1.0, False),
     ],
 )
 def test_bars(row: Row, shoal: float, ray: float | None, passes: bool | None) -> None:
@@ -55,6 +59,13 @@ def test_rate_counts_units() -> None:
     assert len(measured.samples) == 2
     assert all(sample > 0 for sample in measured.samples)
     assert calls
+
+
+def test_the_programs_of_several_nodes_run_small() -> None:
+    effort = Effort(repetitions=1, seconds=0.01)
+    assert len(transfer("shoal", effort, size_bytes=8_000_000).samples) == 1
+    measured = broadcast("shoal", effort, size_bytes=8_000_000, readers=2)
+    assert measured.details["one_seconds"] > 0
 
 
 def outcome(samples: list[float], error: str = "") -> bench.Outcome:

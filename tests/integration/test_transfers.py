@@ -173,14 +173,6 @@ def test_copies_go_where_room_is_needed(three: Cluster) -> None:
 def test_what_a_queued_task_will_read_is_pulled_while_it_waits(three: Cluster, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 
-    @shoal.remote(num_cpus=1)
-    def wait() -> bool:
-        while not gate.exists():
-            shoal.wait([shoal.put(0)], timeout=0.01)
-            os.sched_yield()
-        return True
-
-    @shoal.remote(num_cpus=1)
     class Reader:
         def wait(self) -> bool:
             until(gate.exists, "the gate is open")
@@ -191,7 +183,7 @@ def test_what_a_queued_task_will_read_is_pulled_while_it_waits(three: Cluster, t
 
     ref = make.options(**on(1)).remote(SIZE)
     shoal.wait([ref])
-    reader = Reader.options(**on(2)).remote()
+    reader = shoal.remote(num_cpus=1)(Reader).options(**on(2)).remote()
     first = reader.wait.remote()
     second = reader.tail.remote(ref)
     until(lambda: len(segments(SIZE)) == 2, "the argument is on the way before its task begins")

@@ -311,15 +311,19 @@ class Copies:
             self.effects.append(Send(copy.source, SegmentUnpinned(copy.origin, copy.serial)))
             self.effects.append(Send(copy.source, CopyDropped(copy.origin, copy.serial)))
 
-    def freed(self, home: NodeId, origin: str) -> None:
-        """An object has gone: so does its copy, as soon as nobody maps it."""
-        copy = self._copies.get((home, origin))
+    def freed(self, source: PeerId, origin: str) -> bool:
+        """Whoever an object comes from needs it no more: it goes as soon as nobody maps it; tell whether it was known.
+
+        A driver says so by its own name for the object where it never heard how its segment is called.
+        """
+        copy = self._copies.get((source, origin))
         if copy is None:
-            return
+            return False
         if copy.state is CopyState.HERE:
-            self._segments.free(copy.name, ProcessId(home))
+            self._segments.free(copy.name, ProcessId(source))
         else:
-            self._fail(copy, NotFoundError(f"segment {origin} of node {home} was freed while it was pulled"))
+            self._fail(copy, NotFoundError(f"{origin} of {source} was freed while it was pulled"))
+        return True
 
     def gone(self, name: str) -> None:
         """A segment is no object's any more: freed, dropped or removed."""

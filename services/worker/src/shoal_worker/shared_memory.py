@@ -149,10 +149,9 @@ class SharedMemory:
             case SegmentUnpinned():
                 self.loans.ended(process, record.segment, record.serial)
                 self.store.unpinned(process, record.segment, record.serial, now)
-            case SegmentFreed() if is_node(peer):
-                self.copies.freed(NodeId(peer), record.segment)
             case SegmentFreed():
-                self.store.freed(process, record.segment, now)
+                if not self.copies.freed(peer, record.segment) and not is_node(peer):
+                    self.store.freed(process, record.segment, now)
             case CopyDropped():
                 self.loans.dropped(NodeId(peer), record.segment, record.serial)
             case SegmentWanted():

@@ -29,6 +29,7 @@ from urllib.parse import unquote, urlsplit
 from shoal_core import __version__
 from shoal_core.bus.backoff import Backoff
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
+from shoal_core.bus.wire import WireProtocolError
 
 CONNECT_SECONDS = 5.0
 PING_SECONDS = 5.0
@@ -36,6 +37,8 @@ MOST_QUEUED_BYTES = 1024 * 1024
 MOST_VIEWS = 64
 BUFFER_BYTES = 64 * 1024
 LONGEST_WAIT_SECONDS = PING_SECONDS
+LOW_WATER_BYTES = 256 * 1024
+"""In the middle of a payload the thread is not woken for less: of a chunk it would else be told eight times."""
 DEFAULT_PORT = 4222
 
 logger = logging.getLogger("shoal.bus")
@@ -102,6 +105,7 @@ class BulkConnection:
         self._header: Header | None = None
         self._body = memoryview(b"")
         self._filled = 0
+        self._low_water = 1
         self._heard_at = 0.0
         self._asked_at = 0.0
 
@@ -118,7 +122,7 @@ class BulkConnection:
         self.wake()
 
     def discard(self) -> None:
-        """Give up a connection that was never run."""
+        """Give back what ``wake`` needs; the last call of all, when ``run`` has returned or never began."""
         self._awake.close()
         self._waker.close()
 
@@ -150,25 +154,22 @@ class BulkConnection:
 
     def run(self, handler: Handler) -> None:
         """Serve until ``close``."""
-        try:
-            while not self._closed:
-                try:
-                    self._connect()
-                except (OSError, ValueError, EOFError) as error:
-                    logger.info("no bulk connection to %s: %s", redacted(self._where.address), error)
-                    self._pause(handler)
-                    continue
-                self._backoff.attempts = 0
-                try:
-                    handler.connected()
-                    self._serve(handler)
-                except (OSError, ValueError, EOFError) as error:
-                    logger.info("the bulk connection to %s was lost: %s", redacted(self._where.address), error)
-                finally:
-                    self._disconnect()
-                    handler.disconnected()
-        finally:
-            self.discard()
+        while not self._closed:
+            try:
+                self._connect()
+            except (OSError, ValueError, EOFError, WireProtocolError) as error:
+                logger.info("no bulk connection to %s: %s", redacted(self._where.address), error)
+                self._pause(handler)
+                continue
+            self._backoff.attempts = 0
+            try:
+                handler.connected()
+                self._serve(handler)
+            except (OSError, EOFError, WireProtocolError) as error:
+                logger.info("the bulk connection to %s was lost: %s", redacted(self._where.address), error)
+            finally:
+                self._disconnect()
+                handler.disconnected()
 
     def _pause(self, handler: Handler) -> None:
         """Wait before the next attempt; what is due meanwhile is done."""
@@ -211,6 +212,7 @@ class BulkConnection:
             raise
         connected.setblocking(False)
         self._socket = connected
+        self._low_water = 1
         self._heard_at = time.monotonic()
 
     def _read_info(self, plain: socket.socket) -> dict[str, Any]:
@@ -282,11 +284,19 @@ class BulkConnection:
             wait_seconds = handler.turn()
             if wrote_all or (isinstance(connection, ssl.SSLSocket) and connection.pending()):
                 wait_seconds = 0.0
+            self._expect(connection)
             poll.modify(connection, select.POLLIN | select.POLLOUT if self._out else select.POLLIN)
             poll.poll(1000 * max(0.0, min(wait_seconds, LONGEST_WAIT_SECONDS)))
             self._drain_waker()
             handler.turn()  # what was asked for before a message came, is known before it is read
             self._receive(connection, handler)
+
+    def _expect(self, connection: socket.socket) -> None:
+        """Have the system wake the thread only when much of what is still to come of a payload is there."""
+        low_water = min(max(1, len(self._body) - self._filled), LOW_WATER_BYTES)
+        if low_water != self._low_water and not isinstance(connection, ssl.SSLSocket):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
+            self._low_water = low_water
 
     def _keep_alive(self) -> None:
         now = time.monotonic()
@@ -344,7 +354,7 @@ class BulkConnection:
             self._buffer[:held] = bytes(self._buffer[self._begin : self._end])
             self._begin, self._end = 0, held
         if self._end == BUFFER_BYTES:
-            raise ValueError(f"the broker sent a line of over {BUFFER_BYTES} bytes")
+            raise WireProtocolError(f"the broker sent a line of over {BUFFER_BYTES} bytes")
         return self._buffer[self._end :]
 
     def _parse(self, handler: Handler) -> None:
@@ -370,7 +380,7 @@ class BulkConnection:
         header = Header(words[1], int(words[2]), words[3] if len(words) == 5 else "", int(words[-1]))
         self._body = handler.memory(header)
         if len(self._body) != header.size_bytes:
-            raise ValueError(f"{len(self._body)} bytes of memory for a message of {header.size_bytes}")
+            raise WireProtocolError(f"{len(self._body)} bytes of memory for a message of {header.size_bytes}")
         self._header, self._filled = header, 0
 
     def _take_body(self) -> bool:
@@ -403,9 +413,9 @@ class BulkConnection:
             text = line.decode(errors="replace")
             logger.error("the broker refused on the bulk connection: %s", text)
             if "permissions violation" not in text.lower():
-                raise ValueError(text)
+                raise WireProtocolError(text)
         elif not line.startswith((b"PONG", b"+OK", b"INFO ")):
-            raise ValueError(f"an unknown operation: {line[:32]!r}")
+            raise WireProtocolError(f"an unknown operation: {line[:32]!r}")
 
 
 def _proof(credentials: Credentials, info: dict[str, Any]) -> dict[str, Any]:

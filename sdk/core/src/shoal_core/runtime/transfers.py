@@ -33,7 +33,7 @@ from shoal_core.protocol.messages import (
     SegmentLent,
     TakeObject,
 )
-from shoal_core.protocol.records import SegmentUnpinned, Stored
+from shoal_core.protocol.records import SegmentFreed, SegmentUnpinned, Stored
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.serialization import Serialized, segment_bytes, write_segment
@@ -160,6 +160,8 @@ class Transfers:
                     granted = await self._unless_lost(node, asked)
                 except (ObjectStoreFullError, NodeDiedError, NotFoundError, BusError) as error:
                     refusals.append(error)
+                    if isinstance(error, BusError):  # it may have taken it, or do so yet
+                        self._reactor.send(node, SegmentFreed(name))
                     continue
                 assert isinstance(granted, SegmentGranted)
                 return node, granted.segment

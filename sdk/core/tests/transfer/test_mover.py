@@ -1,0 +1,272 @@
+"""Movers on a real broker: bytes from memory to memory, and what becomes of it when something ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shoal_core.bus.broker import EmbeddedBroker, find_server, free_port, launch_broker
+from shoal_core.bus.bulk import BulkAddress
+from shoal_core.bus.connection import connect
+from shoal_core.bus.credentials import Credentials, TlsFiles
+from shoal_core.protocol.ids import PeerId
+from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.testing.builders import node_id, process_id
+from shoal_core.testing.buses import until
+from shoal_core.transfer import records
+from shoal_core.transfer.mover import Cancel, Mover, Offer, Pull, Withdraw
+from shoal_core.transfer.pulling import Ended
+
+SUBJECTS = Subjects("c")
+MIB = 1 << 20
+CHUNK = 256 * 1024
+SECONDS = 40.0
+TLS = Path(__file__).parent / "tls"
+
+
+class Side:
+    """A mover and what it was told to tell."""
+
+    def __init__(self, local: PeerId, role: Role, where: BulkAddress) -> None:
+        self.local = local
+        self.ended: queue.Queue[Ended] = queue.Queue()
+        self.mover = Mover(where, SUBJECTS, role, local, self.ended.put)
+
+    def offer(self, name: str, memory: Path | bytes, size_bytes: int) -> None:
+        whole = memory if isinstance(memory, Path) else memoryview(memory)
+        self.mover.order(Offer(name, whole, size_bytes, CHUNK))
+
+    def pull(self, source: Side, stream: str, size_bytes: int, memory: Path | None = None) -> bytearray:
+        target = bytearray(size_bytes if memory is None else 0)
+        whole = memoryview(target) if memory is None else memory
+        self.mover.order(Pull(f"copy of {stream}", source.local, stream, size_bytes, CHUNK, whole))
+        return target
+
+    async def end(self) -> Ended:
+        return await asyncio.to_thread(self.ended.get, timeout=SECONDS)
+
+
+Join = Callable[[PeerId], Side]
+
+
+@contextlib.asynccontextmanager
+async def joined(address: Callable[[Role, str], BulkAddress]) -> AsyncIterator[Join]:
+    sides: list[Side] = []
+
+    def join(local: PeerId) -> Side:
+        role = Role.NODE if len(local) == 16 else Role.PROCESS
+        sides.append(Side(local, role, address(role, local)))
+        return sides[-1]
+
+    try:
+        yield join
+    finally:
+        for side in sides:
+            side.mover.close()
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[EmbeddedBroker]:
+    async with launch_broker("c") as one:
+        yield one
+
+
+@pytest.fixture
+async def join(broker: EmbeddedBroker) -> AsyncIterator[Join]:
+    async with joined(lambda role, name: BulkAddress(broker.address, name, broker.credentials[role])) as one:
+        yield one
+
+
+async def test_bytes_go_from_file_to_file_and_from_and_to_a_process_without_a_node(join: Join, tmp_path: Path) -> None:
+    data = os.urandom(5 * MIB + 4321)
+    (tmp_path / "o1").write_bytes(data)
+    (tmp_path / "o2").write_bytes(bytes(len(data)))
+    home, away, driver = join(node_id(1)), join(node_id(2)), join(process_id(3, node=0))
+    home.offer("o1", tmp_path / "o1", len(data))
+    away.pull(home, "o1", len(data), tmp_path / "o2")
+    assert await away.end() == Ended("copy of o1")
+    assert (tmp_path / "o2").read_bytes() == data
+    there = driver.pull(home, "o1", len(data))
+    assert (await driver.end()).code == ""
+    assert bytes(there) == data
+    driver.offer("p1", data, len(data))
+    back = away.pull(driver, "p1", len(data))
+    assert (await away.end()).code == ""
+    assert bytes(back) == data
+    assert home.mover.moved.sent_bytes == 2 * len(data)
+    assert away.mover.moved.received_bytes == 2 * len(data)
+
+
+@pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1])
+async def test_any_size_arrives(join: Join, size: int) -> None:
+    data = os.urandom(size)
+    home, away = join(node_id(1)), join(node_id(2))
+    home.offer("o1", data, size)
+    there = away.pull(home, "o1", size)
+    assert (await away.end()).code == ""
+    assert bytes(there) == data
+
+
+async def test_those_who_pull_at_once_share_the_chunks(join: Join) -> None:
+    data = os.urandom(32 * MIB)
+    home, others = join(node_id(1)), [join(node_id(number)) for number in (2, 3, 4)]
+    home.offer("o1", data, len(data))
+    targets = [other.pull(home, "o1", len(data)) for other in others]
+    assert [(await other.end()).code for other in others] == 3 * [""]
+    assert all(bytes(target) == data for target in targets)
+    assert home.mover.moved.sent_bytes < 2 * len(data)
+
+
+async def test_a_killed_broker_costs_a_pause_and_what_is_there_is_not_sent_again(
+    join: Join, broker: EmbeddedBroker
+) -> None:
+    data = os.urandom(64 * MIB)
+    home, away = join(node_id(1)), join(node_id(2))
+    home.offer("o1", data, len(data))
+    there = away.pull(home, "o1", len(data))
+    await until(lambda: away.mover.moved.received_bytes >= len(data) // 4)
+    os.kill(broker.pid, signal.SIGKILL)
+    assert (await away.end()).code == ""
+    assert bytes(there) == data
+    assert home.mover.moved.sent_bytes < 2 * len(data)
+
+
+async def test_what_is_not_offered_or_withdrawn_ends_with_an_error(join: Join) -> None:
+    data = os.urandom(64 * MIB)
+    home, away = join(node_id(1)), join(node_id(2))
+    home.offer("o1", data, len(data))
+    away.pull(home, "o2", 10)
+    assert (await away.end()).code == "not_found"
+    away.pull(home, "o1", len(data))
+    await until(lambda: away.mover.moved.received_bytes > 0)
+    home.mover.order(Withdraw("o1", "it was freed"))
+    assert await away.end() == Ended("copy of o1", "not_found", "it was freed")
+    away.pull(home, "o1", len(data))
+    away.mover.order(Cancel("copy of o1"))
+    assert (await away.end()).code in ("cancelled", "not_found")
+
+
+async def test_a_file_that_cannot_be_mapped_is_told(join: Join, tmp_path: Path) -> None:
+    home, away = join(node_id(1)), join(node_id(2))
+    away.pull(home, "o1", 10, tmp_path / "missing")
+    assert (await away.end()).code == "object_store_full"
+
+
+async def test_user_code_cannot_speak_for_a_node(join: Join, broker: EmbeddedBroker) -> None:
+    data = os.urandom(CHUNK)
+    home, away = join(node_id(1)), join(node_id(2))
+    home.offer("o1", data, len(data))
+    there = away.pull(home, "o1", len(data))
+    assert (await away.end()).code == ""
+    forged = away.pull(home, "o3", len(data))
+    async with connect(
+        broker.address,
+        role=Role.PROCESS,
+        identity="x",
+        cluster="c",
+        credentials=broker.credentials[Role.PROCESS],
+    ) as bus:
+        for _ in range(3):
+            bus.publish(
+                SUBJECTS.transfer(away.local, Role.PROCESS, home.local), records.encode(records.Gone(2, "forged"))
+            )
+            bus.publish(SUBJECTS.chunks(Role.NODE, home.local, "o3"), bytes(CHUNK), reply="0.0")
+            await bus.flush()
+    ended = await away.end()
+    assert ended.text != "forged"
+    assert ended.code == "not_found"
+    assert bytes(there) == data
+    assert bytes(forged) == bytes(CHUNK)
+
+
+async def test_nothing_is_left_of_a_mover_that_was_closed(broker: EmbeddedBroker) -> None:
+    def left() -> tuple[int, int]:
+        return threading.active_count(), psutil.Process().num_fds()
+
+    def where(role: Role, name: str) -> BulkAddress:
+        return BulkAddress(broker.address, name, broker.credentials[role])
+
+    async def once() -> None:
+        async with joined(where) as join:
+            home, away, _unused = join(node_id(1)), join(node_id(2)), join(node_id(3))
+            home.offer("o1", bytes(CHUNK), CHUNK)
+            away.pull(home, "o1", CHUNK)
+            assert (await away.end()).code == ""
+            home.pull(away, "missing", CHUNK)
+
+    await once()
+    before = left()
+    for _ in range(3):
+        await once()
+    assert left() == before
+
+
+async def test_a_broker_that_is_not_there_is_waited_for_and_closing_waits_for_nothing() -> None:
+    where = BulkAddress(f"nats://127.0.0.1:{free_port()}", "x")
+    async with joined(lambda role, name: where) as join:
+        home, away = join(node_id(1)), join(node_id(2))
+        home.offer("o1", bytes(CHUNK), CHUNK)
+        away.pull(home, "o1", CHUNK)
+        await asyncio.sleep(0)
+    assert away.ended.empty()
+
+
+@contextlib.asynccontextmanager
+async def tls_broker(folder: Path) -> AsyncIterator[str]:
+    port = free_port()
+    configuration = folder / "broker.conf"
+    configuration.write_text(
+        f'listen: "127.0.0.1:{port}"\nauthorization {{token: secret}}\n'
+        f'tls {{cert_file: "{TLS / "certificate.pem"}", key_file: "{TLS / "key.pem"}"}}\n'
+    )
+    process = await asyncio.create_subprocess_exec(
+        find_server(), "--config", str(configuration), stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield f"tls://localhost:{port}"
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_over_tls_with_a_token(tmp_path: Path) -> None:
+    data = os.urandom(5 * MIB + 4321)
+    files = TlsFiles(ca_file=str(TLS / "certificate.pem"))
+    async with tls_broker(tmp_path) as address:
+        where = BulkAddress(address, "x", Credentials(token="secret"), files)
+        async with joined(lambda role, name: where) as join:
+            home, away = join(node_id(1)), join(node_id(2))
+            home.offer("o1", data, len(data))
+            there = away.pull(home, "o1", len(data))
+            assert (await away.end()).code == ""
+            assert bytes(there) == data
+
+
+async def test_no_credential_goes_to_a_broker_without_tls_where_tls_was_asked_for(tmp_path: Path) -> None:
+    heard = bytearray()
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","max_payload":1048576}\r\n')
+        heard.extend(await reader.read())
+        writer.close()
+        done.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        where = BulkAddress(f"tls://127.0.0.1:{port}", "x", Credentials(token="secret"))
+        async with joined(lambda role, name: where) as join:
+            join(node_id(1)).offer("o1", bytes(10), 10)
+            async with asyncio.timeout(SECONDS):
+                await done.wait()
+    assert b"secret" not in heard
