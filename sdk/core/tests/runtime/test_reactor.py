@@ -202,6 +202,9 @@ async def test_asking_for_an_object_that_is_gone_is_answered_with_an_error(lone:
 
 async def test_objects_of_a_process_that_died_are_lost(lone: LoneRuntime) -> None:
     ref = borrowed(lone)
+    with pytest.raises(GetTimeoutError):
+        lone.runtime.get([ref], 0)
+    lone.reactor.drain()
     lone.reactor.process_died(OTHER)
     await turns_until(lambda: ref._state.value is not None)
     with pytest.raises(OwnerDiedError, match=OTHER):
@@ -222,6 +225,7 @@ async def test_nobody_waits_for_an_object_whose_owner_was_dead_before(lone: Lone
     with pytest.raises(GetTimeoutError):
         lone.runtime.get([ref], 0)
     lone.reactor.drain()
+    await turns_until(lambda: ref._state.value is not None)
     with pytest.raises(OwnerDiedError):
         lone.runtime.get([ref], 0)
 

@@ -49,6 +49,7 @@ from shoal_core.protocol.messages import (
     NodeAnnouncement,
     NodeDescription,
     NodeDied,
+    PersistSegment,
     PinSegment,
     ProcessDied,
     ProcessList,
@@ -123,6 +124,7 @@ class NodeCore:
             RecallLeases: self._recall,
             AllocateSegment: self._allocate,
             PinSegment: self._pin,
+            PersistSegment: self._persist,
             RestoreObject: self._restore,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
@@ -240,6 +242,9 @@ class NodeCore:
     def _pin(self, request: PinSegment, token: int, now: float) -> None:
         self._require_local(request.process)
         self.store.pin(request, token, now)
+
+    def _persist(self, request: PersistSegment, token: int, now: float) -> None:
+        self.store.persist(request, token, self._require_local(request.process))
 
     def _restore(self, request: RestoreObject, token: int, now: float) -> None:
         self.store.restore(request, token, self._require_local(request.process))

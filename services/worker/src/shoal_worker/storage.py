@@ -38,12 +38,13 @@ from shoal_worker.files import (
     SpillFile,
     StoreCommand,
 )
-from shoal_worker.mover import PARTIAL, PATIENCE_SECONDS, Mover
+from shoal_worker.mover import PARTIAL, Mover
 
 logger = logging.getLogger("shoal.worker")
 
 LARGE_BYTES = 4 * 1024 * 1024
 ROOM_SECONDS = 5.0
+FIND_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
 REFUSED_PAUSE_SECONDS = 1.0
 READ_ATTEMPTS = 3
@@ -166,18 +167,16 @@ class Storage:
         try:
             await self._mover.spill(self._folder / command.name, command)
         except ShoalError as error:
-            logger.warning("segment %s could not be spilled: %s", command.name, error)
-            self._inject(FileSpilled(command.name, error))
+            logger.warning("segment %s could not be copied to the durable tier: %s", command.name, error)
+            self._inject(FileSpilled(command.name, command.holder, error))
         else:
-            self._inject(FileSpilled(command.name))
+            self._inject(FileSpilled(command.name, command.holder))
 
     async def _find_copy(self, command: FindCopy) -> None:
         restoration = command.restoration
         request = DurableGet(object_id=restoration.request.object_id)
         try:
-            manifest = await ask(
-                self._bus, self._subjects.objectstore("get"), request, timeout_seconds=PATIENCE_SECONDS
-            )
+            manifest = await ask(self._bus, self._subjects.objectstore("get"), request, timeout_seconds=FIND_SECONDS)
         except ShoalError as error:
             self._inject(CopyFound(restoration, 0, error))
         else:

@@ -41,9 +41,11 @@ from shoal_core.protocol.errors import (
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId, durable_id
 from shoal_core.protocol.messages import (
     NODE_HOLDER,
+    PUT_HOLDER,
     AllocateSegment,
     Done,
     Message,
+    PersistSegment,
     PinSegment,
     RestoreObject,
     SegmentGranted,
@@ -58,6 +60,7 @@ from shoal_worker.files import (
     FindCopy,
     ReadReady,
     ReadWanted,
+    SpillFile,
     StoreCommand,
     StoreInput,
     size_class,
@@ -97,6 +100,7 @@ class ObjectStore:
         self._returns: dict[str, Return] = {}
         self._restorations = Restorations()
         self._spilling: dict[str, Segment] = {}
+        self._persisting: dict[str, list[int]] = {}
         self._refusal = ""
         self._refused_until = float("-inf")
         self._stalled_at = NEVER
@@ -134,6 +138,21 @@ class ObjectStore:
             return
         self._return(segment).tokens.append(token)
         self.pump(now)
+
+    def persist(self, request: PersistSegment, token: int, job: JobId | None) -> None:
+        """Copy what a process has written to the durable tier; it is answered when that has it."""
+        waiting = self._persisting.get(request.segment)
+        if waiting is not None:
+            waiting.append(token)
+            return
+        segment = self.segments.get(request.segment)
+        if segment is None or segment.state is not SegmentState.WRITING or segment.process != request.process:
+            raise NotFoundError(f"segment {request.segment} is not one that process {request.process} writes")
+        self._persisting[segment.name] = [token]
+        object_id = durable_id(request.process, request.key)
+        self._commands.append(
+            SpillFile(segment.name, object_id, segment.size_bytes, job or JobId(""), PUT_HOLDER, request.keep_seconds)
+        )
 
     def restore(self, request: RestoreObject, token: int, job: JobId | None) -> None:
         """Fetch a durable object for a process that will own it."""
@@ -276,6 +295,10 @@ class ObjectStore:
             self._commands.append(DropCopy(request.object_id, NODE_HOLDER))
 
     def _file_spilled(self, spilled: FileSpilled, now: float) -> None:
+        if spilled.holder == PUT_HOLDER:
+            answer = Done() if spilled.error is None else spilled.error
+            self.replies += [(token, answer) for token in self._persisting.pop(spilled.name)]
+            return
         del self._spilling[spilled.name]
         segment = self.segments.spilled(spilled.name, spilled.error is None)
         if spilled.error is None:

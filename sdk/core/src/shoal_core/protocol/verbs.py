@@ -62,6 +62,7 @@ from shoal_core.protocol.messages import (
     NodeRecord,
     ObjectRestored,
     PendingList,
+    PersistSegment,
     PinSegment,
     ProcessList,
     PutFunctionPart,
@@ -110,6 +111,7 @@ NODE_SCHEDULER: dict[Verb, type[Message]] = {"lease": LeaseRequest, "recall": Re
 NODE_PROCESS: dict[Verb, type[Message]] = {
     "allocate": AllocateSegment,
     "pin": PinSegment,
+    "persist": PersistSegment,
     "restore": RestoreObject,
     "attach_driver": AttachDriver,
     "processes": GetProcesses,
@@ -156,6 +158,7 @@ REPLIES: dict[type[Message], type[Message]] = {
     RecallLeases: Done,
     AllocateSegment: SegmentGranted,
     PinSegment: Done,
+    PersistSegment: Done,
     RestoreObject: ObjectRestored,
     AttachDriver: Done,
     GetProcesses: ProcessList,

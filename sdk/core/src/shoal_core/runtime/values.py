@@ -12,12 +12,14 @@ from typing import Any
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask, ask_raw
-from shoal_core.protocol.errors import ObjectLostError, ShoalError
-from shoal_core.protocol.ids import NodeId, ObjectKey, ProcessId, node_of
+from shoal_core.protocol.errors import NotFoundError, ObjectLostError, ShoalError
+from shoal_core.protocol.ids import NodeId, ObjectKey, ProcessId, durable_id, node_of
 from shoal_core.protocol.messages import (
     MOST_READ_BYTES,
     AllocateSegment,
+    DurablePut,
     Message,
+    PersistSegment,
     PinSegment,
     SegmentGranted,
     SegmentRead,
@@ -26,13 +28,16 @@ from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime import segments
-from shoal_core.runtime.commands import seal, unpin
+from shoal_core.runtime.commands import discard, seal, unpin
+from shoal_core.runtime.durable import DurableTier
 from shoal_core.runtime.failures import error_of
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.reactor import Reactor
-from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes
+from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes, written
 
 REQUEST_SECONDS = 60.0
+ROOM_SECONDS = 600.0
+"""So long a node may take to make room for an object, or to bring one back; it says itself when it gives up."""
 READS_AT_ONCE = 4
 
 Call = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -60,6 +65,7 @@ class Values:
         self._shared_memory = shared_memory
         self._reactor = reactor
         self._call = call
+        self._durable = DurableTier(bus, subjects)
         self._pins = itertools.count(1)
         self._allocations = itertools.count(1)
 
@@ -69,17 +75,61 @@ class Values:
             return serialized.inline()
         if self._shared_memory is None:
             return serialized.inline()
-        size = segment_bytes(serialized)
-        request = AllocateSegment(process=self._local, size_bytes=size, serial=next(self._allocations))
-        granted = self._call(self._ask_node("allocate", request))
+        segment = self._write(serialized, self._shared_memory)
+        return self._seal(segment, serialized, Reference(owner, key))
+
+    def place_durably(self, serialized: Serialized, key: ObjectKey, keep_seconds: float | None) -> Value:
+        """Return a value of this process's own, as it travels, once the durable tier has it too."""
+        small = not serialized.raw and serialized.size_bytes <= INLINE_BYTES
+        if small or self._shared_memory is None:
+            put = DurablePut(
+                object_id=durable_id(self._local, key),
+                size_bytes=segment_bytes(serialized),
+                digests=[],
+                job_id=self._reactor.job,
+                keep_seconds=keep_seconds,
+            )
+            self._call(self._durable.put(put, written(serialized)))
+            return serialized.inline()
+        segment = self._write(serialized, self._shared_memory)
+        request = PersistSegment(process=self._local, segment=segment, key=key, keep_seconds=keep_seconds)
+        try:
+            self._call(self._ask_node("persist", request, ROOM_SECONDS))
+        except BaseException:
+            discard(self._reactor, self._node, segment)
+            raise
+        return self._seal(segment, serialized, Reference(self._local, key))
+
+    def _write(self, serialized: Serialized, folder: Path) -> str:
+        """Write a value into a new segment of this node; return its name."""
+        request = AllocateSegment(
+            process=self._local, size_bytes=segment_bytes(serialized), serial=next(self._allocations)
+        )
+        granted = self._call(self._ask_node("allocate", request, ROOM_SECONDS))
         assert isinstance(granted, SegmentGranted)
-        segments.write(self._shared_memory, granted.segment, serialized)
-        seal(self._reactor, self._node, granted.segment, Reference(owner, key))
+        segments.write(folder, granted.segment, serialized)
+        return granted.segment
+
+    def _seal(self, segment: str, serialized: Serialized, written: Reference) -> Stored:
+        seal(self._reactor, self._node, segment, written)
         self._reactor.wake()
-        return Stored(self._node, granted.segment, size, serialized.contained)
+        return Stored(self._node, segment, segment_bytes(serialized), serialized.contained)
 
     def of(self, state: ObjectState) -> Any:
-        """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again."""
+        """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again.
+
+        What cannot be read where it lay, and is another's, is restored from the durable tier, if it is there.
+        """
+        try:
+            return self._of(state)
+        except (NotFoundError, ObjectLostError):
+            if type(state.value) is not Stored or state.owner == self._local:
+                raise
+            if not self._call(self._reactor.restoring.restore_lost(state)):
+                raise
+        return self._of(state)
+
+    def _of(self, state: ObjectState) -> Any:
         value = state.value
         if type(value) is Inline:
             return self.codec.load(value)
@@ -113,14 +163,15 @@ class Values:
             unpin(reactor, node, segment, serial)
 
         try:
-            self._call(self._ask_node("pin", PinSegment(process=self._local, segment=value.segment, serial=serial)))
+            request = PinSegment(process=self._local, segment=value.segment, serial=serial)
+            self._call(self._ask_node("pin", request, ROOM_SECONDS))
             return segments.read(folder, value.segment, value.size_bytes, done)
         except BaseException:
             done(value.segment)  # whether the node heard of the pin is unknown; if not, it will never count
             raise
 
-    async def _ask_node(self, verb: str, message: Message) -> Message:
-        return await ask(self._bus, self._on(self._node, verb), message, timeout_seconds=REQUEST_SECONDS)
+    async def _ask_node(self, verb: str, message: Message, timeout_seconds: float) -> Message:
+        return await ask(self._bus, self._on(self._node, verb), message, timeout_seconds=timeout_seconds)
 
     def _on(self, node: NodeId, verb: str) -> str:
         return self._subjects.node_from_process(node, verb)
