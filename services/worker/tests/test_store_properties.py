@@ -21,10 +21,12 @@ from shoal_core.protocol.errors import (
 )
 from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, durable_id
 from shoal_core.protocol.messages import (
+    PUT_HOLDER,
     AllocateSegment,
     Done,
     Message,
     ObjectRestored,
+    PersistSegment,
     PinSegment,
     RestoreObject,
     SegmentGranted,
@@ -151,6 +153,11 @@ class World:
                 self.sealed[answer.segment] = (request.process, DURABLE, "durable")
             case AllocateSegment(), ObjectStoreFullError() | DeclaredDeadError():
                 pass
+            case PersistSegment(), Done():
+                held = self.tier.holders[durable_id(request.process, request.key)]
+                assert PUT_HOLDER in held, "what is acknowledged as durable is in the tier"
+            case PersistSegment(), ShoalError():
+                pass
             case PinSegment() | RestoreObject(), ObjectStoreFullError() | NotFoundError() | ServiceError():
                 pass
             case RestoreObject(), DeclaredDeadError():
@@ -175,6 +182,8 @@ class World:
                 self.store.allocate(message, self.tokens, JOB, self.now)
             elif isinstance(message, PinSegment):
                 self.store.pin(message, self.tokens, self.now)
+            elif isinstance(message, PersistSegment):
+                self.store.persist(message, self.tokens, JOB)
             else:
                 assert isinstance(message, RestoreObject)
                 self.store.restore(message, self.tokens, JOB)
@@ -215,7 +224,9 @@ class World:
 
     def spill(self, order: SpillFile, fate: str) -> None:
         error: ShoalError | None = None
-        contents = self.files[order.name]
+        contents = self.files.get(order.name)
+        if order.holder == PUT_HOLDER:
+            contents = order.name
         assert contents is not None, "only what is whole is spilled"
         if fate == "full":
             error = ObjectStoreFullError("the tier is full")
@@ -225,7 +236,7 @@ class World:
             error = AlreadyExistsError("other contents")
         else:
             self.tier.put(order.object_id, contents, order.holder)
-        self.store.take(FileSpilled(order.name, error), self.now)
+        self.store.take(FileSpilled(order.name, order.holder, error), self.now)
 
     def drop(self, command: DropCopy) -> None:
         self.drops.remove(command)
@@ -323,7 +334,8 @@ class World:
         assert len(table) == 0
         assert table.used_bytes == 0
         assert not any(name.endswith(PART) for name in self.files)
-        assert set(self.tier.contents) <= {DURABLE}, "no copy is left"
+        kept = [holders for holders in self.tier.holders.values() if holders != {PUT_HOLDER}]
+        assert not kept, "no copy is left but of what was put as durable"
         while table.warm_bytes:
             size = next(size for size, names in table._warm.items() if names)
             table._cool(size)
@@ -407,6 +419,13 @@ class StoreMachine(RuleBasedStateMachine):
         if drops:
             self.world.drop(drops[which % len(drops)])
 
+    @rule(which=pick)
+    def persist(self, which: int) -> None:
+        writing = list(self.world.writing.items())
+        if writing:
+            name, process = writing[which % len(writing)]
+            self.world.ask(PersistSegment(process=process, segment=name, key=ObjectKey(1000 + int(name[1:]))))
+
     @rule(process=pick)
     def restore(self, process: int) -> None:
         asker = self.living(process)
@@ -460,6 +479,7 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         lambda: machine.all_orders_end(): 2,
         lambda: machine.a_copy_is_dropped(which()): 1,
         lambda: machine.restore(which()): 0.5,
+        lambda: machine.persist(which()): 0.5,
         lambda: machine.read(which()): 1,
         lambda: machine.time_passes(random.choice([0.1, REFUSED_SECONDS, STALL_SECONDS])): 1,
     }
