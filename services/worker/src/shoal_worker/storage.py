@@ -86,7 +86,9 @@ class Storage:
                 return self._find_copy(command)
             case DropCopy():
                 self._dropped.append(command)
-                return None if self._dropping else self._drop_all()
+                if not self._dropping:
+                    self._dropping = True
+                    return self._drop_all()
             case ReadReady(ticket, error):
                 self._read_ready(ticket, error)
         return None
@@ -185,7 +187,6 @@ class Storage:
 
     async def _drop_all(self) -> None:
         """Let go of copies, one after the other, however long the durable tier is away."""
-        self._dropping = True
         try:
             while self._dropped:
                 drop = self._dropped[0]
