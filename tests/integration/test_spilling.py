@@ -19,6 +19,7 @@ from shoal_core.bus import connect
 from shoal_core.bus.credentials import Credentials
 from shoal_core.bus.jetstream import JetStream
 from shoal_core.protocol.subjects import Role, Subjects
+from tests.integration.test_faults import family
 from tests.integration.test_services import Stack, broker, stack  # noqa: F401
 from tests.integration.waiting import SECONDS, get, until
 
@@ -163,3 +164,49 @@ def test_a_node_that_is_killed_while_it_spills_leaves_neither_files_nor_copies(c
     until(lambda: left() == 0, "the copies of a job that has ended are gone")
     crowded.make_whole()
     assert not list(Path("/dev/shm").glob(f"shoal-{node.process.pid}-*")), "the next node sweeps what the last one left"
+
+
+def test_a_broker_that_is_killed_while_objects_are_spilled_and_restored_costs_none(small: Any) -> None:
+    refs: list[ObjectRef[Array]] = []
+    for number in range(COUNT):
+        refs.append(shoal.put(array(number)))
+        if number == COUNT // 2:
+            (broker,) = family("nats-server")
+            broker.kill()
+    for number, ref in enumerate(refs):
+        if number == COUNT // 2:
+            (broker,) = family("nats-server")
+            broker.kill()
+        assert is_right(get(ref), number)
+
+
+def test_a_durable_tier_that_was_away_hears_of_the_end_of_a_job_when_it_is_back(crowded: Stack) -> None:
+    refs = [shoal.put(array(number)) for number in range(COUNT)]
+    (tier,) = crowded.alive("objectstore")
+    tier.kill()
+    shoal.shutdown()
+    del refs
+
+    def left() -> int:
+        return messages(crowded.address, "default", crowded.credentials(Role.OBJECTSTORE))
+
+    assert left() > 0
+    crowded.make_whole()
+    until(lambda: left() == 0, "the copies of a job that has ended are gone")
+
+
+def test_a_durable_tier_that_is_full_says_so_and_costs_nothing(crowded: Stack) -> None:
+    (tier,) = crowded.alive("objectstore")
+    tier.end()
+    bound = 3 * OBJECT_BYTES
+    until(crowded.start("objectstore", "--durable-bytes", str(bound)).is_ready, "the bounded tier is ready")
+    refs: list[ObjectRef[Array]] = []
+    with pytest.raises(ObjectStoreFullError, match="the durable tier refused to take more") as raised:
+        refs.extend(shoal.put(array(number)) for number in range(COUNT))
+    assert f"{bound:,} bytes are in use" in str(raised.value)
+    assert len(refs) >= STORE_BYTES // OBJECT_BYTES
+    assert all(is_right(get(ref), number) for number, ref in enumerate(refs))
+    with pytest.raises(ObjectStoreFullError, match="--durable-bytes"):
+        shoal.put(array(0), durable=True)
+    refs.clear()
+    crowded.alive("objectstore")[0].end()

@@ -23,7 +23,7 @@ pin holds it from then on, also while the segment is on its way back.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -102,6 +102,10 @@ class Segment:
         """Tell whether the segment lies in memory and nobody maps it."""
         return self.state is SegmentState.SEALED and not self.pinned()
 
+    def is_spillable(self) -> bool:
+        """Tell whether the durable tier may take the segment's object."""
+        return bool(self.object_id) and not self.unspillable
+
 
 _PINNABLE = (SegmentState.WRITING, SegmentState.SEALED, SegmentState.SPILLED, SegmentState.RETURNING)
 
@@ -114,6 +118,7 @@ class SegmentTable:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self.warm_bytes = 0
+        self.spilled_sizes: Counter[int] = Counter()
         self.commands: list[FileCommand] = []
         self._most_warm_bytes = warm_bytes
         self._segments: dict[str, Segment] = {}
@@ -289,6 +294,7 @@ class SegmentTable:
         """Take the file of an idle segment that has a copy."""
         assert segment.is_idle()
         segment.state = SegmentState.SPILLED
+        self.spilled_sizes[segment.capacity_bytes] += 1
         self.used_bytes -= segment.capacity_bytes
         if segment.spoiled:
             segment.spoiled = False
@@ -306,6 +312,7 @@ class SegmentTable:
         if reused is None:
             return False
         segment.state = SegmentState.RETURNING
+        self._returned(segment)
         self._order_file(segment, reused, filled=True)
         return True
 
@@ -339,12 +346,23 @@ class SegmentTable:
             del self._segments[segment.name]
         else:
             segment.state = SegmentState.SPILLED
+            self.spilled_sizes[segment.capacity_bytes] += 1
+
+    def _returned(self, segment: Segment) -> None:
+        """A segment is spilled no more."""
+        self.spilled_sizes[segment.capacity_bytes] -= 1
+        if not self.spilled_sizes[segment.capacity_bytes]:
+            del self.spilled_sizes[segment.capacity_bytes]
 
     def _drop_copy(self, segment: Segment) -> None:
         if segment.copy is CopyState.WHOLE:
             self.commands.append(DropCopy(segment.object_id, segment.holder))
 
     # ------------------------------------------------------------------------------- room
+
+    def has_room(self, capacity: int) -> bool:
+        """Tell whether there is room for a file; warm files are none."""
+        return bool(self._warm.get(capacity)) or self.used_bytes + capacity <= self.capacity_bytes
 
     def _take_room(self, capacity: int) -> str | None:
         """Take room for a file; return the warm file to use for it, "" for a new one, None where there is no room.
@@ -355,7 +373,7 @@ class SegmentTable:
             self.warm_bytes -= capacity
             self.used_bytes += capacity
             return self._warm[capacity].pop()
-        if self.used_bytes + capacity > self.capacity_bytes:
+        if not self.has_room(capacity):
             return None
         for size in sorted(self._warm, reverse=True):
             while self._warm[size] and self.used_bytes + self.warm_bytes + capacity > self.capacity_bytes:
@@ -374,6 +392,7 @@ class SegmentTable:
     def _set_free(self, segment: Segment) -> None:
         """Nobody needs the object any more."""
         if segment.state is SegmentState.SPILLED:
+            self._returned(segment)
             self._drop_copy(segment)
             del self._segments[segment.name]
             return
@@ -411,6 +430,8 @@ class SegmentTable:
     def sanity_check(self) -> None:
         """State the invariants."""
         assert self.used_bytes == sum(segment.capacity_bytes for segment in self if segment.has_file())
+        spilled = Counter(segment.capacity_bytes for segment in self if not segment.has_file())
+        assert self.spilled_sizes == spilled
         assert self.warm_bytes == sum(size * len(names) for size, names in self._warm.items())
         assert self.warm_bytes <= self._most_warm_bytes
         assert self.used_bytes + self.warm_bytes <= self.capacity_bytes

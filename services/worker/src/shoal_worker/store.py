@@ -10,6 +10,10 @@ is answered when its file is there. Room is made in this order, each step only a
 2. idle segments whose copy is whole lose their file, least recently used first: that moves no byte;
 3. idle segments without a copy are copied to the durable tier, least recently used first, a few at a time.
 
+Whoever wants to write leaves a *reserve*: so much that the largest spilled segment can come back, free, or taken by
+segments that have a copy or are in use just now. Else a durable tier that is full would make what it holds unreadable,
+since nothing could make room for it any more.
+
 What is being written, and what a process has mapped, stays. From that, whatever the order of events:
 
 1. **Nothing acknowledged is lost**: a segment loses its file only when its copy was acknowledged, and keeps the copy
@@ -341,10 +345,11 @@ class ObjectStore:
     def pump(self, now: float) -> None:
         """Serve who can be served, and make room for the others."""
         while (first := self.waiting.first) is not None:
-            if self._begin(first):
+            leaves_reserve = self._lacking_bytes(first) <= 0
+            if leaves_reserve and self._begin(first):
                 self.waiting.remove_first()
                 self._stalled_at = NEVER
-            elif not self._evict_one():
+            elif not (leaves_reserve and self._evict_one()):
                 self._spill(now)
                 if not self._is_hopeless(now):
                     break
@@ -379,6 +384,26 @@ class ObjectStore:
         self._creating[segment.name] = wanted
         return True
 
+    def _reserve_bytes(self) -> int:
+        """Return how much must be left for what was spilled to come back."""
+        return max(self.segments.spilled_sizes, default=0)
+
+    def _lacking_bytes(self, wanted: Wanted) -> int:
+        """Return how many bytes of idle segments have to be copied before somebody may write; 0 for one who reads.
+
+        Who wants more than the reserve leaves may have it when there is nothing else to copy.
+        """
+        reserve = self._reserve_bytes()
+        if isinstance(wanted, Return) or not reserve:
+            return 0
+        table = self.segments
+        uncopied = sum(
+            segment.capacity_bytes
+            for segment in table
+            if segment.is_idle() and segment.copy is not CopyState.WHOLE and segment.is_spillable()
+        )
+        return min(uncopied, uncopied + wanted.capacity_bytes - (table.capacity_bytes - reserve))
+
     def _evict_one(self) -> bool:
         """Take the file of the least recently used idle segment whose copy is whole; False where there is none."""
         idle = [segment for segment in self.segments if segment.is_idle() and segment.copy is CopyState.WHOLE]
@@ -394,10 +419,12 @@ class ObjectStore:
         table = self.segments
         leaving = sum(segment.capacity_bytes for segment in self._spilling.values() if not segment.pinned())
         missing = self.waiting.wanted_bytes - (table.capacity_bytes - table.used_bytes) - leaving
+        if (first := self.waiting.first) is not None:
+            missing = max(missing, self._lacking_bytes(first) - leaving)
         idle = [
             segment
             for segment in table
-            if segment.is_idle() and segment.copy is CopyState.NONE and segment.object_id and not segment.unspillable
+            if segment.is_idle() and segment.copy is CopyState.NONE and segment.is_spillable()
         ]
         for segment in heapq.nsmallest(SPILLS_AT_ONCE, idle, key=_last_use):
             if missing <= 0 or len(self._spilling) >= SPILLS_AT_ONCE:
@@ -451,12 +478,14 @@ class ObjectStore:
                 unwritten += segment.capacity_bytes * (segment.state is SegmentState.WRITING)
         most = sorted(held.items(), key=lambda item: (-item[1], item[0]))[:3]
         holders = ", ".join(f"process {process} holds {size:,}" for process, size in most)
+        reserve = self._reserve_bytes()
+        reserved = f"{reserve:,} bytes are left for what was spilled to come back; " if reserve else ""
         refusal = f"the durable tier refused to take more ({self._refusal}); " if now < self._refused_until else ""
         return (
             f"an object of {size_bytes:,} bytes does not fit into the node's shared memory: {table.used_bytes:,} of "
             f"{table.capacity_bytes:,} bytes are in use ({holders or 'nobody holds any'}); {mapped:,} bytes are mapped "
-            f"by processes and {unwritten:,} are being written, which cannot be spilled; {refusal}drop references to "
-            "objects, and values that were read from them, or give the node a larger object_store_memory"
+            f"by processes and {unwritten:,} are being written, which cannot be spilled; {reserved}{refusal}drop "
+            "references to objects, and values that were read from them, or give the node a larger object_store_memory"
         )
 
     def sanity_check(self) -> None:
