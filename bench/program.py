@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -20,15 +21,20 @@ from bench.memory import PeakMemory, pss_by_process, wait_until_at_rest
 from bench.transfers import CLUSTER_PROGRAMS
 
 CPUS = 2
+SPILLED_BYTES = 64 * 1024 * 1024
+SPILLED_COUNT = 24
+STORE_BYTES = {"spill": 4 * SPILLED_BYTES, "restore": 4 * SPILLED_BYTES}
+"""The rows that want a store of another size than the default."""
 
 
 # ------------------------------------------------------------------------------------ Shoal and Ray
 
 
-def start(system: str) -> Any:
-    """Import Shoal or Ray and start it with two CPUs."""
+def start(system: str, store_bytes: int | None = None) -> Any:
+    """Import Shoal or Ray and start it with two CPUs, and a store of this size if one is given."""
     ray: Any = importlib.import_module(system)
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False)
+    store = {} if store_bytes is None else {"object_store_memory": store_bytes}
+    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, **store)
     return ray
 
 
@@ -86,6 +92,56 @@ def put_gigabytes(ray: Any, effort: Effort) -> Measured:
 
     array = numpy.zeros(100 * 1024 * 1024, dtype=numpy.int64)
     return rate(effort, lambda: ray.put(array), array.nbytes / 1e9)
+
+
+def spill(ray: Any, effort: Effort) -> Measured:
+    """Put six times what the store holds, all of it still referred to."""
+    import numpy
+
+    array = numpy.zeros(SPILLED_BYTES // 8, dtype=numpy.int64)
+    samples = []
+    for _ in range(effort.repetitions):
+        began = time.perf_counter()
+        references = [ray.put(array) for _ in range(SPILLED_COUNT)]
+        samples.append(SPILLED_COUNT * SPILLED_BYTES / 1e9 / (time.perf_counter() - began))
+        del references
+    return Measured(samples, disk_rates())
+
+
+def restore(ray: Any, effort: Effort) -> Measured:
+    """Get six times what the store holds, from the first to the last, each from where it was spilled to."""
+    import numpy
+
+    array = numpy.zeros(SPILLED_BYTES // 8, dtype=numpy.int64)
+    references = [ray.put(array) for _ in range(SPILLED_COUNT)]
+    samples = []
+    for _ in range(effort.repetitions):
+        began = time.perf_counter()
+        for reference in references:
+            ray.get(reference)
+        samples.append(SPILLED_COUNT * SPILLED_BYTES / 1e9 / (time.perf_counter() - began))
+    return Measured(samples, disk_rates())
+
+
+def disk_rates(size_bytes: int = 512 * 1024 * 1024) -> dict[str, float]:
+    """Return how fast the disk below the temp folder takes a file, until it is synced, and gives it back, in GB/s."""
+    piece = os.urandom(1024 * 1024)
+    with tempfile.TemporaryFile(buffering=0) as file:
+        began = time.perf_counter()
+        for _ in range(size_bytes // len(piece)):
+            file.write(piece)
+        os.fsync(file.fileno())
+        written = time.perf_counter()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        read_from = time.perf_counter()
+        while file.read(len(piece)):
+            pass
+        ended = time.perf_counter()
+    return {
+        "disk_write_gb_per_second": size_bytes / 1e9 / (written - began),
+        "disk_read_gb_per_second": size_bytes / 1e9 / (ended - read_from),
+    }
 
 
 def queued_100k(ray: Any, effort: Effort, count: int = 100_000) -> Measured:
@@ -493,6 +549,8 @@ PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
         get_small,
         wait_1k,
         put_gigabytes,
+        spill,
+        restore,
         queued_100k,
         queued_1m,
         memory,
@@ -536,7 +594,7 @@ def measure(row: str, system: str, effort: Effort) -> Measured:
     if system == "dask":
         with start_dask() as client:
             return DASK_PROGRAMS[row](client, effort)
-    ray = start(system)
+    ray = start(system, STORE_BYTES.get(row))
     try:
         return PROGRAMS[row](ray, effort)
     finally:

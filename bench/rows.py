@@ -60,6 +60,8 @@ ROWS: tuple[Row, ...] = (
     Row("get_small", "get of a small value", "1/s", times_ray=10),
     Row("wait_1k", "wait loop over 1,000 references", "1/s", times_ray=10),
     Row("put_gigabytes", "put of 0.8 GB arrays", "GB/s", times_ray=2),
+    Row("spill", "put of 6 times what the store holds", "GB/s"),
+    Row("restore", "get of what was spilled", "GB/s"),
     Row("init", "init to first result", "s", higher_is_better=False, systems=SYSTEMS, limit=1.0, rounds=3),
     Row("memory", "memory at rest, 2 workers", "MB", higher_is_better=False, limit=150.0),
     Row("queued_100k", "100,000 tasks queued at once", "1/s", systems=SYSTEMS, times_ray=10, timeout_seconds=600.0),

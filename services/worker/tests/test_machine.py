@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shoal_core.protocol.resources import UNIT
+from shoal_core.service.settings import SettingsError
 from shoal_core.testing.builders import node_id
 from shoal_worker import machine
 
@@ -36,14 +37,32 @@ def test_the_folder_has_a_probe_and_is_for_this_user_only(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_lies_in_shared_memory_where_there_is_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_lies_in_shared_memory_where_there_is_enough_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
     monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path)
-    with machine.store_folder(NODE) as folder:
-        assert folder.parent == tmp_path
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(files))
+    free = shutil.disk_usage(tmp_path).free
+    assert machine.store_base(4096) == tmp_path
+    assert caplog.records == []
+    assert machine.store_base(1 << 60) == files
+    assert "--shm-size" in caplog.text
+    assert f"{1 << 60:,} are wanted" in caplog.text
+    monkeypatch.setattr(machine, "LEAST_BYTES", free * 2)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: free * 4)
+    assert machine.store_base(None) == files
+    caplog.clear()
     monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path / "none")
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    with machine.store_folder(NODE) as folder:
-        assert folder.parent == tmp_path
+    assert machine.store_base(None) == files
+    assert "cannot be written" in caplog.text
+
+
+def test_the_folder_may_be_chosen(tmp_path: Path) -> None:
+    assert machine.store_base(None, str(tmp_path)) == tmp_path
+    with pytest.raises(SettingsError, match="--object-store-folder"):
+        machine.store_base(None, str(tmp_path / "none"))
 
 
 def test_the_folder_of_a_node_that_was_killed_is_swept_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:

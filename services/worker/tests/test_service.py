@@ -21,6 +21,7 @@ from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import JobId, SlotId
 from shoal_core.protocol.messages import (
     Done,
+    DurableDelete,
     GetNode,
     LeaseAnswer,
     LeaseRequest,
@@ -39,12 +40,12 @@ from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.buses import until
 from shoal_worker import machine
 from shoal_worker.durable import DurableTier
-from shoal_worker.files import CreateFile, FileCreated, RemoveFile
+from shoal_worker.files import CreateFile, DropDurable, FileCreated, RemoveFile
 from shoal_worker.inputs import DriverEnded, UnwatchDriver, WatchDriver
 from shoal_worker.liveness import REREAD_SECONDS
 from shoal_worker.output import Outputs
 from shoal_worker.service import Hands, LeaveError, WorkerSettings, serve
-from shoal_worker.storage import LARGE_BYTES
+from shoal_worker.storage import LARGE_BYTES, Storage
 
 NODE = node_id(1)
 DRIVER = process_id(9)
@@ -149,6 +150,29 @@ async def test_a_file_that_is_to_be_filled_is_not_found_under_its_name(tmp_path:
         assert os.listdir(tmp_path) == ["o1.part"]
         one.perform(RemoveFile("o1"))
         assert os.listdir(tmp_path) == []
+
+
+async def test_copies_are_dropped_one_after_the_other_however_many_are_ordered_at_once(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    asked: list[str] = []
+    async with (
+        broker.connect(role=Role.OBJECTSTORE, identity="tier", cluster=CLUSTER) as tier,
+        broker.connect(role=Role.NODE, identity=NODE, cluster=CLUSTER) as bus,
+    ):
+
+        def answer(message: Message) -> None:
+            asked.append(decode(DurableDelete, message.data).object_id)
+            tier.publish(message.reply, encode(Done()))
+
+        tier.subscribe(SUBJECTS.objectstore("delete"), answer)
+        storage = Storage(bus, SUBJECTS, tmp_path, DurableTier(no_connection, SUBJECTS), lambda message: None)
+        names = [f"object{number}" for number in range(5)]
+        for _ in range(2):
+            work = [storage.perform(DropDurable(name, "node:")) for name in names]
+            assert [one is not None for one in work] == [True, *[False] * 4]
+            assert work[0] is not None
+            await work[0]
+        assert asked == 2 * names
 
 
 async def test_a_file_is_removed_also_where_it_is_gone(tmp_path: Path) -> None:

@@ -21,9 +21,12 @@ from shoal_core.protocol.errors import (
 )
 from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, durable_id
 from shoal_core.protocol.messages import (
+    PUT_HOLDER,
     AllocateSegment,
+    Done,
     Message,
     ObjectRestored,
+    PersistSegment,
     PinSegment,
     RestoreObject,
     SegmentGranted,
@@ -145,6 +148,11 @@ class World:
                 self.sealed[answer.segment] = (request.process, DURABLE, "durable")
             case AllocateSegment(), ObjectStoreFullError() | DeclaredDeadError():
                 pass
+            case PersistSegment(), Done():
+                held = self.tier.holders[durable_id(request.process, request.key)]
+                assert PUT_HOLDER in held, "what is acknowledged as durable is in the tier"
+            case PersistSegment(), ShoalError():
+                pass
             case PinSegment() | RestoreObject(), ObjectStoreFullError() | NotFoundError() | ServiceError():
                 pass
             case RestoreObject(), DeclaredDeadError():
@@ -169,6 +177,8 @@ class World:
                 self.store.allocate(message, self.tokens, JOB, self.now)
             elif isinstance(message, PinSegment):
                 self.store.pin(message, self.tokens, self.now)
+            elif isinstance(message, PersistSegment):
+                self.store.persist(message, self.tokens, JOB)
             else:
                 assert isinstance(message, RestoreObject)
                 self.store.restore(message, self.tokens, JOB)
@@ -211,7 +221,9 @@ class World:
 
     def spill(self, order: SpillFile, fate: str) -> None:
         error: ShoalError | None = None
-        contents = self.files[order.name]
+        contents = self.files.get(order.name)
+        if order.holder == PUT_HOLDER:
+            contents = order.name
         assert contents is not None, "only what is whole is spilled"
         if fate == "full":
             error = ObjectStoreFullError("the tier is full")
@@ -221,7 +233,7 @@ class World:
             error = AlreadyExistsError("other contents")
         else:
             self.tier.put(order.object_id, contents, order.holder)
-        self.store.take(FileSpilled(order.name, error), self.now)
+        self.store.take(FileSpilled(order.name, order.holder, error), self.now)
 
     def drop(self, command: DropDurable) -> None:
         self.drops.remove(command)
@@ -318,7 +330,8 @@ class World:
         assert len(table) == 0
         assert table.used_bytes == 0
         assert not any(name.endswith(PART) for name in self.files)
-        assert set(self.tier.contents) <= {DURABLE}, "nothing durable is left"
+        kept = [holders for holders in self.tier.holders.values() if holders != {PUT_HOLDER}]
+        assert not kept, "nothing durable is left but what was put as durable"
         while table.warm_bytes:
             size = next(size for size, names in table._warm.items() if names)
             table._cool(size)
@@ -402,6 +415,13 @@ class StoreMachine(RuleBasedStateMachine):
         if drops:
             self.world.drop(drops[which % len(drops)])
 
+    @rule(which=pick)
+    def persist(self, which: int) -> None:
+        writing = list(self.world.writing.items())
+        if writing:
+            name, process = writing[which % len(writing)]
+            self.world.ask(PersistSegment(process=process, segment=name, key=ObjectKey(1000 + int(name[1:]))))
+
     @rule(process=pick)
     def restore(self, process: int) -> None:
         asker = self.living(process)
@@ -446,6 +466,7 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         lambda: machine.all_orders_end(): 2,
         lambda: machine.what_is_durable_goes(which()): 1,
         lambda: machine.restore(which()): 0.5,
+        lambda: machine.persist(which()): 0.5,
         lambda: machine.time_passes(random.choice([0.1, REFUSED_SECONDS, STALL_SECONDS])): 1,
     }
     for action in random.choices([*actions], [*actions.values()], k=400):
@@ -454,3 +475,138 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
     counts = machine.world.store.counts
     assert counts.spilled, "something was spilled in this history"
     machine.teardown()
+
+
+# ------------------------------------------------------------------------------------ step by step
+
+SIZE = 8192
+A, B = PROCESSES[:2]
+
+
+class Calm(World):
+    """A store whose files are made at once; ``taken`` copies are taken by the durable tier, then it is full."""
+
+    def __init__(self, taken: int = 1000) -> None:
+        super().__init__()
+        self.taken = taken
+        self.refusals: list[ShoalError] = []
+
+    def proceed(self) -> None:
+        while self.orders:
+            order = self.orders[0]
+            full = isinstance(order, SpillFile) and self.taken <= 0
+            self.taken -= isinstance(order, SpillFile)
+            self.finish(order, "full" if full else "done")
+
+    def answered(self, request: Message, answer: Message | ShoalError) -> None:
+        super().answered(request, answer)
+        if isinstance(answer, ShoalError):
+            self.refusals.append(answer)
+
+    def put(self, size_bytes: int = SIZE) -> str | None:
+        """Write an object; return its segment, None where there is no room now."""
+        self.allocate(A, size_bytes)
+        self.proceed()
+        if not self.writing:
+            return None
+        (name,) = self.writing
+        self.seal(name, A, 100 + int(name[1:]), freed=False)
+        return name
+
+    def fill_up(self) -> list[str]:
+        """Put objects until one finds no room."""
+        names = []
+        while (name := self.put()) is not None:
+            names.append(name)
+        return names
+
+    def map_one(self, name: str) -> bool:
+        """Map a segment; tell whether that was possible at once."""
+        self.pin(B, name)
+        self.proceed()
+        return name in self.mapped.values()
+
+    def unmap_all(self) -> None:
+        for place in list(self.mapped):
+            self.unpin(*place)
+
+
+def test_the_least_recently_used_go_first() -> None:
+    world = Calm()
+    names = [world.put() for _ in range(CAPACITY // SIZE)]
+    assert names[0] is not None
+    assert world.map_one(names[0])
+    world.unmap_all()
+    world.put()
+    spilled = [segment.name for segment in world.store.segments if not segment.has_file()]
+    assert spilled == names[1:2]
+    world.settle()
+
+
+def test_what_comes_back_is_spilled_again_without_being_copied() -> None:
+    world = Calm()
+    names = [world.put() for _ in range(12)]
+    for name in names:
+        assert name is not None
+        assert world.map_one(name)
+        world.unmap_all()
+    copied = world.store.counts.spilled
+    assert copied <= 12
+    for name in names:
+        assert name is not None
+        assert world.map_one(name)
+        world.unmap_all()
+    assert world.store.counts.spilled == copied
+    world.settle()
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_a_durable_tier_that_is_full_never_makes_what_it_holds_unreadable(taken: int) -> None:
+    world = Calm(taken)
+    names = world.fill_up()
+    assert len(names) >= CAPACITY // SIZE
+    (refusal,) = world.refusals
+    assert isinstance(refusal, ObjectStoreFullError)
+    for part in ("the tier is full", f"process {A} holds", "give the node a larger object_store_memory"):
+        assert part in str(refusal)
+    for name in names:
+        assert world.map_one(name)
+        world.unmap_all()
+    world.settle()
+
+
+def test_where_all_is_mapped_whoever_waits_is_told_in_the_end_what_is_mapped() -> None:
+    world = Calm()
+    names = [world.put() for _ in range(CAPACITY // SIZE)]
+    for name in names:
+        assert name is not None
+        assert world.map_one(name)
+    world.allocate(A, SIZE)
+    world.pass_time(STALL_SECONDS - 1)
+    assert not world.refusals
+    world.pass_time(2)
+    (refusal,) = world.refusals
+    assert f"{CAPACITY:,} bytes are mapped by processes" in str(refusal)
+    world.allocate(A, SIZE)
+    world.unmap_all()
+    world.proceed()
+    assert len(world.writing) == 1, "who waits is served as soon as something is unmapped"
+    world.settle()
+
+
+def test_what_never_fits_is_refused_at_once() -> None:
+    world = Calm()
+    world.allocate(A, CAPACITY + 1)
+    (refusal,) = world.refusals
+    assert "larger than the node's whole shared memory" in str(refusal)
+    world.settle()
+
+
+def test_the_copy_that_is_refused_is_tried_again_after_a_while() -> None:
+    world = Calm(0)
+    world.fill_up()
+    world.taken = 1000
+    assert world.put() is None, "the tier has just refused"
+    world.pass_time(REFUSED_SECONDS)
+    assert world.put() is not None
+    world.settle()

@@ -43,17 +43,31 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     return runtime().get(object_refs, timeout) if object_refs else []
 
 
-def put(value: T) -> ObjectRef[T]:
+def put(value: T, *, durable: bool | None = None, keep_seconds: float | None = None) -> ObjectRef[T]:
     """Make an object of a value and return a reference to it; it lives as long as anybody refers to it.
 
-    Raises ``TypeError`` where the value is a reference itself or cannot be pickled, and ``ObjectStoreFullError``.
+    A ``durable`` object is also kept in the cluster's durable tier, which has it when this returns. So it survives its
+    owner (this process) and its node: who refers to it reads it from there. It goes, like any object, when nobody
+    refers to it any more; once its owner is gone, with the end of the job, and in any case after ``keep_seconds``, if
+    given. References inside it are not made durable with it. By default, what the process of a detached actor puts is
+    durable, and nothing else.
+
+    Raises ``TypeError`` where the value is a reference itself or cannot be pickled, ``ValueError`` for ``keep_seconds``
+    of an object that is not durable, or not above zero, and ``ObjectStoreFullError``.
     """
     if type(value) is ObjectRef:
         raise TypeError(
             "Calling put() on an ObjectRef is not allowed. If you really want a reference to a reference, wrap it in a "
             "list: put([ref])."
         )
-    return runtime().put(value)
+    if durable is None and keep_seconds is None:
+        return runtime().put(value)
+    if keep_seconds is not None and (durable is False or not keep_seconds > 0):
+        raise ValueError(
+            f"keep_seconds must be a number of seconds above 0, for a durable object; got {keep_seconds!r} with "
+            f"durable={durable!r}."
+        )
+    return runtime().put(value, durable=durable or keep_seconds is not None, keep_seconds=keep_seconds)
 
 
 def wait(

@@ -34,23 +34,19 @@ def machine_id() -> str:
     return hashlib.blake2b(f"{boot} {namespace}".encode(), digest_size=8).hexdigest()
 
 
-def store_base() -> Path:
-    """Return the folder in which nodes make the folders of their segments: in shared memory, where there is some."""
-    return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-
-
 def store_name(pid: int, node: str) -> str:
     """Return the name of the folder of a node's segments there; ``pid`` is the node service's, "*" is any node."""
     return f"shoal-{pid}-{node}"
 
 
 def remove_stores(pid: int, base: Path | None = None) -> None:
-    """Remove what a node service of this user left in shared memory that had this pid and could not tidy up.
+    """Remove what a node service of this user left that had this pid and could not tidy up: in shared memory, or files.
 
     It must have ended. Pids may mean others too where containers share the memory but not the pids, so that what
     somebody still holds by its file ``lock`` stays.
     """
-    for folder in (base or store_base()).glob(store_name(pid, "*")):
+    bases = {SHARED_MEMORY, Path(tempfile.gettempdir())} if base is None else {base}
+    for folder in (folder for one in bases for folder in one.glob(store_name(pid, "*"))):
         with contextlib.suppress(OSError):
             if folder.stat().st_uid == os.geteuid() and not _is_held(folder / "lock"):
                 shutil.rmtree(folder, ignore_errors=True)

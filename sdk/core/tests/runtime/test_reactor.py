@@ -202,6 +202,9 @@ async def test_asking_for_an_object_that_is_gone_is_answered_with_an_error(lone:
 
 async def test_objects_of_a_process_that_died_are_lost(lone: LoneRuntime) -> None:
     ref = borrowed(lone)
+    with pytest.raises(GetTimeoutError):
+        lone.runtime.get([ref], 0)
+    lone.reactor.drain()
     lone.reactor.process_died(OTHER)
     await turns_until(lambda: ref._state.value is not None)
     with pytest.raises(OwnerDiedError, match=OTHER):
@@ -222,6 +225,7 @@ async def test_nobody_waits_for_an_object_whose_owner_was_dead_before(lone: Lone
     with pytest.raises(GetTimeoutError):
         lone.runtime.get([ref], 0)
     lone.reactor.drain()
+    await turns_until(lambda: ref._state.value is not None)
     with pytest.raises(OwnerDiedError):
         lone.runtime.get([ref], 0)
 
@@ -478,6 +482,7 @@ async def test_what_lay_in_a_segment_of_a_dead_owner_is_lost(lone: LoneRuntime) 
     lone.receive(OTHER, Fetched(stored.key, Stored(NODE, "o7", 1_000_000)))
     lone.receive(OTHER, Fetched(inlined.key, Inline(pickle.dumps("kept"))))
     lone.reactor._bury(OTHER)
+    await turns_until(lambda: type(refs[0]._state.value) is Failed)
     with pytest.raises(OwnerDiedError):
         lone.runtime.get([refs[0]], 0)
     assert lone.runtime.get([refs[1]], 0) == ["kept"]

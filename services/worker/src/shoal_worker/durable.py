@@ -155,6 +155,7 @@ class DurableTier:
                 digests=digests,
                 job_id=order.job,
                 holder=order.holder,
+                keep_seconds=order.keep_seconds,
             )
             opened = await self._ask(bus, "put", put)
             assert isinstance(opened, DurableUpload)

@@ -58,13 +58,17 @@ class FillFile:
 
 @dataclass(frozen=True, slots=True)
 class SpillFile:
-    """Copy a file's object into the durable tier; ``FileSpilled`` comes back."""
+    """Copy a file's object into the durable tier; ``FileSpilled`` comes back.
+
+    ``holder`` is the segment, or, where the object was put as a durable one, ``PUT_HOLDER``: for so long.
+    """
 
     name: str
     object_id: str
     size_bytes: int
     job: JobId
     holder: str
+    keep_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,7 @@ class FileSpilled:
     """Input: an object is in the durable tier now; ``error`` says why not, and then nothing of it is."""
 
     name: str
+    holder: str
     error: ShoalError | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -13,8 +14,13 @@ from pathlib import Path
 
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, OBJECT_STORE_MEMORY, Resources, to_resources
+from shoal_core.service.settings import SettingsError
+
+logger = logging.getLogger("shoal.worker")
 
 STORE_SHARE = 0.3
+LEAST_BYTES = 256 * 1024 * 1024
+"""Docker gives a container 64 MB of shared memory, unless it is told otherwise."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -48,15 +54,42 @@ def gpu_names() -> list[str]:
         pynvml.nvmlShutdown()
 
 
+def store_base(wanted_bytes: int | None, folder: str | None = None) -> Path:
+    """Return where a node's folder of segments goes: where it was told, else in shared memory, else among temp files.
+
+    Shared memory is not used where it cannot be written, or has less room than is wanted: what was asked for, or at
+    least ``LEAST_BYTES``. That is said in the log, with what to do. ``SettingsError`` for a folder that cannot be used.
+    """
+    if folder is not None:
+        if not os.access(folder, os.W_OK | os.X_OK) or not os.path.isdir(folder):
+            raise SettingsError(f"--object-store-folder: {folder} is not a folder that this user may write to")
+        return Path(folder)
+    wanted = min(LEAST_BYTES, int(memory_bytes() * STORE_SHARE)) if wanted_bytes is None else wanted_bytes
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        problem = f"{SHARED_MEMORY} cannot be written"
+    elif (free := shutil.disk_usage(SHARED_MEMORY).free) < wanted:
+        problem = f"{SHARED_MEMORY} has {free:,} bytes free, and {wanted:,} are wanted"
+    else:
+        return SHARED_MEMORY
+    files = Path(tempfile.gettempdir())
+    logger.warning(
+        "%s: objects are kept in files in %s, which is slower. Give the node more shared memory (docker run "
+        "--shm-size=8g; in Kubernetes an emptyDir of medium Memory at %s), ask for a smaller object_store_memory, or "
+        "name another folder in memory with --object-store-folder",
+        problem,
+        files,
+        SHARED_MEMORY,
+    )
+    return files
+
+
 @contextmanager
-def store_folder(node: NodeId, base: Path | None = None) -> Iterator[Path]:
+def store_folder(node: NodeId, base: Path) -> Iterator[Path]:
     """Make the folder of a node's segments, with the probe file in it; leaving removes it with all that is in it.
 
-    It lies in shared memory where there is some. It belongs to whoever holds the lock on the file ``lock`` in it, which
+    It belongs to whoever holds the lock on the file ``lock`` in it, which
     the kernel drops when its holder dies. Pids would not tell: two containers may share the memory and not the pids.
     """
-    if base is None:
-        base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
     sweep(base)
     folder = base / f"shoal-{os.getpid()}-{node}"
     folder.mkdir(mode=0o700)

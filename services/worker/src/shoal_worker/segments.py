@@ -28,7 +28,7 @@ pin holds it from then on, also while the segment is on its way back.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -113,6 +113,10 @@ class Segment:
         """Tell whether the segment lies in memory and nobody maps it."""
         return self.state is SegmentState.SEALED and not self.pinned()
 
+    def is_spillable(self) -> bool:
+        """Tell whether the durable tier may take the segment's object."""
+        return bool(self.object_id) and not self.unspillable
+
 
 _PINNABLE = (SegmentState.WRITING, SegmentState.SEALED, SegmentState.SPILLED, SegmentState.RETURNING)
 
@@ -125,6 +129,7 @@ class SegmentTable:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self.warm_bytes = 0
+        self.spilled_sizes: Counter[int] = Counter()
         self.commands: list[FileCommand] = []
         self.gone: list[str] = []
         """The segments that ceased to be any object's, or that are removed, for whoever knows more about them."""
@@ -152,10 +157,6 @@ class SegmentTable:
     def jobs(self) -> set[JobId]:
         """Return the jobs that segments belong to."""
         return {segment.job for segment in self._segments.values() if segment.job is not None}
-
-    def has_room(self, size_bytes: int) -> bool:
-        """Tell whether an object fits in without anything that is of use having to go."""
-        return self.used_bytes + size_class(size_bytes) <= self.capacity_bytes
 
     def allocate(
         self,
@@ -342,6 +343,7 @@ class SegmentTable:
         assert segment.is_idle()
         assert segment.durable is DurableState.WHOLE
         segment.state = SegmentState.SPILLED
+        self.spilled_sizes[segment.capacity_bytes] += 1
         self.used_bytes -= segment.capacity_bytes
         if segment.spoiled:
             segment.spoiled = False
@@ -365,6 +367,7 @@ class SegmentTable:
         if reused is None:
             return False
         segment.state = SegmentState.RETURNING
+        self._returned(segment)
         self._order_file(segment, reused, filled=True)
         return True
 
@@ -398,12 +401,23 @@ class SegmentTable:
             self._end(segment)
         else:
             segment.state = SegmentState.SPILLED
+            self.spilled_sizes[segment.capacity_bytes] += 1
+
+    def _returned(self, segment: Segment) -> None:
+        """A segment is spilled no more."""
+        self.spilled_sizes[segment.capacity_bytes] -= 1
+        if not self.spilled_sizes[segment.capacity_bytes]:
+            del self.spilled_sizes[segment.capacity_bytes]
 
     def _drop_durable(self, segment: Segment) -> None:
         if segment.durable is DurableState.WHOLE:
             self.commands.append(DropDurable(segment.object_id, segment.holder))
 
     # ------------------------------------------------------------------------------- room
+
+    def has_room(self, capacity: int) -> bool:
+        """Tell whether there is room for a file; warm files are none."""
+        return bool(self._warm.get(capacity)) or self.used_bytes + capacity <= self.capacity_bytes
 
     def _take_room(self, capacity: int) -> str | None:
         """Take room for a file; return the warm file to use for it, "" for a new one, None where there is no room.
@@ -414,7 +428,7 @@ class SegmentTable:
             self.warm_bytes -= capacity
             self.used_bytes += capacity
             return self._warm[capacity].pop()
-        if self.used_bytes + capacity > self.capacity_bytes:
+        if not self.has_room(capacity):
             return None
         for size in sorted(self._warm, reverse=True):
             while self._warm[size] and self.used_bytes + self.warm_bytes + capacity > self.capacity_bytes:
@@ -433,6 +447,7 @@ class SegmentTable:
     def _set_free(self, segment: Segment) -> None:
         """Nobody needs the object any more."""
         if segment.state is SegmentState.SPILLED:
+            self._returned(segment)
             self._drop_durable(segment)
             self._end(segment)
             return
@@ -477,6 +492,8 @@ class SegmentTable:
     def sanity_check(self) -> None:
         """State the invariants."""
         assert self.used_bytes == sum(segment.capacity_bytes for segment in self if segment.has_file())
+        spilled = Counter(segment.capacity_bytes for segment in self if not segment.has_file())
+        assert self.spilled_sizes == spilled
         assert self.warm_bytes == sum(size * len(names) for size, names in self._warm.items())
         assert self.warm_bytes <= self._most_warm_bytes
         assert self.used_bytes + self.warm_bytes <= self.capacity_bytes

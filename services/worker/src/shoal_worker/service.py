@@ -80,6 +80,7 @@ class WorkerSettings(ServiceSettings):
     resources: dict[str, float] = Field(default={}, description="Resources of your own, as JSON.")
     labels: dict[str, str] = Field(default={}, description="Labels of the node, as JSON.")
     object_store_memory: int | None = Field(default=None, gt=0, description="Bytes of shared memory for objects.")
+    object_store_folder: str | None = Field(default=None, description="Where objects lie; shared memory by default.")
     is_head: bool = Field(default=False, description="Drivers of this machine attach to this node first.")
     process_credentials: str | None = Field(default=None, description="The file for worker processes; ours by default.")
     prestart: int | None = Field(default=None, ge=0, description="Worker processes kept ready; one a CPU, at most 4.")
@@ -262,7 +263,8 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     found = machine.gpu_names() if settings.num_gpus is None else []
     gpus = float(len(found)) if settings.num_gpus is None else settings.num_gpus
     names = found or [str(index) for index in range(int(-(-gpus // 1)))]
-    with machine.store_folder(node) as folder:
+    base = machine.store_base(settings.object_store_memory, settings.object_store_folder)
+    with machine.store_folder(node, base) as folder:
         description = _describe(node, settings, folder, gpus)
         whole_cpus = description.total.get("CPU", 0) // UNIT
         prestart = settings.prestart if settings.prestart is not None else min(MOST_PRESTARTED, whole_cpus)

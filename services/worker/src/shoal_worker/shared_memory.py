@@ -21,6 +21,7 @@ from shoal_core.protocol.messages import (
     AllocateSegment,
     LendSegment,
     Message,
+    PersistSegment,
     PinSegment,
     PinSegments,
     RestoreObject,
@@ -61,6 +62,7 @@ class SharedMemory:
             AllocateSegment: self._allocate,
             PinSegment: self._pin,
             PinSegments: self._pin_many,
+            PersistSegment: self._persist,
             RestoreObject: self._restore,
             LendSegment: self._lend,
             TakeObject: self._take,
@@ -120,6 +122,9 @@ class SharedMemory:
     def _pin_many(self, request: PinSegments, token: int, now: float) -> SegmentsPinned:
         self._job_of(request.process)
         return SegmentsPinned(segments=self.store.segments.pin_many(request.pins, request.process))
+
+    def _persist(self, request: PersistSegment, token: int, now: float) -> None:
+        self.store.persist(request, token, self._job_of(request.process))
 
     def _restore(self, request: RestoreObject, token: int, now: float) -> None:
         self.store.restore(request, token, self._job_of(request.process))

@@ -21,7 +21,7 @@ from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import BusError, ShoalError
 from shoal_core.protocol.messages import DurableDelete, DurableGet, DurableManifest
 from shoal_core.protocol.subjects import Subjects
-from shoal_worker.durable import PARTIAL, PATIENCE_SECONDS, DurableTier
+from shoal_worker.durable import PARTIAL, DurableTier
 from shoal_worker.files import (
     CreateFile,
     DropDurable,
@@ -41,6 +41,7 @@ logger = logging.getLogger("shoal.worker")
 
 LARGE_BYTES = 4 * 1024 * 1024
 ROOM_SECONDS = 5.0
+FIND_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
 REFUSED_PAUSE_SECONDS = 1.0
 REMOVED = ".gone"
@@ -78,7 +79,9 @@ class Storage:
                 return self._find_durable(command)
             case DropDurable():
                 self._dropped.append(command)
-                return None if self._dropping else self._drop_all()
+                if not self._dropping:
+                    self._dropping = True
+                    return self._drop_all()
         return None
 
     # ------------------------------------------------------------------------------- files
@@ -148,18 +151,16 @@ class Storage:
         try:
             await self._durable.spill(self._folder / command.name, command)
         except ShoalError as error:
-            logger.warning("segment %s could not be spilled: %s", command.name, error)
-            self._inject(FileSpilled(command.name, error))
+            logger.warning("segment %s could not be copied to the durable tier: %s", command.name, error)
+            self._inject(FileSpilled(command.name, command.holder, error))
         else:
-            self._inject(FileSpilled(command.name))
+            self._inject(FileSpilled(command.name, command.holder))
 
     async def _find_durable(self, command: FindDurable) -> None:
         restoration = command.restoration
         request = DurableGet(object_id=restoration.request.object_id)
         try:
-            manifest = await ask(
-                self._bus, self._subjects.objectstore("get"), request, timeout_seconds=PATIENCE_SECONDS
-            )
+            manifest = await ask(self._bus, self._subjects.objectstore("get"), request, timeout_seconds=FIND_SECONDS)
         except ShoalError as error:
             self._inject(DurableFound(restoration, 0, error))
         else:
@@ -168,7 +169,6 @@ class Storage:
 
     async def _drop_all(self) -> None:
         """Let go of what is durable, one after the other, however long the durable tier is away."""
-        self._dropping = True
         try:
             while self._dropped:
                 drop = self._dropped[0]

@@ -12,6 +12,10 @@ it is needed, and least recently used first:
 3. idle segments that are whole in the durable tier lose their file: that moves no byte;
 4. idle segments that are not are written to the durable tier, a few at a time.
 
+Whoever wants to write leaves a *reserve*: so much that the largest spilled segment can come back, free, or taken by
+segments that are durable, copies, or in use just now. Else a durable tier that is full would make what it holds
+unreadable, since nothing could make room for it any more.
+
 What is being written, what a process has mapped and what is lent stays. From that, whatever the order of events:
 
 1. **Nothing acknowledged is lost**: a segment loses its file only when the durable tier has acknowledged it, and stays
@@ -43,8 +47,11 @@ from shoal_core.protocol.errors import (
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, durable_id
 from shoal_core.protocol.messages import (
     NODE_HOLDER,
+    PUT_HOLDER,
     AllocateSegment,
+    Done,
     Message,
+    PersistSegment,
     PinSegment,
     RestoreObject,
     SegmentGranted,
@@ -58,6 +65,7 @@ from shoal_worker.files import (
     FileFilled,
     FileSpilled,
     FindDurable,
+    SpillFile,
     StoreCommand,
     StoreInput,
     size_class,
@@ -101,6 +109,7 @@ class ObjectStore:
         self._returns: dict[str, Return] = {}
         self._restorations = Restorations()
         self._spilling: dict[str, Segment] = {}
+        self._persisting: dict[str, list[int]] = {}
         self._refusal = ""
         self._refused_until = float("-inf")
         self._stalled_at = NEVER
@@ -143,6 +152,21 @@ class ObjectStore:
         self._return(segment).answers.append((token, answer))
         self.pump(now)
 
+    def persist(self, request: PersistSegment, token: int, job: JobId | None) -> None:
+        """Write what a process has written to the durable tier as well; it is answered when that has it."""
+        waiting = self._persisting.get(request.segment)
+        if waiting is not None:
+            waiting.append(token)
+            return
+        segment = self.segments.get(request.segment)
+        if segment is None or segment.state is not SegmentState.WRITING or segment.process != request.process:
+            raise NotFoundError(f"segment {request.segment} is not one that process {request.process} writes")
+        self._persisting[segment.name] = [token]
+        object_id = durable_id(request.process, request.key)
+        self._commands.append(
+            SpillFile(segment.name, object_id, segment.size_bytes, job or JobId(""), PUT_HOLDER, request.keep_seconds)
+        )
+
     def restore(self, request: RestoreObject, token: int, job: JobId | None) -> None:
         """Fetch a durable object for a process that will own it."""
         known = self._restorations.find(request)
@@ -155,7 +179,7 @@ class ObjectStore:
 
     def has_room(self, size_bytes: int) -> bool:
         """Tell whether there is room for an object at once, without anything that is of use having to go."""
-        return self.segments.has_room(size_bytes) and not len(self.waiting)
+        return self.segments.has_room(size_class(size_bytes)) and not len(self.waiting)
 
     def expect(self, source: PeerId, size_bytes: int, job: JobId | None, *, is_copy: bool, now: float) -> Incoming:
         """Let an object that is to be pulled wait for its file; ``served`` says when it is there, or why it is not."""
@@ -300,6 +324,10 @@ class ObjectStore:
             self._commands.append(DropDurable(request.object_id, NODE_HOLDER))
 
     def _file_spilled(self, spilled: FileSpilled, now: float) -> None:
+        if spilled.holder == PUT_HOLDER:
+            answer = Done() if spilled.error is None else spilled.error
+            self.replies += [(token, answer) for token in self._persisting.pop(spilled.name)]
+            return
         del self._spilling[spilled.name]
         segment = self.segments.spilled(spilled.name, spilled.error is None)
         if spilled.error is None:
@@ -329,10 +357,11 @@ class ObjectStore:
     def pump(self, now: float) -> None:
         """Serve who can be served, and make room for the others."""
         while (first := self.waiting.first) is not None:
-            if self._begin(first):
+            leaves_reserve = self._lacking_bytes(first) <= 0
+            if leaves_reserve and self._begin(first):
                 self.waiting.remove_first()
                 self._stalled_at = NEVER
-            elif not self._evict_one():
+            elif not (leaves_reserve and self._evict_one()):
                 self._spill(now)
                 if not self._is_hopeless(now):
                     break
@@ -374,6 +403,27 @@ class ObjectStore:
         self._creating[segment.name] = wanted
         return True
 
+    def _reserve_bytes(self) -> int:
+        """Return how much must be left for what was spilled to come back."""
+        return max(self.segments.spilled_sizes, default=0)
+
+    def _lacking_bytes(self, wanted: Wanted) -> int:
+        """Return how many bytes of idle segments have to be spilled before somebody may write; 0 for one who reads.
+
+        Who wants more than the reserve leaves may have it when there is nothing else to spill.
+        """
+        reserve = self._reserve_bytes()
+        reads = isinstance(wanted, Return) or (isinstance(wanted, Incoming) and wanted.is_copy)
+        if reads or not reserve:
+            return 0
+        table = self.segments
+        unspilled = sum(
+            segment.capacity_bytes
+            for segment in table
+            if segment.is_idle() and segment.durable is not DurableState.WHOLE and segment.is_spillable()
+        )
+        return min(unspilled, unspilled + wanted.capacity_bytes - (table.capacity_bytes - reserve))
+
     def _evict_one(self) -> bool:
         """Take the file of the idle segment that can go at the least cost; False where there is none."""
         idle = [segment for segment in self.segments if segment.is_idle()]
@@ -392,13 +442,12 @@ class ObjectStore:
         table = self.segments
         leaving = sum(segment.capacity_bytes for segment in self._spilling.values() if not segment.pinned())
         missing = self.waiting.wanted_bytes - (table.capacity_bytes - table.used_bytes) - leaving
+        if (first := self.waiting.first) is not None:
+            missing = max(missing, self._lacking_bytes(first) - leaving)
         idle = [
             segment
             for segment in table
-            if segment.is_idle()
-            and segment.durable is DurableState.NONE
-            and segment.object_id
-            and not segment.unspillable
+            if segment.is_idle() and segment.durable is DurableState.NONE and segment.is_spillable()
         ]
         for segment in heapq.nsmallest(SPILLS_AT_ONCE, idle, key=_last_use):
             if missing <= 0 or len(self._spilling) >= SPILLS_AT_ONCE:
@@ -461,13 +510,15 @@ class ObjectStore:
                 unwritten += segment.capacity_bytes * (segment.state is SegmentState.WRITING)
         most = sorted(held.items(), key=lambda item: (-item[1], item[0]))[:3]
         holders = ", ".join(f"{holder} {size:,}" for holder, size in most)
+        reserve = self._reserve_bytes()
+        reserved = f"{reserve:,} bytes are left for what was spilled to come back; " if reserve else ""
         refusal = f"the durable tier refused to take more ({self._refusal}); " if now < self._refused_until else ""
         return (
             f"an object of {size_bytes:,} bytes does not fit into the node's shared memory: {table.used_bytes:,} of "
             f"{table.capacity_bytes:,} bytes are in use ({holders or 'nobody holds any'}); {mapped:,} bytes are mapped "
             f"by processes or sent to other nodes and {unwritten:,} are being written, which cannot be spilled; "
-            f"{refusal}drop references to objects, and values that were read from them, or give the node a larger "
-            "object_store_memory"
+            f"{reserved}{refusal}drop references to objects, and values that were read from them, or give the node a "
+            "larger object_store_memory"
         )
 
     def sanity_check(self) -> None:

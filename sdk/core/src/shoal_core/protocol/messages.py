@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId, ProcessId, SlotId
+from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId, ObjectKey, ProcessId, SlotId
 from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 1
@@ -625,6 +625,18 @@ class NodeObjects(Message):
     processes: list[ProcessHoldings]
     objects: list[ObjectHolding]
     silent: list[ProcessId] = Field(description="Processes that did not answer in time.")
+
+
+class PersistSegment(Message):
+    """Ask the node to copy what the asker has written into a segment to the durable tier (verb ``persist``).
+
+    To be asked before the segment is sealed; the answer comes when the durable tier has sealed its copy.
+    """
+
+    process: ProcessId
+    segment: str
+    key: ObjectKey = Field(description="The asker's key of the object: the durable id is made of both.")
+    keep_seconds: float | None = Field(default=None, gt=0, description="See `DurablePut`.")
 
 
 class RestoreObject(Message):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal_core.protocol.ids import NodeId, PeerId
-from shoal_core.protocol.records import Record, Reference, SegmentSealed, SegmentUnpinned
+from shoal_core.protocol.records import Record, Reference, SegmentFreed, SegmentSealed, SegmentUnpinned
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.streams import Stream
 
@@ -64,6 +64,13 @@ class Cancel:
     recursive: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """Command: an object of this process is in the durable tier, until nobody refers to it any more."""
+
+    state: ObjectState
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamMoved:
     """Command: items of a stream were taken, or it was closed: nobody wants more of it."""
@@ -88,3 +95,9 @@ def unpin(reactor: Reactor, node: NodeId, segment: str, serial: int, home: NodeI
 def seal(reactor: Reactor, node: NodeId, segment: str, written: Reference) -> None:
     """Tell the node that a segment is written, with which object, and so who will free it (any thread)."""
     reactor.commands.append(Say(node, SegmentSealed(segment, written.owner, written.key)))
+
+
+def discard(reactor: Reactor, node: NodeId, segment: str) -> None:
+    """Tell the node that a segment of this process is needed no more (any thread)."""
+    reactor.commands.append(Say(node, SegmentFreed(segment)))
+    reactor.wake()

@@ -303,6 +303,7 @@ class Service:
         self._reactor.job = assigned.lease.job
         hosting = Hosting(self._runtime, assigned, self._runtime.command)
         self._runtime.hosting = hosting
+        self._runtime.puts_durably = hosting.record.description.detached
         refs = [self._runtime.objects.restore(reference) for reference in hosting.references]
         self._held = refs
         self._reactor.borrowing.ensure(hosting.references, _nothing)

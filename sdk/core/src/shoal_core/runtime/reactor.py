@@ -59,7 +59,8 @@ from shoal_core.protocol.wire import encode
 from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, Own
 from shoal_core.runtime.borrowing import Borrowing
 from shoal_core.runtime.calls import PendingCall
-from shoal_core.runtime.commands import Cancel, Notify, Say, StreamMoved, Want, Withdraw
+from shoal_core.runtime.commands import Cancel, Notify, Persisted, Say, StreamMoved, Want, Withdraw
+from shoal_core.runtime.durable import Restoring
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, Submission, cancelled
@@ -74,6 +75,8 @@ class Reactor:
 
     peers: Peers
     """Set once by whoever opens the channels, which deliver to this very object."""
+    restoring: Restoring
+    """Set once by the runtime: what of this process is in the durable tier, and what comes from there."""
 
     def __init__(self, bus: Bus, subjects: Subjects, local: ProcessId, table: ObjectTable) -> None:
         self.local = local
@@ -114,6 +117,7 @@ class Reactor:
             Withdraw: self._withdraw,
             Want: lambda want: self._want(want.states),
             Cancel: self._cancel_object,
+            Persisted: lambda persisted: self.restoring.persisted(persisted.state),
             StreamMoved: lambda moved: self._tell_producer(moved.stream),
             Say: lambda say: self.send(say.peer, say.record),
         }
@@ -478,11 +482,17 @@ class Reactor:
         """Ask the owners for objects that are not ours and not here."""
         for state in states:
             if state.owner != self.local and state.value is None and not state.fetching:
-                if state.owner in self._dead or node_of(state.owner) in self._dead:
-                    self._settled.append((state, _owner_died(state)))
-                    continue
                 state.fetching = True
+                failure = self.lost_with_owner(state)
+                if failure is not None:
+                    self.restoring.lost(state, failure)
+                    continue
                 self.send(state.owner, Fetch(state.key))
+
+    def lost_with_owner(self, state: ObjectState) -> Failed | None:
+        """Return the failure of an object whose owner is known to be dead."""
+        dead = state.owner in self._dead or node_of(state.owner) in self._dead
+        return _owner_died(state) if dead else None
 
     def _fetch(self, borrower: ProcessId, fetch: Fetch) -> None:
         state = self._table.owned.get(fetch.key)
@@ -564,8 +574,14 @@ class Reactor:
             del self._table.owned[key]
         self._forget(state)
 
+    def settle(self, state: ObjectState, value: Value) -> None:
+        """Make one object ready (in a turn of its own)."""
+        self._settled.append((state, value))
+        self._finish_unless_closed()
+
     def _forget(self, state: ObjectState) -> None:
         state.contents = ()
+        self.restoring.forget(state)
         if state in self.actors.handles:
             self.actors.released(state)
         if state.owner == self.local:
@@ -594,9 +610,13 @@ class Reactor:
         for key in self.borrowing.process_died(process):
             self._free_if_unused(key)
         for state in list(self._table.borrowed.values()):
-            # A segment is freed with its owner, whoever has heard of it; what is mapped stays readable.
-            if state.owner == process and (state.value is None or type(state.value) is Stored):
-                self._settled.append((state, _owner_died(state)))
+            if state.owner != process:
+                continue
+            if state.value is None and state.fetching:
+                self.restoring.lost(state, _owner_died(state))
+            elif type(state.value) is Stored:
+                # A segment is freed with its owner, whoever has heard of it; what is mapped stays readable.
+                self.restoring.lost_unless_durable(state, _owner_died(state))
         self.finish()
 
     def node_died(self, node: NodeId, reason: str) -> None:

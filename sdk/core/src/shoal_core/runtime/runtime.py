@@ -57,7 +57,8 @@ from shoal_core.runtime.actors import Abandon, Create, Created, Follow, Own
 from shoal_core.runtime.awaiting import BLOCK_GRACE_SECONDS
 from shoal_core.runtime.blocking import warn_if_a_loop_runs
 from shoal_core.runtime.calls import PendingCall
-from shoal_core.runtime.commands import Cancel, Notify, StreamMoved, Want, Withdraw
+from shoal_core.runtime.commands import Cancel, Notify, Persisted, StreamMoved, Want, Withdraw
+from shoal_core.runtime.durable import DurableTier, Restoring
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.holdings import Holdings
@@ -134,6 +135,9 @@ class Runtime:
         self.reactor = Reactor(bus, subjects, local, self.objects)
         self.released: deque[ObjectState] = self.reactor.released
         self.codec = Codec(self.objects.remember)
+        self.reactor.restoring = Restoring(
+            bus, subjects, None if shared_memory is None else self.node, self.reactor, DurableTier(bus, subjects)
+        )
         self.transfers: Transfers | None = None
         if shared_memory is None and bulk is not None:
             self.transfers = Transfers(bus, subjects, local, bulk, self.reactor, self.call)
@@ -144,6 +148,8 @@ class Runtime:
         self.ended: Callable[[Ended], None] = _nobody_runs
         self.namespace = ""
         self.hosting: Hosting | None = None
+        self.puts_durably = False
+        """Whether what is put here is durable unless it is said not to be: so in the process of a detached actor."""
         self.obstacle: Callable[[], ShoalError] | None = None
         self._numbers = itertools.count(1)
         self._actor_numbers = itertools.count(1)
@@ -450,9 +456,21 @@ class Runtime:
 
     # ------------------------------------------------------------------------------- objects
 
-    def put(self, value: Any) -> ObjectRef[Any]:
-        """Make an object of a value and return a reference to it."""
-        return self._put(self.codec.dump(value))
+    def put(self, value: Any, *, durable: bool | None = None, keep_seconds: float | None = None) -> ObjectRef[Any]:
+        """Make an object of a value and return a reference to it; see ``shoal.put`` for durable ones."""
+        serialized = self.codec.dump(value)
+        if durable or (durable is None and self.puts_durably):
+            return self._put_durably(serialized, keep_seconds)
+        return self._put(serialized)
+
+    def _put_durably(self, serialized: Serialized, keep_seconds: float | None) -> ObjectRef[Any]:
+        self._check_open()
+        ref = self.objects.create(object_key(self._draw_number(), 0))
+        state = ref._state
+        state.contents = serialized.references
+        state.value = self.values.place_durably(serialized, state.key, keep_seconds)
+        self.command(Persisted(state))
+        return ref
 
     def _put(self, serialized: Serialized) -> ObjectRef[Any]:
         self._check_open()

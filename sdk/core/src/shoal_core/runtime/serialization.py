@@ -200,8 +200,34 @@ def write_segment(value: Serialized, target: memoryview, copy: Callable[[memoryv
         offset += buffer.nbytes
 
 
+def written(value: Serialized) -> bytes:
+    """Return a value as it would lie in a segment."""
+    target = bytearray(segment_bytes(value))
+
+    def copy(to: memoryview, source: memoryview) -> None:
+        to[:] = source.cast("B") if source.nbytes else source
+
+    write_segment(value, memoryview(target), copy)
+    return bytes(target)
+
+
+def as_inline(source: bytes) -> Inline:
+    """Return the value that would lie so in a segment, in the form that travels inside a record."""
+    view = memoryview(source)
+    data, buffers, raw = _parts(view)
+    if raw:
+        return Inline(pickle.dumps(bytes(buffers[0]), 5))
+    return Inline(bytes(data), [bytes(buffer) for buffer in buffers])
+
+
 def read_segment(source: memoryview) -> Any:
     """Unpickle the value of a segment; its buffers stay in the segment, read-only."""
+    data, buffers, raw = _parts(source)
+    return bytes(buffers[0]) if raw else pickle.loads(data, buffers=buffers)
+
+
+def _parts(source: memoryview) -> tuple[memoryview, list[memoryview], bool]:
+    """Return the pickle in a segment, its buffers, and whether the one buffer is itself a ``bytes`` object."""
     length, count = struct.unpack_from("<QQ", source, 0)
     sizes = struct.unpack_from(f"<{count}Q", source, 16)
     offset = 16 + 8 * count
@@ -213,7 +239,7 @@ def read_segment(source: memoryview) -> Any:
         offset = _align(offset)
         buffers.append(source[offset : offset + size])
         offset += size
-    return bytes(buffers[0]) if raw else pickle.loads(data, buffers=buffers)
+    return data, buffers, raw
 
 
 def _align(offset: int) -> int:

@@ -17,11 +17,13 @@ from typing import Any
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import NodeDiedError, NotFoundError, ObjectLostError
-from shoal_core.protocol.ids import ObjectKey, ProcessId, node_of
+from shoal_core.protocol.ids import ObjectKey, ProcessId, durable_id, node_of
 from shoal_core.protocol.messages import (
     MOST_PINS,
     AllocateSegment,
+    DurablePut,
     Message,
+    PersistSegment,
     PinSegment,
     PinSegments,
     SegmentGranted,
@@ -31,13 +33,17 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.runtime import segments
-from shoal_core.runtime.commands import seal, unpin
+from shoal_core.runtime.commands import discard, seal, unpin
+from shoal_core.runtime.durable import DurableTier
 from shoal_core.runtime.failures import error_of
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.reactor import Reactor
-from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes
+from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes, written
 from shoal_core.runtime.transfers import REQUEST_SECONDS, Transfers, patience_seconds
 from shoal_core.runtime.writing import Writer
+
+ROOM_SECONDS = 600.0
+"""So long a node may take to make room for an object, or to bring one back; it says itself when it gives up."""
 
 Call = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the I/O thread and waits for its result."""
@@ -70,6 +76,7 @@ class Values:
         self._transfers = transfers
         self._reactor = reactor
         self._call = call
+        self._durable = DurableTier(bus, subjects)
         self._pins = itertools.count(1)
         self._allocations = itertools.count(1)
 
@@ -84,17 +91,61 @@ class Values:
             return serialized.inline()
         if self._writer is None:
             return serialized.inline() if self._transfers is None else self._transfers.give(serialized, owner, key)
-        size = segment_bytes(serialized)
-        request = AllocateSegment(process=self._local, size_bytes=size, serial=next(self._allocations))
-        granted = self._call(self._ask_node("allocate", request))
+        segment = self._write(serialized, self._writer)
+        return self._seal(segment, serialized, Reference(owner, key))
+
+    def place_durably(self, serialized: Serialized, key: ObjectKey, keep_seconds: float | None) -> Value:
+        """Return a value of this process's own, as it travels, once the durable tier has it too."""
+        small = not serialized.raw and serialized.size_bytes <= INLINE_BYTES
+        if small or self._writer is None:
+            put = DurablePut(
+                object_id=durable_id(self._local, key),
+                size_bytes=segment_bytes(serialized),
+                digests=[],
+                job_id=self._reactor.job,
+                keep_seconds=keep_seconds,
+            )
+            self._call(self._durable.put(put, written(serialized)))
+            return self.place(serialized, self._local, key)
+        segment = self._write(serialized, self._writer)
+        request = PersistSegment(process=self._local, segment=segment, key=key, keep_seconds=keep_seconds)
+        try:
+            self._call(self._ask_node("persist", request, ROOM_SECONDS))
+        except BaseException:
+            discard(self._reactor, self._node, segment)
+            raise
+        return self._seal(segment, serialized, Reference(self._local, key))
+
+    def _write(self, serialized: Serialized, writer: Writer) -> str:
+        """Write a value into a new segment of this node; return its name."""
+        request = AllocateSegment(
+            process=self._local, size_bytes=segment_bytes(serialized), serial=next(self._allocations)
+        )
+        granted = self._call(self._ask_node("allocate", request, ROOM_SECONDS))
         assert isinstance(granted, SegmentGranted)
-        self._writer.write(granted.segment, serialized)
-        seal(self._reactor, self._node, granted.segment, Reference(owner, key))
+        writer.write(granted.segment, serialized)
+        return granted.segment
+
+    def _seal(self, segment: str, serialized: Serialized, written: Reference) -> Stored:
+        seal(self._reactor, self._node, segment, written)
         self._reactor.wake()
-        return Stored(self._node, granted.segment, size, serialized.contained)
+        return Stored(self._node, segment, segment_bytes(serialized), serialized.contained)
 
     def of(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
-        """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again."""
+        """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again.
+
+        What cannot be read where it lay, and is another's, is restored from the durable tier, if it is there.
+        """
+        try:
+            return self._of(state, pins)
+        except ObjectLostError:
+            if type(state.value) is not Stored or state.owner == self._local:
+                raise
+            if not self._call(self._reactor.restoring.restore_lost(state)):
+                raise
+        return self._of(state, pins)
+
+    def _of(self, state: ObjectState, pins: dict[str, int] | None) -> Any:
         value = state.value
         if type(value) is Stored:
             mapping = None if state.shared is None else state.shared()
@@ -171,7 +222,8 @@ class Values:
 
         try:
             if ahead is None:
-                pinned = self._call(self._ask_node("pin", request, patience_seconds(value.size_bytes)))
+                seconds = ROOM_SECONDS + patience_seconds(value.size_bytes)
+                pinned = self._call(self._ask_node("pin", request, seconds))
             else:
                 pinned = SegmentPinned(segment=value.segment)
             return segments.read(folder, pinned.segment, value.size_bytes, done)

@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
+from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import PeerId, ProcessId
 from shoal_core.protocol.records import Record
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.protocol.wire import encode
 from shoal_core.runtime.runtime import Runtime
 
 
@@ -59,10 +62,20 @@ class LoneRuntime:
         self.reactor.deliver(peer, list(records))
 
 
+def _answer(bus: Bus, asked: Message, data: bytes) -> None:
+    bus.publish(asked.reply, data)
+
+
 @asynccontextmanager
 async def lone_runtime(local: ProcessId, cluster: str = "test") -> AsyncIterator[LoneRuntime]:
-    """Run a runtime without shared memory in the current loop."""
-    async with MemoryBroker().connect(role=Role.PROCESS, identity=local, cluster=cluster) as bus:
+    """Run a runtime without shared memory in the current loop; the durable tier beside it is empty."""
+    broker = MemoryBroker()
+    async with (
+        broker.connect(role=Role.OBJECTSTORE, identity="empty", cluster=cluster) as tier,
+        broker.connect(role=Role.PROCESS, identity=local, cluster=cluster) as bus,
+    ):
+        nothing = encode(NotFoundError("the durable tier is empty"))
+        tier.subscribe(Subjects(cluster).objectstore("*"), lambda asked: _answer(tier, asked, nothing))
         runtime = Runtime(bus, Subjects(cluster), local, None, "memory")
         peers = RecordedPeers()
         runtime.reactor.peers = peers  # type: ignore[assignment]
