@@ -182,6 +182,7 @@ class Copies:
         """Begin with those that wait in the queue, as many as may be pulled at once."""
         queued = [copy for copy in self._copies.values() if copy.state is CopyState.QUEUED]
         running = self.under_way() - len(queued)
+        queued.sort(key=lambda copy: not copy.waiting)  # what somebody waits for before what a queued task will read
         for copy in queued[: max(0, PULLS_AT_ONCE - running)]:
             try:
                 owner = ProcessId(copy.source)
