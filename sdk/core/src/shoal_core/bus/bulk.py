@@ -237,9 +237,9 @@ class BulkConnection:
 
     def _secured(self, plain: socket.socket, insist: bool, info: dict[str, Any], host: str) -> socket.socket:
         tls = self._where.tls
-        if tls is None and not insist:
-            return plain
         if not info.get("tls_required"):
+            if tls is None and not insist:
+                return plain
             raise ValueError("TLS was asked for, but the broker does not offer it")
         return (tls or TlsFiles()).context().wrap_socket(plain, server_hostname=host)
 
