@@ -251,11 +251,10 @@ class Copies:
         owner = ProcessId(copy.source)
         copy.state = CopyState.HERE
         waiting, copy.waiting = copy.waiting, []
+        self._segments.seal(copy.name, owner, owner)
         if copy.taken is not None:
-            self._segments.seal(copy.name, owner, owner)
             self.effects += [Reply(one.token, self._granted(copy)) for one in waiting]
         else:
-            self._segments.seal(copy.name, owner, owner)
             self.effects.append(Send(copy.source, SegmentUnpinned(copy.origin, copy.serial)))
             for one in waiting:
                 self.effects.append(Reply(one.token, self._pinned(copy, one)))
