@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -239,6 +241,18 @@ def test_an_object_that_is_freed_while_it_is_pulled_leaves_nothing(three: Cluste
     until(lambda: _takes_all(0) and _takes_all(2), "the memory of both nodes is free")
 
 
+DRIVER = """
+import sys
+import shoal
+from shoal import driver
+driver.machine_id = lambda: "another machine"
+shoal.init()
+refs = [shoal.put(bytes(400_000_000)), shoal.put(bytes(400_000_000))]
+print("put", flush=True)
+sys.stdin.read()
+"""
+
+
 class TestADriverOnAnotherMachine:
     def test_puts_passes_and_reads_large_values(self, from_elsewhere: Cluster) -> None:
         value = bytes(range(250)) * (SIZE // 250)
@@ -274,6 +288,22 @@ class TestADriverOnAnotherMachine:
         (ref,) = results
         assert isinstance(ref, shoal.ObjectRef)
         assert len(shoal.get(ref, timeout=50)) == LARGE
+
+    def test_takes_with_it_what_it_has_put_when_it_is_killed(self, from_elsewhere: Cluster) -> None:
+        joined = from_elsewhere._running()
+        environment = os.environ | {
+            "SHOAL_ADDRESS": joined.address,
+            "SHOAL_CLUSTER": joined.cluster,
+            "SHOAL_CREDENTIALS": joined.credentials_path,
+        }
+        with subprocess.Popen(
+            [sys.executable, "-c", DRIVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"put\n"
+            assert not _takes_all(0)
+            process.kill()
+        until(lambda: _takes_all(0), "its objects have gone with it")
 
     def test_is_told_where_no_node_has_room(self, from_elsewhere: Cluster) -> None:
         with pytest.raises(shoal.exceptions.ObjectStoreFullError, match="no node of the cluster takes"):

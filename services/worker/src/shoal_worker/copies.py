@@ -193,6 +193,7 @@ class Copies:
     def begin(self, now: float) -> None:
         """Begin with those that wait in the queue, as many as may be pulled at once."""
         queued = [copy for copy in self._coming.values() if copy.state is CopyState.QUEUED]
+        queued.sort(key=lambda copy: not copy.waiting)  # what somebody waits for before what a queued task will read
         free = PULLS_AT_ONCE - (len(self._coming) - len(queued))
         for copy in queued:
             if free <= 0:
@@ -272,11 +273,11 @@ class Copies:
         copy.state = CopyState.HERE
         del self._coming[copy.source, copy.origin]
         waiting, copy.waiting = copy.waiting, []
+        object_id = "" if copy.taken is None else copy.taken.object_id
+        self._segments.seal(copy.name, owner, owner, object_id)
         if copy.taken is not None:
-            self._segments.seal(copy.name, owner, owner, copy.taken.object_id)
             self.effects += [Reply(one.token, self._granted(copy)) for one in waiting]
         else:
-            self._segments.seal(copy.name, owner, owner)
             self.effects.append(Send(copy.source, SegmentUnpinned(copy.origin, copy.serial)))
             for one in waiting:
                 self.effects.append(Reply(one.token, self._pinned(copy, one)))

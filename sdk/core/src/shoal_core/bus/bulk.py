@@ -98,6 +98,7 @@ class BulkConnection:
         self._waker.setblocking(False)
         self._closed = False
         self._socket: socket.socket | None = None
+        self._dialling: socket.socket | None = None
         self._out: deque[memoryview] = deque()
         self._out_bytes = 0
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
@@ -120,6 +121,9 @@ class BulkConnection:
         """Have ``run`` return soon."""
         self._closed = True
         self.wake()
+        if (dialling := self._dialling) is not None:
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                dialling.shutdown(socket.SHUT_RDWR)
 
     def discard(self) -> None:
         """Give back what ``wake`` needs; the last call of all, when ``run`` has returned or never began."""
@@ -200,6 +204,7 @@ class BulkConnection:
         if parts.scheme not in ("nats", "tls") or parts.hostname is None:
             raise ValueError(f"a bulk connection needs an address nats://host:port or tls://host:port, not {server}")
         plain = socket.create_connection((parts.hostname, parts.port or DEFAULT_PORT), CONNECT_SECONDS)
+        self._dialling = connected = plain
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             info = self._read_info(plain)
@@ -208,8 +213,10 @@ class BulkConnection:
             self._begin = self._end = 0
             self._await_pong(connected)
         except BaseException:
-            plain.close()
+            connected.close()
             raise
+        finally:
+            self._dialling = None
         connected.setblocking(False)
         self._socket = connected
         self._low_water = 1
@@ -230,9 +237,9 @@ class BulkConnection:
 
     def _secured(self, plain: socket.socket, insist: bool, info: dict[str, Any], host: str) -> socket.socket:
         tls = self._where.tls
-        if tls is None and not insist:
-            return plain
         if not info.get("tls_required"):
+            if tls is None and not insist:
+                return plain
             raise ValueError("TLS was asked for, but the broker does not offer it")
         return (tls or TlsFiles()).context().wrap_socket(plain, server_hostname=host)
 
