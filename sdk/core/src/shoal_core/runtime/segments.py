@@ -18,6 +18,8 @@ from shoal_core.protocol.errors import ObjectStoreFullError
 from shoal_core.runtime.serialization import Serialized, read_segment, segment_bytes, write_segment
 
 COPY_BYTES = 16 * 1024 * 1024
+POPULATE_BYTES = 256 * 1024 * 1024
+MADV_POPULATE_WRITE = 23
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 
 
@@ -26,7 +28,10 @@ def write(folder: Path, segment: str, value: Serialized) -> int:
     size = segment_bytes(value)
     descriptor = os.open(folder / segment, os.O_RDWR | os.O_CLOEXEC)
     try:
-        with mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | _POPULATE) as mapping:
+        populated = _POPULATE if size <= POPULATE_BYTES else 0
+        with mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | populated) as mapping:
+            if not populated:
+                _populate(mapping, size)
             target = memoryview(mapping)
             try:
                 write_segment(value, target, _copy)
@@ -37,6 +42,15 @@ def write(folder: Path, segment: str, value: Serialized) -> int:
     finally:
         os.close(descriptor)
     return size
+
+
+def _populate(mapping: mmap.mmap, size: int) -> None:
+    """Populate the pages of a large mapping in steps, between which other threads of this process get their turn."""
+    for start in range(0, size, POPULATE_BYTES):
+        try:
+            mapping.madvise(MADV_POPULATE_WRITE, start, min(POPULATE_BYTES, size - start))
+        except OSError:  # a kernel before 5.14: then each page is mapped when it is written
+            return
 
 
 def read(folder: Path, segment: str, size_bytes: int, unpin: Callable[[str], None]) -> tuple[Any, mmap.mmap]:
