@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import shoal
 from shoal import ObjectRef
+from shoal.cluster_utils import Cluster
 from shoal.exceptions import ObjectStoreFullError
 from shoal_core.bus import connect
 from shoal_core.bus.credentials import Credentials
@@ -210,3 +211,17 @@ def test_a_durable_tier_that_is_full_says_so_and_costs_nothing(crowded: Stack) -
         shoal.put(array(0), durable=True)
     refs.clear()
     crowded.alive("objectstore")[0].end()
+
+
+def test_a_reader_on_another_node_gets_what_its_home_has_spilled() -> None:
+    cluster = Cluster(
+        initialize_head=True, connect=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    )
+    try:
+        cluster.add_node(num_cpus=1, resources={"there": 1})
+        cluster.wait_for_nodes()
+        refs = [shoal.put(array(number)) for number in range(COUNT)]
+        away = first.options(resources={"there": 0.1})
+        assert get([away.remote(ref) for ref in refs]) == list(range(COUNT))
+    finally:
+        cluster.shutdown()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shoal_core.protocol.errors import InvalidRequestError, NotFoundError, ServiceError, ShoalError
 from shoal_core.protocol.messages import (
     Done,
+    DurableChunk,
     DurablePutChunk,
     JobRecord,
     KvGet,
@@ -69,8 +70,8 @@ def test_a_field_deep_inside_is_named_by_its_path() -> None:
 
 
 def test_bytes_that_are_no_base64_are_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="data: "):
-        decode(DurablePutChunk, b'{"object_id":"x","index":0,"data":"!"}')
+    with pytest.raises(InvalidRequestError, match="value: "):
+        decode(KvPut, b'{"namespace":"x","key":"y","value":"!"}')
 
 
 def test_a_message_with_much_wrong_names_five_fields_at_most() -> None:
@@ -88,3 +89,17 @@ def test_an_answer_that_is_none_is_the_services_fault(data: bytes) -> None:
 def test_a_refusal_has_a_code_and_a_text() -> None:
     assert json.loads(encode(NotFoundError("no such thing"))) == {"code": "not_found", "detail": "no such thing"}
     assert decode(Refusal, encode(ShoalError("odd"))) == Refusal(code="service", detail="odd")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"{}\n{}", bytes(range(256))])
+def test_bulk_bytes_travel_as_they_are(data: bytes) -> None:
+    message = DurablePutChunk(object_id="x", index=3, data=data)
+    assert encode(message).endswith(b"\n" + data)
+    assert decode(DurablePutChunk, encode(message)) == message
+    assert decode_reply(DurableChunk, encode(DurableChunk(data=data))) == DurableChunk(data=data)
+
+
+@pytest.mark.parametrize("data", [b"", b"no json\nx", b'{"object_id":"x"}\nx', b'{"object_id":"x","index":0}', b"[]\n"])
+def test_a_message_with_bulk_bytes_that_is_wrong_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidRequestError, match="DurablePutChunk"):
+        decode(DurablePutChunk, data)

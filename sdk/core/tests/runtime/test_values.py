@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from shoal_core.protocol.errors import NotFoundError, ObjectLostError, RequestTimeoutError
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.messages import MOST_PINS, Message, PinSegment, PinSegments, SegmentPinned, SegmentsPinned
 from shoal_core.protocol.records import Inline, SegmentUnpinned, Stored, Value
+from shoal_core.runtime import segments, writing
 from shoal_core.runtime.commands import Say
-from shoal_core.runtime.serialization import Serialized, segment_bytes
+from shoal_core.runtime.serialization import Codec, Serialized, as_inline, segment_bytes, written
 from shoal_core.runtime.values import Values
 from shoal_core.runtime.writing import Writer
 from shoal_core.testing.builders import node_id, process_id
@@ -124,3 +126,27 @@ async def test_very_many_segments_are_pinned_some_at_a_time(lone: LoneRuntime, t
     with values.pinned([Stored(NODE, name, 9) for name in names]) as pins:
         assert len(pins) == len(names)
     assert [len(request.pins) for request in node.requests if isinstance(request, PinSegments)] == [1000, 1000, 1]
+
+
+@pytest.mark.parametrize("populate_bytes", [4096, 1 << 20])
+def test_a_segment_is_written_whole_however_its_pages_are_populated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, populate_bytes: int
+) -> None:
+    monkeypatch.setattr(writing, "POPULATE_BYTES", populate_bytes)
+    contents = bytes(range(256)) * 400
+    with open(tmp_path / "o1", "wb") as file:
+        file.truncate(200_000)
+    serialized = Serialized(b"", (memoryview(contents),), raw=True)
+    writer = Writer(tmp_path, lambda _seconds, _callback: None)
+    size = writer.write("o1", serialized)
+    assert (tmp_path / "o1").read_bytes()[:size] == written(serialized)
+    value, mapping = segments.read(tmp_path, "o1", size, lambda segment: None)
+    assert value == contents
+    mapping.close()
+
+
+def test_a_value_in_a_segment_is_the_same_inline() -> None:
+    codec = Codec(lambda ref: None)
+    for value in ({"a": [1, 2]}, b"x" * 200_000, bytearray(b"y" * 1000), numpy.arange(1000)):
+        inline = as_inline(written(codec.dump(value)))
+        assert pickle.dumps(codec.load(inline)) == pickle.dumps(value)

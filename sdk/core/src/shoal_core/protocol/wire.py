@@ -66,8 +66,10 @@ def _validated(model: type[M], data: bytes) -> M:
         fields = from_json(others)
     except ValueError:
         return model.model_validate_json(others)  # it says what is wrong with the JSON
-    if isinstance(fields, dict) and newline:
-        fields[model.bulk_field] = bulk
+    if isinstance(fields, dict):
+        fields.pop(model.bulk_field, None)
+        if newline:
+            fields[model.bulk_field] = bulk
     return model.model_validate(fields)
 
 

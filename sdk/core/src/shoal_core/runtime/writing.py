@@ -11,6 +11,7 @@ A kept mapping also keeps the memory of a file that the node has removed; hence 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -26,6 +27,9 @@ LEAST_KEPT_BYTES = 1024 * 1024
 MOST_KEPT_BYTES = 2 * 1024 * 1024 * 1024
 MOST_KEPT = 8
 KEPT_SECONDS = 1.0
+POPULATE_BYTES = 256 * 1024 * 1024
+MADV_POPULATE_WRITE = 23
+"""Of Linux; Python has no name for it."""
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 
 Later = Callable[[float, Callable[[], None]], None]
@@ -68,7 +72,7 @@ class Writer:
                 with self._lock:
                     mapping = self._kept.pop(file.st_ino, None)
                 if mapping is None:
-                    mapping = mmap.mmap(descriptor, max(size, file.st_size), flags=mmap.MAP_SHARED | _POPULATE)
+                    mapping = _mapped(descriptor, max(size, file.st_size))
             finally:
                 os.close(descriptor)
         except (OSError, ValueError) as error:
@@ -104,6 +108,17 @@ class Writer:
             self.close()
         elif again:
             self._later(KEPT_SECONDS, lambda: self._look(now))
+
+
+def _mapped(descriptor: int, size: int) -> mmap.mmap:
+    """Return a mapping with its pages entered: a large one in steps, between which other threads get their turn."""
+    if size <= POPULATE_BYTES:
+        return mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | _POPULATE)
+    mapping = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED)
+    with contextlib.suppress(OSError):  # kernels before 5.14 do not know how; each page is entered as it is written
+        for start in range(0, size, POPULATE_BYTES):
+            mapping.madvise(MADV_POPULATE_WRITE, start, min(POPULATE_BYTES, size - start))
+    return mapping
 
 
 def copy_in_steps(target: memoryview, source: memoryview) -> None:
