@@ -16,6 +16,7 @@ from shoal_core.runtime import segments
 from shoal_core.runtime.commands import Say
 from shoal_core.runtime.serialization import Serialized, segment_bytes
 from shoal_core.runtime.values import Values
+from shoal_core.runtime.warm import WarmMappings
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 
@@ -73,7 +74,7 @@ def values_on(lone: LoneRuntime, folder: Path, node: Node) -> Values:
 def write(folder: Path, name: str, text: str) -> Stored:
     serialized = Serialized(pickle.dumps(text))
     (folder / name).write_bytes(bytes(segment_bytes(serialized)))
-    return Stored(NODE, name, segments.write(folder, name, serialized))
+    return Stored(NODE, name, segments.write(folder, name, serialized, WarmMappings()))
 
 
 async def test_many_segments_are_pinned_with_one_request_and_each_is_let_go(lone: LoneRuntime, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from shoal_core.bus.interface import Bus
@@ -209,6 +209,10 @@ class Reactor:
     def _finish_unless_closed(self) -> None:
         if self.closed is None:
             self.finish()
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin something on the I/O thread that ends with the connection at the latest (any thread)."""
+        self._loop.call_soon_threadsafe(lambda: self.closed or self._bus.spawn(work()))
 
     def send(self, peer: PeerId, record: Record) -> None:
         """Send a record on the channel to a peer."""

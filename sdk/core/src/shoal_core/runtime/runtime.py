@@ -585,6 +585,7 @@ class Runtime:
     def close(self, reason: Failed = LEFT) -> None:
         """Stop handling anything; ``reason`` is what becomes of all that is not ready (I/O thread)."""
         self.reactor.close(reason)
+        self.values.close()
 
     def disown(self) -> None:
         """Be no process of the cluster: this one is a copy, made by a fork, without the I/O thread (in the child)."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import mmap
+import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from shoal_core.runtime.failures import error_of
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes
+from shoal_core.runtime.warm import IDLE_SECONDS, WarmMappings
 
 REQUEST_SECONDS = 60.0
 READS_AT_ONCE = 4
@@ -64,6 +66,8 @@ class Values:
         self._shared_memory = shared_memory
         self._reactor = reactor
         self._call = call
+        self.warm = WarmMappings()
+        self._cooling = False
         self._pins = itertools.count(1)
         self._allocations = itertools.count(1)
 
@@ -77,10 +81,25 @@ class Values:
         request = AllocateSegment(process=self._local, size_bytes=size, serial=next(self._allocations))
         granted = self._call(self._ask_node("allocate", request))
         assert isinstance(granted, SegmentGranted)
-        segments.write(self._shared_memory, granted.segment, serialized)
+        segments.write(self._shared_memory, granted.segment, serialized, self.warm)
+        if not self._cooling and self.warm.size_bytes:
+            self._cooling = True
+            self._reactor.spawn(self._cool)
         seal(self._reactor, self._node, granted.segment, owner)
         self._reactor.wake()
         return Stored(self._node, granted.segment, size, serialized.contained)
+
+    async def _cool(self) -> None:
+        """Unmap what is not written to any more, until nothing is left (I/O thread)."""
+        while self._cooling:
+            await asyncio.sleep(IDLE_SECONDS)
+            await asyncio.to_thread(self.warm.drop_idle, time.monotonic())
+            self._cooling = False  # whoever keeps a mapping from here on begins anew
+            self._cooling = self.warm.size_bytes > 0
+
+    def close(self) -> None:
+        """Unmap what was kept."""
+        self.warm.drop_idle()
 
     def of(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
         """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again."""
