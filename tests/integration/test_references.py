@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+import numpy
 import pytest
 
 import shoal
@@ -389,7 +390,6 @@ class TestMappings:
 
     @pytest.fixture
     def make(self) -> Callable[[int], Any]:
-        numpy = pytest.importorskip("numpy")
         return lambda number: numpy.full(LARGE, number, dtype=numpy.uint8)
 
     def test_an_array_is_read_only_and_outlives_its_reference_and_its_memory_is_not_reused(
