@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from shoal_core.bus.interface import Bus
@@ -17,7 +17,6 @@ from shoal_core.bus.peers import Peers
 from shoal_core.protocol.ids import (
     JobId,
     NodeId,
-    ObjectKey,
     PeerId,
     ProcessId,
     TaskNumber,
@@ -39,9 +38,6 @@ from shoal_core.protocol.records import (
     LeaseGranted,
     LeaseRecalled,
     Record,
-    Reference,
-    SegmentFreed,
-    Stored,
     StreamAdvanced,
     StreamClosed,
     TaskDone,
@@ -56,10 +52,10 @@ from shoal_core.protocol.records import (
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, Own
-from shoal_core.runtime.borrowing import Borrowing
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, Say, StreamMoved, Want, Withdraw
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
+from shoal_core.runtime.sharing import Sharing
 from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, Submission, cancelled
 
@@ -80,10 +76,12 @@ class Reactor:
         self.job = JobId("")
         self.depth = 0
         self.commands: deque[Any] = deque()
-        self.released: deque[ObjectState] = deque()
         self.submission = Submission()
-        self.borrowing = Borrowing(local)
         self._dead: set[str] = set()
+        self.sharing = Sharing(local, table, self._dead, self.send, self._settle)
+        self.sharing.forgotten = self._forgotten
+        self.released = self.sharing.released
+        self.borrowing = self.sharing.borrowing
         self.actors = Actors(bus, subjects, self._dead)
         self.actors.turn = self._finish_unless_closed
         self.pinned: list[ObjectRef[Any]] = []
@@ -111,7 +109,7 @@ class Reactor:
             Created: self.actors.created,
             Notify: self._notify,
             Withdraw: self._withdraw,
-            Want: lambda want: self._want(want.states),
+            Want: lambda want: self.sharing.want(want.states),
             Cancel: self._cancel_object,
             StreamMoved: lambda moved: self._tell_producer(moved.stream),
             Say: lambda say: self.send(say.peer, say.record),
@@ -124,12 +122,12 @@ class Reactor:
             WorkerLost: self._worker_lost,
             Item: self._item,
             CancelObject: lambda peer, r: self._cancel(task_of(r.key), r.force, r.recursive),
-            Fetch: self._fetch,
-            Fetched: self._fetched,
+            Fetch: self.sharing.fetch,
+            Fetched: self.sharing.fetched,
             Borrow: lambda peer, r: self.borrowing.asked(r.key, peer),
-            Borrowed: self._borrowed,
-            Unborrow: self._unborrow,
-            Transfer: self._transfer,
+            Borrowed: self.sharing.borrowed,
+            Unborrow: self.sharing.unborrow,
+            Transfer: self.sharing.transfer,
             Held: lambda peer, r: self.borrowing.held(r.transfer),
         }
         self.phase: Callable[[], None] | None = None
@@ -157,7 +155,7 @@ class Reactor:
             command = commands.popleft()
             handlers[type(command)](command)
         if releases:
-            self._release(releases)
+            self.sharing.release(releases)
         if self.phase is not None:
             self.phase()
         self.finish()
@@ -199,8 +197,7 @@ class Reactor:
             self._send_all(calls.outgoing)
         if calls.questions:
             self.actors.ask()
-        if self.borrowing.outgoing:
-            self._send_all(self.borrowing.outgoing)
+        self.sharing.flush()
         if submission.demand_changed:
             self._publish_demand()
         if self._tick is None and not (submission.quiet() and calls.quiet()):
@@ -344,7 +341,7 @@ class Reactor:
         if not waiting:
             then(_collect(task))
             return
-        self._want(waiting)
+        self.sharing.want(waiting)
         for state in waiting:
             self._table.observe(state, one)
 
@@ -361,8 +358,8 @@ class Reactor:
                 self.borrowing.lend(reference.key, worker)
         if task is None:
             for value in result.values:
-                self.adopt(contained_in(value), worker)
-                self._discard(value)
+                self.sharing.adopt(contained_in(value), worker)
+                self.sharing.discard(value)
             return
         self._settle_returns(task, result.values, worker)
 
@@ -378,11 +375,11 @@ class Reactor:
         for index, value in enumerate(values, 1):
             state = owned.get(object_key(number, index))
             if contained := contained_in(value):
-                contents = self.adopt(contained, worker)
+                contents = self.sharing.adopt(contained, worker)
                 if state is not None:
                     state.contents = contents
             if state is None:
-                self._discard(value)
+                self.sharing.discard(value)
             else:
                 self._settled.append((state, value))
         task.dependencies = ()
@@ -394,10 +391,10 @@ class Reactor:
         """Take in what a generator yielded, unless it is known from a run before, or nobody wants it."""
         task = self.tasks.get(item.number)
         stream = None if task is None or task.wire.attempt != item.attempt else self.streams[item.number]
-        contents = self.adopt(contained_in(item.value), worker)
+        contents = self.sharing.adopt(contained_in(item.value), worker)
         state = None if stream is None else stream.accept(item.index, item.value)
         if state is None:
-            self._discard(item.value)
+            self.sharing.discard(item.value)
         else:
             state.contents = contents
             self._settled.append((state, item.value))
@@ -417,11 +414,6 @@ class Reactor:
                 StreamClosed(stream.number) if stream.closed else StreamAdvanced(stream.number, stream.taken),
             )
 
-    def _discard(self, value: Value) -> None:
-        """Give back the memory of a value that nobody wants any more."""
-        if type(value) is Stored:
-            self.send(value.node, SegmentFreed(value.segment))
-
     def _worker_lost(self, node: NodeId, loss: WorkerLost) -> None:
         def lose() -> None:
             if self.closed is None:
@@ -435,7 +427,7 @@ class Reactor:
     def _notify(self, notify: Notify) -> None:
         state = notify.state
         if state.value is None:
-            self._want((state,))
+            self.sharing.want((state,))
         self.notifying.add(notify)
 
         def observer(_state: ObjectState) -> None:
@@ -460,106 +452,12 @@ class Reactor:
         for notify in list(self.notifying):
             self._call_back(notify)
 
-    def _want(self, states: Iterable[ObjectState]) -> None:
-        """Ask the owners for objects that are not ours and not here."""
-        for state in states:
-            if state.owner != self.local and state.value is None and not state.fetching:
-                if state.owner in self._dead or node_of(state.owner) in self._dead:
-                    self._settled.append((state, _owner_died(state)))
-                    continue
-                state.fetching = True
-                self.send(state.owner, Fetch(state.key))
+    def _settle(self, state: ObjectState, value: Value) -> None:
+        self._settled.append((state, value))
 
-    def _fetch(self, borrower: ProcessId, fetch: Fetch) -> None:
-        state = self._table.owned.get(fetch.key)
-        if state is None:
-            text = f"the object {fetch.key:x} of process {self.local} is gone: its owner had counted no holder of it"
-            self.send(borrower, Fetched(fetch.key, Failed("reference_counting", text)))
-            return
-
-        def tell(ready: ObjectState) -> None:
-            assert ready.value is not None
-            self.lend_contents(ready.value, ready.contents, borrower)
-            self.send(borrower, Fetched(fetch.key, ready.value))
-
-        self._table.observe(state, tell)
-
-    def _fetched(self, owner: ProcessId, fetched: Fetched) -> None:
-        value = fetched.value
-        state = self._table.borrowed.get(Reference(owner, fetched.key))
-        contents = self.adopt(contained_in(value), owner)
-        if state is not None:
-            state.contents = contents
-            self._settled.append((state, value))
-
-    def lend_contents(self, value: Value, holds: Any, to: ProcessId) -> None:
-        """Count the receiver of a value as a holder of what the value contains."""
-        if contained := contained_in(value):
-            self.borrowing.send(contained, holds, to)
-            self._send_all(self.borrowing.outgoing)
-
-    def adopt(self, references: Sequence[Reference], sender: ProcessId) -> list[ObjectRef[Any]]:
-        """Make the references inside a value that came from ``sender``, so that unpickling finds them."""
-        refs = [self._table.restore(reference) for reference in references]
-        self.borrowing.received(references, sender)
-        return refs
-
-    def _transfer(self, sender: ProcessId, transfer: Transfer) -> None:
-        self.borrowing.transferred(transfer, sender, [self._table.restore(r) for r in transfer.references])
-
-    def _borrowed(self, owner: ProcessId, borrowed: Borrowed) -> None:
-        self.borrowing.counted(borrowed.key, owner)
-        reference = Reference(owner, borrowed.key)
-        if reference not in self._table.borrowed:
-            self.borrowing.let_go(reference)
-
-    def _unborrow(self, borrower: ProcessId, unborrow: Unborrow) -> None:
-        if self.borrowing.taken_back(unborrow.key, borrower, unborrow.count):
-            self._free_if_unused(unborrow.key)
-
-    def released_now(self) -> None:
-        """Count the references that have been dropped up to now."""
-        self._release(len(self.released))
-
-    def _release(self, count: int) -> None:
-        """Count the references that user code dropped, and free what nobody refers to any more."""
-        pop = self.released.popleft
-        table, local = self._table, self.local
-        lent = self.borrowing.lent
-        with table.lock:
-            gone = []
-            for _ in range(count):
-                state = pop()
-                state.instances -= 1
-                if not state.instances:
-                    if state.owner != local:
-                        table.borrowed.pop(state.wire(), None)
-                        gone.append(state)
-                    elif state.key not in lent:
-                        table.owned.pop(state.key, None)
-                        gone.append(state)
-        for state in gone:
-            self._forget(state)
-
-    def _free_if_unused(self, key: ObjectKey) -> None:
-        with self._table.lock:
-            state = self._table.owned.get(key)
-            if state is None or state.instances or key in self.borrowing.lent:
-                return
-            del self._table.owned[key]
-        self._forget(state)
-
-    def _forget(self, state: ObjectState) -> None:
-        state.contents = ()
+    def _forgotten(self, state: ObjectState) -> None:
         if state in self.actors.handles:
             self.actors.released(state)
-        if state.owner == self.local:
-            if type(state.value) is Stored:
-                self._discard(state.value)
-        else:
-            reference = state.wire()
-            if not self.borrowing.is_asked(reference):
-                self.borrowing.let_go(reference)
 
     # ------------------------------------------------------------------------------- deaths
 
@@ -576,11 +474,7 @@ class Reactor:
         self.actors.calls.process_died(process, time.monotonic())
         if self.buried is not None:
             self.buried(process)
-        for key in self.borrowing.process_died(process):
-            self._free_if_unused(key)
-        for state in list(self._table.borrowed.values()):
-            if state.owner == process and state.value is None:
-                self._settled.append((state, _owner_died(state)))
+        self.sharing.process_died(process)
         self.finish()
 
     def node_died(self, node: NodeId, reason: str) -> None:
@@ -628,7 +522,3 @@ def _collect(task: PendingTask | PendingCall) -> Failed | None:
 
 def _nothing() -> None:
     """Nobody waits for an owner's answer."""
-
-
-def _owner_died(state: ObjectState) -> Failed:
-    return Failed("owner_died", f"The object was lost: process {state.owner}, which owned it, has died.")
