@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.ids import JobId, PeerId, ProcessId
+from shoal_worker.restoring import Restoration
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,23 @@ class FileCreated:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyFound:
+    """What the durable tier says of an object that is to be restored: its size, or the error."""
+
+    restoration: Restoration
+    size_bytes: int
+    error: ShoalError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileFilled:
+    """A file holds a durable object now; ``error`` says why not."""
+
+    name: str
+    error: ShoalError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Suspected:
     """A peer has not acknowledged anything for a while; perhaps it is dead."""
 
@@ -95,4 +114,4 @@ class Drain:
 
 
 NodeCommand = StartProcess | KillProcess | RouteOutput | WatchDriver | UnwatchDriver | Leave
-NodeInput = ProcessEnded | DriverEnded | FileCreated | Suspected | Drain
+NodeInput = ProcessEnded | DriverEnded | FileCreated | CopyFound | FileFilled | Suspected | Drain

@@ -50,10 +50,12 @@ from shoal_core.protocol.messages import (
     NodeAnnouncement,
     NodeDescription,
     NodeDied,
+    ObjectRestored,
     PinSegment,
     ProcessDied,
     ProcessList,
     RecallLeases,
+    RestoreObject,
     SegmentGranted,
 )
 from shoal_core.protocol.records import (
@@ -70,9 +72,11 @@ from shoal_core.protocol.records import (
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_worker.actors import About, ActorTable, Hosted, Verdict
 from shoal_worker.inputs import (
+    CopyFound,
     Drain,
     DriverEnded,
     FileCreated,
+    FileFilled,
     Leave,
     ProcessEnded,
     Suspected,
@@ -82,6 +86,7 @@ from shoal_worker.inputs import (
 from shoal_worker.leases import LeaseTable
 from shoal_worker.liveness import Ends, Liveness
 from shoal_worker.processes import ProcessTable
+from shoal_worker.restoring import FillFile, FindCopy, Restoration, Restorations
 from shoal_worker.segments import Segment, SegmentState, SegmentTable
 from shoal_worker.workforce import Workforce
 
@@ -115,6 +120,7 @@ class NodeCore:
         self._subjects = subjects
         self._effects: list[Effect] = []
         self._allocations: dict[str, list[int]] = {}
+        self._restorations = Restorations()
         self._deaths = 0
         self._sequence = 0
         self._announced_at = float("-inf")
@@ -124,6 +130,7 @@ class NodeCore:
             RecallLeases: self._recall,
             AllocateSegment: self._allocate,
             PinSegment: self._pin,
+            RestoreObject: self._restore,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
         }
@@ -249,6 +256,17 @@ class NodeCore:
         self.segments.pin(request.segment, request.process, request.serial)
         return Done()
 
+    def _restore(self, request: RestoreObject, token: int, now: float) -> ObjectRestored | None:
+        job = self._require_local(request.process)
+        known = self._restorations.find(request)
+        if known is None:
+            self._effects.append(Start(FindCopy(self._restorations.begin(request, job, token))))
+        elif known.answer is None:
+            known.tokens.append(token)
+        else:
+            return known.answer
+        return None
+
     def _attach_driver(self, request: AttachDriver, token: int, now: float) -> Done:
         if request.machine_id != self.description.machine_id:
             raise InvalidRequestError(
@@ -338,6 +356,10 @@ class NodeCore:
             self._driver_ended(message.driver, now)
         elif isinstance(message, FileCreated):
             self._file_created(message)
+        elif isinstance(message, CopyFound):
+            self._copy_found(message)
+        elif isinstance(message, FileFilled):
+            self._file_filled(message)
         elif isinstance(message, Suspected):
             jobs = {lease.job for lease in self.leases.of_owner(ProcessId(message.peer))}
             self.liveness.suspect(ProcessId(message.peer), jobs)
@@ -348,6 +370,10 @@ class NodeCore:
 
     def _file_created(self, created: FileCreated) -> None:
         answer: Message | ShoalError
+        restoration = self._restorations.of_segment(created.name)
+        if restoration is not None:
+            self._restoration_made(restoration, created)
+            return
         if created.error:
             self.segments.creation_failed(created.name)
             answer = ObjectStoreFullError(created.error)
@@ -356,6 +382,50 @@ class NodeCore:
         else:
             answer = _granted(segment)
         self._effects += [Reply(token, answer) for token in self._allocations.pop(created.name)]
+
+    # ------------------------------------------------------------------------------- restoring
+
+    def _copy_found(self, found: CopyFound) -> None:
+        """Give a durable object a segment."""
+        restoration, size_bytes = found.restoration, found.size_bytes
+        try:
+            if found.error is not None:
+                raise found.error
+            process = restoration.request.process
+            if self.liveness.is_dead(process):
+                raise DeclaredDeadError(f"process {process}, which asked for the object, has died")
+            segment = self.segments.allocate(process, size_bytes, restoration.job)
+        except ShoalError as error:
+            self._restoration_failed(restoration, error)
+        else:
+            self._restorations.give_segment(restoration, segment.name, size_bytes)
+
+    def _restoration_made(self, restoration: Restoration, created: FileCreated) -> None:
+        if created.error:
+            self.segments.creation_failed(created.name)
+            self._restoration_failed(restoration, ObjectStoreFullError(created.error))
+        elif self.segments.created(created.name) is None:
+            self._restoration_failed(restoration, DeclaredDeadError("the process that asked for the object has died"))
+        else:
+            fill = FillFile(created.name, restoration.request.object_id, restoration.size_bytes)
+            self._effects.append(Start(fill))
+
+    def _file_filled(self, filled: FileFilled) -> None:
+        restoration = self._restorations.of_segment(filled.name)
+        assert restoration is not None, "a file is filled once"
+        process = restoration.request.process
+        if filled.error is not None:
+            self.segments.free(filled.name, process)
+            self._restoration_failed(restoration, filled.error)
+        elif not self.segments.seal(filled.name, process, process):
+            self._restoration_failed(restoration, DeclaredDeadError(f"process {process} has died"))
+        else:
+            answer = self._restorations.succeed(restoration)
+            self._effects += [Reply(token, answer) for token in restoration.tokens]
+
+    def _restoration_failed(self, restoration: Restoration, error: ShoalError) -> None:
+        self._restorations.fail(restoration)
+        self._effects += [Reply(token, error) for token in restoration.tokens]
 
     # ------------------------------------------------------------------------------- deaths
 
@@ -388,6 +458,7 @@ class NodeCore:
                 self.workforce.owner_died(process, now)
                 for hosted in self.actors.owned_by(process):
                     self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)
+                self._restorations.process_died(process)
                 self.segments.process_died(process, reaped=process not in self.drivers)
                 self._effects.append(Forget(process))
         for job in ends.jobs:

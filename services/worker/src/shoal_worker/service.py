@@ -8,7 +8,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from shoal_core.bus.requests import ask
 from shoal_core.machine import machine_id
 from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
-from shoal_core.protocol.errors import NotFoundError
+from shoal_core.protocol.errors import NotFoundError, ShoalError
 from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
 from shoal_core.protocol.messages import (
     JobFinished,
@@ -40,10 +40,13 @@ from shoal_core.service import Engine, RawRoute, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
 from shoal_worker import machine
+from shoal_worker.durable import DurableTier
 from shoal_worker.forks import Forks, forks
 from shoal_worker.inputs import (
+    CopyFound,
     DriverEnded,
     FileCreated,
+    FileFilled,
     KillProcess,
     Leave,
     ProcessEnded,
@@ -55,6 +58,7 @@ from shoal_worker.inputs import (
 )
 from shoal_worker.node import NodeCore
 from shoal_worker.output import Outputs
+from shoal_worker.restoring import FillFile, FindCopy
 from shoal_worker.segments import CreateFile, RemoveFile
 
 MOST_PRESTARTED = 4
@@ -94,10 +98,15 @@ class Hands:
         self._outputs = outputs
         self._drivers: dict[ProcessId, int] = {}
         self._loop = asyncio.get_running_loop()
+        self._tier = DurableTier(bus, Subjects(settings.cluster))
 
-    def perform(self, command: Any) -> None:
-        """Carry out one command of the core."""
+    def perform(self, command: Any) -> Awaitable[None] | None:
+        """Carry out one command of the core; what takes time is returned, to be awaited beside the core."""
         match command:
+            case FindCopy():
+                return self._find_copy(command)
+            case FillFile():
+                return self._fill(command)
             case StartProcess(process):
                 self.forks.start(self._config(process))
             case KillProcess(process):
@@ -115,6 +124,7 @@ class Hands:
             case Leave(reason):
                 if not self.leaving:  # else it is this node that has said so
                     raise LeaveError(reason)
+        return None
 
     def process_ended(self, ended: ProcessEnded) -> None:
         """Tell the core that a worker process is gone."""
@@ -167,6 +177,23 @@ class Hands:
                 command.name, f"{command.capacity_bytes:,} bytes of shared memory are not to be had: {error}"
             )
         return FileCreated(command.name)
+
+    async def _find_copy(self, command: FindCopy) -> None:
+        restoration = command.restoration
+        try:
+            size_bytes = await self._tier.size_bytes(restoration.request.object_id)
+        except ShoalError as error:
+            self.engine.inject(CopyFound(restoration, 0, error))
+        else:
+            self.engine.inject(CopyFound(restoration, size_bytes))
+
+    async def _fill(self, command: FillFile) -> None:
+        try:
+            await self._tier.read_into(self._folder / command.name, command.object_id)
+        except ShoalError as error:
+            self.engine.inject(FileFilled(command.name, error))
+        else:
+            self.engine.inject(FileFilled(command.name))
 
     def _watch(self, driver: ProcessId, pid: int) -> None:
         try:

@@ -94,3 +94,8 @@ def task_id_bytes(owner: ProcessId, task: TaskNumber) -> bytes:
 def object_id_bytes(owner: ProcessId, key: ObjectKey) -> bytes:
     """Return the 24 bytes that name an object in the whole cluster."""
     return task_id_bytes(owner, task_of(key)) + index_of(key).to_bytes(4, "big")
+
+
+def durable_id(owner: ProcessId, key: ObjectKey) -> str:
+    """Return the name of an object in the durable tier: its id, 48 hex digits."""
+    return object_id_bytes(owner, key).hex()

@@ -513,6 +513,25 @@ class SegmentRead(Message):
     length: int = Field(ge=1, le=MOST_READ_BYTES)
 
 
+class RestoreObject(Message):
+    """Ask the node to fetch a durable object into a new segment that the asker owns (verb ``restore``).
+
+    The segment is sealed, as if the object had been put there. The same request again, as after a lost answer, is
+    answered with the same segment. ``NotFoundError`` where the durable tier has no such object.
+    """
+
+    process: ProcessId
+    object_id: str = Field(description="The durable id: the object's id, 48 hex digits.")
+    serial: int = Field(description="Of this process's restorations, another number for each.")
+
+
+class ObjectRestored(Message):
+    """The segment that holds the object now; the asker frees it."""
+
+    segment: str
+    size_bytes: int
+
+
 class DurablePut(Message):
     """Open the upload of a durable object (verb ``put`` of the objectstore)."""
 

@@ -221,10 +221,15 @@ class SegmentUnpinned(msgspec.Struct, array_like=True, tag=19):
 
 
 class SegmentSealed(msgspec.Struct, array_like=True, tag=20):
-    """Writer → node: the segment is written; ``owner`` will free it, or its death will."""
+    """Writer → node: the segment is written; ``owner`` will free it, or its death will.
+
+    ``key`` is the owner's key of the object: with it the node knows under which name to keep it in the durable tier.
+    The arguments of a task are its object 0.
+    """
 
     segment: str
     owner: ProcessId
+    key: ObjectKey = ObjectKey(0)
 
 
 class ObjectUnavailable(msgspec.Struct, array_like=True, tag=21):

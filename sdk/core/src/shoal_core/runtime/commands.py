@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal_core.protocol.ids import NodeId, PeerId, ProcessId
-from shoal_core.protocol.records import Record, SegmentSealed, SegmentUnpinned
+from shoal_core.protocol.ids import NodeId, PeerId
+from shoal_core.protocol.records import Record, Reference, SegmentSealed, SegmentUnpinned
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.streams import Stream
 
@@ -81,6 +81,6 @@ def unpin(reactor: Reactor, node: NodeId, segment: str, serial: int) -> None:
     reactor.wake()
 
 
-def seal(reactor: Reactor, node: NodeId, segment: str, owner: ProcessId) -> None:
-    """Tell the node that a segment is written, and who will free it (any thread)."""
-    reactor.commands.append(Say(node, SegmentSealed(segment, owner)))
+def seal(reactor: Reactor, node: NodeId, segment: str, written: Reference) -> None:
+    """Tell the node that a segment is written, with which object, and so who will free it (any thread)."""
+    reactor.commands.append(Say(node, SegmentSealed(segment, written.owner, written.key)))

@@ -208,9 +208,10 @@ class Runtime:
         dependencies: Sequence[ObjectRef[Any]] = ()
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
+        number = self._draw_number()
         if args or kwargs:
-            arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
-        wire = self._wire(call.function, call.name, call.returns, arguments, call.retry_on)
+            arguments, dependencies, nested = self._arguments(call.name, number, args, kwargs)
+        wire = self._wire(number, call.function, call.name, call.returns, arguments, call.retry_on)
         refs = self._returns(wire, call.ahead)
         self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested, _parent()))
         self.reactor.wake()
@@ -237,11 +238,11 @@ class Runtime:
         dependencies: Sequence[ObjectRef[Any]] = ()
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
+        number = TaskNumber(self._draw_number() + 1)  # odd: a call (see ``ids``)
         try:
             if args or kwargs:
-                arguments, dependencies, nested = self._arguments(call.name, args, kwargs)
-            wire = self._wire(FunctionId(call.method), call.name, call.returns, arguments, call.retry_on)
-            wire.number = TaskNumber(wire.number + 1)  # odd: a call (see ``ids``)
+                arguments, dependencies, nested = self._arguments(call.name, number, args, kwargs)
+            wire = self._wire(number, FunctionId(call.method), call.name, call.returns, arguments, call.retry_on)
         except BaseException:
             if counter is not None:
                 counter.fall()
@@ -264,12 +265,18 @@ class Runtime:
         self.reactor.wake()
         return refs
 
-    def _wire(self, function: FunctionId, name: str, returns: int, arguments: Value, retry_on: bytes) -> Task:
+    def _draw_number(self) -> TaskNumber:
+        """Draw the number of a task that is no call, or of an object that no task makes."""
+        return TaskNumber(2 * next(self._numbers))
+
+    def _wire(
+        self, number: TaskNumber, function: FunctionId, name: str, returns: int, arguments: Value, retry_on: bytes
+    ) -> Task:
         """Return a new task as it travels."""
         self._check_open()
         running = current.get()
         return Task(
-            TaskNumber(2 * next(self._numbers)),
+            number,
             0,
             LeaseId(0),
             0,
@@ -294,12 +301,15 @@ class Runtime:
         return [create(ObjectKey(first + index)) for index in range(wire.returns)]
 
     def _arguments(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, name: str, number: TaskNumber, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Value, Sequence[ObjectRef[Any]], Sequence[ObjectRef[Any]]]:
-        """Serialize arguments; references among them become dependencies, those inside them are nested."""
+        """Serialize arguments; references among them become dependencies, those inside them are nested.
+
+        Where they are large, they lie in a segment as the task's object 0, which no reference ever names.
+        """
         dependencies: list[ObjectRef[Any]] = []
         serialized = self._serialize(name, args, kwargs, dependencies)
-        return self.values.place(serialized, self.local), dependencies, serialized.references
+        return self.values.place(serialized, self.local, object_key(number, 0)), dependencies, serialized.references
 
     def _serialize(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], dependencies: list[ObjectRef[Any]]
@@ -327,7 +337,7 @@ class Runtime:
 
     def new_actor(self) -> tuple[ActorId, ObjectRef[Any]]:
         """Draw the id of an actor that this process creates, and make its creation object."""
-        ref = self.objects.create(object_key(TaskNumber(2 * next(self._numbers)), 0))
+        ref = self.objects.create(object_key(self._draw_number(), 0))
         return actor_id(self.local, next(self._actor_numbers)), ref
 
     def made_of(
@@ -403,7 +413,7 @@ class Runtime:
 
     def token(self) -> ObjectRef[Any]:
         """Return a reference to nothing, by whose end the end of a handle is noticed that nobody counts."""
-        return self.objects.create(object_key(TaskNumber(2 * next(self._numbers)), 0))
+        return self.objects.create(object_key(self._draw_number(), 0))
 
     def function(self, function_id: FunctionId) -> Definition:
         """Return a function of the job, fetched at its first use (user threads only)."""
@@ -428,10 +438,10 @@ class Runtime:
 
     def _put(self, serialized: Serialized) -> ObjectRef[Any]:
         self._check_open()
-        ref = self.objects.create(object_key(TaskNumber(2 * next(self._numbers)), 0))
+        ref = self.objects.create(object_key(self._draw_number(), 0))
         state = ref._state
         state.contents = serialized.references
-        placed = self.values.place(serialized, self.local)
+        placed = self.values.place(serialized, self.local, state.key)
         # Nobody else knows the object yet, so nobody can be waiting for it.
         state.value = placed
         return ref

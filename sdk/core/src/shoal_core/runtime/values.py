@@ -13,7 +13,7 @@ from typing import Any
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask, ask_raw
 from shoal_core.protocol.errors import ObjectLostError, ShoalError
-from shoal_core.protocol.ids import NodeId, ProcessId, node_of
+from shoal_core.protocol.ids import NodeId, ObjectKey, ProcessId, node_of
 from shoal_core.protocol.messages import (
     MOST_READ_BYTES,
     AllocateSegment,
@@ -22,7 +22,7 @@ from shoal_core.protocol.messages import (
     SegmentGranted,
     SegmentRead,
 )
-from shoal_core.protocol.records import Failed, Inline, Stored, Value
+from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime import segments
@@ -63,7 +63,7 @@ class Values:
         self._pins = itertools.count(1)
         self._allocations = itertools.count(1)
 
-    def place(self, serialized: Serialized, owner: ProcessId) -> Value:
+    def place(self, serialized: Serialized, owner: ProcessId, key: ObjectKey) -> Value:
         """Return a value as it travels: small ones inline, large ones in the node's shared memory."""
         if not serialized.raw and serialized.size_bytes <= INLINE_BYTES:
             return serialized.inline()
@@ -74,7 +74,7 @@ class Values:
         granted = self._call(self._ask_node("allocate", request))
         assert isinstance(granted, SegmentGranted)
         segments.write(self._shared_memory, granted.segment, serialized)
-        seal(self._reactor, self._node, granted.segment, owner)
+        seal(self._reactor, self._node, granted.segment, Reference(owner, key))
         self._reactor.wake()
         return Stored(self._node, granted.segment, size, serialized.contained)
 

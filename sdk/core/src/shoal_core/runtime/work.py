@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.tracing import span
 from shoal_core.protocol.errors import TaskCancelledError, TaskError
-from shoal_core.protocol.ids import MAX_RETURNS, ProcessId
+from shoal_core.protocol.ids import MAX_RETURNS, ProcessId, object_key
 from shoal_core.protocol.records import Inline, LeaseAssigned, Stored, Task, Value
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
@@ -200,7 +200,12 @@ class Work:
             results = []
         else:
             results = [runtime.codec.dump(part) for part in _parts(task, result)]
-        self._end([runtime.values.place(serialized, self.accepted.owner) for serialized in results], results, False)
+        self._end([self._place(index, serialized) for index, serialized in enumerate(results, 1)], results, False)
+
+    def _place(self, index: int, serialized: Serialized) -> Value:
+        """Return one value that the task makes as it travels."""
+        key = object_key(self.accepted.task.number, index)
+        return self._runtime.values.place(serialized, self.accepted.owner, key)
 
     def _stream(self, result: Any, producer: Producer) -> None:
         """Run a generator in this thread, and hand on what it yields."""
@@ -260,8 +265,7 @@ class Work:
         if index > MOST_ITEMS:
             raise ValueError(f"{self._name} yielded more than {MOST_ITEMS:,} items; yield them in batches.")
         serialized = self._runtime.codec.dump(item)
-        value = self._runtime.values.place(serialized, self.accepted.owner)
-        self._runtime.command(Yielded(self.accepted, index, value, serialized))
+        self._runtime.command(Yielded(self.accepted, index, self._place(index, serialized), serialized))
 
     def traced(self) -> AbstractContextManager[Any]:
         """Open the span in which the function runs; its parent is the submission."""
