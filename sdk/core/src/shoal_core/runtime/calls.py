@@ -55,7 +55,7 @@ class PendingCall:
 
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments and that to the
     actor; the call holds them until it ends, when ``ended`` is called. ``retries`` are those left, -1 for no end of
-    them.
+    them. ``remade``: it had ended, and is made again since results were lost.
     """
 
     __slots__ = (
@@ -65,6 +65,7 @@ class PendingCall:
         "ended",
         "nested",
         "parent",
+        "remade",
         "retries",
         "unordered",
         "unresolved",
@@ -92,6 +93,7 @@ class PendingCall:
         self.unordered = unordered
         self.ended = ended
         self.unresolved = 0
+        self.remade = False
 
 
 class Callee:
@@ -175,6 +177,10 @@ class Calls:
             return False
         self._callees[actor] = Callee(actor, name, WINDOW if sequential else sys.maxsize)
         return True
+
+    def knows(self, actor: ActorId) -> bool:
+        """Tell whether somebody here has a handle of the actor."""
+        return actor in self._callees
 
     def forget(self, actor: ActorId) -> None:
         """Nobody here has a handle of the actor any more, so nobody waits for its calls."""

@@ -374,7 +374,9 @@ class Service:
             self._reactor.sharing.lend_contents(value, result.references, owner)
         for reference in kept:
             self._reactor.borrowing.keep(reference)
-        done = TaskDone(task.number, task.attempt, task.lease, item.values, item.seconds, item.retryable, kept)
+        done = TaskDone(
+            task.number, task.attempt, task.lease, item.values, item.seconds, item.retryable, kept, item.missing
+        )
         self._reactor.send(owner, done)
         self._unanswered -= 1
         if self._leaving:

@@ -37,7 +37,9 @@ from shoal_core.protocol.records import (
     Item,
     LeaseGranted,
     LeaseRecalled,
+    ObjectUnavailable,
     Record,
+    Stored,
     StreamAdvanced,
     StreamClosed,
     TaskDone,
@@ -55,6 +57,7 @@ from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, 
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, Say, StreamMoved, Want, Withdraw
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
+from shoal_core.runtime.recovery import Recovery
 from shoal_core.runtime.sharing import Sharing
 from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, Submission, cancelled
@@ -62,6 +65,8 @@ from shoal_core.runtime.submission import PendingTask, Submission, cancelled
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
 """A crashed worker's last results may still be on their way when its node tells of the crash."""
+MOST_BOUNCES = 20
+"""So often a task may come back unrun, since arguments could not be read where it was."""
 
 
 class Reactor:
@@ -80,6 +85,10 @@ class Reactor:
         self._dead: set[str] = set()
         self.sharing = Sharing(local, table, self._dead, self.send, self._settle)
         self.sharing.forgotten = self._forgotten
+        self.readers: dict[NodeId, set[asyncio.Task[Any]]] = {}
+        """What reads copies on other nodes: woken by their deaths."""
+        self.suspect: Callable[[NodeId], None] = _nobody_looks
+        """Has somebody look whether a node is dead that does not answer."""
         self.released = self.sharing.released
         self.borrowing = self.sharing.borrowing
         self.actors = Actors(bus, subjects, self._dead)
@@ -87,6 +96,17 @@ class Reactor:
         self.pinned: list[ObjectRef[Any]] = []
         self.streams: dict[TaskNumber, Stream] = {}
         self.tasks: dict[TaskNumber, PendingTask | PendingCall] = {}
+        self.recovery = Recovery(
+            table,
+            self.sharing,
+            self.tasks,
+            self._dead,
+            self._settle,
+            self._run_again,
+            bus.spawn,
+            self._finish_unless_closed,
+        )
+        self.sharing.needed = self.recovery.want
         self._bus = bus
         self._subjects = subjects
         self._table = table
@@ -124,6 +144,7 @@ class Reactor:
             CancelObject: lambda peer, r: self._cancel(task_of(r.key), r.force, r.recursive),
             Fetch: self.sharing.fetch,
             Fetched: self.sharing.fetched,
+            ObjectUnavailable: self.recovery.unavailable,
             Borrow: lambda peer, r: self.borrowing.asked(r.key, peer),
             Borrowed: self.sharing.borrowed,
             Unborrow: self.sharing.unborrow,
@@ -177,8 +198,10 @@ class Reactor:
         """End a turn: wake who waits, push what can be pushed, send what is to be sent."""
         if self.closed is not None:
             return
-        while self._settled:  # whoever observed an object may have settled others: tasks that need what has failed
+        while self._settled or self.recovery.work_off():  # what is settled may settle others: tasks that need it
             settled, self._settled = self._settled, []
+            if self._dead:
+                settled = [pair for pair in settled if not self.recovery.came_late(*pair)]
             self._table.settle(settled)
         submission, calls = self.submission, self.actors.calls
         now = time.monotonic()
@@ -206,6 +229,10 @@ class Reactor:
     def _finish_unless_closed(self) -> None:
         if self.closed is None:
             self.finish()
+
+    def is_dead(self, peer: PeerId) -> bool:
+        """Tell whether a node or process is known to be dead."""
+        return peer in self._dead
 
     def send(self, peer: PeerId, record: Record) -> None:
         """Send a record on the channel to a peer."""
@@ -294,6 +321,17 @@ class Reactor:
 
         self._resolve(call, resolved)
 
+    def _run_again(self, task: PendingTask | PendingCall) -> bool:
+        """Submit a task once more that has ended; False where its actor is not known any more."""
+        if type(task) is PendingCall:
+            if not self.actors.calls.knows(task.actor):
+                return False
+            self._call(task)
+        else:
+            assert type(task) is PendingTask
+            self._submit(task)
+        return True
+
     def _cancel_object(self, cancel: Cancel) -> None:
         state = cancel.state
         if state.owner == self.local:
@@ -336,7 +374,7 @@ class Reactor:
         def one(_state: ObjectState) -> None:
             task.unresolved -= 1
             if not task.unresolved:
-                then(_collect(task))
+                self._resolve(task, then)  # what was there before may have been lost meanwhile
 
         if not waiting:
             then(_collect(task))
@@ -360,39 +398,82 @@ class Reactor:
             for value in result.values:
                 self.sharing.adopt(contained_in(value), worker)
                 self.sharing.discard(value)
-            return
-        self._settle_returns(task, result.values, worker)
+        elif result.missing:
+            self._came_back(task, result.missing)
+        else:
+            self._settle_returns(task, result.values, worker)
+
+    def _came_back(self, task: PendingTask | PendingCall, missing: Sequence[Stored]) -> None:
+        """A task was not run, since arguments of it could not be read: have them made again, and then try anew.
+
+        This costs none of its retries. It ends, since each time an argument was made again, which costs one of *its*
+        task's; where it can be had for ever and yet never be read, after ``MOST_BOUNCES`` times.
+        """
+        name = task.wire.name
+        if task.cancelled:
+            self.fail(task, cancelled(name))
+        elif type(task) is not PendingTask or task.wire.arguments in missing:
+            text = f"{name}() was not run: its arguments, which were large and passed by value, were lost before."
+            self.fail(task, Failed("reconstruction_put", f"{text} Pass such values as put(x, durable=True)."))
+        elif task.bounces >= MOST_BOUNCES:
+            text = f"{name}() was not run: {task.bounces + 1} times its arguments could not be read where it was to be."
+            self.fail(task, Failed("object_lost", text))
+        else:
+            task.bounces += 1
+            for ref in task.dependencies:
+                value = ref._state.value
+                if type(value) is Stored and value in missing:
+                    self._table.lose(ref._state, value)
+            self._submit(task)
 
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
         self.tasks.pop(number, None)
+        if task.remade:
+            values = [self.recovery.outcome(task, value) for value in values]
         if task.wire.returns == STREAMING:
             failed = values[0] if values else None
             assert failed is None or type(failed) is Failed
-            self._settled += self.streams.pop(number).end(failed)
-            values = ()
-        owned = self._table.owned
-        for index, value in enumerate(values, 1):
-            state = owned.get(object_key(number, index))
-            if contained := contained_in(value):
-                contents = self.sharing.adopt(contained, worker)
-                if state is not None:
-                    state.contents = contents
-            if state is None:
-                self.sharing.discard(value)
-            else:
-                self._settled.append((state, value))
+            stream = self.streams.pop(number, None)
+            if stream is not None:
+                self._settled += stream.end(failed)
+            self.recovery.stream_ended(task, stream, failed)
+        else:
+            self.recovery.ended(task, self._take_values(number, values, worker))
+        self.sharing.discard(task.wire.arguments)
         task.dependencies = ()
         task.nested = ()
         if type(task) is PendingCall and task.ended is not None:
             task.ended()
+            task.ended = None
+
+    def _take_values(self, number: TaskNumber, values: Sequence[Value], worker: ProcessId) -> list[int]:
+        """Make the results of a task the values of its objects, but for those that have one; return which are large."""
+        owned = self._table.owned
+        large = []
+        for index, value in enumerate(values, 1):
+            state = owned.get(object_key(number, index))
+            wanted = state is not None and state.value is None
+            if contained := contained_in(value):
+                contents = self.sharing.adopt(contained, worker)
+                if state is not None and wanted:
+                    state.contents = contents
+            if state is None or not wanted:
+                self.sharing.discard(value)
+            else:
+                self._settled.append((state, value))
+            if state is not None and type(state.value or value) is Stored:
+                large.append(index)
+        return large
 
     def _item(self, worker: ProcessId, item: Item) -> None:
         """Take in what a generator yielded, unless it is known from a run before, or nobody wants it."""
         task = self.tasks.get(item.number)
-        stream = None if task is None or task.wire.attempt != item.attempt else self.streams[item.number]
+        stream, state = None, None
         contents = self.sharing.adopt(contained_in(item.value), worker)
-        state = None if stream is None else stream.accept(item.index, item.value)
+        if task is not None and task.wire.attempt == item.attempt:
+            stream = self.streams.get(item.number)
+            state = self.recovery.item(worker, item) if stream is None else stream.accept(item.index, item.value)
         if state is None:
             self.sharing.discard(item.value)
         else:
@@ -458,6 +539,8 @@ class Reactor:
     def _forgotten(self, state: ObjectState) -> None:
         if state in self.actors.handles:
             self.actors.released(state)
+        if state.owner == self.local:
+            self.recovery.forgotten(state)
 
     # ------------------------------------------------------------------------------- deaths
 
@@ -501,6 +584,9 @@ class Reactor:
                 )
             )
             return
+        self.recovery.node_died(node)
+        for reader in self.readers.pop(node, ()):
+            reader.cancel()
         self.submission.node_lost(node, f"its node {node} died: {reason}")
         for process in processes:
             self._dead.add(process)
@@ -510,14 +596,21 @@ class Reactor:
 
 def _collect(task: PendingTask | PendingCall) -> Failed | None:
     """Give a task the values it depends on; return the first that has failed, if any has."""
-    values = task.wire.dependencies
+    values: list[Value] = []
     for ref in task.dependencies:
         value = ref._state.value
         assert value is not None
         if type(value) is Failed:
             return value
         values.append(value)
+    task.wire.dependencies = values
+    if type(task) is PendingCall and any(type(value) is Stored for value in values):
+        task.wire.origins = [ref._state.wire() for ref in task.dependencies]
     return None
+
+
+def _nobody_looks(node: NodeId) -> None:
+    """Nobody can tell yet whether a node is dead."""
 
 
 def _nothing() -> None:

@@ -16,6 +16,7 @@ from shoal_core.protocol.records import (
     Failed,
     Fetch,
     Fetched,
+    ObjectUnavailable,
     Record,
     Reference,
     SegmentFreed,
@@ -47,36 +48,51 @@ class Sharing:
         self.released: deque[ObjectState] = deque()
         self.forgotten: Callable[[ObjectState], None] = _nobody_cares
         """Told of every object that nobody in this process refers to any more."""
+        self.needed: Callable[[ObjectState], None] = _nobody_cares
+        """Told of our objects that were lost, and that somebody needs."""
         self._local = local
         self._table = table
         self._dead = dead
-        self._send = send
+        self.send = send
         self._settle = settle
 
     # ------------------------------------------------------------------------------- values
 
     def want(self, states: Iterable[ObjectState]) -> None:
-        """Ask the owners for objects that are not ours and not here."""
+        """Have objects come that are not here: others' from their owners, our own where they were lost."""
         for state in states:
-            if state.owner != self._local and state.value is None and not state.fetching:
-                if state.owner in self._dead or node_of(state.owner) in self._dead:
-                    self._settle(state, owner_died(state))
-                    continue
-                state.fetching = True
-                self._send(state.owner, Fetch(state.key))
+            if state.value is not None:
+                continue
+            if state.owner == self._local:
+                if state.lost is not None:
+                    self.needed(state)
+            elif not state.fetching:
+                self._ask(state)
+
+    def _ask(self, state: ObjectState) -> None:
+        """Ask the owner of an object for it, and tell it of the copy that could not be read."""
+        if state.owner in self._dead or node_of(state.owner) in self._dead:
+            self._settle(state, owner_died(state))
+            return
+        state.fetching = True
+        if (lost := state.lost) is not None:
+            self.send(state.owner, ObjectUnavailable(state.key, lost.node, lost.segment))
+        self.send(state.owner, Fetch(state.key))
 
     def fetch(self, borrower: ProcessId, fetch: Fetch) -> None:
         """Tell a borrower the value of our object, as soon as it is ready."""
         state = self._table.owned.get(fetch.key)
         if state is None:
             text = f"the object {fetch.key:x} of process {self._local} is gone: its owner had counted no holder of it"
-            self._send(borrower, Fetched(fetch.key, Failed("reference_counting", text)))
+            self.send(borrower, Fetched(fetch.key, Failed("reference_counting", text)))
             return
+
+        self.want((state,))
 
         def tell(ready: ObjectState) -> None:
             assert ready.value is not None
             self.lend_contents(ready.value, ready.contents, borrower)
-            self._send(borrower, Fetched(fetch.key, ready.value))
+            self.send(borrower, Fetched(fetch.key, ready.value))
 
         self._table.observe(state, tell)
 
@@ -86,13 +102,14 @@ class Sharing:
         state = self._table.borrowed.get(Reference(owner, fetched.key))
         contents = self.adopt(contained_in(value), owner)
         if state is not None:
+            state.lost = None
             state.contents = contents
             self._settle(state, value)
 
     def discard(self, value: Value) -> None:
         """Give back the memory of a value that nobody wants any more."""
         if type(value) is Stored:
-            self._send(value.node, SegmentFreed(value.segment))
+            self.send(value.node, SegmentFreed(value.segment))
 
     # ------------------------------------------------------------------------------- references
 
@@ -106,7 +123,7 @@ class Sharing:
         """Send what is to be said about references."""
         outgoing = self.borrowing.outgoing
         for peer, record in outgoing:
-            self._send(peer, record)
+            self.send(peer, record)
         outgoing.clear()
 
     def adopt(self, references: Sequence[Reference], sender: ProcessId) -> list[ObjectRef[Any]]:
@@ -192,4 +209,4 @@ def owner_died(state: ObjectState) -> Failed:
 
 
 def _nobody_cares(state: ObjectState) -> None:
-    """Nothing depends on the end of an object."""
+    """Nothing depends on what becomes of an object."""
