@@ -173,6 +173,8 @@ class Values:
         finally:
             suspicion.cancel()
             readers.discard(task)
+            if not readers:
+                reactor.readers.pop(node, None)
 
     def _suspect(self, task: asyncio.Task[Any], node: NodeId) -> None:
         if task in self._reactor.readers.get(node, ()):
