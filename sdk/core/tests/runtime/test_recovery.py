@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from shoal_core.protocol.actors import ActorChanged, ActorState
 from shoal_core.protocol.errors import (
     NotFoundError,
     ObjectReconstructionFailedBorrowedError,
@@ -23,7 +24,17 @@ from shoal_core.protocol.errors import (
     ServiceError,
     from_wire,
 )
-from shoal_core.protocol.ids import FunctionId, LeaseId, NodeId, ObjectKey, ProcessId, TaskNumber, node_of, object_key
+from shoal_core.protocol.ids import (
+    FunctionId,
+    LeaseId,
+    NodeId,
+    ObjectKey,
+    ProcessId,
+    TaskNumber,
+    actor_id,
+    node_of,
+    object_key,
+)
 from shoal_core.protocol.records import (
     Failed,
     Fetch,
@@ -45,7 +56,7 @@ from shoal_core.protocol.records import (
 )
 from shoal_core.runtime.lineage import Lineage
 from shoal_core.runtime.objects import ObjectRef
-from shoal_core.runtime.runtime import Call
+from shoal_core.runtime.runtime import Call, MethodCall
 from shoal_core.runtime.submission import SchedulingClass
 from shoal_core.testing.builders import node_id, process_id, put_key
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
@@ -667,4 +678,75 @@ async def test_a_process_may_remember_nothing(lone: LoneRuntime) -> None:
     lone.reactor.node_died(NODE, "it was killed")
     await need(lone, ref)
     with pytest.raises(ObjectReconstructionFailedLineageDisabledError, match="SHOAL_LINEAGE_BYTES"):
+        lone.runtime.get([ref], 0)
+
+
+ACTOR = actor_id(LOCAL, 1)
+METHOD = MethodCall(ACTOR, "work", "Actor.work", 1, 2, b"")
+
+
+def an_actor(lone: LoneRuntime, process: ProcessId = WORKER) -> ObjectRef[Any]:
+    """Have an actor be known and alive; return the reference behind its handle."""
+    handle: ObjectRef[Any] = lone.runtime.objects.create(put_key(5000))
+    lone.runtime.follow(ACTOR, "Actor", handle, sequential=True, new=True)
+    lone.reactor.drain()
+    alive(lone, 0, process)
+    return handle
+
+
+def alive(lone: LoneRuntime, incarnation: int, process: ProcessId) -> None:
+    news = ActorChanged(
+        actor_id=ACTOR,
+        state=ActorState.ALIVE,
+        incarnation=incarnation,
+        node_id=node_of(process),
+        process_id=process,
+        graceful=False,
+        death=None,
+    )
+    lone.reactor.actors.calls.changed(news, 0.0)
+    lone.reactor.finish()
+
+
+async def test_a_call_is_made_again_before_those_that_may_wait_for_it(lone: LoneRuntime) -> None:
+    handle = an_actor(lone)
+    [ref] = lone.runtime.call_actor(METHOD, handle, (), {})
+    [(_, call)] = lone.sent(Task)
+    lone.receive(WORKER, done(call, Stored(NODE, "o1", 9)))
+    lone.reactor.node_died(NODE, "it was killed")
+    [user] = lone.runtime.call_actor(METHOD, handle, (ref,), {})
+    await need(lone, user)
+    alive(lone, 1, FAR_WORKER)
+    [(_, again)] = lone.sent(Task)
+    assert (again.number, again.attempt) == (call.number, 1)
+    lone.receive(FAR_WORKER, done(again, Stored(FAR, "o2", 9)))
+    [(_, using)] = lone.sent(Task)
+    assert using.dependencies == [Stored(FAR, "o2", 9)]
+    assert using.origins == [ref._state.wire()], "so that the actor can ask for it, where it cannot read it"
+
+
+async def test_what_an_actor_waits_for_is_not_asked_of_itself(lone: LoneRuntime) -> None:
+    handle = an_actor(lone)
+    [ref] = lone.runtime.call_actor(METHOD, handle, (), {})
+    [(_, call)] = lone.sent(Task)
+    lone.receive(WORKER, done(call, Stored(NODE, "o1", 9)))
+    [_user] = lone.runtime.call_actor(METHOD, handle, (ref,), {})
+    assert len(lone.sent(Task)) == 1
+    lone.receive(WORKER, ObjectUnavailable(ref._state.key, NODE, "o1"), Fetch(ref._state.key))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    [(_, fetched)] = lone.sent(Fetched)
+    assert fetched.value.code == "reconstruction_failed", "to wait for each other would have no end"
+
+
+async def test_without_a_handle_nothing_is_asked_of_an_actor(lone: LoneRuntime) -> None:
+    handle = an_actor(lone)
+    [ref] = lone.runtime.call_actor(METHOD, handle, (), {})
+    [(_, call)] = lone.sent(Task)
+    lone.receive(WORKER, done(call, Stored(NODE, "o1", 9)))
+    del handle
+    lone.reactor.drain()
+    lone.reactor.node_died(NODE, "it was killed")
+    await need(lone, ref)
+    with pytest.raises(ObjectReconstructionFailedError, match="no handle"):
         lone.runtime.get([ref], 0)

@@ -48,7 +48,7 @@ class Refusal(Enum):
     LINEAGE_DISABLED = "reconstruction_no_lineage"
     CANCELLED = "reconstruction_cancelled"
     UNKNOWN = "reconstruction_unknown"
-    ACTOR_GONE = "reconstruction_failed"
+    ACTOR_UNABLE = "reconstruction_failed"
 
 
 Small = Inline | Failed

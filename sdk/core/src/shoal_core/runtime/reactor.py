@@ -322,15 +322,32 @@ class Reactor:
         self._resolve(call, resolved)
 
     def _run_again(self, task: PendingTask | PendingCall) -> bool:
-        """Submit a task once more that has ended; False where its actor is not known any more."""
+        """Submit a task once more that has ended; False where its actor is not known any more, or waits for it."""
         if type(task) is PendingCall:
-            if not self.actors.calls.knows(task.actor):
+            calls = self.actors.calls
+            if not calls.knows(task.actor) or self._is_awaited_by(task.wire.number, calls.holding_up(task.actor)):
                 return False
             self._call(task)
         else:
             assert type(task) is PendingTask
             self._submit(task)
         return True
+
+    def _is_awaited_by(self, number: TaskNumber, tasks: Sequence[PendingTask | PendingCall]) -> bool:
+        """Tell whether one of the tasks cannot go on before another has ended, which may be what it is made from."""
+        seen: set[TaskNumber] = set()
+        left = [*tasks]
+        while left:
+            for ref in left.pop().dependencies:
+                state, other = ref._state, task_of(ref._state.key)
+                if state.value is not None or state.owner != self.local or other in seen:
+                    continue
+                if other == number:
+                    return True
+                seen.add(other)
+                if (task := self.tasks.get(other)) is not None:
+                    left.append(task)
+        return False
 
     def _cancel_object(self, cancel: Cancel) -> None:
         state = cancel.state

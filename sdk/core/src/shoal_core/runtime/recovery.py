@@ -209,7 +209,7 @@ class Recovery:
         if isinstance(task, Refusal):
             self._settle(state, self._refused(state, lost, task, reason))
         elif not self._run_again(task):
-            self._settle(state, self._refused(state, lost, Refusal.ACTOR_GONE, reason))
+            self._settle(state, self._refused(state, lost, Refusal.ACTOR_UNABLE, reason))
 
     def _run_again(self, task: PendingTask | PendingCall) -> bool:
         ended = self.lineage.of(task.wire.number)
@@ -327,7 +327,8 @@ _WHY = {
     "owner.",
     Refusal.CANCELLED: "its task was cancelled.",
     Refusal.UNKNOWN: "its owner does not remember its task. Keep a reference to what may be needed again.",
-    Refusal.ACTOR_GONE: "it was made by a method of an actor of which this process has no handle any more.",
+    Refusal.ACTOR_UNABLE: "it was made by a method of an actor of which this process has no handle any more, or which "
+    "runs one call after the other and is now at one that waits for this very object.",
 }
 
 
