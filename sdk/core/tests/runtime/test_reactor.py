@@ -474,7 +474,7 @@ async def test_large_arguments_give_their_memory_back_when_the_task_has_ended(lo
 
 async def test_what_lay_in_a_segment_of_a_dead_owner_is_lost(lone: LoneRuntime) -> None:
     stored, inlined = Reference(OTHER, put_key(1)), Reference(OTHER, put_key(2))
-    refs = lone.reactor.adopt([stored, inlined], OTHER)
+    refs = lone.reactor.sharing.adopt([stored, inlined], OTHER)
     lone.receive(OTHER, Fetched(stored.key, Stored(NODE, "o7", 1_000_000)))
     lone.receive(OTHER, Fetched(inlined.key, Inline(pickle.dumps("kept"))))
     lone.reactor._bury(OTHER)

@@ -230,7 +230,7 @@ class Service:
 
     def _yielded(self, item: Yielded) -> None:
         task, owner = item.accepted.task, item.accepted.owner
-        self._reactor.lend_contents(item.value, item.result.references, owner)
+        self._reactor.sharing.lend_contents(item.value, item.result.references, owner)
         self._reactor.send(owner, Item(task.number, task.attempt, item.index, item.value))
 
     def _adopt(self, owner: ProcessId, task: Task) -> list[ObjectRef[object]]:
@@ -354,7 +354,7 @@ class Service:
             return
         ended, self._ended = self._ended, []
         self._unanswered += len(ended)
-        self._reactor.released_now()
+        self._reactor.sharing.released_now()
         for item in ended:
             accepted = item.accepted
             states = [ref._state for ref in accepted.references]
@@ -372,10 +372,12 @@ class Service:
     def _send_done(self, item: Ended, kept: list[Reference], holds: list[ObjectRef[object] | None]) -> None:
         task, owner = item.accepted.task, item.accepted.owner
         for value, result in zip(item.values, item.results, strict=False):
-            self._reactor.lend_contents(value, result.references, owner)
+            self._reactor.sharing.lend_contents(value, result.references, owner)
         for reference in kept:
             self._reactor.borrowing.keep(reference)
-        done = TaskDone(task.number, task.attempt, task.lease, item.values, item.seconds, item.retryable, kept)
+        done = TaskDone(
+            task.number, task.attempt, task.lease, item.values, item.seconds, item.retryable, kept, item.missing
+        )
         self._reactor.send(owner, done)
         self._unanswered -= 1
         if self._leaving:

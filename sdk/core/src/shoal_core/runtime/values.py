@@ -8,20 +8,23 @@ import itertools
 import mmap
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask, ask_raw
-from shoal_core.protocol.errors import ObjectLostError, ShoalError
-from shoal_core.protocol.ids import NodeId, ObjectKey, ProcessId, node_of
+from shoal_core.protocol.errors import NodeDiedError, NotFoundError, ObjectFetchTimedOutError, ShoalError
+from shoal_core.protocol.ids import NO_NODE, NodeId, ObjectKey, ProcessId, durable_id, node_of
 from shoal_core.protocol.messages import (
     MOST_PINS,
     MOST_READ_BYTES,
     AllocateSegment,
     Message,
+    ObjectRestored,
     PinSegment,
     PinSegments,
+    RestoreObject,
     SegmentGranted,
     SegmentRead,
     SegmentsPinned,
@@ -37,11 +40,24 @@ from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes
 from shoal_core.runtime.writing import Writer
 
+T = TypeVar("T")
+
 REQUEST_SECONDS = 60.0
 READS_AT_ONCE = 4
 
+SUSPECT_SECONDS = 1.0
+"""Reading a copy that takes longer: somebody looks whether its node is dead, and looks again each time."""
+
 Call = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the I/O thread and waits for its result."""
+
+
+class CopyUnavailable(Exception):
+    """A copy is gone, or its node is, or it was lost before (``value`` is None): the object has to come anew."""
+
+    def __init__(self, value: Stored | None) -> None:
+        super().__init__(value)
+        self.value = value
 
 
 class Values:
@@ -68,6 +84,7 @@ class Values:
         self._call = call
         self._pins = itertools.count(1)
         self._allocations = itertools.count(1)
+        self._restorations = itertools.count(1)
 
     def close(self) -> None:
         """Let go of what is kept for the next value to be put (any thread)."""
@@ -90,8 +107,14 @@ class Values:
         return Stored(self._node, granted.segment, size, serialized.contained)
 
     def of(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
-        """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again."""
+        """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again.
+
+        Raises ``CopyUnavailable`` where the object is not ready any more, or will have to come anew. ``pins`` are those
+        that ``pinned`` holds.
+        """
         value = state.value
+        if value is None:
+            raise CopyUnavailable(None)
         if type(value) is Inline:
             return self.codec.load(value)
         if type(value) is Stored and value.node == self._node and self._shared_memory is not None:
@@ -101,11 +124,10 @@ class Values:
                 state.shared = weakref.ref(mapping)
                 return loaded
             return read_segment(memoryview(mapping))
-        assert value is not None
         return self.read(value, pins)
 
     def read(self, value: Value, pins: dict[str, int] | None = None) -> Any:
-        """Return what a value stands for, wherever it lies; raise the error it stands for."""
+        """Return what a value stands for, wherever it lies; raise the error it stands for, or ``CopyUnavailable``."""
         if type(value) is Inline:
             return self.codec.load(value)
         if type(value) is Failed:
@@ -113,7 +135,8 @@ class Values:
         assert type(value) is Stored
         if value.node == self._node and self._shared_memory is not None:
             return self._map(value, self._shared_memory, pins)[0]
-        return read_segment(memoryview(self._call(self._pull(value))).toreadonly())
+        data = self._call(self._unless_lost(value, partial(self._pull, value)))
+        return read_segment(memoryview(data).toreadonly())
 
     @contextlib.contextmanager
     def pinned(self, values: Sequence[Value | None]) -> Iterator[dict[str, int]]:
@@ -150,11 +173,51 @@ class Values:
 
         try:
             if ahead is None:
-                self._call(self._ask_node("pin", PinSegment(process=self._local, segment=value.segment, serial=serial)))
+                request = PinSegment(process=self._local, segment=value.segment, serial=serial)
+                self._call(self._unless_lost(value, partial(self._ask_node, "pin", request)))
             return segments.read(folder, value.segment, value.size_bytes, done)
         except BaseException:
             done(value.segment)  # whether the node heard of the pin is unknown; if not, it will never count
             raise
+
+    async def restore(self, key: ObjectKey) -> Stored:
+        """Get one of our objects from the durable tier; ``NotFoundError`` where it is not there (I/O thread)."""
+        if self._node == NO_NODE:
+            raise NotFoundError("this process has no node that could restore its objects")
+        name, serial = durable_id(self._local, key), next(self._restorations)
+        request = RestoreObject(process=self._local, object_id=name, serial=serial)
+        restored = await self._ask_node("restore", request)
+        assert isinstance(restored, ObjectRestored)
+        return Stored(self._node, restored.segment, restored.size_bytes)
+
+    async def _unless_lost(self, value: Stored, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what reading a copy returns; ``CopyUnavailable`` where it is gone, or its node dies meanwhile."""
+        reactor, node, task = self._reactor, value.node, asyncio.current_task()
+        assert task is not None
+        if reactor.is_dead(node):
+            raise CopyUnavailable(value)
+        readers = reactor.readers.setdefault(node, set())
+        readers.add(task)
+        loop = asyncio.get_running_loop()
+        suspicion = loop.call_later(SUSPECT_SECONDS, self._suspect, task, node)
+        try:
+            return await read()
+        except (NotFoundError, NodeDiedError):
+            raise CopyUnavailable(value) from None
+        except asyncio.CancelledError:
+            if not reactor.is_dead(node) or task.uncancel():
+                raise
+            raise CopyUnavailable(value) from None
+        finally:
+            suspicion.cancel()
+            readers.discard(task)
+            if not readers:
+                reactor.readers.pop(node, None)
+
+    def _suspect(self, task: asyncio.Task[Any], node: NodeId) -> None:
+        if task in self._reactor.readers.get(node, ()):
+            self._reactor.suspect(node)
+            asyncio.get_running_loop().call_later(SUSPECT_SECONDS, self._suspect, task, node)
 
     async def _ask_node(self, verb: str, message: Message) -> Message:
         return await ask(self._bus, self._on(self._node, verb), message, timeout_seconds=REQUEST_SECONDS)
@@ -182,7 +245,9 @@ class Values:
                     group.create_task(read())
         except* ShoalError as errors:
             reason = errors.exceptions[0]
-            raise ObjectLostError(
+            if isinstance(reason, NotFoundError):
+                raise reason from None
+            raise ObjectFetchTimedOutError(
                 f"{value.size_bytes:,} bytes could not be read from node {value.node}: {reason}"
             ) from reason
         return data

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.tracing import span
@@ -24,6 +24,7 @@ from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
 from shoal_core.runtime.streams import Producer
 from shoal_core.runtime.submission import cancelled
+from shoal_core.runtime.values import CopyUnavailable
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -51,6 +52,14 @@ class Accepted:
     begun: bool = False
     cancelled: bool = False
     interruptible: bool = False
+
+
+class ArgumentsUnavailable(Exception):
+    """Arguments of a task cannot be read, since their copies are gone."""
+
+    def __init__(self, missing: list[Stored]) -> None:
+        super().__init__(missing)
+        self.missing = missing
 
 
 _beginning = threading.Lock()
@@ -98,6 +107,7 @@ class Ended:
     seconds: float
     retryable: bool
     exhausted: bool = False
+    missing: list[Stored] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +174,10 @@ class Work:
             return False
         task = self.accepted.task
         returns = max(1, task.returns)
+        if isinstance(error, ArgumentsUnavailable):
+            self._end([], [], False)
+            self.ended.missing = error.missing
+            return True
         if self.accepted.cancelled and isinstance(error, CANCELLATIONS):
             self._end([cancelled(self._name)] * returns, [], False)
         else:
@@ -173,17 +187,34 @@ class Work:
         return True
 
     def arguments(self) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Return the task's positional and keyword arguments."""
-        task, runtime = self.accepted.task, self._runtime
-        arguments = task.arguments
-        if type(arguments) is Inline and not arguments.data:
+        """Return the task's positional and keyword arguments.
+
+        Where some of them cannot be read, a task goes back to its owner, since what makes them again may need what it
+        holds (``ArgumentsUnavailable``). A call keeps its place and waits, since an actor keeps what it holds anyway.
+        """
+        task = self.accepted.task
+        if type(task.arguments) is Inline and not task.arguments.data:
             return _NO_ARGUMENTS
-        args, kwargs = runtime.values.read(arguments)
-        if not task.dependencies:
-            return args, kwargs
-        with runtime.values.pinned(task.dependencies) as pins:
-            values = [runtime.values.read(value, pins) for value in task.dependencies]
-        return fill_in(args, kwargs, values)
+        missing: list[Stored] = []
+        values = (task.arguments, *task.dependencies)
+        with self._runtime.values.pinned(values) as pins:
+            (args, kwargs), *given = [self._read(value, index, pins, missing) for index, value in enumerate(values, -1)]
+        if missing:
+            raise ArgumentsUnavailable(missing)
+        return fill_in(args, kwargs, given) if given else (args, kwargs)
+
+    def _read(self, value: Value, index: int, pins: dict[str, int], missing: list[Stored]) -> Any:
+        """Return the value of a dependency, or (index -1) of the arguments; what cannot be read becomes ``missing``."""
+        origins = self.accepted.task.origins
+        try:
+            return self._runtime.values.read(value, pins)
+        except CopyUnavailable as unavailable:
+            unavailable.__traceback__ = None  # its frames hold the arguments, in a cycle with the exception
+            assert type(value) is Stored
+            if index >= 0 and origins:
+                return self._runtime.read_again(origins[index], value)
+            missing.append(value)
+            return None, None
 
     @property
     def has_large_arguments(self) -> bool:
