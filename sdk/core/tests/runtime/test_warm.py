@@ -107,3 +107,10 @@ def _write_wrongly(mappings: WarmMappings, path: Path) -> None:
             target[:5] = b"a"
     finally:
         os.close(descriptor)
+
+
+def test_a_kernel_that_cannot_populate_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "MADV_POPULATE_WRITE", 12345)  # EINVAL, as from a kernel that does not know it
+    path = make(tmp_path / "o1")
+    write(WarmMappings(), path, b"a" * SIZE)
+    assert path.read_bytes() == b"a" * SIZE

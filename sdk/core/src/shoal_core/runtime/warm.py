@@ -11,6 +11,7 @@ pages even after the node has removed the file: hence at most ``MOST_BYTES`` of 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -23,7 +24,9 @@ LEAST_FILE_BYTES = 1024 * 1024
 """Smaller files are mapped anew each time, which costs little."""
 IDLE_SECONDS = 1.0
 
-_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+STEP_BYTES = 16 * 1024 * 1024
+MADV_POPULATE_WRITE = 23
+"""Of Linux's ``madvise``; Python has no name for it yet."""
 File = tuple[int, int]
 """A file's device and inode, which stay its own whatever it is called."""
 
@@ -79,4 +82,20 @@ class WarmMappings:
 def _map(descriptor: int, file_bytes: int, size_bytes: int) -> mmap.mmap:
     """Map a file whole where it may be kept, else only what is asked for."""
     length = file_bytes if LEAST_FILE_BYTES <= file_bytes <= MOST_BYTES else size_bytes
-    return mmap.mmap(descriptor, length, flags=mmap.MAP_SHARED | _POPULATE)
+    mapping = mmap.mmap(descriptor, length, flags=mmap.MAP_SHARED)
+    _populate(mapping)
+    return mapping
+
+
+def _populate(mapping: mmap.mmap) -> None:
+    """Put all pages in place, in steps, so that other threads get their turn: gigabytes can take many seconds.
+
+    Where the kernel cannot (before Linux 5.14), pages come as they are written to.
+    """
+    for start in range(0, len(mapping), STEP_BYTES):
+        try:
+            mapping.madvise(MADV_POPULATE_WRITE, start, min(STEP_BYTES, len(mapping) - start))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return
+            raise
