@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from shoal_core.bus.tracing import span
 from shoal_core.protocol.errors import TaskCancelledError, TaskError
 from shoal_core.protocol.ids import MAX_RETURNS, ProcessId, object_key
-from shoal_core.protocol.records import Inline, LeaseAssigned, Stored, Task, Value
+from shoal_core.protocol.records import Inline, LeaseAssigned, Reference, Stored, Task, Value
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
@@ -41,7 +41,8 @@ class Accepted:
 
     ``order`` rises with each task that comes; ``producer`` is there for generators. What is ``cancelled`` before it was
     ``begun`` never is (see ``begin`` and ``cancel``). A cancellation may break into it only while it is
-    ``interruptible``: while the user's code runs, on the main thread.
+    ``interruptible``: while the user's code runs, on the main thread. ``awaited`` is an argument that a call
+    waits for, since its copy was lost.
     """
 
     task: Task
@@ -52,6 +53,7 @@ class Accepted:
     begun: bool = False
     cancelled: bool = False
     interruptible: bool = False
+    awaited: Reference | None = None
 
 
 class ArgumentsUnavailable(Exception):
@@ -85,6 +87,14 @@ class TaskInterrupt(KeyboardInterrupt):
 
 CANCELLATIONS = (KeyboardInterrupt, asyncio.CancelledError, TaskCancelledError)
 """What leaves the user's code of a task that was cancelled; the last where a task of its own was cancelled with it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Awaits:
+    """A call waits for an argument whose copy was lost, or (None) does so no more."""
+
+    accepted: Accepted
+    awaited: Reference | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,9 +222,17 @@ class Work:
             unavailable.__traceback__ = None  # its frames hold the arguments, in a cycle with the exception
             assert type(value) is Stored
             if index >= 0 and origins:
-                return self._runtime.read_again(origins[index], value)
+                return self._read_again(origins[index], value)
             missing.append(value)
             return None, None
+
+    def _read_again(self, origin: Reference, value: Stored) -> Any:
+        """Wait for an argument to come anew."""
+        self._runtime.command(Awaits(self.accepted, origin))
+        try:
+            return self._runtime.read_again(origin, value)
+        finally:
+            self._runtime.command(Awaits(self.accepted, None))
 
     @property
     def has_large_arguments(self) -> bool:
