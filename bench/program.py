@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+from bench import objects
 from bench.measuring import Effort, Measured, rate
 from bench.memory import PeakMemory, pss_by_process, wait_until_at_rest
 from bench.transfers import CLUSTER_PROGRAMS
@@ -23,18 +24,18 @@ from bench.transfers import CLUSTER_PROGRAMS
 CPUS = 2
 SPILLED_BYTES = 64 * 1024 * 1024
 SPILLED_COUNT = 24
-STORE_BYTES = {"spill": 4 * SPILLED_BYTES, "restore": 4 * SPILLED_BYTES}
+STORE_BYTES = objects.STORE_BYTES | {"spill": 4 * SPILLED_BYTES, "restore": 4 * SPILLED_BYTES}
 """The rows that want a store of another size than the default."""
 
 
 # ------------------------------------------------------------------------------------ Shoal and Ray
 
 
-def start(system: str, store_bytes: int | None = None) -> Any:
-    """Import Shoal or Ray and start it with two CPUs, and a store of this size if one is given."""
+def start(system: str, row: str = "") -> Any:
+    """Import Shoal or Ray and start it with two CPUs, and with the shared memory that a row needs."""
     ray: Any = importlib.import_module(system)
-    store = {} if store_bytes is None else {"object_store_memory": store_bytes}
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, **store)
+    options = {"object_store_memory": STORE_BYTES[row]} if row in STORE_BYTES else {}
+    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, **options)
     return ray
 
 
@@ -44,10 +45,10 @@ def tasks_sync(ray: Any, effort: Effort) -> Measured:
     return rate(effort, lambda: ray.get(small_value.remote()))
 
 
-def tasks_async(ray: Any, effort: Effort) -> Measured:
+def tasks_async(ray: Any, effort: Effort, count: int = 1000) -> Measured:
     """A thousand tasks in flight."""
     small_value = ray.remote(_small_value)
-    return rate(effort, lambda: ray.get([small_value.remote() for _ in range(1000)]), 1000)
+    return rate(effort, lambda: ray.get([small_value.remote() for _ in range(count)]), count)
 
 
 def tasks_multi_client(ray: Any, effort: Effort, clients: int = 4, tasks: int = 1000) -> Measured:
@@ -72,12 +73,12 @@ def get_small(ray: Any, effort: Effort) -> Measured:
     return rate(effort, lambda: ray.get(reference))
 
 
-def wait_1k(ray: Any, effort: Effort) -> Measured:
+def wait_1k(ray: Any, effort: Effort, count: int = 1000) -> Measured:
     """Submit a thousand tasks and take the finished ones off one by one."""
     small_value = ray.remote(_small_value)
 
     def loop() -> None:
-        waiting = [small_value.remote() for _ in range(1000)]
+        waiting = [small_value.remote() for _ in range(count)]
         fetch = True
         while waiting:
             _, waiting = ray.wait(waiting, fetch_local=fetch)
@@ -86,11 +87,11 @@ def wait_1k(ray: Any, effort: Effort) -> Measured:
     return rate(effort, loop)
 
 
-def put_gigabytes(ray: Any, effort: Effort) -> Measured:
+def put_gigabytes(ray: Any, effort: Effort, items: int = 100 * 1024 * 1024) -> Measured:
     """Put of an array of 100 Mi integers, whose memory is reused when its reference goes."""
     import numpy
 
-    array = numpy.zeros(100 * 1024 * 1024, dtype=numpy.int64)
+    array = numpy.zeros(items, dtype=numpy.int64)
     return rate(effort, lambda: ray.put(array), array.nbytes / 1e9)
 
 
@@ -147,7 +148,7 @@ def disk_rates(size_bytes: int = 512 * 1024 * 1024) -> dict[str, float]:
 def queued_100k(ray: Any, effort: Effort, count: int = 100_000) -> Measured:
     """Queue a hundred thousand tasks, then wait for all of them."""
     small_value = ray.remote(_small_value)
-    ray.get([small_value.remote() for _ in range(1000)])
+    ray.get([small_value.remote() for _ in range(min(count, 1000))])
     began = time.perf_counter()
     references = [small_value.remote() for _ in range(count)]
     queued = time.perf_counter()
@@ -159,7 +160,7 @@ def queued_100k(ray: Any, effort: Effort, count: int = 100_000) -> Measured:
 def queued_1m(ray: Any, effort: Effort, count: int = 1_000_000) -> Measured:
     """Queue a million tasks; the most memory the driver held meanwhile, for each of them."""
     small_value = ray.remote(_small_value)
-    ray.get([small_value.remote() for _ in range(1000)])
+    ray.get([small_value.remote() for _ in range(min(count, 1000))])
     began = time.perf_counter()
     with PeakMemory() as memory:
         references = [small_value.remote() for _ in range(count)]
@@ -171,10 +172,10 @@ def queued_1m(ray: Any, effort: Effort, count: int = 1_000_000) -> Measured:
     return Measured([memory.growth_bytes / count], details)
 
 
-def memory(ray: Any, effort: Effort) -> Measured:
+def memory(ray: Any, effort: Effort, occupied_seconds: float = 0.5) -> Measured:
     """Proportional memory of everything but the driver, after both workers ran something and came to rest."""
     occupy = ray.remote(_occupy)
-    ray.get([occupy.remote(0.5) for _ in range(CPUS)])
+    ray.get([occupy.remote(occupied_seconds) for _ in range(CPUS)])
     wait_until_at_rest()
     driver, others = pss_by_process()
     total = sum(others.values())
@@ -223,16 +224,16 @@ def _one_at_a_time(ray: Any, effort: Effort, actor: Any) -> Measured:
     return rate(effort, lambda: ray.get(actor.small_value.remote()))
 
 
-def _in_flight(ray: Any, effort: Effort, actor: Any) -> Measured:
-    return rate(effort, lambda: ray.get([actor.small_value.remote() for _ in range(1000)]), 1000)
+def _in_flight(ray: Any, effort: Effort, actor: Any, count: int) -> Measured:
+    return rate(effort, lambda: ray.get([actor.small_value.remote() for _ in range(count)]), count)
 
 
-def _one_calls_n(ray: Any, effort: Effort, actor_class: Any, calls: int = 5000) -> Measured:
+def _one_calls_n(ray: Any, effort: Effort, actor_class: Any, calls: int) -> Measured:
     client = _client(ray, [actor_class.remote() for _ in range(SERVERS)])
     return rate(effort, lambda: ray.get(client.small_value_batch.remote(calls)), calls * SERVERS)
 
 
-def _tasks_call_n(ray: Any, effort: Effort, actor_class: Any, tasks: int = 4, calls: int = 5000) -> Measured:
+def _tasks_call_n(ray: Any, effort: Effort, actor_class: Any, calls: int, tasks: int = 4) -> Measured:
     actors = [actor_class.remote() for _ in range(SERVERS)]
 
     def work(actors: list[Any]) -> None:
@@ -247,24 +248,24 @@ def actor_sync(ray: Any, effort: Effort) -> Measured:
     return _one_at_a_time(ray, effort, ray.remote(num_cpus=0)(_Actor).remote())
 
 
-def actor_async(ray: Any, effort: Effort) -> Measured:
+def actor_async(ray: Any, effort: Effort, count: int = 1000) -> Measured:
     """A thousand calls in flight."""
-    return _in_flight(ray, effort, ray.remote(num_cpus=0)(_Actor).remote())
+    return _in_flight(ray, effort, ray.remote(num_cpus=0)(_Actor).remote(), count)
 
 
-def actor_concurrent(ray: Any, effort: Effort) -> Measured:
+def actor_concurrent(ray: Any, effort: Effort, count: int = 1000) -> Measured:
     """A thousand calls in flight to an actor with sixteen threads."""
-    return _in_flight(ray, effort, ray.remote(num_cpus=0, max_concurrency=16)(_Actor).remote())
+    return _in_flight(ray, effort, ray.remote(num_cpus=0, max_concurrency=16)(_Actor).remote(), count)
 
 
-def actors_1_n(ray: Any, effort: Effort) -> Measured:
+def actors_1_n(ray: Any, effort: Effort, calls: int = 5000) -> Measured:
     """One actor that calls n."""
-    return _one_calls_n(ray, effort, ray.remote(num_cpus=0)(_Actor))
+    return _one_calls_n(ray, effort, ray.remote(num_cpus=0)(_Actor), calls)
 
 
-def actors_n_n(ray: Any, effort: Effort) -> Measured:
+def actors_n_n(ray: Any, effort: Effort, calls: int = 5000) -> Measured:
     """Four tasks that call n actors."""
-    return _tasks_call_n(ray, effort, ray.remote(num_cpus=0)(_Actor))
+    return _tasks_call_n(ray, effort, ray.remote(num_cpus=0)(_Actor), calls)
 
 
 def actors_n_n_arg(ray: Any, effort: Effort, calls: int = 1000) -> Measured:
@@ -279,25 +280,25 @@ def async_actor_sync(ray: Any, effort: Effort) -> Measured:
     return _one_at_a_time(ray, effort, ray.remote(_AsyncActor).remote())
 
 
-def async_actor_async(ray: Any, effort: Effort) -> Measured:
+def async_actor_async(ray: Any, effort: Effort, count: int = 1000) -> Measured:
     """A thousand calls in flight to an async actor."""
-    return _in_flight(ray, effort, ray.remote(_AsyncActor).remote())
+    return _in_flight(ray, effort, ray.remote(_AsyncActor).remote(), count)
 
 
-def async_actor_async_arg(ray: Any, effort: Effort) -> Measured:
+def async_actor_async_arg(ray: Any, effort: Effort, count: int = 1000) -> Measured:
     """A thousand calls in flight to an async actor, each with a number."""
     actor = ray.remote(_AsyncActor).remote()
-    return rate(effort, lambda: ray.get([actor.small_value_arg.remote(i) for i in range(1000)]), 1000)
+    return rate(effort, lambda: ray.get([actor.small_value_arg.remote(i) for i in range(count)]), count)
 
 
-def async_actors_1_n(ray: Any, effort: Effort) -> Measured:
+def async_actors_1_n(ray: Any, effort: Effort, calls: int = 5000) -> Measured:
     """One actor that calls n async actors."""
-    return _one_calls_n(ray, effort, ray.remote(_AsyncActor))
+    return _one_calls_n(ray, effort, ray.remote(_AsyncActor), calls)
 
 
-def async_actors_n_n(ray: Any, effort: Effort) -> Measured:
+def async_actors_n_n(ray: Any, effort: Effort, calls: int = 5000) -> Measured:
     """Four tasks that call n async actors."""
-    return _tasks_call_n(ray, effort, ray.remote(_AsyncActor))
+    return _tasks_call_n(ray, effort, ray.remote(_AsyncActor), calls)
 
 
 def actors_created(ray: Any, effort: Effort, count: int = 40) -> Measured:
@@ -539,7 +540,7 @@ def dask_queued_100k(client: Any, effort: Effort, count: int = 100_000) -> Measu
 
 # ------------------------------------------------------------------------------------ the process
 
-PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
+PROGRAMS: dict[str, Callable[..., Measured]] = {
     program.__name__: program
     for program in (
         tasks_sync,
@@ -576,6 +577,7 @@ PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
         stream_large,
         stream_100,
         await_10k,
+        *objects.ROWS,
     )
 }
 DASK_PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
@@ -594,7 +596,7 @@ def measure(row: str, system: str, effort: Effort) -> Measured:
     if system == "dask":
         with start_dask() as client:
             return DASK_PROGRAMS[row](client, effort)
-    ray = start(system, STORE_BYTES.get(row))
+    ray = start(system, row)
     try:
         return PROGRAMS[row](ray, effort)
     finally:

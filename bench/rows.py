@@ -112,6 +112,16 @@ ROWS: tuple[Row, ...] = (
         limit=3.0,
         timeout_seconds=600.0,
     ),
+    Row("args_10k", "a task with 10,000 arguments", "s", higher_is_better=False, times_ray=1),
+    Row("returns_3k", "a task with 3,000 returns", "s", higher_is_better=False, times_ray=1),
+    Row("get_10k", "get of 10,000 objects of 1 KB", "s", higher_is_better=False, times_ray=1),
+    Row("get_1k_stored", "get of 1,000 objects of 200 KB", "s", higher_is_better=False, times_ray=1),
+    Row("live_100k", "100,000 live references", "s", higher_is_better=False, times_ray=1, timeout_seconds=300.0),
+    Row("object_8gb", "one object of 8 GB", "s", higher_is_better=False, times_ray=1, timeout_seconds=300.0),
+    Row("put_multi_gigabytes", "put of 80 MB arrays, 10 tasks", "GB/s", times_ray=1),
+    Row("put_in_copies", "put, in times of a plain copy", "x", higher_is_better=False, systems=("shoal",), limit=1.5),
+    Row("task_result_80mb", "results of 80 MB", "GB/s", times_ray=3),
+    Row("task_argument_80mb", "arguments of 80 MB", "GB/s", times_ray=3),
     Row("await_10k", "await of 10,000, in times of get", "x", higher_is_better=False, limit=1.2),
 )
 

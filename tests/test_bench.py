@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import mmap
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import shoal
 from bench import __main__ as bench
-from bench.measuring import Effort, rate
+from bench.measuring import Effort, rate, seconds
 from bench.memory import MARK, PeakMemory, marked_processes, pss_by_process
 from bench.program import DASK_PROGRAMS, PROGRAMS
 from bench.rows import ROWS, Row, System, find_rows
@@ -46,6 +50,48 @@ def test_ratio_is_how_many_times_better() -> None:
 )
 def test_bars(row: Row, shoal: float, ray: float | None, passes: bool | None) -> None:
     assert row.passes(shoal, ray) is passes
+
+
+TINY: dict[str, object] = {
+    "calls": 3,
+    "clients": 2,
+    "count": 5,
+    "items": 50_000,
+    "occupied_seconds": 0.01,
+    "puts": 2,
+    "size_bytes": 300_000,
+    "streams": 3,
+    "tasks": 5,
+}
+"""What the sizes of programs are here, by the names of their parameters."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    mark = pytest.MonkeyPatch()
+    mark.setenv(MARK, "the programs of the benchmark, tiny")
+    try:
+        with shoal.init(num_cpus=2, log_to_driver=False):
+            yield
+    finally:
+        mark.undo()
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("name", [row.name for row in ROWS if row.name in PROGRAMS])
+def test_every_program_runs_on_shoal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.program.wait_until_at_rest", lambda limit_seconds=0.0: None)
+    program = PROGRAMS[name]
+    sizes = {parameter: TINY[parameter] for parameter in [*inspect.signature(program).parameters][2:]}
+    measured = program(shoal, Effort(repetitions=1, seconds=0.01), **sizes)
+    assert measured.samples
+    assert all(math.isfinite(value) for value in [*measured.samples, *measured.details.values()])
+
+
+def test_seconds_leaves_out_the_first_call() -> None:
+    calls: list[None] = []
+    measured = seconds(Effort(repetitions=3, seconds=0.0), lambda: calls.append(None))
+    assert (len(measured.samples), len(calls)) == (3, 4)
 
 
 def test_an_unknown_row_is_named_with_those_there_are() -> None:

@@ -93,6 +93,43 @@ def test_status_says_what_waits_and_why(machine: Machine) -> None:
     assert "unicorn" in pending[0]["why"]
 
 
+HOLDING_DRIVER = """
+import sys, shoal
+shoal.init("auto")
+references = [shoal.put(b"x" * 3_000_000), shoal.put(1)]
+print("put", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_memory_says_who_holds_what(machine: Machine) -> None:
+    empty = json.loads(machine.run(SHOAL, "memory", "--format", "json"))
+    assert empty["objects"] == []
+    driver = subprocess.Popen(
+        [sys.executable, "-c", HOLDING_DRIVER],
+        env=machine.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        try:
+            assert driver.stdout.readline().strip() == "put"
+            seen = json.loads(machine.run(SHOAL, "memory", "--format", "json"))
+            table = machine.run(SHOAL, "memory", "--limit", "1")
+        finally:
+            driver.stdin.close()
+    assert [(row["type"], row["pid"], row["reference_type"]) for row in seen["objects"]] == [
+        ("DRIVER", driver.pid, "LOCAL_REFERENCE")
+    ] * 2
+    assert seen["objects"][0]["object_size"] > 3_000_000
+    assert seen["nodes"][0]["store"]["used_bytes"] > 3_000_000
+    assert "the largest 1 of 2 objects" in table
+    assert seen["objects"][0]["object_id"] in table
+
+
 def test_down_leaves_nothing(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.run(SHOAL, "up", "--num-cpus", "1")

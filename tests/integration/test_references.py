@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+import numpy
 import pytest
 
 import shoal
@@ -332,12 +333,63 @@ class TestDeaths:
         shoal.kill(second)
 
 
+class TestWhoHoldsWhat:
+    def test_a_process_that_is_silent_is_named_and_holds_up_nobody(self) -> None:
+        keeper = Keeper.remote([shoal.put(b"x" * LARGE)])
+        pid = get(keeper.pid.remote())
+        assert get(keeper.read.remote()) == LARGE
+        assert pid in {row.pid for row in known()}
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(state.StateUnavailableError, match="did not answer its node in time"):
+                state.list_objects(timeout=1)
+            others = state.list_objects(timeout=1, raise_on_missing_output=False)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert pid not in {row.pid for row in others if row.reference_type != "PINNED_IN_MEMORY"}
+        assert os.getpid() in {row.pid for row in others}
+        assert pid in {row.pid for row in known()}
+        del keeper
+
+    def test_what_a_task_was_given_is_told_while_it_runs(self) -> None:
+        @shoal.remote
+        def hold(value: Any, refs: list[Any], gate: Any) -> int:
+            get(gate.wait.remote())
+            return len(value.data) + len(refs)
+
+        class Gate:
+            def __init__(self) -> None:
+                self.opened = threading.Event()
+
+            def open(self) -> None:
+                self.opened.set()
+
+            def wait(self) -> None:
+                self.opened.wait()
+
+        gate: Any = shoal.remote(num_cpus=0, max_concurrency=2)(Gate).remote()
+        ref = shoal.put(Buffer(b"x" * LARGE))
+        held = hold.remote(ref, [ref], gate)
+
+        def of_worker(reason: str) -> bool:
+            rows = [row for row in state.get_objects(ref.hex()) if row.type == "WORKER"]
+            return any(reason in row.reasons for row in rows)
+
+        until(lambda: of_worker("PINNED_IN_MEMORY"), "the task has mapped its argument")
+        assert of_worker("USED_BY_PENDING_TASK")
+        (mine,) = [row for row in state.get_objects(ref.hex()) if row.type == "DRIVER"]
+        assert mine.reasons[0] == "USED_BY_PENDING_TASK"
+        assert "LOCAL_REFERENCE" in mine.reasons
+        get(gate.open.remote())
+        assert get(held) == LARGE + 1
+        del gate
+
+
 class TestMappings:
     """Arrays are views of shared memory; they stay what they are for as long as any of them lives."""
 
     @pytest.fixture
     def make(self) -> Callable[[int], Any]:
-        numpy = pytest.importorskip("numpy")
         return lambda number: numpy.full(LARGE, number, dtype=numpy.uint8)
 
     def test_an_array_is_read_only_and_outlives_its_reference_and_its_memory_is_not_reused(

@@ -73,6 +73,24 @@ RAYS_ERRORS = [
 ]
 
 
+RAYS_UTIL = [
+    "ActorPool",
+    "check_serialize",
+    "deregister_serializer",
+    "get_node_ip_address",
+    "inspect_serializability",
+    "list_named_actors",
+    "queue",
+    "register_serializer",
+    "state",
+]
+
+RAYS_NAMES_OF_REFERENCES = [
+    *("binary", "hex", "is_nil", "nil", "from_random", "task_id", "job_id", "future"),
+    *("__await__", "__hash__", "__eq__", "_on_completed"),
+]
+
+
 def public(module: types.ModuleType) -> set[str]:
     """Return the names of a module that are neither private nor its submodules."""
     return {
@@ -87,6 +105,18 @@ def test_shoal_offers_what_it_defines_and_nothing_else() -> None:
     assert public(shoal) | modules | {"__version__"} == set(shoal.__all__)
     assert set(PROGRAMS_RELY_ON) <= set(shoal.__all__)
     assert len(set(shoal.__all__)) == len(shoal.__all__)
+
+
+def test_util_offers_what_programs_rely_on() -> None:
+    assert set(RAYS_UTIL) <= set(shoal.util.__all__)
+    assert all(hasattr(shoal.util, name) for name in shoal.util.__all__)
+    assert len(set(shoal.util.__all__)) == len(shoal.util.__all__)
+
+
+@pytest.mark.parametrize("name", RAYS_NAMES_OF_REFERENCES)
+def test_references_have_rays_names(name: str) -> None:
+    assert hasattr(shoal.ObjectRef, name)
+    assert shoal.ObjectID is shoal.ObjectRef
 
 
 def test_all_errors_of_the_tree_are_offered_under_their_own_names() -> None:

@@ -40,7 +40,8 @@ def _node_cells(node: NodeMemory) -> list[str]:
 
 
 def _object_cells(row: dict[str, Any]) -> list[str]:
-    why = ", ".join(row["reasons"]) + (f" by {row['borrowers']}" if row["borrowers"] else "")
+    by = f"BORROWED by {row['borrowers']}"
+    why = ", ".join(by if reason == "BORROWED" else reason for reason in row["reasons"])
     size = size_text(row["object_size"]) if row["object_size"] >= 0 else "?"
     name = row["object_id"] or "(gone; still mapped)"
     return [name, size, row["location"], row["task_status"], why, row["type"], str(row["pid"]), row["node_id"]]

@@ -136,6 +136,6 @@ async def test_an_object_behind_a_handle_says_so(lone: LoneRuntime) -> None:
 
 async def test_anothers_object_is_told_with_its_owner(lone: LoneRuntime) -> None:
     key = object_key(TaskNumber(4), 0)
-    (ref,) = lone.reactor.adopt([Reference(OTHER, key)], OTHER)
+    (ref,) = lone.reactor.sharing.adopt([Reference(OTHER, key)], OTHER)
     known = told_of(lone, ref)
     assert (known.owner, known.key, known.size_bytes, known.status) == (OTHER, key, -1, "NIL")

@@ -478,10 +478,14 @@ async def test_large_arguments_give_their_memory_back_when_the_task_has_ended(lo
 
 async def test_what_lay_in_a_segment_of_a_dead_owner_is_lost(lone: LoneRuntime) -> None:
     stored, inlined = Reference(OTHER, put_key(1)), Reference(OTHER, put_key(2))
-    refs = lone.reactor.adopt([stored, inlined], OTHER)
+    refs = lone.reactor.sharing.adopt([stored, inlined], OTHER)
     lone.receive(OTHER, Fetched(stored.key, Stored(NODE, "o7", 1_000_000)))
     lone.receive(OTHER, Fetched(inlined.key, Inline(pickle.dumps("kept"))))
+    lone.reactor._dead.add(OTHER)
     lone.reactor._bury(OTHER)
+    with pytest.raises(GetTimeoutError):
+        lone.runtime.get([refs[0]], 0)
+    lone.reactor.drain()
     await turns_until(lambda: type(refs[0]._state.value) is Failed)
     with pytest.raises(OwnerDiedError):
         lone.runtime.get([refs[0]], 0)

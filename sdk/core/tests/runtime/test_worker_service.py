@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal_core.protocol.ids import JobId, LeaseId, ProcessId
+from shoal_core.protocol.ids import JobId, LeaseId, ProcessId, TaskNumber, object_key
 from shoal_core.protocol.records import (
     Borrow,
     Borrowed,
@@ -23,7 +23,7 @@ from shoal_core.protocol.records import (
 )
 from shoal_core.runtime.execution import BegunPage, Execution
 from shoal_core.runtime.process import Service
-from shoal_core.runtime.work import Accepted, Ended, Running, current
+from shoal_core.runtime.work import Accepted, Awaits, Ended, Running, begin, current
 from shoal_core.testing.builders import inline, node_id, process_id, put_key, task
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 
@@ -253,3 +253,31 @@ async def test_a_worker_stays_as_long_as_its_objects_are_referred_to(
     while worker.execution.queue.empty():  # noqa: ASYNC110
         await asyncio.sleep(0)
     assert worker.execution.queue.get_nowait() is None
+
+
+class SequentialHosting:
+    """As much of an actor as calls notice on their way to it."""
+
+    is_sequential = True
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_call_that_makes_what_the_running_one_waits_for_ends(worker: Worker, before: bool) -> None:
+    worker.runtime.hosting = SequentialHosting()  # type: ignore[assignment]
+    worker.receive(OWNER, numbered(3, lease=0))
+    using = worker.begin()
+    assert begin(using)
+    if before:
+        worker.receive(OWNER, numbered(5, lease=0))
+    worker.runtime.command(Awaits(using, Reference(OWNER, object_key(TaskNumber(5), 1))))
+    worker.reactor.drain()
+    if not before:
+        worker.receive(OWNER, numbered(5, lease=0))
+    worker.receive(THIRD, numbered(5, lease=0))
+    [(peer, done)] = worker.sent(TaskDone)
+    assert (peer, done.number) == (OWNER, 5)
+    assert [value.code for value in done.values] == ["reconstruction_failed"]
+    worker.runtime.command(Awaits(using, None))
+    worker.reactor.drain()
+    worker.receive(OWNER, numbered(5, lease=0))
+    assert worker.sent(TaskDone) == [], "it waits for nothing any more"

@@ -113,3 +113,12 @@ def test_a_file_that_is_not_there_or_too_small_is_an_error_and_keeps_nothing(fol
     with pytest.raises(ObjectStoreFullError, match="could not be mapped"):
         folder.writer.write("o1", value(b"a" * LEAST_KEPT_BYTES))
     assert folder.mapped() == set()
+
+
+def test_a_kernel_that_cannot_enter_pages_ahead_is_done_without(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "MADV_POPULATE_WRITE", 12345)  # EINVAL, as from a kernel that does not know it
+    folder.make("o1")
+    folder.write("o1", b"a" * LEAST_KEPT_BYTES)
+    folder.writer.close()

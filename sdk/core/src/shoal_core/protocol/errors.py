@@ -47,7 +47,7 @@ code (``wire_code``); ``from_wire`` maps every code back, and a test holds that 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 
 class ShoalError(Exception):
@@ -325,15 +325,57 @@ class OwnerDiedError(ObjectLostError):
 
 
 class ObjectReconstructionFailedError(ObjectLostError):
-    """The object's copies are gone and its task could not be run again."""
+    """The object's copies are gone and its task could not be run again; ``reason`` is Ray's name for why."""
+
+    reason: ClassVar[str] = "FAILED"
 
 
 class ObjectReconstructionFailedMaxAttemptsExceededError(ObjectReconstructionFailedError):
     """The object's task was run again as often as ``max_retries`` allows."""
 
+    reason = "MAX_ATTEMPTS_EXCEEDED"
+
 
 class ObjectReconstructionFailedLineageEvictedError(ObjectReconstructionFailedError):
     """The record of the object's task was dropped to save memory."""
+
+    reason = "LINEAGE_EVICTED"
+
+
+class ObjectReconstructionFailedPutError(ObjectReconstructionFailedError):
+    """The object was made by ``put``, or from large arguments passed by value: no task makes it again."""
+
+    reason = "PUT"
+
+
+class ObjectReconstructionFailedRetriesDisabledError(ObjectReconstructionFailedError):
+    """The object's task may not be run again: ``max_retries`` (of an actor's method ``max_task_retries``) is 0."""
+
+    reason = "RETRIES_DISABLED"
+
+
+class ObjectReconstructionFailedBorrowedError(ObjectReconstructionFailedError):
+    """The object is made from one of another process, which has freed it or has died."""
+
+    reason = "BORROWED"
+
+
+class ObjectReconstructionFailedRefNotFoundError(ObjectReconstructionFailedError):
+    """The object's owner remembers nothing of it or of its task."""
+
+    reason = "REF_NOT_FOUND"
+
+
+class ObjectReconstructionFailedTaskCancelledError(ObjectReconstructionFailedError):
+    """The object's task was cancelled before it had made the object again."""
+
+    reason = "TASK_CANCELLED"
+
+
+class ObjectReconstructionFailedLineageDisabledError(ObjectReconstructionFailedError):
+    """The object's owner keeps no records of tasks (``SHOAL_LINEAGE_BYTES=0``)."""
+
+    reason = "LINEAGE_DISABLED"
 
 
 class PlasmaObjectNotAvailable(ShoalError):
@@ -431,6 +473,12 @@ WIRE_ERRORS: dict[str, type[ShoalError]] = {
     "reconstruction_failed": ObjectReconstructionFailedError,
     "reconstruction_attempts": ObjectReconstructionFailedMaxAttemptsExceededError,
     "reconstruction_evicted": ObjectReconstructionFailedLineageEvictedError,
+    "reconstruction_put": ObjectReconstructionFailedPutError,
+    "reconstruction_disabled": ObjectReconstructionFailedRetriesDisabledError,
+    "reconstruction_borrowed": ObjectReconstructionFailedBorrowedError,
+    "reconstruction_unknown": ObjectReconstructionFailedRefNotFoundError,
+    "reconstruction_cancelled": ObjectReconstructionFailedTaskCancelledError,
+    "reconstruction_no_lineage": ObjectReconstructionFailedLineageDisabledError,
     "runtime_env": RuntimeEnvSetupError,
     "task_group_removed": TaskPlacementGroupRemoved,
     "actor_group_removed": ActorPlacementGroupRemoved,

@@ -70,6 +70,7 @@ class Task(msgspec.Struct, array_like=True, tag=1):
     ``returns`` is -1 for a generator, whose items go to the owner as they are made, at most ``ahead`` of them (0: any
     number) before they are taken. A call of an actor's method is a task of lease 0: ``function`` is then the method's
     name and ``group`` the concurrency group it runs in, if the caller chose one. Calls of one caller come in its order.
+    ``origins`` names the objects whose values the dependencies are, where a call needs that to ask for one again.
     """
 
     number: TaskNumber
@@ -86,10 +87,14 @@ class Task(msgspec.Struct, array_like=True, tag=1):
     depth: int = 0
     group: str = ""
     ahead: int = 0
+    origins: list[Reference] = []
 
 
 class TaskDone(msgspec.Struct, array_like=True, tag=2):
-    """Worker → owner: a task has ended. ``kept`` are references of its arguments that the worker still holds."""
+    """Worker → owner: a task has ended. ``kept`` are references of its arguments that the worker still holds.
+
+    Where ``missing`` is not empty, the task was not run: these are those of its arguments that could not be read.
+    """
 
     number: TaskNumber
     attempt: int
@@ -98,6 +103,7 @@ class TaskDone(msgspec.Struct, array_like=True, tag=2):
     seconds: float
     retryable: bool = False
     kept: list[Reference] = []
+    missing: list[Stored] = []
 
 
 class TasksReturned(msgspec.Struct, array_like=True, tag=3):
@@ -242,10 +248,11 @@ class SegmentSealed(msgspec.Struct, array_like=True, tag=20):
 
 
 class ObjectUnavailable(msgspec.Struct, array_like=True, tag=21):
-    """Reader → owner: the copy of this object could not be read, since its node is gone."""
+    """Reader → owner: the copy of this object in that segment could not be read: it, or its node, is gone."""
 
     key: ObjectKey
     node: NodeId
+    segment: str = ""
 
 
 class ProcessUnneeded(msgspec.Struct, array_like=True, tag=22):

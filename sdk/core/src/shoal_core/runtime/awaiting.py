@@ -92,10 +92,10 @@ _here = _ThreadInbox()
 async def ready(ref: ObjectRef[Any]) -> None:
     """Wait until the object of a reference is ready; raise why, where it will not be."""
     state = ref._state
-    if state.value is None:
+    while state.value is None:
         await until_told(state, asyncio.get_running_loop())
-        if state.value is None:
-            state.home.load(state)
+        if state.value is None:  # there is a reason, or it was lost
+            state.home.check()
 
 
 def until_told(state: ObjectState, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:

@@ -55,7 +55,7 @@ class PendingCall:
 
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments and that to the
     actor; the call holds them until it ends, when ``ended`` is called. ``retries`` are those left, -1 for no end of
-    them.
+    them. ``remade``: it had ended, and is made again since results were lost.
     """
 
     __slots__ = (
@@ -65,6 +65,7 @@ class PendingCall:
         "ended",
         "nested",
         "parent",
+        "remade",
         "retries",
         "unordered",
         "unresolved",
@@ -92,6 +93,7 @@ class PendingCall:
         self.unordered = unordered
         self.ended = ended
         self.unresolved = 0
+        self.remade = False
 
 
 class Callee:
@@ -176,6 +178,15 @@ class Calls:
         self._callees[actor] = Callee(actor, name, WINDOW if sequential else sys.maxsize)
         return True
 
+    def knows(self, actor: ActorId) -> bool:
+        """Tell whether somebody here has a handle of the actor."""
+        return actor in self._callees
+
+    def holding_up(self, actor: ActorId) -> list[PendingCall]:
+        """Return the calls that have to end before the actor runs another one."""
+        callee = self._callees[actor]
+        return list(callee.in_flight.values()) if callee.window == WINDOW else []
+
     def forget(self, actor: ActorId) -> None:
         """Nobody here has a handle of the actor any more, so nobody waits for its calls."""
         callee = self._callees.pop(actor, None)
@@ -186,9 +197,16 @@ class Calls:
                 self._by_process.pop(callee.process, None)
 
     def enqueue(self, call: PendingCall) -> None:
-        """Queue a call behind those made before; its arguments may still have to come (``unresolved``)."""
+        """Queue a call behind those made before; its arguments may still have to come (``unresolved``).
+
+        One that is made again comes before the others, and holds up none: some of them may wait for its results.
+        """
         callee = self._callees[call.actor]
-        callee.queue.append(call)
+        if call.remade:
+            call.unordered = True
+            callee.queue.appendleft(call)
+        else:
+            callee.queue.append(call)
         self._touched[callee] = None
 
     def resolved(self, call: PendingCall) -> None:

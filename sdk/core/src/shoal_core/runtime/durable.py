@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import NotFoundError, ObjectLostError, ShoalError
-from shoal_core.protocol.ids import NodeId, durable_id
+from shoal_core.protocol.ids import NodeId, ObjectKey, durable_id
 from shoal_core.protocol.messages import (
     CHUNK_BYTES,
     PUT_HOLDER,
@@ -104,14 +104,6 @@ class DurableTier:
             raise _first(errors) from None
         return bytes(data)
 
-    async def has(self, object_id: str) -> bool:
-        """Tell whether an object is there."""
-        try:
-            await self._ask("get", DurableGet(object_id=object_id), LOOK_SECONDS)
-        except NotFoundError:
-            return False
-        return True
-
     async def drop(self, object_id: str) -> None:
         """Hold an object no more; one that cannot be let go of now goes with its job."""
         try:
@@ -166,32 +158,11 @@ class Restoring:
         if state.value is None:
             self._reactor.settle(state, value)
 
-    def lost_unless_durable(self, state: ObjectState, failure: Failed) -> None:
-        """Fail an object whose segment went with its owner, unless it can be restored by whoever reads it."""
-        self._bus.spawn(self._fail_unless_durable(state, failure))
-
-    async def _fail_unless_durable(self, state: ObjectState, failure: Failed) -> None:
-        before = state.value
-        try:
-            async with self._turn:
-                durable = await self._tier.has(_id(state))
-        except ShoalError:
-            return  # whoever reads it asks again, and is told why it cannot be had
-        if not durable and state.value is before:
-            self._reactor.settle(state, failure)
-
-    async def restore_lost(self, state: ObjectState) -> bool:
-        """Give an object that cannot be read where it lay a value from the durable tier; tell whether there is one.
-
-        Where its owner is known to be dead, and the durable tier has nothing, its value is that failure.
-        """
-        before = state.value
-        value = await self._restore(state) or self._reactor.lost_with_owner(state)
-        if value is None:
-            return False
-        if state.value is before:
-            state.value = value
-        return True
+    async def own(self, key: ObjectKey) -> Stored:
+        """Return a new copy of one of our objects that was lost; ``NotFoundError`` where the tier has nothing of it."""
+        if self._node is None:
+            raise NotFoundError("this process has no node that could restore its objects")
+        return await self._copy(durable_id(self._reactor.local, key), self._node)
 
     async def _restore(self, state: ObjectState) -> Value | None:
         """Return what the durable tier has of an object, None where it has nothing; many who ask, ask once."""
@@ -214,16 +185,20 @@ class Restoring:
         object_id = _id(state)
         if self._node is None:
             return as_inline(await self._tier.get(object_id))
-        request = RestoreObject(process=self._reactor.local, object_id=object_id, serial=next(self._serials))
-        subject = self._subjects.node_from_process(self._node, "restore")
-        restored = await ask(self._bus, subject, request, timeout_seconds=RESTORE_SECONDS)
-        assert isinstance(restored, ObjectRestored)
-        value = Stored(self._node, restored.segment, restored.size_bytes)
+        value = await self._copy(object_id, self._node)
         if state.instances:
             self._segments[state] = value
         else:
             self._reactor.send(value.node, SegmentFreed(value.segment))
         return value
+
+    async def _copy(self, object_id: str, node: NodeId) -> Stored:
+        """Have the node fetch an object into a segment that this process owns."""
+        request = RestoreObject(process=self._reactor.local, object_id=object_id, serial=next(self._serials))
+        subject = self._subjects.node_from_process(node, "restore")
+        restored = await ask(self._bus, subject, request, timeout_seconds=RESTORE_SECONDS)
+        assert isinstance(restored, ObjectRestored)
+        return Stored(node, restored.segment, restored.size_bytes)
 
 
 def _id(state: ObjectState) -> str:

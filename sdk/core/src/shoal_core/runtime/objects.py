@@ -3,9 +3,9 @@
 All references of a process to one object are one Python object (``ObjectRef`` is interned when it is
 unpickled), so identity is equality, and hashing and comparing references cost nothing.
 
-A state's ``value`` goes from None to a value exactly once (and again only when a lost object is made anew), and is
-set by the I/O thread alone. User threads read it without a lock; to wait they register a ``Waiter`` under the
-table's lock, once for a whole list.
+A state's ``value`` goes from None to a value exactly once, and again each time that its copy is lost and made anew: it
+is None in between, and ``lost`` is what it was. Both are set by the I/O thread alone. User threads read them without a
+lock; to wait they register a ``Waiter`` under the table's lock, once for a whole list.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from shoal_core.protocol.ids import (
     task_id_bytes,
     task_of,
 )
-from shoal_core.protocol.records import Failed, Reference, Stored, Value
+from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
 from shoal_core.runtime.awaiting import until_told
 
 T = TypeVar("T")
@@ -64,7 +64,10 @@ class Home(Protocol):
         """Do something beside the I/O thread, since it may block or run user code (I/O thread)."""
 
     def load(self, state: ObjectState) -> Any:
-        """Return the value of an object that is ready, or raise its error, or why it will not be ready."""
+        """Return the value of an object, or raise its error, or why it will not be ready; waits where it was lost."""
+
+    def check(self) -> None:
+        """Raise why nothing becomes ready, if there is a reason."""
 
     def pin(self, ref: ObjectRef[Any]) -> None:
         """Keep the object until the job ends: a reference to it is being pickled where nobody counts."""
@@ -105,6 +108,7 @@ class Waiter:
 class ObjectState:
     """What this process knows of one object, its own or another's.
 
+    ``lost`` is a copy that was lost; while it is there and ``value`` is None, the object comes only if it is asked for.
     ``contents`` are the references inside the value: a container keeps what it contains. ``shared`` is this process's
     mapping of the value's segment, while one is alive. ``reference`` finds the one ``ObjectRef`` again; ``instances``
     counts those that exist (a new one may be made before the end of the old one was noticed).
@@ -116,6 +120,7 @@ class ObjectState:
         "home",
         "instances",
         "key",
+        "lost",
         "observers",
         "owner",
         "reference",
@@ -129,6 +134,7 @@ class ObjectState:
         self.owner = owner
         self.key = key
         self.value: Value | None = None
+        self.lost: Stored | None = None
         self.waiters: list[Waiter] | None = None
         self.observers: list[Callable[[ObjectState], None]] | None = None
         self.contents: Sequence[ObjectRef[Any]] = ()
@@ -229,7 +235,7 @@ class ObjectRef(Generic[T_co]):
         home, state = self._state.home, self._state
         if state.value is None:
             yield from until_told(state, loop)
-        if type(state.value) is Stored:  # mapping or fetching it takes a while, in which the loop should turn
+        if type(state.value) not in (Inline, Failed):  # to map or fetch it takes a while, in which the loop should turn
             return (yield from loop.run_in_executor(None, home.load, state))  # type: ignore[no-any-return]
         return home.load(state)  # type: ignore[no-any-return]
 
@@ -273,6 +279,9 @@ class _Nowhere:
         self.load(refs[0]._state)
 
     def load(self, state: ObjectState) -> NoReturn:
+        raise ObjectLostError(NO_OBJECT)
+
+    def check(self) -> NoReturn:
         raise ObjectLostError(NO_OBJECT)
 
     def pin(self, ref: ObjectRef[Any]) -> NoReturn:
@@ -416,6 +425,12 @@ class ObjectTable:
             observers, state.observers = state.observers, None
             for observer in observers or ():
                 observer(state)
+
+    def lose(self, state: ObjectState, value: Stored) -> bool:
+        """The copy of an object is lost; return whether somebody waits for the object (I/O thread)."""
+        with self.lock:
+            state.lost, state.value, state.shared, state.fetching = value, None, None, False
+            return state.waiters is not None or state.observers is not None
 
     def ignore(self, state: ObjectState, observer: Callable[[ObjectState], None]) -> None:
         """Undo ``observe`` (I/O thread)."""

@@ -22,13 +22,14 @@ import msgspec
 from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.interface import Bus
 from shoal_core.protocol.errors import BusError, RequestTimeoutError
-from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, TaskNumber, node_of
+from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, TaskNumber, node_of, task_of
 from shoal_core.protocol.records import (
     ActorAssigned,
     ActorDismissed,
     ActorLeft,
     ActorReady,
     CancelTask,
+    Failed,
     Item,
     LeaseAssigned,
     ProcessUnneeded,
@@ -52,7 +53,7 @@ from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session
 from shoal_core.runtime.streams import STREAMING, Producer
 from shoal_core.runtime.submission import cancelled
-from shoal_core.runtime.work import Accepted, Ended, Running, Yielded, cancel, current
+from shoal_core.runtime.work import Accepted, Awaits, Ended, Running, Yielded, cancel, current
 
 OVERRUN_SECONDS = 0.05
 """A task that runs so long holds up those behind it: they go back to their owners."""
@@ -115,6 +116,7 @@ class Service:
         self._reactor.commands_by_type |= {
             Ended: self._task_ended,
             Yielded: self._yielded,
+            Awaits: self._call_awaits,
             _Blocked: self._change_blocked,
             Outcome: self._actor_made,
             Left: self._actor_left,
@@ -157,10 +159,29 @@ class Service:
         if hosting is None or self._leaving:
             return
         accepted = self._accept(call, caller, self._adopt(caller, call))
-        if hosting.is_sequential:
-            self._execution.queue.put(accepted)
-        else:
+        if not hosting.is_sequential:
             hosting.accept(accepted)
+        elif any(of.awaited is not None and _makes(accepted, of.awaited) for of in self._accepted.values()):
+            self._answer_in_vain(accepted)
+        else:
+            self._execution.queue.put(accepted)
+
+    def _call_awaits(self, awaits: Awaits) -> None:
+        """A call waits for an argument: end the call that would make it, but waits behind this one."""
+        hosting, awaited = self._runtime.hosting, awaits.awaited
+        if hosting is None or not hosting.is_sequential:
+            return
+        awaits.accepted.awaited = awaited
+        for accepted in list(self._accepted.values()):
+            if awaited is not None and _makes(accepted, awaited) and not cancel(accepted):
+                self._answer_in_vain(accepted)
+
+    def _answer_in_vain(self, accepted: Accepted) -> None:
+        """End a call for whose result the call that runs here waits, and that would never have its turn."""
+        del self._accepted[accepted.owner, accepted.task.number]
+        name = accepted.task.name
+        text = f"{name}() was not run again: its actor runs one call after the other, and is at one that waits for it."
+        self._answer_unrun(accepted, Failed("reconstruction_failed", text))
 
     def _accept(self, task: Task, owner: ProcessId, references: list[ObjectRef[object]]) -> Accepted:
         self._prefetch(task)
@@ -222,7 +243,9 @@ class Service:
 
     def _answer_cancelled(self, accepted: Accepted) -> None:
         """Tell the owner of a task that it was cancelled before it was begun."""
-        failed = cancelled(accepted.task.name)
+        self._answer_unrun(accepted, cancelled(accepted.task.name))
+
+    def _answer_unrun(self, accepted: Accepted, failed: Failed) -> None:
         self._ended.append(Ended(accepted, [failed] * abs(accepted.task.returns), [], 0.0, False))
         self._answer()
 
@@ -240,7 +263,7 @@ class Service:
 
     def _yielded(self, item: Yielded) -> None:
         task, owner = item.accepted.task, item.accepted.owner
-        self._reactor.lend_contents(item.value, item.result.references, owner)
+        self._reactor.sharing.lend_contents(item.value, item.result.references, owner)
         self._reactor.send(owner, Item(task.number, task.attempt, item.index, item.value))
 
     def _adopt(self, owner: ProcessId, task: Task) -> list[ObjectRef[object]]:
@@ -365,7 +388,7 @@ class Service:
             return
         ended, self._ended = self._ended, []
         self._unanswered += len(ended)
-        self._reactor.released_now()
+        self._reactor.sharing.released_now()
         for item in ended:
             accepted = item.accepted
             states = [ref._state for ref in accepted.references]
@@ -383,10 +406,12 @@ class Service:
     def _send_done(self, item: Ended, kept: list[Reference], holds: list[ObjectRef[object] | None]) -> None:
         task, owner = item.accepted.task, item.accepted.owner
         for value, result in zip(item.values, item.results, strict=False):
-            self._reactor.lend_contents(value, result.references, owner)
+            self._reactor.sharing.lend_contents(value, result.references, owner)
         for reference in kept:
             self._reactor.borrowing.keep(reference)
-        done = TaskDone(task.number, task.attempt, task.lease, item.values, item.seconds, item.retryable, kept)
+        done = TaskDone(
+            task.number, task.attempt, task.lease, item.values, item.seconds, item.retryable, kept, item.missing
+        )
         self._reactor.send(owner, done)
         self._unanswered -= 1
         if self._leaving:
@@ -416,6 +441,11 @@ class Service:
         if told and not self._unanswered and not self._left:
             self._left = True
             self._execution.stop()
+
+
+def _makes(accepted: Accepted, awaited: Reference) -> bool:
+    """Tell whether a call makes an object."""
+    return accepted.owner == awaited.owner and accepted.task.number == task_of(awaited.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from shoal_core.bus.interface import Bus
@@ -18,7 +18,6 @@ from shoal_core.bus.peers import Peers
 from shoal_core.protocol.ids import (
     JobId,
     NodeId,
-    ObjectKey,
     PeerId,
     ProcessId,
     TaskNumber,
@@ -39,9 +38,8 @@ from shoal_core.protocol.records import (
     Item,
     LeaseGranted,
     LeaseRecalled,
+    ObjectUnavailable,
     Record,
-    Reference,
-    SegmentFreed,
     Stored,
     StreamAdvanced,
     StreamClosed,
@@ -57,17 +55,20 @@ from shoal_core.protocol.records import (
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, Own
-from shoal_core.runtime.borrowing import Borrowing
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, Persisted, Say, StreamMoved, Want, Withdraw
 from shoal_core.runtime.durable import Restoring
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
+from shoal_core.runtime.recovery import Recovery
+from shoal_core.runtime.sharing import Sharing
 from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, Submission, cancelled
 
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
 """A crashed worker's last results may still be on their way when its node tells of the crash."""
+MOST_BOUNCES = 20
+"""So often a task may come back unrun, since arguments could not be read where it was."""
 
 
 class Reactor:
@@ -84,15 +85,33 @@ class Reactor:
         self.job = JobId("")
         self.depth = 0
         self.commands: deque[Any] = deque()
-        self.released: deque[ObjectState] = deque()
         self.submission = Submission()
-        self.borrowing = Borrowing(local)
         self._dead: set[str] = set()
+        self.sharing = Sharing(local, table, self._dead, self.send, self._settle)
+        self.sharing.forgotten = self._forgotten
+        self.sharing.orphaned = lambda state, failure: self.restoring.lost(state, failure)
+        self.readers: dict[NodeId, set[asyncio.Task[Any]]] = {}
+        """What reads copies on other nodes: woken by their deaths."""
+        self.suspect: Callable[[NodeId], None] = _nobody_looks
+        """Has somebody look whether a node is dead that does not answer."""
+        self.released = self.sharing.released
+        self.borrowing = self.sharing.borrowing
         self.actors = Actors(bus, subjects, self._dead)
         self.actors.turn = self._finish_unless_closed
         self.pinned: list[ObjectRef[Any]] = []
         self.streams: dict[TaskNumber, Stream] = {}
         self.tasks: dict[TaskNumber, PendingTask | PendingCall] = {}
+        self.recovery = Recovery(
+            table,
+            self.sharing,
+            self.tasks,
+            self._dead,
+            self._settle,
+            self._run_again,
+            bus.spawn,
+            self._finish_unless_closed,
+        )
+        self.sharing.needed = self.recovery.want
         self._bus = bus
         self._subjects = subjects
         self._table = table
@@ -115,7 +134,7 @@ class Reactor:
             Created: self.actors.created,
             Notify: self._notify,
             Withdraw: self._withdraw,
-            Want: lambda want: self._want(want.states),
+            Want: lambda want: self.sharing.want(want.states),
             Cancel: self._cancel_object,
             Persisted: lambda persisted: self.restoring.persisted(persisted.state),
             StreamMoved: lambda moved: self._tell_producer(moved.stream),
@@ -129,12 +148,13 @@ class Reactor:
             WorkerLost: self._worker_lost,
             Item: self._item,
             CancelObject: lambda peer, r: self._cancel(task_of(r.key), r.force, r.recursive),
-            Fetch: self._fetch,
-            Fetched: self._fetched,
+            Fetch: self.sharing.fetch,
+            Fetched: self.sharing.fetched,
+            ObjectUnavailable: self.recovery.unavailable,
             Borrow: lambda peer, r: self.borrowing.asked(r.key, peer),
-            Borrowed: self._borrowed,
-            Unborrow: self._unborrow,
-            Transfer: self._transfer,
+            Borrowed: self.sharing.borrowed,
+            Unborrow: self.sharing.unborrow,
+            Transfer: self.sharing.transfer,
             Held: lambda peer, r: self.borrowing.held(r.transfer),
         }
         self.phase: Callable[[], None] | None = None
@@ -169,7 +189,7 @@ class Reactor:
             command = commands.popleft()
             handlers[type(command)](command)
         if releases:
-            self._release(releases)
+            self.sharing.release(releases)
         if self.phase is not None:
             self.phase()
         self.finish()
@@ -191,8 +211,10 @@ class Reactor:
         """End a turn: wake who waits, push what can be pushed, send what is to be sent."""
         if self.closed is not None:
             return
-        while self._settled:  # whoever observed an object may have settled others: tasks that need what has failed
+        while self._settled or self.recovery.work_off():  # what is settled may settle others: tasks that need it
             settled, self._settled = self._settled, []
+            if self._dead:
+                settled = [pair for pair in settled if not self.recovery.came_late(*pair)]
             self._table.settle(settled)
         submission, calls = self.submission, self.actors.calls
         now = time.monotonic()
@@ -211,8 +233,7 @@ class Reactor:
             self._send_all(calls.outgoing)
         if calls.questions:
             self.actors.ask()
-        if self.borrowing.outgoing:
-            self._send_all(self.borrowing.outgoing)
+        self.sharing.flush()
         if submission.demand_changed:
             self._publish_demand()
         if self._tick is None and not (submission.quiet() and calls.quiet()):
@@ -221,6 +242,10 @@ class Reactor:
     def _finish_unless_closed(self) -> None:
         if self.closed is None:
             self.finish()
+
+    def is_dead(self, peer: PeerId) -> bool:
+        """Tell whether a node or process is known to be dead."""
+        return peer in self._dead
 
     def send(self, peer: PeerId, record: Record) -> None:
         """Send a record on the channel to a peer."""
@@ -309,6 +334,34 @@ class Reactor:
 
         self._resolve(call, resolved)
 
+    def _run_again(self, task: PendingTask | PendingCall) -> bool:
+        """Submit a task once more that has ended; False where its actor is not known any more, or waits for it."""
+        if type(task) is PendingCall:
+            calls = self.actors.calls
+            if not calls.knows(task.actor) or self._is_awaited_by(task.wire.number, calls.holding_up(task.actor)):
+                return False
+            self._call(task)
+        else:
+            assert type(task) is PendingTask
+            self._submit(task)
+        return True
+
+    def _is_awaited_by(self, number: TaskNumber, tasks: Sequence[PendingTask | PendingCall]) -> bool:
+        """Tell whether one of the tasks cannot go on before another has ended, which may be what it is made from."""
+        seen: set[TaskNumber] = set()
+        left = [*tasks]
+        while left:
+            for ref in left.pop().dependencies:
+                state, other = ref._state, task_of(ref._state.key)
+                if state.value is not None or state.owner != self.local or other in seen:
+                    continue
+                if other == number:
+                    return True
+                seen.add(other)
+                if (task := self.tasks.get(other)) is not None:
+                    left.append(task)
+        return False
+
     def _cancel_object(self, cancel: Cancel) -> None:
         state = cancel.state
         if state.owner == self.local:
@@ -351,12 +404,12 @@ class Reactor:
         def one(_state: ObjectState) -> None:
             task.unresolved -= 1
             if not task.unresolved:
-                then(_collect(task))
+                self._resolve(task, then)  # what was there before may have been lost meanwhile
 
         if not waiting:
             then(_collect(task))
             return
-        self._want(waiting)
+        self.sharing.want(waiting)
         for state in waiting:
             self._table.observe(state, one)
 
@@ -373,49 +426,91 @@ class Reactor:
                 self.borrowing.lend(reference.key, worker)
         if task is None:
             for value in result.values:
-                self.adopt(contained_in(value), worker)
-                self._discard(value)
-            return
-        self._settle_returns(task, result.values, worker)
+                self.sharing.adopt(contained_in(value), worker)
+                self.sharing.discard(value)
+        elif result.missing:
+            self._came_back(task, result.missing)
+        else:
+            self._settle_returns(task, result.values, worker)
+
+    def _came_back(self, task: PendingTask | PendingCall, missing: Sequence[Stored]) -> None:
+        """A task was not run, since arguments of it could not be read: have them made again, and then try anew.
+
+        This costs none of its retries. It ends, since each time an argument was made again, which costs one of *its*
+        task's; where it can be had for ever and yet never be read, after ``MOST_BOUNCES`` times.
+        """
+        name = task.wire.name
+        if task.cancelled:
+            self.fail(task, cancelled(name))
+        elif type(task) is not PendingTask or task.wire.arguments in missing:
+            text = f"{name}() was not run: its arguments, which were large and passed by value, were lost before."
+            self.fail(task, Failed("reconstruction_put", f"{text} Pass such values as put(x, durable=True)."))
+        elif task.bounces >= MOST_BOUNCES:
+            text = f"{name}() was not run: {task.bounces + 1} times its arguments could not be read where it was to be."
+            self.fail(task, Failed("object_lost", text))
+        else:
+            task.bounces += 1
+            for ref in task.dependencies:
+                value = ref._state.value
+                if type(value) is Stored and value in missing:
+                    self._table.lose(ref._state, value)
+            self._submit(task)
 
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
         self.tasks.pop(number, None)
+        if task.remade:
+            values = [self.recovery.outcome(task, value) for value in values]
         if task.wire.returns == STREAMING:
             failed = values[0] if values else None
             assert failed is None or type(failed) is Failed
-            settled = self.streams.pop(number).end(failed)
-            if failed is not None and failed.contained:
-                contents = self.adopt(failed.contained, worker)
-                for made, value in settled:
-                    made.contents = contents if value is failed else ()
-            self._settled += settled
-            values = ()
-        owned = self._table.owned
-        for index, value in enumerate(values, 1):
-            state = owned.get(object_key(number, index))
-            if contained := contained_in(value):
-                contents = self.adopt(contained, worker)
-                if state is not None:
-                    state.contents = contents
-            if state is None:
-                self._discard(value)
-            else:
-                self._settled.append((state, value))
+            stream = self.streams.pop(number, None)
+            if stream is not None:
+                settled = stream.end(failed)
+                if failed is not None and failed.contained:
+                    contents = self.sharing.adopt(failed.contained, worker)
+                    for made, value in settled:
+                        made.contents = contents if value is failed else ()
+                self._settled += settled
+            self.recovery.stream_ended(task, stream, failed)
+        else:
+            self.recovery.ended(task, self._take_values(number, values, worker))
+        self.sharing.discard(task.wire.arguments)
         task.dependencies = ()
         task.nested = ()
-        self._discard(task.wire.arguments)
         if type(task) is PendingCall and task.ended is not None:
             task.ended()
+            task.ended = None
+
+    def _take_values(self, number: TaskNumber, values: Sequence[Value], worker: ProcessId) -> list[int]:
+        """Make the results of a task the values of its objects, but for those that have one; return which are large."""
+        owned = self._table.owned
+        large = []
+        for index, value in enumerate(values, 1):
+            state = owned.get(object_key(number, index))
+            wanted = state is not None and state.value is None
+            if contained := contained_in(value):
+                contents = self.sharing.adopt(contained, worker)
+                if state is not None and wanted:
+                    state.contents = contents
+            if state is None or not wanted:
+                self.sharing.discard(value)
+            else:
+                self._settled.append((state, value))
+            if state is not None and type(state.value or value) is Stored:
+                large.append(index)
+        return large
 
     def _item(self, worker: ProcessId, item: Item) -> None:
         """Take in what a generator yielded, unless it is known from a run before, or nobody wants it."""
         task = self.tasks.get(item.number)
-        stream = None if task is None or task.wire.attempt != item.attempt else self.streams[item.number]
-        contents = self.adopt(contained_in(item.value), worker)
-        state = None if stream is None else stream.accept(item.index, item.value)
+        stream, state = None, None
+        contents = self.sharing.adopt(contained_in(item.value), worker)
+        if task is not None and task.wire.attempt == item.attempt:
+            stream = self.streams.get(item.number)
+            state = self.recovery.item(worker, item) if stream is None else stream.accept(item.index, item.value)
         if state is None:
-            self._discard(item.value)
+            self.sharing.discard(item.value)
         else:
             state.contents = contents
             self._settled.append((state, item.value))
@@ -435,11 +530,6 @@ class Reactor:
                 StreamClosed(stream.number) if stream.closed else StreamAdvanced(stream.number, stream.taken),
             )
 
-    def _discard(self, value: Value) -> None:
-        """Give back the memory of a value that nobody wants any more."""
-        if type(value) is Stored:
-            self.send(value.node, SegmentFreed(value.segment))
-
     def _worker_lost(self, node: NodeId, loss: WorkerLost) -> None:
         def lose() -> None:
             if self.closed is None:
@@ -453,7 +543,7 @@ class Reactor:
     def _notify(self, notify: Notify) -> None:
         state = notify.state
         if state.value is None:
-            self._want((state,))
+            self.sharing.want((state,))
         self.notifying.add(notify)
 
         def observer(_state: ObjectState) -> None:
@@ -478,119 +568,20 @@ class Reactor:
         for notify in list(self.notifying):
             self._call_back(notify)
 
-    def _want(self, states: Iterable[ObjectState]) -> None:
-        """Ask the owners for objects that are not ours and not here."""
-        for state in states:
-            if state.owner != self.local and state.value is None and not state.fetching:
-                state.fetching = True
-                failure = self.lost_with_owner(state)
-                if failure is not None:
-                    self.restoring.lost(state, failure)
-                    continue
-                self.send(state.owner, Fetch(state.key))
-
-    def lost_with_owner(self, state: ObjectState) -> Failed | None:
-        """Return the failure of an object whose owner is known to be dead."""
-        dead = state.owner in self._dead or node_of(state.owner) in self._dead
-        return _owner_died(state) if dead else None
-
-    def _fetch(self, borrower: ProcessId, fetch: Fetch) -> None:
-        state = self._table.owned.get(fetch.key)
-        if state is None:
-            text = f"the object {fetch.key:x} of process {self.local} is gone: its owner had counted no holder of it"
-            self.send(borrower, Fetched(fetch.key, Failed("reference_counting", text)))
-            return
-
-        def tell(ready: ObjectState) -> None:
-            assert ready.value is not None
-            self.lend_contents(ready.value, ready.contents, borrower)
-            self.send(borrower, Fetched(fetch.key, ready.value))
-
-        self._table.observe(state, tell)
-
-    def _fetched(self, owner: ProcessId, fetched: Fetched) -> None:
-        value = fetched.value
-        state = self._table.borrowed.get(Reference(owner, fetched.key))
-        contents = self.adopt(contained_in(value), owner)
-        if state is not None:
-            state.contents = contents
-            self._settled.append((state, value))
-
-    def lend_contents(self, value: Value, holds: Any, to: ProcessId) -> None:
-        """Count the receiver of a value as a holder of what the value contains."""
-        if contained := contained_in(value):
-            self.borrowing.send(contained, holds, to)
-            self._send_all(self.borrowing.outgoing)
-
-    def adopt(self, references: Sequence[Reference], sender: ProcessId) -> list[ObjectRef[Any]]:
-        """Make the references inside a value that came from ``sender``, so that unpickling finds them."""
-        refs = [self._table.restore(reference) for reference in references]
-        if sender != self.local:
-            self.borrowing.received(references, sender)
-        return refs
-
-    def _transfer(self, sender: ProcessId, transfer: Transfer) -> None:
-        self.borrowing.transferred(transfer, sender, [self._table.restore(r) for r in transfer.references])
-
-    def _borrowed(self, owner: ProcessId, borrowed: Borrowed) -> None:
-        self.borrowing.counted(borrowed.key, owner)
-        reference = Reference(owner, borrowed.key)
-        if reference not in self._table.borrowed:
-            self.borrowing.let_go(reference)
-
-    def _unborrow(self, borrower: ProcessId, unborrow: Unborrow) -> None:
-        if self.borrowing.taken_back(unborrow.key, borrower, unborrow.count):
-            self._free_if_unused(unborrow.key)
-
-    def released_now(self) -> None:
-        """Count the references that have been dropped up to now."""
-        self._release(len(self.released))
-
-    def _release(self, count: int) -> None:
-        """Count the references that user code dropped, and free what nobody refers to any more."""
-        pop = self.released.popleft
-        table, local = self._table, self.local
-        lent = self.borrowing.lent
-        with table.lock:
-            gone = []
-            for _ in range(count):
-                state = pop()
-                state.instances -= 1
-                if not state.instances:
-                    if state.owner != local:
-                        table.borrowed.pop(state.wire(), None)
-                        gone.append(state)
-                    elif state.key not in lent:
-                        table.owned.pop(state.key, None)
-                        gone.append(state)
-        for state in gone:
-            self._forget(state)
-
-    def _free_if_unused(self, key: ObjectKey) -> None:
-        with self._table.lock:
-            state = self._table.owned.get(key)
-            if state is None or state.instances or key in self.borrowing.lent:
-                return
-            del self._table.owned[key]
-        self._forget(state)
-
     def settle(self, state: ObjectState, value: Value) -> None:
         """Make one object ready (in a turn of its own)."""
         self._settled.append((state, value))
         self._finish_unless_closed()
 
-    def _forget(self, state: ObjectState) -> None:
-        state.contents = ()
+    def _settle(self, state: ObjectState, value: Value) -> None:
+        self._settled.append((state, value))
+
+    def _forgotten(self, state: ObjectState) -> None:
         self.restoring.forget(state)
         if state in self.actors.handles:
             self.actors.released(state)
         if state.owner == self.local:
-            if type(state.value) is Stored:
-                self._discard(state.value)
-        else:
-            reference = state.wire()
-            if not self.borrowing.is_asked(reference):
-                self.borrowing.let_go(reference)
+            self.recovery.forgotten(state)
 
     # ------------------------------------------------------------------------------- deaths
 
@@ -607,16 +598,7 @@ class Reactor:
         self.actors.calls.process_died(process, time.monotonic())
         if self.buried is not None:
             self.buried(process)
-        for key in self.borrowing.process_died(process):
-            self._free_if_unused(key)
-        for state in list(self._table.borrowed.values()):
-            if state.owner != process:
-                continue
-            if state.value is None and state.fetching:
-                self.restoring.lost(state, _owner_died(state))
-            elif type(state.value) is Stored:
-                # A segment is freed with its owner, whoever has heard of it; what is mapped stays readable.
-                self.restoring.lost_unless_durable(state, _owner_died(state))
+        self.sharing.process_died(process)
         self.finish()
 
     def node_died(self, node: NodeId, reason: str) -> None:
@@ -645,6 +627,9 @@ class Reactor:
                 )
             )
             return
+        self.recovery.node_died(node)
+        for reader in self.readers.pop(node, ()):
+            reader.cancel()
         self.submission.node_lost(node, f"its node {node} died: {reason}")
         for process in processes:
             self._dead.add(process)
@@ -654,19 +639,22 @@ class Reactor:
 
 def _collect(task: PendingTask | PendingCall) -> Failed | None:
     """Give a task the values it depends on; return the first that has failed, if any has."""
-    values = task.wire.dependencies
+    values: list[Value] = []
     for ref in task.dependencies:
         value = ref._state.value
         assert value is not None
         if type(value) is Failed:
             return value
         values.append(value)
+    task.wire.dependencies = values
+    if type(task) is PendingCall and any(type(value) is Stored for value in values):
+        task.wire.origins = [ref._state.wire() for ref in task.dependencies]
     return None
+
+
+def _nobody_looks(node: NodeId) -> None:
+    """Nobody can tell yet whether a node is dead."""
 
 
 def _nothing() -> None:
     """Nobody waits for an owner's answer."""
-
-
-def _owner_died(state: ObjectState) -> Failed:
-    return Failed("owner_died", f"The object was lost: process {state.owner}, which owned it, has died.")

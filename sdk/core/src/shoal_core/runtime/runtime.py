@@ -26,6 +26,7 @@ from shoal_core.protocol.actors import ActorDescription, ActorRecord, CreateActo
 from shoal_core.protocol.errors import (
     BusError,
     GetTimeoutError,
+    ObjectLostError,
     PendingCallsLimitExceeded,
     ShoalError,
 )
@@ -49,7 +50,7 @@ from shoal_core.protocol.messages import (
     JobRecord,
     Message,
 )
-from shoal_core.protocol.records import Failed, Inline, Reference, Task, Value
+from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Task, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import decode
 from shoal_core.runtime import objects
@@ -69,7 +70,7 @@ from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Se
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
 from shoal_core.runtime.transfers import Transfers
-from shoal_core.runtime.values import Values
+from shoal_core.runtime.values import CopyUnavailable, Values
 from shoal_core.runtime.work import Ended, current
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REQUEST_SECONDS = 60.0
+MOST_READS = 20
+"""So often ``get`` tries to read an object, each time from a copy that was made anew."""
 NO_ARGUMENTS = Inline(b"")
 LEFT = Failed("system", "The object is out of reach: this process left the cluster before it was ready.")
 FORKED = Failed("system", "This process was forked from one of the cluster's, and is not of the cluster itself.")
@@ -142,6 +145,7 @@ class Runtime:
         if shared_memory is None and bulk is not None:
             self.transfers = Transfers(bus, subjects, local, bulk, self.reactor, self.call)
         self.values = Values(bus, subjects, local, shared_memory, self.transfers, self.codec, self.reactor, self.call)
+        self.reactor.recovery.restore = self.reactor.restoring.own
         self.holdings = Holdings(self.reactor, self.objects)
         self.functions = FunctionStore(bus, subjects)
         self.blocked: Callable[[bool], None] | None = None
@@ -483,62 +487,128 @@ class Runtime:
         return ref
 
     def get(self, refs: Sequence[ObjectRef[Any]], timeout_seconds: float | None) -> list[Any]:
-        """Return the values of references in order; the first error among them is raised as soon as it is known."""
-        states = [ref._state for ref in refs]
-        pending = [state for state in states if state.value is None]
-        if pending:
+        """Return the values of references in order; the first error among them is raised as soon as it is known.
+
+        A copy that turns out to be lost is waited for until it has come again.
+        """
+        return self._get([ref._state for ref in refs], timeout_seconds)
+
+    def _get(self, states: Sequence[ObjectState], timeout_seconds: float | None) -> list[Any]:
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        self._wait_for_all(states, deadline, timeout_seconds)
+        values, lost = self._read(states)
+        reads = 1
+        while lost:
+            missing = [states[index] for index in lost]
+            if reads == MOST_READS:
+                raise ObjectLostError(
+                    f"{len(lost)} of {len(states)} objects could not be read {reads} times, each time from a new copy."
+                )
+            self._wait_for_all(missing, deadline, timeout_seconds)
+            found, still_lost = self._read(missing)
+            for index, value in zip(lost, found, strict=True):
+                values[index] = value
+            lost = [lost[index] for index in still_lost]
+            reads += 1
+        return values
+
+    def _wait_for_all(
+        self, states: Sequence[ObjectState], deadline: float | None, timeout_seconds: float | None
+    ) -> None:
+        """Wait until objects are ready; raise the first error among them as soon as it is known."""
+        while pending := [state for state in states if state.value is None]:
             self._raise_firsterror_of(states)
-            self._wait(pending, len(pending), timeout_seconds, fail_fast=True)
+            all_ready = self._wait(pending, len(pending), _left(deadline), fail_fast=True)
             self._raise_firsterror_of(states)
+            if all_ready:
+                return
             missing = sum(state.value is None for state in states)
-            if missing:
+            if missing and deadline is not None and time.monotonic() >= deadline:
                 raise GetTimeoutError(
                     f"get() timed out after {timeout_seconds:g} s: {missing} of {len(states)} objects were not ready."
                 )
+
+    def _read(self, states: Sequence[ObjectState]) -> tuple[list[Any], list[int]]:
+        """Return the values of objects that are ready, and the indices of those that have to come anew."""
         if len(states) == 1:
-            return [self.load(states[0])]
+            return self._read_pinned(states, None)
         unmapped = [state.value for state in states if state.shared is None or state.shared() is None]
         with self.values.pinned(unmapped) as pins:
-            return [self.load(state, pins) for state in states]
+            return self._read_pinned(states, pins)
+
+    def _read_pinned(self, states: Sequence[ObjectState], pins: dict[str, int] | None) -> tuple[list[Any], list[int]]:
+        values: list[Any] = []
+        lost: list[int] = []
+        value_of = self.values.of
+        for index, state in enumerate(states):
+            try:
+                values.append(value_of(state, pins))
+            except CopyUnavailable as unavailable:
+                unavailable.__traceback__ = None  # its frames hold references, in a cycle with the exception
+                self._tell_unavailable(state, unavailable.value)
+                values.append(None)
+                lost.append(index)
+        return values, lost
+
+    def _tell_unavailable(self, state: ObjectState, value: Stored | None) -> None:
+        """Have a copy count as lost that could not be read; raise why no other one will come, if there is a reason."""
+
+        async def tell(lost: Stored) -> None:
+            self.reactor.recovery.unreadable(state, lost)
+
+        if value is None:
+            self.check()
+        else:
+            self.call(tell(value))
+
+    def read_again(self, reference: Reference, value: Stored) -> Any:
+        """Return the value of an object whose copy could not be read, once it has come anew (user threads only)."""
+        ref = self.objects.restore(reference)
+        self._tell_unavailable(ref._state, value)
+        return self.get([ref], None)[0]
 
     def _raise_firsterror_of(self, states: Sequence[ObjectState]) -> None:
         for state in states:
             if type(state.value) is Failed:
-                self.load(state)
+                self.values.of(state)
 
     def wait(
         self, refs: Sequence[ObjectRef[Any]], count: int, timeout_seconds: float | None
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """Return the first ``count`` references that are ready and the others, both in the order given."""
-        split = _split(refs, count)
-        if len(split[0]) >= count or timeout_seconds == 0:
-            if timeout_seconds == 0:
-                self._ask_for([ref._state for ref in split[1]])
-            return split
-        pending = [ref._state for ref in split[1] if ref._state.value is None]
-        self._wait(pending, count - len(split[0]), timeout_seconds, fail_fast=False)
-        return _split(refs, count)
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while True:
+            split = _split(refs, count)
+            left_seconds = _left(deadline)
+            if len(split[0]) >= count or left_seconds == 0:
+                if left_seconds == 0:
+                    self._ask_for([ref._state for ref in split[1]])
+                return split
+            pending = [ref._state for ref in split[1] if ref._state.value is None]
+            self._wait(pending, count - len(split[0]), left_seconds, fail_fast=False)
 
     def _ask_for(self, states: Sequence[ObjectState]) -> None:
-        foreign = [state for state in states if state.owner != self.local and not state.fetching]
-        if foreign:
-            self.command(Want(foreign))
+        """Have objects come that will not by themselves: those of others, and our own that were lost."""
+        away = [s for s in states if s.lost is not None or (s.owner != self.local and not s.fetching)]
+        if away:
+            self.command(Want(away))
 
     def _wait(
         self, pending: Sequence[ObjectState], needed: int, timeout_seconds: float | None, fail_fast: bool
-    ) -> None:
-        """Block until enough of the objects are ready, one fails, or the time is over."""
-        self._ask_for(pending)
+    ) -> bool:
+        """Block until enough of the objects are ready, one fails, or the time is over; tell whether enough are."""
         waiter = Waiter(needed, fail_fast)
         self.objects.register(waiter, pending)
+        self._ask_for(pending)  # only now: what is lost from now on finds the waiter
         try:
             self._check_open()
             if timeout_seconds == 0:
-                return
+                return waiter.needed <= 0
             if self.obstacle is None:
                 self._block(waiter, timeout_seconds)
             if self.obstacle is not None and waiter.needed > 0:
                 raise self.obstacle()
+            return waiter.needed <= 0
         finally:
             self.objects.unregister(waiter, pending)
 
@@ -615,16 +685,20 @@ class Runtime:
         self.objects.remember(ref)
         self.reactor.pinned.append(ref)
 
-    def load(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
-        """Return the value of an object that is ready, or raise its error, or why it will not be ready.
+    def load(self, state: ObjectState) -> Any:
+        """Return the value of an object, or raise its error, or why it will not be ready; waits where it was lost."""
+        value = state.value
+        if value is None:
+            self.check()
+        if type(value) is Inline or type(value) is Failed:
+            return self.values.of(state)
+        return self._get([state], None)[0]
 
-        ``pins`` are those that ``values.pinned`` holds.
-        """
-        if state.value is None:
-            self._check_open()
-            assert self.obstacle is not None, "only an obstacle wakes who waits for what is not ready"
+    def check(self) -> None:
+        """Raise why nothing becomes ready, if there is a reason (any thread)."""
+        self._check_open()
+        if self.obstacle is not None:
             raise self.obstacle()
-        return self.values.of(state, pins)
 
     def close(self, reason: Failed = LEFT) -> None:
         """Stop handling anything; ``reason`` is what becomes of all that is not ready (I/O thread)."""
@@ -657,6 +731,11 @@ class Runtime:
 
     def _restore(self, owner: ProcessId, key: ObjectKey) -> ObjectRef[Any]:
         return self.objects.restore(Reference(owner, key))
+
+
+def _left(deadline: float | None) -> float | None:
+    """Return how many seconds are left until a deadline, if there is one."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _parent() -> int:

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from shoal_core.protocol.ids import ProcessId, TaskNumber, object_key
-from shoal_core.protocol.records import Failed, Inline, Value
+from shoal_core.protocol.records import Failed, Inline, Stored, Value
 from shoal_core.runtime.awaiting import ready
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.submission import CANCELLED
@@ -42,10 +42,23 @@ DONE = Inline(b"N.")
 class Stream:
     """A stream as its owner knows it. ``taken`` and ``closed`` are its user's, the rest is the I/O thread's.
 
-    ``source`` is the process that runs the generator, and the attempt that it is there.
+    ``source`` is the process that runs the generator, and the attempt that it is there. ``stored`` are the indices of
+    the items that lie in shared memory, and so may be lost.
     """
 
-    __slots__ = ("_held", "_table", "ahead", "closed", "completion", "length", "number", "received", "source", "taken")
+    __slots__ = (
+        "_held",
+        "_table",
+        "ahead",
+        "closed",
+        "completion",
+        "length",
+        "number",
+        "received",
+        "source",
+        "stored",
+        "taken",
+    )
 
     def __init__(self, table: ObjectTable, number: TaskNumber, ahead: int) -> None:
         self.number = number
@@ -53,6 +66,7 @@ class Stream:
         self.received = 0
         self.taken = 0
         self.length: int | None = None
+        self.stored: list[int] = []
         self.source: tuple[ProcessId, int] | None = None
         self.closed = False
         self.completion = table.create(object_key(number, 0))
@@ -77,6 +91,8 @@ class Stream:
         if self.closed or index != self.received + 1:
             return None
         self.received = index
+        if type(value) is Stored:
+            self.stored.append(index)
         with self._table.lock:
             return self._at(index)._state
 

@@ -54,10 +54,22 @@ class PendingTask:
 
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments; the task
     holds both until it ends. ``retries`` are those left, -1 for no end of them. ``parent`` is the task of this process
-    that submitted it, by its order there (0: none).
+    that submitted it, by its order there (0: none). ``remade``: it had ended, and runs again since results were lost.
+    ``bounces`` counts how often it came back unrun, because an argument could not be read.
     """
 
-    __slots__ = ("cancelled", "dependencies", "key", "nested", "parent", "retries", "unresolved", "wire")
+    __slots__ = (
+        "bounces",
+        "cancelled",
+        "dependencies",
+        "key",
+        "nested",
+        "parent",
+        "remade",
+        "retries",
+        "unresolved",
+        "wire",
+    )
 
     def __init__(
         self,
@@ -76,6 +88,8 @@ class PendingTask:
         self.dependencies = dependencies
         self.nested = nested
         self.unresolved = 0
+        self.remade = False
+        self.bounces = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +202,7 @@ class Submission:
         self._touched[key] = None
 
     def done(self, worker: ProcessId, result: TaskDone, now: float) -> PendingTask | None:
-        """A task has ended; return it, unless this is not its current attempt or it is tried again."""
+        """A task has ended, or came back unrun; return it, unless this is no current attempt or it is tried again."""
         place = (node_of(worker), result.lease)
         key = self._lease_keys.get(place)
         if key is None:
@@ -200,7 +214,8 @@ class Submission:
         del lease.in_flight[result.number]
         lease.stalled = False
         lease.since = now
-        key.learn(task.wire.function, result.seconds)
+        if not result.missing:
+            key.learn(task.wire.function, result.seconds)
         self._touched[key] = None
         if result.retryable and task.retries:
             self._try_again(task)

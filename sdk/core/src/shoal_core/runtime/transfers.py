@@ -85,13 +85,9 @@ class Transfers:
 
     # ------------------------------------------------------------------------------- reading
 
-    def fetch(self, value: Stored) -> mmap.mmap:
-        """Return the bytes of a segment; raises ``NotFoundError`` or ``NodeDiedError`` where it is lost."""
+    async def fetch(self, value: Stored) -> mmap.mmap:
+        """Return the bytes of a segment; raises ``NotFoundError`` where it is lost (cancelled if its node dies)."""
         memory = mmap.mmap(-1, value.size_bytes)
-        self._call(self._unless_lost(value.node, self._fetch(value, memory)))
-        return memory
-
-    async def _fetch(self, value: Stored, memory: mmap.mmap) -> None:
         serial = next(self._serials)
         name = f"g{serial}"
         request = LendSegment(
@@ -112,6 +108,7 @@ class Transfers:
             outcome = await ended
             if outcome.code:
                 raise from_wire(outcome.code, outcome.text)
+            return memory
         finally:
             if self._pulls.pop(name, None) is not None:
                 self._mover.order(Cancel(name))

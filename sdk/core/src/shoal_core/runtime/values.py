@@ -6,18 +6,20 @@ shares memory with no node (``transfers``) pulls it into memory of its own.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import mmap
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import NodeDiedError, NotFoundError, ObjectLostError
-from shoal_core.protocol.ids import ObjectKey, ProcessId, durable_id, node_of
+from shoal_core.protocol.ids import NodeId, ObjectKey, ProcessId, durable_id, node_of
 from shoal_core.protocol.messages import (
     MOST_PINS,
     AllocateSegment,
@@ -42,11 +44,24 @@ from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, re
 from shoal_core.runtime.transfers import REQUEST_SECONDS, Transfers, patience_seconds
 from shoal_core.runtime.writing import Writer
 
+T = TypeVar("T")
+
 ROOM_SECONDS = 600.0
 """So long a node may take to make room for an object, or to bring one back; it says itself when it gives up."""
 
+SUSPECT_SECONDS = 1.0
+"""Reading a copy that takes longer: somebody looks whether its node is dead, and looks again each time."""
+
 Call = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the I/O thread and waits for its result."""
+
+
+class CopyUnavailable(Exception):
+    """A copy is gone, or its node is, or it was lost before (``value`` is None): the object has to come anew."""
+
+    def __init__(self, value: Stored | None) -> None:
+        super().__init__(value)
+        self.value = value
 
 
 class Values:
@@ -134,19 +149,12 @@ class Values:
     def of(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
         """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again.
 
-        What cannot be read where it lay, and is another's, is restored from the durable tier, if it is there.
+        Raises ``CopyUnavailable`` where the object is not ready any more, or will have to come anew. ``pins`` are those
+        that ``pinned`` holds.
         """
-        try:
-            return self._of(state, pins)
-        except ObjectLostError:
-            if type(state.value) is not Stored or state.owner == self._local:
-                raise
-            if not self._call(self._reactor.restoring.restore_lost(state)):
-                raise
-        return self._of(state, pins)
-
-    def _of(self, state: ObjectState, pins: dict[str, int] | None) -> Any:
         value = state.value
+        if value is None:
+            raise CopyUnavailable(None)
         if type(value) is Stored:
             mapping = None if state.shared is None else state.shared()
             if mapping is not None:
@@ -154,11 +162,10 @@ class Values:
             loaded, mapping = self._load(value, pins)
             state.shared = weakref.ref(mapping)
             return loaded
-        assert value is not None
         return self.read(value, pins)
 
     def read(self, value: Value, pins: dict[str, int] | None = None) -> Any:
-        """Return what a value stands for, wherever it lies; raise the error it stands for."""
+        """Return what a value stands for, wherever it lies; raise the error it stands for, or ``CopyUnavailable``."""
         if type(value) is Inline:
             return self.codec.load(value)
         if type(value) is Failed:
@@ -191,21 +198,13 @@ class Values:
                 unpin(self._reactor, self._node, name, serial)
 
     def _load(self, value: Stored, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
-        """Return the value of a segment, and the memory it lies in; ``ObjectLostError`` where it is lost at its home.
-
-        Whatever else goes wrong on the way here (no room, no answer in time) is another error.
-        """
-        try:
-            if self._shared_memory is not None:
-                return self._map(value, self._shared_memory, pins)
-            if self._transfers is not None:
-                mapping = self._transfers.fetch(value)
-                return read_segment(memoryview(mapping).toreadonly()), mapping
-        except (NotFoundError, NodeDiedError) as error:
-            raise ObjectLostError(
-                f"{value.size_bytes:,} bytes in segment {value.segment} of node {value.node} are lost there: {error}"
-            ) from error
-        raise ObjectLostError(f"this process has no way to read what lies on node {value.node}")
+        """Return the value of a segment, and the memory it lies in."""
+        if self._shared_memory is not None:
+            return self._map(value, self._shared_memory, pins)
+        if self._transfers is None:
+            raise ObjectLostError(f"this process has no way to read what lies on node {value.node}")
+        mapping = self._call(self._unless_lost(value, partial(self._transfers.fetch, value)))
+        return read_segment(memoryview(mapping).toreadonly()), mapping
 
     def _map(self, value: Stored, folder: Path, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
         """Map a segment of this node, one of those pinned or pinned for it alone, or a copy that this node pulls."""
@@ -223,7 +222,7 @@ class Values:
         try:
             if ahead is None:
                 seconds = ROOM_SECONDS + patience_seconds(value.size_bytes)
-                pinned = self._call(self._ask_node("pin", request, seconds))
+                pinned = self._call(self._unless_lost(value, partial(self._ask_node, "pin", request, seconds)))
             else:
                 pinned = SegmentPinned(segment=value.segment)
             return segments.read(folder, pinned.segment, value.size_bytes, done)
@@ -234,6 +233,35 @@ class Values:
             else:
                 done(pinned.segment)
             raise
+
+    async def _unless_lost(self, value: Stored, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what reading a copy returns; ``CopyUnavailable`` where it is gone, or its node dies meanwhile."""
+        reactor, node, task = self._reactor, value.node, asyncio.current_task()
+        assert task is not None
+        if reactor.is_dead(node):
+            raise CopyUnavailable(value)
+        readers = reactor.readers.setdefault(node, set())
+        readers.add(task)
+        loop = asyncio.get_running_loop()
+        suspicion = loop.call_later(SUSPECT_SECONDS, self._suspect, task, node)
+        try:
+            return await read()
+        except (NotFoundError, NodeDiedError):
+            raise CopyUnavailable(value) from None
+        except asyncio.CancelledError:
+            if not reactor.is_dead(node) or task.uncancel():
+                raise
+            raise CopyUnavailable(value) from None
+        finally:
+            suspicion.cancel()
+            readers.discard(task)
+            if not readers:
+                reactor.readers.pop(node, None)
+
+    def _suspect(self, task: asyncio.Task[Any], node: NodeId) -> None:
+        if task in self._reactor.readers.get(node, ()):
+            self._reactor.suspect(node)
+            asyncio.get_running_loop().call_later(SUSPECT_SECONDS, self._suspect, task, node)
 
     async def _ask_node(self, verb: str, message: Message, timeout_seconds: float = REQUEST_SECONDS) -> Message:
         subject = self._subjects.node_from_process(self._node, verb)

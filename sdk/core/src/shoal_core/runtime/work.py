@@ -12,18 +12,19 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.tracing import span
 from shoal_core.protocol.errors import TaskCancelledError, TaskError
 from shoal_core.protocol.ids import MAX_RETURNS, ProcessId, object_key
-from shoal_core.protocol.records import Inline, LeaseAssigned, Stored, Task, Value
+from shoal_core.protocol.records import Inline, LeaseAssigned, Reference, Stored, Task, Value
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
 from shoal_core.runtime.streams import Producer
 from shoal_core.runtime.submission import cancelled
+from shoal_core.runtime.values import CopyUnavailable
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -40,7 +41,8 @@ class Accepted:
 
     ``order`` rises with each task that comes; ``producer`` is there for generators. What is ``cancelled`` before it was
     ``begun`` never is (see ``begin`` and ``cancel``). A cancellation may break into it only while it is
-    ``interruptible``: while the user's code runs, on the main thread.
+    ``interruptible``: while the user's code runs, on the main thread. ``awaited`` is an argument that a call
+    waits for, since its copy was lost.
     """
 
     task: Task
@@ -51,6 +53,15 @@ class Accepted:
     begun: bool = False
     cancelled: bool = False
     interruptible: bool = False
+    awaited: Reference | None = None
+
+
+class ArgumentsUnavailable(Exception):
+    """Arguments of a task cannot be read, since their copies are gone."""
+
+    def __init__(self, missing: list[Stored]) -> None:
+        super().__init__(missing)
+        self.missing = missing
 
 
 _beginning = threading.Lock()
@@ -79,6 +90,14 @@ CANCELLATIONS = (KeyboardInterrupt, asyncio.CancelledError, TaskCancelledError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Awaits:
+    """A call waits for an argument whose copy was lost, or (None) does so no more."""
+
+    accepted: Accepted
+    awaited: Reference | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Yielded:
     """An item that a generator yielded here."""
 
@@ -98,6 +117,7 @@ class Ended:
     seconds: float
     retryable: bool
     exhausted: bool = False
+    missing: list[Stored] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +184,10 @@ class Work:
             return False
         task = self.accepted.task
         returns = max(1, task.returns)
+        if isinstance(error, ArgumentsUnavailable):
+            self._end([], [], False)
+            self.ended.missing = error.missing
+            return True
         if self.accepted.cancelled and isinstance(error, CANCELLATIONS):
             self._end([cancelled(self._name)] * returns, [], False)
         else:
@@ -173,17 +197,42 @@ class Work:
         return True
 
     def arguments(self) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Return the task's positional and keyword arguments."""
-        task, runtime = self.accepted.task, self._runtime
-        arguments = task.arguments
-        if type(arguments) is Inline and not arguments.data:
+        """Return the task's positional and keyword arguments.
+
+        Where some of them cannot be read, a task goes back to its owner, since what makes them again may need what it
+        holds (``ArgumentsUnavailable``). A call keeps its place and waits, since an actor keeps what it holds anyway.
+        """
+        task = self.accepted.task
+        if type(task.arguments) is Inline and not task.arguments.data:
             return _NO_ARGUMENTS
-        args, kwargs = runtime.values.read(arguments)
-        if not task.dependencies:
-            return args, kwargs
-        with runtime.values.pinned(task.dependencies) as pins:
-            values = [runtime.values.read(value, pins) for value in task.dependencies]
-        return fill_in(args, kwargs, values)
+        missing: list[Stored] = []
+        values = (task.arguments, *task.dependencies)
+        with self._runtime.values.pinned(values) as pins:
+            (args, kwargs), *given = [self._read(value, index, pins, missing) for index, value in enumerate(values, -1)]
+        if missing:
+            raise ArgumentsUnavailable(missing)
+        return fill_in(args, kwargs, given) if given else (args, kwargs)
+
+    def _read(self, value: Value, index: int, pins: dict[str, int], missing: list[Stored]) -> Any:
+        """Return the value of a dependency, or (index -1) of the arguments; what cannot be read becomes ``missing``."""
+        origins = self.accepted.task.origins
+        try:
+            return self._runtime.values.read(value, pins)
+        except CopyUnavailable as unavailable:
+            unavailable.__traceback__ = None  # its frames hold the arguments, in a cycle with the exception
+            assert type(value) is Stored
+            if index >= 0 and origins:
+                return self._read_again(origins[index], value)
+            missing.append(value)
+            return None, None
+
+    def _read_again(self, origin: Reference, value: Stored) -> Any:
+        """Wait for an argument to come anew."""
+        self._runtime.command(Awaits(self.accepted, origin))
+        try:
+            return self._runtime.read_again(origin, value)
+        finally:
+            self._runtime.command(Awaits(self.accepted, None))
 
     @property
     def has_large_arguments(self) -> bool:

@@ -11,7 +11,7 @@ A kept mapping also keeps the memory of a file that the node has removed; hence 
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import mmap
 import os
 import threading
@@ -21,16 +21,15 @@ from pathlib import Path
 from shoal_core.protocol.errors import ObjectStoreFullError
 from shoal_core.runtime.serialization import Serialized, segment_bytes, write_segment
 
-COPY_BYTES = 16 * 1024 * 1024
+STEP_BYTES = 16 * 1024 * 1024
+"""What is done in steps of so much gives other threads of this process their turn: gigabytes take seconds."""
 LEAST_KEPT_BYTES = 1024 * 1024
 """A smaller mapping costs no more to make than to keep."""
 MOST_KEPT_BYTES = 2 * 1024 * 1024 * 1024
 MOST_KEPT = 8
 KEPT_SECONDS = 1.0
-POPULATE_BYTES = 256 * 1024 * 1024
 MADV_POPULATE_WRITE = 23
-"""Of Linux; Python has no name for it."""
-_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+"""Of Linux's ``madvise``; Python has no name for it yet."""
 
 Later = Callable[[float, Callable[[], None]], None]
 """Has a function called after some seconds (from any thread)."""
@@ -72,7 +71,8 @@ class Writer:
                 with self._lock:
                     mapping = self._kept.pop(file.st_ino, None)
                 if mapping is None:
-                    mapping = _mapped(descriptor, max(size, file.st_size))
+                    mapping = mmap.mmap(descriptor, max(size, file.st_size), flags=mmap.MAP_SHARED)
+                    _populate(mapping)
             finally:
                 os.close(descriptor)
         except (OSError, ValueError) as error:
@@ -110,19 +110,19 @@ class Writer:
             self._later(KEPT_SECONDS, lambda: self._look(now))
 
 
-def _mapped(descriptor: int, size: int) -> mmap.mmap:
-    """Return a mapping with its pages entered: a large one in steps, between which other threads get their turn."""
-    if size <= POPULATE_BYTES:
-        return mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | _POPULATE)
-    mapping = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED)
-    with contextlib.suppress(OSError):  # kernels before 5.14 do not know how; each page is entered as it is written
-        for start in range(0, size, POPULATE_BYTES):
-            mapping.madvise(MADV_POPULATE_WRITE, start, min(POPULATE_BYTES, size - start))
-    return mapping
+def _populate(mapping: mmap.mmap) -> None:
+    """Enter all pages of a mapping, in steps; where the kernel cannot (before Linux 5.14), each as it is written to."""
+    for start in range(0, len(mapping), STEP_BYTES):
+        try:
+            mapping.madvise(MADV_POPULATE_WRITE, start, min(STEP_BYTES, len(mapping) - start))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return
+            raise
 
 
 def copy_in_steps(target: memoryview, source: memoryview) -> None:
-    """Copy in steps, so that other threads of this process get their turn between them."""
+    """Copy in steps."""
     source = source.cast("B") if source.format != "B" or source.ndim != 1 else source
-    for start in range(0, source.nbytes, COPY_BYTES):
-        target[start : start + COPY_BYTES] = source[start : start + COPY_BYTES]
+    for start in range(0, source.nbytes, STEP_BYTES):
+        target[start : start + STEP_BYTES] = source[start : start + STEP_BYTES]
