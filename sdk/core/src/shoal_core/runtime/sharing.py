@@ -207,10 +207,9 @@ class Sharing:
                 continue
             if state.value is None and state.fetching:
                 self.orphaned(state, owner_died(state))
-            elif type(state.value) is Stored:
-                # A segment is freed with its owner, whoever has heard of it; what is mapped stays readable.
-                if self._table.lose(state, state.value):
-                    self.want((state,))
+            # A segment is freed with its owner, whoever has heard of it; what is mapped stays readable.
+            elif type(state.value) is Stored and self._table.lose(state, state.value):
+                self.want((state,))
 
 
 def owner_died(state: ObjectState) -> Failed:
