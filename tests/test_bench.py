@@ -21,7 +21,7 @@ from bench.measuring import Effort, rate, seconds
 from bench.memory import MARK, PeakMemory, marked_processes, pss_by_process
 from bench.program import DASK_PROGRAMS, PROGRAMS
 from bench.rows import ROWS, Row, System, find_rows
-from bench.transfers import CLUSTER_PROGRAMS, broadcast, transfer
+from bench.transfers import CLUSTER_PROGRAMS
 
 
 def test_every_row_has_a_program_on_each_of_its_systems() -> None:
@@ -105,13 +105,6 @@ def test_rate_counts_units() -> None:
     assert len(measured.samples) == 2
     assert all(sample > 0 for sample in measured.samples)
     assert calls
-
-
-def test_the_programs_of_several_nodes_run_small() -> None:
-    effort = Effort(repetitions=1, seconds=0.01)
-    assert len(transfer("shoal", effort, size_bytes=8_000_000).samples) == 1
-    measured = broadcast("shoal", effort, size_bytes=8_000_000, readers=2)
-    assert measured.details["one_seconds"] > 0
 
 
 def outcome(samples: list[float], error: str = "") -> bench.Outcome:
