@@ -21,7 +21,7 @@ def describe(launched):
 
 kept = tempfile.NamedTemporaryFile()  # none of a template's
 if sys.argv[1] == "threads":
-    threading.Thread(target=sys.stdin.read, daemon=True).start()
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
 prepare()
 print(len(psutil.Process().children()))
 first = launch()
@@ -40,9 +40,7 @@ first.process.kill()
 
 def run(what: str) -> list[str]:
     """Run the program, and return what it says."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, what], stdin=subprocess.PIPE, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", PROGRAM, what], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout.splitlines()
