@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 from services.scheduler.tests.builders import summary, view, waiting
 from services.scheduler.tests.simulation import cpus
 from shoal_core.protocol.messages import ResourceView
+from shoal_core.protocol.placement import DEFAULT, SPREAD, Strategy
 from shoal_core.protocol.resources import fits
 from shoal_core.testing.builders import node_id
 from shoal_scheduler.answers import pending_list, resource_view
-from shoal_scheduler.policy import HALF_FULL, SPREAD, NodeView, choose, explain, is_feasible, nearest
+from shoal_scheduler.policy import HALF_FULL, NodeView, choose, explain, is_feasible, nearest
 
 GPU = {"GPU": 10_000}
 
 
-def chosen(nodes: list[NodeView], count: float = 1, strategy: str = "DEFAULT", now: float = 0.0) -> str | None:
+def chosen(nodes: list[NodeView], count: float = 1, strategy: Strategy = DEFAULT, now: float = 0.0) -> str | None:
     node = choose(cpus(count), strategy, nodes, now)
     return None if node is None else node.node_id
 
@@ -38,7 +39,7 @@ def test_what_needs_no_resources_goes_where_the_fewest_leases_are() -> None:
     nodes = [view(1, cpus(4)), view(2, cpus(4)), view(3, cpus(4), leases=[summary(1, 2)])]
     where = []
     for number in range(4):
-        node = choose({}, "DEFAULT", nodes, 0.0)
+        node = choose({}, DEFAULT, nodes, 0.0)
         assert node is not None
         node.asked[number] = {}
         where.append(node.node_id)
@@ -57,8 +58,8 @@ def test_what_drains_or_is_avoided_or_full_is_not_chosen() -> None:
 
 def test_all_wanted_resources_must_fit() -> None:
     nodes = [view(1, {**cpus(4), **GPU}, cpus(4)), view(2, {**cpus(1), **GPU})]
-    assert choose({**cpus(1), **GPU}, "DEFAULT", nodes, 0.0) is nodes[1]
-    assert choose({**cpus(2), **GPU}, "DEFAULT", nodes, 0.0) is None
+    assert choose({**cpus(1), **GPU}, DEFAULT, nodes, 0.0) is nodes[1]
+    assert choose({**cpus(2), **GPU}, DEFAULT, nodes, 0.0) is None
 
 
 UNITS = st.integers(0, 80_000)
@@ -67,10 +68,10 @@ UNITS = st.integers(0, 80_000)
 @given(
     nodes=st.lists(st.tuples(UNITS, UNITS, st.booleans()), max_size=5),
     wanted=UNITS,
-    strategy=st.sampled_from(["DEFAULT", SPREAD]),
+    strategy=st.sampled_from([DEFAULT, SPREAD]),
 )
 def test_a_choice_fits_and_there_is_one_whenever_something_fits(
-    nodes: list[tuple[int, int, bool]], wanted: int, strategy: str
+    nodes: list[tuple[int, int, bool]], wanted: int, strategy: Strategy
 ) -> None:
     views = [
         view(number, {"CPU": max(total, free)}, {"CPU": free}, draining=draining)
@@ -83,7 +84,7 @@ def test_a_choice_fits_and_there_is_one_whenever_something_fits(
     if node is not None:
         assert node in fitting
         least = min(each.utilisation(resources) for each in fitting)
-        if strategy == SPREAD or node.utilisation(resources) > HALF_FULL:
+        if strategy is SPREAD or node.utilisation(resources) > HALF_FULL:
             assert node.utilisation(resources) == least
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.tests.simulation import ENDLESS, Network, OwnerModel, Queue, World, cpus
+from shoal_core.protocol.placement import DEFAULT, SPREAD, Strategy
 from shoal_scheduler.core import NOTICE_SECONDS, SETTLE_SECONDS
 from shoal_scheduler.fairness import KEEP_SECONDS, PATIENCE_SECONDS
 
@@ -28,7 +29,7 @@ class Work:
     tasks: int
     seconds: float
     depth: int
-    strategy: str
+    strategy: Strategy
 
 
 WORK = st.builds(
@@ -37,7 +38,7 @@ WORK = st.builds(
     tasks=st.integers(1, 12),
     seconds=st.sampled_from([0.01, 0.3, 1.5]),
     depth=st.integers(0, 2),
-    strategy=st.sampled_from(["DEFAULT", "SPREAD"]),
+    strategy=st.sampled_from([DEFAULT, SPREAD]),
 )
 TROUBLE = st.lists(st.sampled_from(["kill scheduler", "start scheduler", "kill node", "nothing"]), max_size=5)
 

@@ -6,7 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.options import COMMON_OPTIONS, ahead, amounts_of, anything, check_table, integer, retry_exceptions, returns
+from shoal.options import (
+    COMMON_OPTIONS,
+    STRATEGIES,
+    ahead,
+    amounts_of,
+    anything,
+    check_table,
+    integer,
+    retry_exceptions,
+    returns,
+)
+from shoal_core.protocol.placement import Strategy
 from shoal_core.protocol.resources import CPU, Resources, to_resources
 
 LIFETIMES = ("detached", "non_detached")
@@ -88,7 +99,7 @@ class ActorOptions:
 
     placement: Resources
     resources: Resources
-    strategy: str
+    strategy: Strategy
     name: str
     namespace: str
     detached: bool
@@ -116,7 +127,7 @@ def resolve_actor(options: Mapping[str, Any]) -> ActorOptions:
     return ActorOptions(
         placement=placement,
         resources=resources,
-        strategy=given.get("scheduling_strategy", "DEFAULT"),
+        strategy=STRATEGIES[given.get("scheduling_strategy", "DEFAULT")],
         name=given.get("name", ""),
         namespace=given.get("namespace", ""),
         detached=given.get("lifetime") == "detached",

@@ -14,6 +14,7 @@ from typing import Any
 import cloudpickle
 
 from shoal_core.protocol.ids import MAX_RETURNS
+from shoal_core.protocol.placement import DEFAULT, SPREAD, Strategy
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, UNIT, to_units
 from shoal_core.runtime.streams import STREAMING
 from shoal_core.runtime.submission import SchedulingClass
@@ -21,7 +22,7 @@ from shoal_core.runtime.work import ALL_EXCEPTIONS
 
 DEFAULT_RETRIES = 3
 ACCELERATOR_AMOUNT = 0.001
-STRATEGIES = ("DEFAULT", "SPREAD")
+STRATEGIES: dict[str, Strategy] = {"DEFAULT": DEFAULT, "SPREAD": SPREAD}
 
 
 def _amount(name: str, value: Any) -> None:
@@ -103,7 +104,9 @@ def retry_exceptions(name: str, value: Any) -> None:
 
 def _strategy(name: str, value: Any) -> None:
     if value not in STRATEGIES:
-        raise ValueError(f"scheduling_strategy={value!r} is not supported in this version; pass one of {STRATEGIES}.")
+        raise ValueError(
+            f"scheduling_strategy={value!r} is not supported in this version; pass one of {tuple(STRATEGIES)}."
+        )
 
 
 def anything(name: str, value: Any) -> None:
@@ -176,7 +179,7 @@ def resolve(options: Mapping[str, Any], function_name: str, *, generator: bool =
     amounts = {CPU: 1.0, **amounts_of(given)}
     resources = tuple(sorted((name, to_units(amount)) for name, amount in amounts.items() if amount))
     return TaskOptions(
-        scheduling_class=SchedulingClass(resources, given.get("scheduling_strategy", "DEFAULT")),
+        scheduling_class=SchedulingClass(resources, STRATEGIES[given.get("scheduling_strategy", "DEFAULT")]),
         name=given.get("name", function_name),
         returns=returns_of(given.get("num_returns"), generator=generator),
         retries=given.get("max_retries", DEFAULT_RETRIES),

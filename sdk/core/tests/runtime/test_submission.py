@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal_core.protocol.ids import FunctionId, LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber
+from shoal_core.protocol.placement import DEFAULT, SPREAD
 from shoal_core.protocol.records import (
     Inline,
     LeaseGranted,
@@ -34,7 +35,7 @@ from shoal_core.runtime.submission import (
 )
 from shoal_core.testing.builders import node_id, process_id
 
-CLASSES = (SchedulingClass((("CPU", 10_000),)), SchedulingClass((("GPU", 10_000),), "SPREAD"))
+CLASSES = (SchedulingClass((("CPU", 10_000),)), SchedulingClass((("GPU", 10_000),), SPREAD))
 NODES = (node_id(1), node_id(2))
 Place = tuple[NodeId, LeaseId]
 
@@ -471,8 +472,8 @@ def test_demand_names_what_waits_and_is_repeated() -> None:
     world.submit(CLASSES[1], "long", 0)
     entries = submission.demand(world.now)
     assert [(entry.name, entry.wanted, entry.resources, entry.strategy) for entry in entries] == [
-        ("short", 1, {"CPU": 10_000}, "DEFAULT"),
-        ("long", 1, {"GPU": 10_000}, "SPREAD"),
+        ("short", 1, {"CPU": 10_000}, DEFAULT),
+        ("long", 1, {"GPU": 10_000}, SPREAD),
     ]
     assert not submission.demand_changed
     submission.tick(world.now + REPEAT_SECONDS / 2)

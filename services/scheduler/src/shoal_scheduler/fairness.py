@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import NodeId, ProcessId, SlotId
 from shoal_core.protocol.messages import LeaseSummary
+from shoal_core.protocol.placement import Strategy
 from shoal_core.protocol.resources import Resources, add, fits
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.policy import NodeView, choose, nearest
@@ -96,7 +97,7 @@ class _Round:
         self._held = held
         self._now = now
         self._kept: list[tuple[Wanted, NodeView]] = []
-        self._full: set[tuple[int, tuple[tuple[str, int], ...]]] = set()
+        self._full: set[tuple[int, tuple[tuple[str, int], ...], Strategy]] = set()
 
     def run(self, turns: list[_Turn]) -> None:
         """Place until nothing more fits."""
@@ -128,7 +129,7 @@ class _Round:
 
     def _choose(self, wanted: Wanted) -> NodeView | None:
         """Return a node for one slot; what did not fit once is not tried again in this round."""
-        shape = (wanted.entry.depth, tuple(sorted(wanted.entry.resources.items())))
+        shape = (wanted.entry.depth, tuple(sorted(wanted.entry.resources.items())), wanted.entry.strategy)
         if shape in self._full:
             return None
         passed = [(other, node) for other, node in self._kept if other.entry.depth < wanted.entry.depth]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.messages import LeaseSummary
+from shoal_core.protocol.placement import Spread, Strategy
 from shoal_core.protocol.resources import Resources, fits, from_units
 
 HALF_FULL = 0.5
-SPREAD = "SPREAD"
 
 
 @dataclass
@@ -63,7 +63,7 @@ class NodeView:
         return max(shares, default=0.0)
 
 
-def choose(resources: Resources, strategy: str, nodes: Iterable[NodeView], now: float) -> NodeView | None:
+def choose(resources: Resources, strategy: Strategy, nodes: Iterable[NodeView], now: float) -> NodeView | None:
     """Return the node that should grant a lease, or None if it fits nowhere now.
 
     DEFAULT packs: the fullest node that stays at most half full, else the emptiest. SPREAD takes the emptiest. What
@@ -73,7 +73,7 @@ def choose(resources: Resources, strategy: str, nodes: Iterable[NodeView], now: 
     if not fitting:
         return None
     ranked = [(node.utilisation(resources), node.load, node.node_id, node) for node in fitting]
-    if strategy != SPREAD and resources:
+    if not isinstance(strategy, Spread) and resources:
         below = [entry for entry in ranked if entry[0] <= HALF_FULL]
         if below:
             return max(below, key=lambda entry: entry[:3])[3]

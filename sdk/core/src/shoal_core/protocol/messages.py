@@ -12,6 +12,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId, ProcessId, SlotId
+from shoal_core.protocol.placement import DEFAULT, Strategy
 from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 1
@@ -375,7 +376,7 @@ class DemandEntry(Message):
     key: int = Field(description="The owner's own number of the scheduling key.")
     name: str = Field(description="The function most recently queued under this key, for people to read.")
     resources: Resources
-    strategy: str = "DEFAULT"
+    strategy: Strategy = DEFAULT
     wanted: int = Field(description="How many tasks wait; 0 withdraws the demand.")
     slots: list[SlotId] = Field(description="Ids of the leases asked for and not yet granted.")
     depth: int = Field(default=0, description="How deep the owner is nested; deeper demand goes first.")

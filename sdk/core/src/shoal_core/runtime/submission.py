@@ -24,6 +24,7 @@ from typing import Any
 
 from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber, node_of
 from shoal_core.protocol.messages import DemandEntry
+from shoal_core.protocol.placement import DEFAULT, Strategy
 from shoal_core.protocol.records import (
     Failed,
     LeaseGranted,
@@ -83,7 +84,7 @@ class SchedulingClass:
     """What tasks must share to run on the same lease."""
 
     resources: tuple[tuple[str, int], ...]
-    strategy: str = "DEFAULT"
+    strategy: Strategy = DEFAULT
     environment: str = ""
 
 
