@@ -377,6 +377,7 @@ class DemandEntry(Message):
     name: str = Field(description="The function most recently queued under this key, for people to read.")
     resources: Resources
     strategy: Strategy = DEFAULT
+    near: dict[NodeId, int] = Field(default={}, description="Bytes of large arguments, by the node where they lie.")
     wanted: int = Field(description="How many tasks wait; 0 withdraws the demand.")
     slots: list[SlotId] = Field(description="Ids of the leases asked for and not yet granted.")
     depth: int = Field(default=0, description="How deep the owner is nested; deeper demand goes first.")

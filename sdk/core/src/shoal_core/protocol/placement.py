@@ -50,6 +50,15 @@ class Condition:
             case Operator.DOES_NOT_EXIST:
                 return value is None
 
+    def __str__(self) -> str:
+        values = ", ".join(self.values)
+        return {
+            Operator.IN: f"{self.label} in ({values})" if len(self.values) != 1 else f"{self.label}={values}",
+            Operator.NOT_IN: f"{self.label} not in ({values})",
+            Operator.EXISTS: f"a label {self.label}",
+            Operator.DOES_NOT_EXIST: f"no label {self.label}",
+        }[self.operator]
+
 
 Conditions = tuple[Condition, ...]
 
@@ -121,3 +130,22 @@ Strategy = Annotated[Default | Spread | NodeAffinity | NodeLabels | Selected | B
 
 DEFAULT = Default()
 SPREAD = Spread()
+
+
+def in_words(strategy: Strategy) -> str:
+    """Return what people read of a strategy, as what a lease wants."""
+    match strategy:
+        case NodeAffinity(node):
+            return f"node {node}"
+        case NodeLabels(hard):
+            return _in_words(hard)
+        case Selected(selectors):
+            return ", or else ".join(map(_in_words, selectors))
+        case Bundle(group, index):
+            return f"bundle {index} of placement group {group}" if index >= 0 else f"placement group {group}"
+        case _:
+            return "any node"
+
+
+def _in_words(conditions: Conditions) -> str:
+    return " and ".join(map(str, conditions)) or "any node"
