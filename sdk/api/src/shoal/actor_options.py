@@ -8,7 +8,6 @@ from typing import Any
 
 from shoal.options import (
     COMMON_OPTIONS,
-    STRATEGIES,
     ahead,
     amounts_of,
     anything,
@@ -17,6 +16,7 @@ from shoal.options import (
     retry_exceptions,
     returns,
 )
+from shoal.placement import strategy_of
 from shoal_core.protocol.placement import Strategy
 from shoal_core.protocol.resources import CPU, Resources, to_resources
 
@@ -127,7 +127,7 @@ def resolve_actor(options: Mapping[str, Any]) -> ActorOptions:
     return ActorOptions(
         placement=placement,
         resources=resources,
-        strategy=STRATEGIES[given.get("scheduling_strategy", "DEFAULT")],
+        strategy=strategy_of(given),
         name=given.get("name", ""),
         namespace=given.get("namespace", ""),
         detached=given.get("lifetime") == "detached",
