@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import platform
 import socket
@@ -12,8 +13,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shoal_core import __version__
 from shoal_core.bus import Bus, Credentials
@@ -24,6 +26,7 @@ from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
+from shoal_core.protocol.labels import check_labels, system_labels
 from shoal_core.protocol.messages import (
     JobFinished,
     NodeDescription,
@@ -32,15 +35,16 @@ from shoal_core.protocol.messages import (
     RetireNode,
     SegmentRead,
 )
-from shoal_core.protocol.resources import GPU, UNIT
+from shoal_core.protocol.resources import UNIT
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.verbs import NODE_PROCESS, NODE_SCHEDULER
 from shoal_core.runtime.process import WorkerConfig
 from shoal_core.service import Engine, RawRoute, Route
 from shoal_core.service.main import Service
-from shoal_core.service.settings import ServiceSettings
-from shoal_worker import machine
+from shoal_core.service.settings import ServiceSettings, SettingsError
+from shoal_worker import accelerators, machine
 from shoal_worker.forks import Forks, forks
+from shoal_worker.gpus import Gpus
 from shoal_worker.inputs import (
     DriverEnded,
     FileCreated,
@@ -53,6 +57,7 @@ from shoal_worker.inputs import (
     UnwatchDriver,
     WatchDriver,
 )
+from shoal_worker.meter import metered
 from shoal_worker.node import NodeCore
 from shoal_worker.output import Outputs
 from shoal_worker.segments import CreateFile, RemoveFile
@@ -72,10 +77,30 @@ class WorkerSettings(ServiceSettings):
     memory: int | None = Field(default=None, ge=0, description="Bytes of memory to offer; all of it by default.")
     resources: dict[str, float] = Field(default={}, description="Resources of your own, as JSON.")
     labels: dict[str, str] = Field(default={}, description="Labels of the node, as JSON.")
+    labels_file: str | None = Field(default=None, description="A file: JSON with more labels; --labels go before it.")
+    node_name: str = Field(default="", description="What users see as NodeName; the hostname by default.")
+    node_address: str | None = Field(default=None, description="The address users see; found out by default.")
     object_store_memory: int | None = Field(default=None, gt=0, description="Bytes of shared memory for objects.")
     is_head: bool = Field(default=False, description="Drivers of this machine attach to this node first.")
     process_credentials: str | None = Field(default=None, description="The file for worker processes; ours by default.")
     prestart: int | None = Field(default=None, ge=0, description="Worker processes kept ready; one a CPU, at most 4.")
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        check_labels(labels)
+        return labels
+
+    def all_labels(self) -> dict[str, str]:
+        """Return the labels that were given, those of the file too; ``SettingsError`` if that cannot be used."""
+        if self.labels_file is None:
+            return self.labels
+        try:
+            told = json.loads(Path(self.labels_file).read_text())
+            check_labels(told)
+        except (OSError, ValueError, TypeError) as error:
+            raise SettingsError(f"--labels-file (or SHOAL_LABELS_FILE): {error}") from None
+        return {**told, **self.labels}
 
 
 class LeaveError(Exception):
@@ -85,7 +110,9 @@ class LeaveError(Exception):
 class Hands:
     """What the core's commands do to this machine."""
 
-    def __init__(self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs) -> None:
+    def __init__(
+        self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs, gpu_variable: str
+    ) -> None:
         self.engine: Engine
         self.forks: Forks
         self.leaving = False
@@ -93,6 +120,7 @@ class Hands:
         self._node = node
         self._folder = folder
         self._outputs = outputs
+        self._gpu_variable = gpu_variable
         self._drivers: dict[ProcessId, int] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -149,6 +177,7 @@ class Hands:
             shared_memory_path=str(self._folder),
             begun_page=str(self._folder / f"begun-{process}"),
             tls=tls,
+            gpu_variable=self._gpu_variable,
         )
 
     def _create(self, command: CreateFile) -> FileCreated:
@@ -206,23 +235,28 @@ def routes(subjects: Subjects, node: NodeId, hands: Hands) -> list[Route | RawRo
     return [*asked, *events, RawRoute(subjects.node_from_process(node, "read"), SegmentRead, hands.read)]
 
 
-def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float) -> NodeDescription:
+def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: Gpus) -> NodeDescription:
     hostname = socket.gethostname()
     store = machine.store_bytes(folder, settings.object_store_memory)
+    broker = urlsplit(settings.address.split(",")[0])
+    address = settings.node_address or machine.address_towards(broker.hostname or machine.LOOPBACK, broker.port or 4222)
+    named = {**machine.implicit(address, gpus.models, is_head=settings.is_head), **settings.resources}
+    system = system_labels(node, hostname, gpus.models[0] if len(gpus.models) == 1 else "")
     return NodeDescription(
         node_id=node,
         hostname=hostname,
-        address="127.0.0.1",
+        address=address,
         machine_id=machine_id(),
         pid=os.getpid(),
-        total=machine.offered(settings.num_cpus, gpus, settings.memory, store, settings.resources),
-        labels=settings.labels,
+        total=machine.offered(settings.num_cpus, gpus.amount, settings.memory, store, named),
+        labels={**system, **settings.all_labels()},
         shared_memory_path=str(folder),
         object_store_bytes=store,
         version=__version__,
         python_version=platform.python_version(),
         started_at=time.time(),
         is_head=settings.is_head,
+        name=settings.node_name,
     )
 
 
@@ -231,22 +265,23 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     """Run one node; entering means that it grants leases, and leaving that nothing of it is left."""
     node = NodeId(bus.identity)
     subjects = Subjects(settings.cluster)
-    found = machine.gpu_names() if settings.num_gpus is None else []
-    gpus = float(len(found)) if settings.num_gpus is None else settings.num_gpus
-    names = found or [str(index) for index in range(int(-(-gpus // 1)))]
-    with machine.store_folder(node) as folder:
+    with (
+        contextlib.closing(accelerators.find()) as found,
+        machine.store_folder(node) as folder,
+    ):
+        gpus = Gpus.of(found.devices, settings.num_gpus)
         description = _describe(node, settings, folder, gpus)
         whole_cpus = description.total.get("CPU", 0) // UNIT
         prestart = settings.prestart if settings.prestart is not None else min(MOST_PRESTARTED, whole_cpus)
         core = NodeCore(
             description,
             subjects,
-            gpu_names=names if description.total.get(GPU) else (),
+            gpu_names=gpus.names,
             prestart=prestart,
             warm_bytes=min(WARM_BYTES, description.object_store_bytes // 4),
         )
         outputs = Outputs(bus, subjects, node)
-        hands = Hands(bus, settings, node, folder, outputs)
+        hands = Hands(bus, settings, node, folder, outputs, found.variable)
         async with forks(hands.process_ended, outputs.add) as hands.forks:
             engine = hands.engine = Engine(
                 core,
@@ -260,7 +295,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             engine.metrics.gauge("worker_processes", "Worker processes that live.", lambda: len(core.processes))
             engine.metrics.gauge("actors_hosted", "Actors whose process is on this node.", lambda: len(core.actors))
             try:
-                async with engine:
+                async with metered(found, core.leases.gpus, engine.metrics), engine:
                     assert engine.peers is not None
                     engine.peers.on_silence(lambda peer, _seconds: engine.inject(Suspected(peer)))
                     register = subjects.gcs_from_node("register_node")

@@ -81,6 +81,7 @@ class NodeDescription(Message):
     python_version: str
     started_at: float
     is_head: bool = False
+    name: str = Field(default="", description="What users see as NodeName; the hostname where it is empty.")
 
 
 class NodeRecord(Message):
