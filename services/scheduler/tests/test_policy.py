@@ -50,6 +50,14 @@ def test_what_needs_no_resources_goes_where_the_fewest_leases_are() -> None:
     assert where == [node_id(1), node_id(2), node_id(1), node_id(2)]
 
 
+def test_actors_that_hold_nothing_count_where_nothing_else_does() -> None:
+    nodes = [view(1, cpus(4)), view(2, cpus(4)), view(3, cpus(4))]
+    nodes[0].actors, nodes[1].actors = 2, 1
+    assert chosen(nodes, strategy=SPREAD) == node_id(3)
+    nodes[2].actors = 3
+    assert chosen(nodes, strategy=SPREAD) == node_id(2)
+
+
 def test_what_drains_or_is_avoided_or_full_is_not_chosen() -> None:
     assert chosen([view(1, cpus(4), draining=True)]) is None
     assert chosen([view(1, cpus(4), {})]) is None

@@ -16,6 +16,7 @@ from shoal_core.protocol.records import (
     LeaseGranted,
     LeaseReturned,
     Record,
+    Stored,
     Task,
     TaskDone,
     TasksReturned,
@@ -24,6 +25,7 @@ from shoal_core.protocol.records import (
 from shoal_core.runtime.submission import (
     CANCELLED,
     IDLE_SECONDS,
+    LARGE_BYTES,
     MOST_IN_FLIGHT,
     MOST_SLOTS,
     OVERRUN_SECONDS,
@@ -88,9 +90,13 @@ class World:
 
     # ------------------------------------------------------------------------------- inputs
 
-    def submit(self, scheduling_class: SchedulingClass, function: str, max_retries: int) -> Fate:
+    def submit(
+        self, scheduling_class: SchedulingClass, function: str, max_retries: int, *large: tuple[NodeId, int]
+    ) -> Fate:
+        """Submit a task with arguments of so many bytes on these nodes."""
         number = TaskNumber(len(self.fates) + 1)
         wire = Task(number, 0, LeaseId(0), 0, FunctionId(function), function, 1, Inline(b""))
+        wire.dependencies = [Stored(node, f"o{number}", size) for node, size in large]
         task = PendingTask(wire, self.submission.key_for(scheduling_class), max_retries)
         fate = self.fates[number] = Fate(task, max_retries)
         self.submission.enqueue(task)
@@ -307,10 +313,18 @@ class SubmissionMachine(RuleBasedStateMachine):
         function=st.sampled_from(["short", "long"]),
         max_retries=st.sampled_from([0, 0, 1, 2, -1]),
         count=st.sampled_from([1, 1, 1, 5, 40]),
+        large=st.lists(st.tuples(st.sampled_from(NODES), st.sampled_from([1000, LARGE_BYTES])), max_size=2),
     )
-    def submit(self, scheduling_class: SchedulingClass, function: str, max_retries: int, count: int) -> None:
+    def submit(
+        self,
+        scheduling_class: SchedulingClass,
+        function: str,
+        max_retries: int,
+        count: int,
+        large: list[tuple[NodeId, int]],
+    ) -> None:
         for _ in range(count):
-            self.world.submit(scheduling_class, function, max_retries)
+            self.world.submit(scheduling_class, function, max_retries, *large)
 
     @rule(which=index, node=st.sampled_from(NODES))
     def grant(self, which: int, node: NodeId) -> None:
@@ -549,3 +563,47 @@ def test_a_cancelled_task_whose_worker_crashes_says_why_it_was_not_retried() -> 
     [(_, failure)] = world.submission.failed
     assert failure.code == "worker_crashed"
     assert "not retried, since it was cancelled" in failure.text
+
+
+# ------------------------------------------------------------------------------- where large arguments lie
+
+
+def near(world: World) -> dict[str, dict[NodeId, int]]:
+    return {entry.name: entry.near for entry in world.submission.demand(world.now)}
+
+
+def test_demand_says_where_the_large_arguments_of_tasks_lie() -> None:
+    world = World()
+    here, there = NODES
+    world.submit(CLASSES[0], "none", 0)
+    world.submit(CLASSES[0], "one", 0, (here, LARGE_BYTES - 1), (there, LARGE_BYTES))
+    assert near(world) == {"none": {}, "one": {there: LARGE_BYTES}}
+    world.submit(CLASSES[1], "spread", 0, (here, LARGE_BYTES))
+    assert near(world)["spread"] == {}, "who says where goes there"
+    world = World()
+    world.submit(CLASSES[0], "both", 0, (here, LARGE_BYTES), (there, LARGE_BYTES), (here, LARGE_BYTES))
+    assert near(world) == {"both": {here: 2 * LARGE_BYTES, there: LARGE_BYTES}}
+    world.submit(CLASSES[0], "small", 0, (here, LARGE_BYTES // 2))
+    assert near(world)["small"] == {}
+
+
+def test_tasks_find_the_leases_of_where_their_data_is() -> None:
+    world = World()
+    workers = {}
+    for node in NODES:
+        world.submit(CLASSES[0], "f", 0, (node, LARGE_BYTES))
+        workers[node] = world.grant(*world.slots()[0], node)
+        world.end(workers[node], seconds=0.0)
+        world.submit(CLASSES[0], "f", 0, (node, LARGE_BYTES))
+    assert [len(workers[node].tasks) for node in NODES] == [1, 1]
+
+
+def test_an_idle_lease_of_tasks_that_want_the_same_elsewhere_goes_back_at_once() -> None:
+    world = World()
+    world.submit(CLASSES[0], "f", 0, (NODES[0], LARGE_BYTES))
+    worker = world.grant(*world.slots()[0], NODES[0])
+    world.submit(CLASSES[0], "g", 0)
+    assert (worker.node, worker.lease) in world.workers, "it has work"
+    world.end(worker)
+    world.submit(CLASSES[0], "h", 0)
+    assert (worker.node, worker.lease) not in world.workers

@@ -168,6 +168,7 @@ class Scheduler:
         node.labels = announcement.labels
         node.draining = announcement.draining
         node.leases = list(announcement.leases)
+        node.actors = announcement.actors
         node.sequence = announcement.sequence
         node.heard_at = now
         node.learn(announcement.free)

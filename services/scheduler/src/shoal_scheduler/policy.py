@@ -45,6 +45,7 @@ class NodeView:
     labels: dict[str, str] = field(default_factory=dict)
     draining: bool = False
     leases: list[LeaseSummary] = field(default_factory=list)
+    actors: int = 0
     asked: dict[int, Resources] = field(default_factory=dict)
     sequence: int = 0
     heard_at: float = 0.0
@@ -68,8 +69,8 @@ class NodeView:
 
     @property
     def load(self) -> int:
-        """How many leases the node has granted or is being asked for."""
-        return sum(lease.count for lease in self.leases) + len(self.asked)
+        """How many leases and actors the node has, or is being asked for."""
+        return sum(lease.count for lease in self.leases) + self.actors + len(self.asked)
 
     def utilisation(self, resources: Resources) -> float:
         """Return how full the node would be with ``resources`` on it, by its fullest wanted resource (1: full)."""

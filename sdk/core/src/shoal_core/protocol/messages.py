@@ -138,6 +138,7 @@ class NodeAnnouncement(Message):
     draining: bool = False
     leases: list[LeaseSummary] = []
     worker_processes: int = 0
+    actors: int = Field(default=0, description="Actors that are or are about to be there; many hold no resources.")
 
 
 class Echo(Message):

@@ -10,26 +10,32 @@ A lease's life::
                                         │
                                         └── WorkerLost ──► gone; what it had not begun is placed again for free
 
+Where most of a task's large arguments lie on one node, it is queued under a key of its own for that node, whose demand
+says so: so leases come from there, and tasks whose data is there find them. It is no more than a wish. Leases that idle
+under a key that differs in the wish alone go back as soon as others are wanted.
+
 A slot is the id of one lease asked for. A grant for a slot that is no longer wanted goes back at once. The core
 collects what is to be sent in ``outgoing`` and what has failed in ``failed``; whoever calls it empties both.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber, node_of
+from shoal_core.protocol.ids import NO_NODE, LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber, node_of
 from shoal_core.protocol.messages import DemandEntry
-from shoal_core.protocol.placement import DEFAULT, Strategy
+from shoal_core.protocol.placement import DEFAULT, Default, Selected, Strategy
 from shoal_core.protocol.records import (
     Failed,
     LeaseGranted,
     LeaseReturned,
     Record,
+    Stored,
     Task,
     TaskDone,
     TasksReturned,
@@ -46,6 +52,9 @@ OVERRUN_SECONDS = 0.1
 """A task that takes so much longer than predicted: its lease counts as no help to what is queued."""
 REPEAT_SECONDS = 1.0
 SMOOTHING = 0.3
+LARGE_BYTES = 1024 * 1024
+"""Arguments of fewer bytes on a node are fetched from wherever they are in less time than a lease takes."""
+MOST_NEAR = 4
 CANCELLED = "task_cancelled"
 """The code of the error that stands for what a cancelled task would have returned."""
 
@@ -81,11 +90,12 @@ class PendingTask:
 
 @dataclass(frozen=True, slots=True)
 class SchedulingClass:
-    """What tasks must share to run on the same lease."""
+    """What tasks must share to run on the same lease. ``near`` is where most of their large arguments lie."""
 
     resources: tuple[tuple[str, int], ...]
     strategy: Strategy = DEFAULT
     environment: str = ""
+    near: NodeId = NO_NODE
 
 
 class Lease:
@@ -144,34 +154,53 @@ class SchedulingKey:
 
 
 class Submission:
-    """All scheduling keys of one owner. Not thread-safe: the I/O thread's."""
+    """All scheduling keys of one owner. Not thread-safe but for ``key_for``: the I/O thread's."""
 
     def __init__(self) -> None:
         self.outgoing: list[tuple[PeerId, Record]] = []
         self.failed: list[tuple[PendingTask, Failed]] = []
         self.keys: dict[SchedulingClass, SchedulingKey] = {}
         self.demand_changed = False
-        self._by_index: list[SchedulingKey] = []
+        self._by_index: dict[int, SchedulingKey] = {}
+        self._indices = itertools.count()
         self._lease_keys: dict[tuple[NodeId, LeaseId], SchedulingKey] = {}
         self._touched: dict[SchedulingKey, None] = {}
+        self._alike: dict[SchedulingClass, list[SchedulingKey]] = {}
         self._slots = 0
         self._repeat_at = math.inf
 
     def key_for(self, scheduling_class: SchedulingClass) -> SchedulingKey:
-        """Return the key of a scheduling class, made at its first use."""
+        """Return the key of a scheduling class, made at its first use (any thread)."""
         key = self.keys.get(scheduling_class)
         if key is None:
-            key = SchedulingKey(len(self._by_index), scheduling_class)
-            self.keys[scheduling_class] = key
-            self._by_index.append(key)
+            key = SchedulingKey(next(self._indices), scheduling_class)
+            made = self.keys.setdefault(scheduling_class, key)
+            if made is not key:
+                return made
+            self._by_index[key.index] = key
+            self._alike.setdefault(replace(scheduling_class, near=NO_NODE), []).append(key)
         return key
 
     # ------------------------------------------------------------------------------- inputs
 
     def enqueue(self, task: PendingTask) -> None:
         """Queue a task whose arguments are all there."""
+        wire = task.wire
+        if wire.dependencies or type(wire.arguments) is Stored:
+            task.key = self._nearer(task.key, wire)
         task.key.queue.append(task)
         self._touched[task.key] = None
+
+    def _nearer(self, key: SchedulingKey, wire: Task) -> SchedulingKey:
+        """Return the key for where a task's arguments lie, if it may run anywhere and they are large."""
+        wanted = key.scheduling_class
+        if not isinstance(wanted.strategy, Default | Selected):
+            return key
+        near = argument_bytes(wire)
+        best = max(near, key=lambda node: (near[node], node), default=NO_NODE)
+        if wanted.near == best:
+            return key
+        return self.key_for(replace(wanted, near=best))
 
     def granted(self, node: NodeId, grant: LeaseGranted, now: float) -> None:
         """A node gave us a worker process."""
@@ -310,10 +339,11 @@ class Submission:
                 name=key.name,
                 resources=key.resources,
                 strategy=key.scheduling_class.strategy,
+                near=argument_bytes(key.queue[0].wire) if key.scheduling_class.near != NO_NODE else {},
                 wanted=len(key.queue),
                 slots=list(key.slots),
             )
-            for key in self._by_index
+            for key in list(self._by_index.values())
             if key.slots
         ]
         self._repeat_at = now + REPEAT_SECONDS if entries else math.inf
@@ -366,10 +396,19 @@ class Submission:
         missing = min(worth - (usable if seconds is not None else 0), queued, MOST_SLOTS)
         if seconds is not None and not usable:
             missing = max(missing, 1)
+        if len(key.slots) < missing:
+            self._return_idle_alike(key)
         while len(key.slots) < missing:
             self._slots += 1
             key.slots[SlotId(self._slots)] = None
             self.demand_changed = True
+
+    def _return_idle_alike(self, key: SchedulingKey) -> None:
+        """Give back the idle leases of the keys that differ from this one in nothing but where they want to be."""
+        for other in self._alike[replace(key.scheduling_class, near=NO_NODE)]:
+            if other is not key and not other.queue:
+                for place in [place for place, lease in other.leases.items() if not lease.in_flight]:
+                    self._return(place)
 
     def _try_again(self, task: PendingTask) -> None:
         self._next_attempt(task)
@@ -387,6 +426,16 @@ class Submission:
     def _remove(self, node: NodeId, number: LeaseId) -> Lease | None:
         key = self._lease_keys.pop((node, number), None)
         return None if key is None else key.leases.pop((node, number))
+
+
+def argument_bytes(wire: Task) -> dict[NodeId, int]:
+    """Return how many bytes of a task's arguments lie in the memory of which node: of each that has a good part."""
+    sizes: dict[NodeId, int] = {}
+    for value in (wire.arguments, *wire.dependencies):
+        if type(value) is Stored:
+            sizes[value.node] = sizes.get(value.node, 0) + value.size_bytes
+    large = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:MOST_NEAR]
+    return {node: size for node, size in large if size >= LARGE_BYTES}
 
 
 def cancelled(name: str) -> Failed:

@@ -1,0 +1,213 @@
+"""Where tasks and actors are placed, on nodes with labels and with GPUs that are numbers only."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import shoal
+from shoal.cluster_utils import Cluster
+from shoal.util.scheduling_strategies import (
+    Exists,
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+)
+from tests.integration.waiting import get, until
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs, and three nodes."""
+    one = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        one.add_node(num_cpus=2, labels={"zone": "a", "disk": "ssd"})
+        one.add_node(num_cpus=2, labels={"zone": "b"})
+        one.add_node(num_cpus=2, num_gpus=2, labels={"zone": "c"})
+        one.connect()
+        yield one
+    finally:
+        one.shutdown()
+
+
+def nodes(cluster: Cluster) -> tuple[str, str, str]:
+    a, b, c = (node.node_id for node in cluster.worker_nodes)
+    return a, b, c
+
+
+@shoal.remote
+def where() -> str:
+    return shoal.get_runtime_context().get_node_id()
+
+
+class PlaceClass:
+    def where(self) -> str:
+        return shoal.get_runtime_context().get_node_id()
+
+
+Place = shoal.remote(PlaceClass)
+
+
+def on(node_id: str, *, soft: bool = False) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id, soft=soft)
+
+
+# ------------------------------------------------------------------------------- nodes
+
+
+def test_a_hard_affinity_is_kept_whatever_is_free_elsewhere(cluster: Cluster) -> None:
+    for node in nodes(cluster):
+        refs = [where.options(scheduling_strategy=on(node)).remote() for _ in range(6)]
+        assert set(get(refs)) == {node}
+        actor = Place.options(scheduling_strategy=on(node)).remote()
+        assert get(actor.where.remote()) == node
+
+
+def test_a_soft_affinity_goes_elsewhere_when_its_node_is_not_there(cluster: Cluster) -> None:
+    a, _, _ = nodes(cluster)
+    assert get(where.options(scheduling_strategy=on(a, soft=True)).remote()) == a
+    assert get(where.options(scheduling_strategy=on("0" * 16, soft=True)).remote()) in nodes(cluster)
+
+
+def empty() -> None:
+    """Wait until nothing is leased any more: what idles for a moment would be in the way."""
+    until(lambda: shoal.available_resources().get("CPU") == 6, "all nodes are empty")
+
+
+def test_spread_uses_all_nodes(cluster: Cluster) -> None:
+    empty()
+    holding = [Place.options(num_cpus=1, scheduling_strategy="SPREAD").remote() for _ in range(3)]
+    assert set(get([actor.where.remote() for actor in holding])) == set(nodes(cluster))
+
+
+# ------------------------------------------------------------------------------- labels
+
+
+def test_labels_choose_nodes(cluster: Cluster) -> None:
+    a, b, c = nodes(cluster)
+    strategy = NodeLabelSchedulingStrategy({"zone": In("a", "b")}, soft={"disk": Exists()})
+    assert get(where.options(scheduling_strategy=strategy).remote()) == a
+    strategy = NodeLabelSchedulingStrategy({"zone": NotIn("a", "b"), "ray.io/node-id": Exists()}, soft=None)
+    assert get(where.options(scheduling_strategy=strategy, num_gpus=0.1).remote()) == c
+    assert get(where.options(label_selector={"zone": "b"}).remote()) == b
+    assert get(where.options(label_selector={"zone": "in(a,b)", "disk": "!ssd"}).remote()) == b
+    assert get(where.options(label_selector={"ray.io/node-id": a}).remote()) == a
+    actor = Place.options(label_selector={"zone": "c"}).remote()
+    assert get(actor.where.remote()) == c
+
+
+def test_a_selector_that_nobody_meets_falls_back(cluster: Cluster) -> None:
+    _, b, _ = nodes(cluster)
+    fallback: list[dict[str, Any]] = [{"label_selector": {"zone": "y"}}, {"label_selector": {"zone": "b"}}]
+    task = where.options(label_selector={"zone": "x"}, fallback_strategy=fallback)
+    assert get(task.remote()) == b
+    actor = Place.options(label_selector={"zone": "x"}, fallback_strategy=fallback).remote()
+    assert get(actor.where.remote()) == b
+
+
+def test_a_task_knows_the_labels_of_its_node(cluster: Cluster) -> None:
+    @shoal.remote(label_selector={"zone": "a"})
+    def labels() -> dict[str, str]:
+        return shoal.get_runtime_context().get_node_labels()
+
+    a, _, _ = nodes(cluster)
+    seen = get(labels.remote())
+    assert (seen["zone"], seen["disk"], seen["ray.io/node-id"]) == ("a", "ssd", a)
+    assert seen == next(node["Labels"] for node in shoal.nodes() if node["NodeID"] == a)
+    assert shoal.get_runtime_context().get_node_labels()["ray.io/node-id"] == shoal.get_runtime_context().get_node_id()
+
+
+def test_nodes_can_be_asked_for_by_what_they_are_called(cluster: Cluster) -> None:
+    assert cluster.head_node is not None
+    head = where.options(num_cpus=0, resources={"node:__internal_head__": 0.001})
+    assert get(head.remote()) == cluster.head_node.node_id
+    assert get(where.options(resources={"node:127.0.0.1": 0.0001}).remote()) in nodes(cluster)
+
+
+# ------------------------------------------------------------------------------- arguments
+
+
+@shoal.remote
+def make(size: int) -> bytes:
+    return bytes(size)
+
+
+@shoal.remote(num_cpus=0.1)
+def read(data: bytes) -> str:
+    return shoal.get_runtime_context().get_node_id()
+
+
+def test_a_task_goes_where_its_large_argument_lies(cluster: Cluster) -> None:
+    for node in nodes(cluster):
+        data = make.options(scheduling_strategy=on(node)).remote(20_000_000)
+        shoal.wait([data], fetch_local=False)
+        empty()
+        assert get([read.remote(data) for _ in range(4)]) == [node] * 4
+
+
+# ------------------------------------------------------------------------------- GPUs
+
+
+@shoal.remote(num_cpus=0)
+def gpus() -> tuple[list[int], str | None, dict[str, list[str]]]:
+    ids: Any = shoal.get_gpu_ids()
+    return ids, os.environ.get("CUDA_VISIBLE_DEVICES"), shoal.get_runtime_context().get_accelerator_ids()
+
+
+class GpusClass:
+    def seen(self) -> tuple[list[int], str | None]:
+        ids: Any = shoal.get_gpu_ids()
+        return ids, os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    def resources(self) -> dict[str, float]:
+        return shoal.get_runtime_context().get_assigned_resources()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+Gpus = shoal.remote(num_cpus=0)(GpusClass)
+
+
+def test_a_task_sees_its_gpus_and_no_others(cluster: Cluster) -> None:
+    assert get(gpus.options(num_gpus=2).remote()) == ([0, 1], "0,1", {"GPU": ["0", "1"]})
+    ids, visible, by_kind = get(gpus.options(num_gpus=1).remote())
+    assert ([str(gpu) for gpu in ids], by_kind) == ([visible], {"GPU": [visible]})
+    assert get(gpus.remote()) == ([], "", {"GPU": []})
+
+
+def test_actors_share_gpus_exactly_and_those_of_the_killed_come_back(cluster: Cluster) -> None:
+    whole = Gpus.options(num_gpus=1).remote()
+    halves = [Gpus.options(num_gpus=0.5).remote() for _ in range(2)]
+    ids, visible = get(whole.seen.remote())
+    others = get([half.seen.remote() for half in halves])
+    assert len(ids) == 1
+    assert visible == str(ids[0])
+    assert others == [([1 - ids[0]], str(1 - ids[0]))] * 2
+    assert get(halves[0].resources.remote()) == {"GPU": 0.5}
+    waiting = gpus.options(num_gpus=2).remote()
+    for actor in (whole, *halves):
+        os.kill(get(actor.pid.remote()), signal.SIGKILL)
+    assert get(waiting)[0] == [0, 1]
+    del whole, halves, actor
+    until(lambda: shoal.available_resources().get("GPU") == 2, "all GPUs are free again")
+
+
+def test_a_worker_process_sees_the_same_gpus_as_long_as_it_lives(cluster: Cluster) -> None:
+    @shoal.remote(num_cpus=0, max_calls=0)
+    def process() -> tuple[int, str | None]:
+        return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    seen: dict[int, set[str | None]] = {}
+    for amount in (1, 2, 0.5, 1, 2, 0.5):
+        pid, visible = get(process.options(num_gpus=amount).remote())
+        seen.setdefault(pid, set()).add(visible)
+        until(lambda: shoal.available_resources().get("GPU") == 2, "the lease is over")
+    assert all(len(visible) == 1 for visible in seen.values())
+    fresh = {get(gpus.options(num_gpus=1).remote())[1] for _ in range(2)}
+    assert fresh <= {"0", "1"}
