@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 import shoal
 from shoal.cluster_utils import Cluster
+from shoal.exceptions import ActorUnschedulableError, TaskUnschedulableError
 from shoal.util.scheduling_strategies import (
     Exists,
     In,
@@ -148,6 +150,71 @@ def test_a_task_goes_where_its_large_argument_lies(cluster: Cluster) -> None:
         shoal.wait([data], fetch_local=False)
         empty()
         assert get([read.remote(data) for _ in range(4)]) == [node] * 4
+
+
+# ------------------------------------------------------------------------------- what can never run
+
+
+def test_a_node_that_is_not_there_is_an_error_of_what_is_bound_to_it(cluster: Cluster) -> None:
+    nowhere = on("0123456789abcdef")
+    with pytest.raises(TaskUnschedulableError, match="node 0123456789abcdef is not in the cluster"):
+        get(where.options(scheduling_strategy=nowhere).remote())
+    with pytest.raises(TaskUnschedulableError, match="soft=False"):
+        get([where.options(scheduling_strategy=nowhere).remote() for _ in range(3)])
+    actor = Place.options(scheduling_strategy=nowhere).remote()
+    with pytest.raises(ActorUnschedulableError, match="bound to is not in the cluster"):
+        get(actor.where.remote())
+
+
+def test_a_node_that_is_too_small_is_an_error_of_what_is_bound_to_it(cluster: Cluster) -> None:
+    a, _, _ = nodes(cluster)
+    with pytest.raises(TaskUnschedulableError, match=r"'CPU': 2.0.*, not \{'CPU': 9.0\}"):
+        get(where.options(num_cpus=9, scheduling_strategy=on(a)).remote())
+    with pytest.raises(ActorUnschedulableError, match="needs"):
+        get(Place.options(num_cpus=9, scheduling_strategy=on(a)).remote().where.remote())
+
+
+def test_a_node_that_has_died_is_an_error_of_what_is_bound_to_it(cluster: Cluster) -> None:
+    node = cluster.add_node(num_cpus=1)
+    there = Place.options(scheduling_strategy=on(node.node_id), max_restarts=-1).remote()
+    assert get(there.where.remote()) == node.node_id
+    cluster.remove_node(node, allow_graceful=False)
+    with pytest.raises(TaskUnschedulableError, match="is dead"):
+        get(where.options(scheduling_strategy=on(node.node_id), max_retries=-1).remote())
+    with pytest.raises(ActorUnschedulableError, match="is dead"):
+        get(there.where.options(max_task_retries=-1).remote())
+    assert get(where.options(scheduling_strategy=on(node.node_id, soft=True)).remote()) in nodes(cluster)
+
+
+def test_what_is_to_fail_without_room_does(cluster: Cluster) -> None:
+    a, _, _ = nodes(cluster)
+    holder = Place.options(num_cpus=2, scheduling_strategy=on(a)).remote()
+    assert get(holder.where.remote()) == a
+    impatient = NodeAffinitySchedulingStrategy(a, soft=False, _fail_on_unavailable=True)
+    with pytest.raises(TaskUnschedulableError, match="waits for CPU"):
+        get(where.options(scheduling_strategy=impatient).remote())
+    spilling = NodeAffinitySchedulingStrategy(a, soft=True, _spill_on_unavailable=True)
+    assert get(where.options(scheduling_strategy=spilling).remote()) in nodes(cluster)[1:]
+
+
+def test_what_no_node_can_run_waits_for_one_and_is_told_once(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("shoal"), "propagate", True)
+    unmet = where.options(label_selector={"zone": "z"})
+    ref = unmet.remote()
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "where()" in record.getMessage()]
+
+    until(lambda: bool(told()), "the driver is told")
+    assert "it wants zone=z; the nearest, node" in told()[0]
+    more = [unmet.remote() for _ in range(3)]
+    node = cluster.add_node(num_cpus=1, labels={"zone": "z"})
+    assert set(get([ref, *more])) == {node.node_id}
+    assert len(told()) == 1
+    cluster.remove_node(node)
+    cluster.wait_for_nodes()
 
 
 # ------------------------------------------------------------------------------- GPUs

@@ -55,9 +55,11 @@ def test_affinity_to_a_node() -> None:
     assert meaning(scheduling_strategy=NodeAffinitySchedulingStrategy(NODE, True, _spill_on_unavailable=True)) == (
         NodeAffinity(NODE, soft=True, spill=True)
     )
-    assert meaning(scheduling_strategy=NodeAffinitySchedulingStrategy(NODE, False, _fail_on_unavailable=True)) == (
-        NodeAffinity(NODE, soft=False, fail=True)
-    )
+    failing = NodeAffinitySchedulingStrategy(NODE, False, _fail_on_unavailable=True)
+    strategy = resolve({"scheduling_strategy": failing}, "f").scheduling_class.strategy
+    assert strategy == NodeAffinity(NODE, soft=False, fail=True)
+    with pytest.raises(ValueError, match="_fail_on_unavailable"):
+        resolve_actor({"scheduling_strategy": failing})
     assert (hard.node_id, hard.soft) == (NODE, False)
     assert repr(hard) == f"NodeAffinitySchedulingStrategy('{NODE}', soft=False)"
 

@@ -17,7 +17,7 @@ from shoal.options import (
     returns,
 )
 from shoal.placement import strategy_of
-from shoal_core.protocol.placement import Strategy
+from shoal_core.protocol.placement import NodeAffinity, Strategy
 from shoal_core.protocol.resources import CPU, Resources, to_resources
 
 LIFETIMES = ("detached", "non_detached")
@@ -124,10 +124,13 @@ def resolve_actor(options: Mapping[str, Any]) -> ActorOptions:
         raise ValueError(
             "max_task_retries cannot be set while max_restarts is 0: there is no other try at a dead actor."
         )
+    strategy = strategy_of(given)
+    if isinstance(strategy, NodeAffinity) and strategy.fail:
+        raise ValueError("The option scheduling_strategy of an actor cannot have _fail_on_unavailable=True.")
     return ActorOptions(
         placement=placement,
         resources=resources,
-        strategy=strategy_of(given),
+        strategy=strategy,
         name=given.get("name", ""),
         namespace=given.get("namespace", ""),
         detached=given.get("lifetime") == "detached",

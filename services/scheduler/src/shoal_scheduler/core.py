@@ -32,6 +32,7 @@ from shoal_core.protocol.messages import (
     RecallLeases,
     SchedulerPresence,
 )
+from shoal_core.protocol.placement import NodeAffinity
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_scheduler.answers import pending_list, resource_view
 from shoal_scheduler.demand import DemandTable, Wanted
@@ -290,7 +291,7 @@ class Scheduler:
         """Do what can be done for demand that fits nowhere now: say so if it never will, else ask for leases back."""
         wanted = unmet.wanted
         nodes = able(wanted.entry.resources, wanted.entry.strategy, self.nodes.values())
-        if not nodes:
+        if not nodes or (isinstance(wanted.entry.strategy, NodeAffinity) and wanted.entry.strategy.fail):
             return self._notice(wanted, now)
         self._wake_when_avoided_no_more(wanted, now)
         recall_at = max(wanted.served_at, wanted.recalled_at) + RECALL_SECONDS
@@ -330,5 +331,6 @@ class Scheduler:
         else:
             told = wanted.owner
             text = f"{entry.wanted} task(s) of {entry.name}() wait: {why}. They stay queued until such a node joins."
-        notice = DemandNotice(key=entry.key, name=entry.name, text=text)
+        actor = None if entry.actor is None else entry.actor.actor_id
+        notice = DemandNotice(key=entry.key, name=entry.name, text=text, why=why, actor=actor)
         return [Publish(self._subjects.notice(self._identity, told), notice)]

@@ -85,6 +85,7 @@ class ActorDeath(Message):
 
     reason: str
     error: bytes = Field(default=b"", description="The pickled exception of ``__init__``; opaque to services.")
+    code: str = Field(default="actor_died", description="The wire code of the error that its callers get.")
 
 
 class ActorRecord(Message):

@@ -432,6 +432,8 @@ class DemandNotice(Message):
     key: int
     name: str
     text: str
+    why: str = Field(default="", description="The reason in ``text``, alone.")
+    actor: ActorId | None = Field(default=None, description="It is the demand of an actor that the owner created.")
 
 
 class SchedulerPresence(Message):

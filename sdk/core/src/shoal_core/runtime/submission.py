@@ -263,6 +263,17 @@ class Submission:
             self._touched[key] = None
         return None
 
+    def find(self, index: int) -> SchedulingKey | None:
+        """Return the key of a number, as demand and notices name it."""
+        return self._by_index.get(index)
+
+    def give_up(self, key: SchedulingKey) -> list[PendingTask]:
+        """Return the queued tasks of a key, which are queued no more: no node can ever run them."""
+        tasks = list(key.queue)
+        key.queue.clear()
+        self._touched[key] = None
+        return tasks
+
     def blocked(self, worker: ProcessId, number: LeaseId, blocked: bool) -> None:
         """A worker waits for other objects, or goes on."""
         key = self._lease_keys.get((node_of(worker), number))
