@@ -20,7 +20,7 @@ from shoal.util.scheduling_strategies import (
     NodeLabelSchedulingStrategy,
     NotIn,
 )
-from tests.integration.waiting import get, until
+from tests.integration.waiting import get, is_gone, until
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +166,15 @@ def test_a_node_that_is_not_there_is_an_error_of_what_is_bound_to_it(cluster: Cl
         get(actor.where.remote())
 
 
+def test_a_worker_process_hears_of_it_too(cluster: Cluster) -> None:
+    @shoal.remote
+    def outer() -> str:
+        return str(shoal.get(where.options(scheduling_strategy=on("0123456789abcdef")).remote()))
+
+    with pytest.raises(TaskUnschedulableError, match="is not in the cluster"):
+        get(outer.remote())
+
+
 def test_a_node_that_is_too_small_is_an_error_of_what_is_bound_to_it(cluster: Cluster) -> None:
     a, _, _ = nodes(cluster)
     with pytest.raises(TaskUnschedulableError, match=r"'CPU': 2.0.*, not \{'CPU': 9.0\}"):
@@ -263,6 +272,16 @@ def test_actors_share_gpus_exactly_and_those_of_the_killed_come_back(cluster: Cl
     assert get(waiting)[0] == [0, 1]
     del whole, halves, actor
     until(lambda: shoal.available_resources().get("GPU") == 2, "all GPUs are free again")
+
+
+def test_a_task_with_gpus_leaves_nothing_on_them_unless_told_to(cluster: Cluster) -> None:
+    @shoal.remote(num_cpus=0, num_gpus=1)
+    def pid() -> int:
+        return os.getpid()
+
+    pids = [get(pid.remote()) for _ in range(3)]
+    assert len(set(pids)) == 3
+    until(lambda: all(is_gone(each) for each in pids), "the processes are gone, and what CUDA kept with them")
 
 
 def test_a_worker_process_sees_the_same_gpus_as_long_as_it_lives(cluster: Cluster) -> None:

@@ -400,6 +400,15 @@ def test_a_process_serves_only_leases_of_the_gpus_that_it_has_seen() -> None:
     assert force.leases.gpus.free == [10_000, 10_000]
 
 
+def test_the_gpus_of_an_owner_that_died_come_back_when_its_process_is_reaped() -> None:
+    force = Force()
+    _, process = force.served(1, resources=to_resources({"GPU": 1}))
+    force.owner_died(OWNER, 1)
+    assert force.leases.gpus.free == [0, 10_000], "a dying process still uses them"
+    force.process_ended(ProcessEnded(process, "killed by signal 9"), 2)
+    assert force.leases.gpus.free == [10_000, 10_000]
+
+
 def test_the_gpus_of_a_process_that_was_killed_come_back_when_it_is_reaped() -> None:
     force = Force()
     _, process = force.served(1, resources=to_resources({"GPU": 2}))
