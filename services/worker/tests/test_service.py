@@ -42,7 +42,7 @@ from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime.execution import CUDA_VISIBLE
 from shoal_core.service import Engine
-from shoal_core.service.settings import SettingsError
+from shoal_core.service.settings import SettingsError, read_settings
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.buses import until
 from shoal_worker import machine
@@ -327,10 +327,9 @@ async def test_a_node_says_what_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_file_of_labels_that_cannot_be_used_is_a_wrong_setting(tmp_path: Path, text: str) -> None:
     path = tmp_path / "labels.json"
     path.write_text(text)
-    with pytest.raises(SettingsError, match="--labels-file"):
-        settings(labels_file=str(path)).all_labels()
-    with pytest.raises(SettingsError, match="--labels-file"):
-        settings(labels_file=str(tmp_path / "none.json")).all_labels()
+    for wrong in (path, tmp_path / "none.json"):
+        with pytest.raises(SettingsError, match="--labels-file"):
+            read_settings(WorkerSettings, "shoal-worker", ["--labels-file", str(wrong)])
 
 
 def test_labels_that_a_node_may_not_have_are_a_wrong_setting() -> None:

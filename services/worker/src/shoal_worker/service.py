@@ -41,7 +41,7 @@ from shoal_core.protocol.verbs import NODE_PROCESS, NODE_SCHEDULER
 from shoal_core.runtime.process import WorkerConfig
 from shoal_core.service import Engine, RawRoute, Route
 from shoal_core.service.main import Service
-from shoal_core.service.settings import ServiceSettings, SettingsError
+from shoal_core.service.settings import ServiceSettings
 from shoal_worker import accelerators, machine
 from shoal_worker.forks import Forks, forks
 from shoal_worker.gpus import Gpus
@@ -91,16 +91,26 @@ class WorkerSettings(ServiceSettings):
         check_labels(labels)
         return labels
 
+    @field_validator("labels_file")
+    @classmethod
+    def _check_labels_file(cls, path: str | None) -> str | None:
+        if path is not None:
+            try:
+                _read_labels(path)
+            except (OSError, TypeError) as error:
+                raise ValueError(str(error)) from None
+        return path
+
     def all_labels(self) -> dict[str, str]:
-        """Return the labels that were given, those of the file too; ``SettingsError`` if that cannot be used."""
-        if self.labels_file is None:
-            return self.labels
-        try:
-            told = json.loads(Path(self.labels_file).read_text())
-            check_labels(told)
-        except (OSError, ValueError, TypeError) as error:
-            raise SettingsError(f"--labels-file (or SHOAL_LABELS_FILE): {error}") from None
+        """Return the labels that were given, those of the file too."""
+        told = _read_labels(self.labels_file) if self.labels_file is not None else {}
         return {**told, **self.labels}
+
+
+def _read_labels(path: str) -> dict[str, str]:
+    told: dict[str, str] = json.loads(Path(path).read_text())
+    check_labels(told)
+    return told
 
 
 class LeaveError(Exception):

@@ -41,7 +41,10 @@ def heeding_notices(runtime: Runtime) -> Iterator[None]:
 
 
 class Notices:
-    """What was said about this process's demand (I/O thread)."""
+    """What was said about this process's demand (I/O thread).
+
+    What was warned of is remembered for ever: a number for each key, and for each actor that nobody can place.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime

@@ -123,12 +123,16 @@ class Lease:
 
 
 class SchedulingKey:
-    """The queue, the leases and the open slots of one scheduling class."""
+    """The queue, the leases and the open slots of one scheduling class.
 
-    __slots__ = ("index", "leases", "name", "queue", "resources", "scheduling_class", "seconds", "slots")
+    ``alike`` are the keys whose classes differ in nothing but where they want to be, this one among them.
+    """
 
-    def __init__(self, index: int, scheduling_class: SchedulingClass) -> None:
+    __slots__ = ("alike", "index", "leases", "name", "queue", "resources", "scheduling_class", "seconds", "slots")
+
+    def __init__(self, index: int, scheduling_class: SchedulingClass, alike: list[SchedulingKey]) -> None:
         self.index = index
+        self.alike = alike
         self.scheduling_class = scheduling_class
         self.resources: Resources = dict(scheduling_class.resources)
         self.queue: deque[PendingTask] = deque()
@@ -173,12 +177,13 @@ class Submission:
         """Return the key of a scheduling class, made at its first use (any thread)."""
         key = self.keys.get(scheduling_class)
         if key is None:
-            key = SchedulingKey(next(self._indices), scheduling_class)
+            alike = self._alike.setdefault(replace(scheduling_class, near=NO_NODE), [])
+            key = SchedulingKey(next(self._indices), scheduling_class, alike)
             made = self.keys.setdefault(scheduling_class, key)
             if made is not key:
                 return made
             self._by_index[key.index] = key
-            self._alike.setdefault(replace(scheduling_class, near=NO_NODE), []).append(key)
+            alike.append(key)
         return key
 
     # ------------------------------------------------------------------------------- inputs
@@ -416,7 +421,7 @@ class Submission:
 
     def _return_idle_alike(self, key: SchedulingKey) -> None:
         """Give back the idle leases of the keys that differ from this one in nothing but where they want to be."""
-        for other in self._alike[replace(key.scheduling_class, near=NO_NODE)]:
+        for other in key.alike:
             if other is not key and not other.queue:
                 for place in [place for place, lease in other.leases.items() if not lease.in_flight]:
                     self._return(place)
