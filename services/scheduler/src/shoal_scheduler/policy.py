@@ -74,12 +74,11 @@ class NodeView:
 
     def utilisation(self, resources: Resources) -> float:
         """Return how full the node would be with ``resources`` on it, by its fullest wanted resource (1: full)."""
-        shares = [
-            1 - (self.free.get(name, 0) - units) / self.total[name]
-            for name, units in resources.items()
-            if self.total.get(name)
-        ]
-        return max(shares, default=0.0)
+        fullest = 0.0
+        for name, units in resources.items():
+            if total := self.total.get(name):
+                fullest = max(fullest, 1 - (self.free.get(name, 0) - units) / total)
+        return fullest
 
 
 Groups = list[list[NodeView]]
@@ -124,11 +123,9 @@ def choose(
     ``near`` says how many bytes of the arguments lie on which node, ``avoid`` until when not to ask one.
     """
     for group in groups:
-        fitting = [
-            node
-            for node in group
-            if node.avoid_until <= now and avoid.get(node.node_id, now) <= now and fits(resources, node.free)
-        ]
+        fitting = [node for node in group if node.avoid_until <= now and fits(resources, node.free)]
+        if avoid:
+            fitting = [node for node in fitting if avoid.get(node.node_id, now) <= now]
         if fitting:
             return _nearest_to_arguments(fitting, near) or _by_fullness(resources, strategy, fitting)
     return None
@@ -147,12 +144,16 @@ def _by_fullness(resources: Resources, strategy: Strategy, nodes: list[NodeView]
     as long as there are others.
     """
     if GPU not in resources and not isinstance(strategy, Spread):
-        nodes = [node for node in nodes if not node.total.get(GPU)] or nodes
-    ranked = [(node.utilisation(resources), node.load, node.node_id, node) for node in nodes]
+        nodes = [node for node in nodes if GPU not in node.total] or nodes
+    ranked = [(node.utilisation(resources), node) for node in nodes]
     if resources and not _spreads(strategy):
-        below = [(-full, -load, name, node) for full, load, name, node in ranked if full <= HALF_FULL]
-        ranked = below or ranked
-    return min(ranked, key=lambda entry: entry[:3])[3]
+        below = [full for full, _ in ranked if full <= HALF_FULL]
+        if below:
+            fullest = max(below)
+            equal = [node for full, node in ranked if full == fullest]
+            return min(equal, key=lambda node: (-node.load, node.node_id))
+    emptiest = min(full for full, _ in ranked)
+    return min((node for full, node in ranked if full == emptiest), key=lambda node: (node.load, node.node_id))
 
 
 def _spreads(strategy: Strategy) -> bool:

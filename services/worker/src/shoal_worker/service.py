@@ -43,6 +43,7 @@ from shoal_core.service import Engine, RawRoute, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
 from shoal_worker import accelerators, machine
+from shoal_worker.accelerators import NoAccelerators
 from shoal_worker.forks import Forks, forks
 from shoal_worker.gpus import Gpus
 from shoal_worker.inputs import (
@@ -276,7 +277,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     node = NodeId(bus.identity)
     subjects = Subjects(settings.cluster)
     with (
-        contextlib.closing(accelerators.find()) as found,
+        contextlib.closing(NoAccelerators() if settings.num_gpus == 0 else accelerators.find()) as found,
         machine.store_folder(node) as folder,
     ):
         gpus = Gpus.of(found.devices, settings.num_gpus)

@@ -355,7 +355,7 @@ class Submission:
                 name=key.name,
                 resources=key.resources,
                 strategy=key.scheduling_class.strategy,
-                near=argument_bytes(key.queue[0].wire) if key.scheduling_class.near != NO_NODE else {},
+                near=argument_bytes(key.queue[0].wire) if key.queue and key.scheduling_class.near != NO_NODE else {},
                 wanted=len(key.queue),
                 slots=list(key.slots),
             )
