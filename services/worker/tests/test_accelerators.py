@@ -14,8 +14,8 @@ from shoal_core.protocol.resources import UNIT
 from shoal_core.service.metrics import Metrics
 from shoal_core.testing.buses import until
 from shoal_worker import accelerators
-from shoal_worker.accelerators import Amd, Device, find, model_of
-from shoal_worker.gpus import Gpus, GpuTable
+from shoal_worker.accelerators import Amd, find, model_of
+from shoal_worker.gpus import Device, Gpus, GpuTable
 from shoal_worker.meter import metered
 
 A, B, C = (Gpu(f"GPU-{letter}{letter}-1") for letter in "abc")

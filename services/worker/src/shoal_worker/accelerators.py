@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shoal_core.runtime.execution import CUDA_VISIBLE
+from shoal_worker.gpus import Device
 
 logger = logging.getLogger("shoal.worker")
 
@@ -29,15 +30,6 @@ KFD = Path("/sys/class/kfd/kfd/topology/nodes")
 DRM = Path("/sys/class/drm")
 HIDDEN = frozenset({"", "-1", "NoDevFiles"})
 """What the first entry of a variable may be to show no device at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One accelerator; ``name`` is what shows it to a process, ``model`` is what ``accelerator_type`` calls it."""
-
-    name: str
-    uuid: str
-    model: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal_core.protocol.resources import UNIT, from_units
-from shoal_worker.accelerators import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One accelerator; ``name`` is what shows it to a process, ``model`` is what ``accelerator_type`` calls it."""
+
+    name: str
+    uuid: str
+    model: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 
 from shoal_core.protocol.resources import UNIT
 from shoal_core.service.metrics import Labels, Metrics, labels
-from shoal_worker.accelerators import Accelerators, Device, Reading
-from shoal_worker.gpus import GpuTable
+from shoal_worker.accelerators import Accelerators, Reading
+from shoal_worker.gpus import Device, GpuTable
 
 LOOK_SECONDS = 5.0
 
