@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,20 @@ def test_a_hard_affinity_is_kept_whatever_is_free_elsewhere(cluster: Cluster) ->
         assert set(get(refs)) == {node}
         actor = Place.options(scheduling_strategy=on(node)).remote()
         assert get(actor.where.remote()) == node
+
+
+def test_work_without_end_lets_what_is_bound_to_its_node_have_a_turn(cluster: Cluster) -> None:
+    @shoal.remote
+    def nap() -> None:
+        time.sleep(0.05)
+
+    backlog = [nap.remote() for _ in range(2_000)]
+    for node in nodes(cluster):
+        assert get(where.options(scheduling_strategy=on(node)).remote()) == node
+    ready, _ = shoal.wait(backlog, num_returns=len(backlog), timeout=0)
+    assert len(ready) < len(backlog), "they did not wait for all of it"
+    for ref in backlog:
+        shoal.cancel(ref)
 
 
 def test_a_soft_affinity_goes_elsewhere_when_its_node_is_not_there(cluster: Cluster) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal_core.protocol.ids import FunctionId, LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber
-from shoal_core.protocol.placement import DEFAULT, SPREAD
+from shoal_core.protocol.placement import DEFAULT, SPREAD, NodeAffinity
 from shoal_core.protocol.records import (
     Inline,
     LeaseGranted,
@@ -30,6 +30,7 @@ from shoal_core.runtime.submission import (
     MOST_SLOTS,
     OVERRUN_SECONDS,
     REPEAT_SECONDS,
+    TURN_SECONDS,
     PendingTask,
     SchedulingClass,
     SchedulingKey,
@@ -607,3 +608,49 @@ def test_an_idle_lease_of_tasks_that_want_the_same_elsewhere_goes_back_at_once()
     world.end(worker)
     world.submit(CLASSES[0], "h", 0)
     assert (worker.node, worker.lease) not in world.workers
+
+
+# ------------------------------------------------------------------------------- turns between keys
+
+
+def busy_world() -> tuple[World, dict[NodeId, Worker]]:
+    """Work without end under one key, with a lease on each node."""
+    world = World()
+    for _ in range(20):
+        world.submit(CLASSES[0], "long", 0)
+    return world, {node: world.grant(*world.slots()[0], node) for node in NODES}
+
+
+def test_a_key_that_waits_for_long_has_a_lease_of_another_key_returned() -> None:
+    world, workers = busy_world()
+    for _ in range(2):
+        world.submit(SchedulingClass((("CPU", 10_000),), NodeAffinity(NODES[1], soft=False)), "bound", 0)
+    world.pass_time(TURN_SECONDS * 0.9)
+    assert not any(worker.recalled for worker in workers.values())
+    world.pass_time(TURN_SECONDS * 0.2)
+    lease = world.submission.key_for(CLASSES[0]).leases[NODES[1], workers[NODES[1]].lease]
+    assert lease.recalled, "the one on the node that it is bound to"
+    world.end(workers[NODES[1]], seconds=3.0)
+    assert (NODES[1], workers[NODES[1]].lease) not in world.workers
+    assert (NODES[0], workers[NODES[0]].lease) in world.workers
+
+
+def test_what_is_bound_to_a_node_where_its_owner_holds_nothing_takes_nothing_elsewhere() -> None:
+    world, _ = busy_world()
+    world.submit(SchedulingClass((("CPU", 10_000),), NodeAffinity(node_id(9), soft=False)), "bound", 0)
+    world.pass_time(TURN_SECONDS * 4)
+    assert not any(lease.recalled for lease in world.submission.key_for(CLASSES[0]).leases.values())
+
+
+def test_what_no_turn_helps_asks_for_one_less_and_less_often() -> None:
+    world, _ = busy_world()
+    for _ in range(2):
+        world.submit(CLASSES[1], "never", 0)
+    key = world.submission.key_for(CLASSES[1])
+    waits = []
+    for _ in range(8):
+        waits.append(key.turn_seconds)
+        world.pass_time(key.turn_at - world.now)
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 32.0, 32.0]
+    world.grant(key.index, next(iter(key.slots)), NODES[0])
+    assert (key.turn_seconds, key.turn_at) == (TURN_SECONDS, float("inf"))

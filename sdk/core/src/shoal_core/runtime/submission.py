@@ -14,6 +14,11 @@ Where most of a task's large arguments lie on one node, it is queued under a key
 says so: so leases come from there, and tasks whose data is there find them. It is no more than a wish. Leases that idle
 under a key that differs in the wish alone go back as soon as others are wanted.
 
+Schedulers share nodes out between owners; between its own keys an owner does so itself. A key that waits for its first
+lease for ``TURN_SECONDS`` has a lease of another key returned as soon as that is empty: one on the node that it wants,
+if it wants one. Otherwise work without end under one key would hold all there is, and what is bound to a node would
+never have its turn. Where that does not help, it happens half as often each time.
+
 A slot is the id of one lease asked for. A grant for a slot that is no longer wanted goes back at once. The core
 collects what is to be sent in ``outgoing`` and what has failed in ``failed``; whoever calls it empties both.
 """
@@ -29,7 +34,7 @@ from typing import Any
 
 from shoal_core.protocol.ids import NO_NODE, LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber, node_of
 from shoal_core.protocol.messages import DemandEntry
-from shoal_core.protocol.placement import DEFAULT, Default, Selected, Strategy
+from shoal_core.protocol.placement import DEFAULT, Default, NodeAffinity, Selected, Strategy
 from shoal_core.protocol.records import (
     Failed,
     LeaseGranted,
@@ -52,6 +57,8 @@ OVERRUN_SECONDS = 0.1
 """A task that takes so much longer than predicted: its lease counts as no help to what is queued."""
 REPEAT_SECONDS = 1.0
 SMOOTHING = 0.3
+TURN_SECONDS = 1.0
+LONGEST_TURN_SECONDS = 32.0
 LARGE_BYTES = 1024 * 1024
 """Arguments of fewer bytes on a node are fetched from wherever they are in less time than a lease takes."""
 MOST_NEAR = 4
@@ -128,7 +135,19 @@ class SchedulingKey:
     ``alike`` are the keys whose classes differ in nothing but where they want to be, this one among them.
     """
 
-    __slots__ = ("alike", "index", "leases", "name", "queue", "resources", "scheduling_class", "seconds", "slots")
+    __slots__ = (
+        "alike",
+        "index",
+        "leases",
+        "name",
+        "queue",
+        "resources",
+        "scheduling_class",
+        "seconds",
+        "slots",
+        "turn_at",
+        "turn_seconds",
+    )
 
     def __init__(self, index: int, scheduling_class: SchedulingClass, alike: list[SchedulingKey]) -> None:
         self.index = index
@@ -139,6 +158,8 @@ class SchedulingKey:
         self.leases: dict[tuple[NodeId, LeaseId], Lease] = {}
         self.slots: dict[SlotId, None] = {}
         self.seconds: dict[str, float] = {}
+        self.turn_at = math.inf
+        self.turn_seconds = TURN_SECONDS
         self.name = ""
 
     def window(self, function: str) -> int:
@@ -218,6 +239,7 @@ class Submission:
             self.outgoing.append((node, LeaseReturned(grant.lease)))
             return
         lease = Lease(grant.lease, grant.worker, now)
+        key.turn_at, key.turn_seconds = math.inf, TURN_SECONDS
         key.leases[(node, grant.lease)] = lease
         self._lease_keys[(node, grant.lease)] = key
         self._touched[key] = None
@@ -332,6 +354,29 @@ class Submission:
                 self._return(place)
         if now >= self._repeat_at:
             self.demand_changed = True
+        for key in list(self._by_index.values()):
+            if now >= key.turn_at:
+                self._make_turn(key, now)
+
+    def _make_turn(self, key: SchedulingKey, now: float) -> None:
+        """Have a lease of another key returned, since this one has waited for its first for long."""
+        key.turn_at = math.inf
+        if key.leases or not key.slots:
+            return
+        key.turn_seconds = min(2 * key.turn_seconds, LONGEST_TURN_SECONDS)
+        key.turn_at = now + key.turn_seconds
+        strategy = key.scheduling_class.strategy
+        wanted = strategy.node if isinstance(strategy, NodeAffinity) else key.scheduling_class.near
+        candidates = [
+            (place[0] == wanted, len(other.leases), place, lease, other)
+            for place, other in self._lease_keys.items()
+            if not ((lease := other.leases[place]).recalled or lease.blocked)
+            and (place[0] == wanted or not _is_hard(strategy))
+        ]
+        if candidates:
+            _, _, _, lease, other = max(candidates, key=lambda candidate: candidate[:3])
+            lease.recalled = True
+            self._touched[other] = None
 
     # ------------------------------------------------------------------------------- decisions
 
@@ -344,7 +389,7 @@ class Submission:
             for place, lease in list(key.leases.items()):
                 if not lease.in_flight and lease.recalled:
                     self._return(place)
-            self._want(key)
+            self._want(key, now)
 
     def demand(self, now: float) -> list[DemandEntry]:
         """Return the whole demand as it is to be published now."""
@@ -397,12 +442,13 @@ class Submission:
                 in_flight[wire.number] = task
                 outgoing.append((lease.worker, wire))
 
-    def _want(self, key: SchedulingKey) -> None:
+    def _want(self, key: SchedulingKey, now: float) -> None:
         """Ask for as many leases as the queued work is worth, or withdraw what was asked."""
         queued = len(key.queue)
         if not queued:
             if key.slots:
                 key.slots.clear()
+                key.turn_at = math.inf
                 self.demand_changed = True
             return
         key.name = key.queue[0].wire.name
@@ -414,6 +460,8 @@ class Submission:
             missing = max(missing, 1)
         if len(key.slots) < missing:
             self._return_idle_alike(key)
+            if not key.leases and key.turn_at == math.inf:
+                key.turn_at = now + key.turn_seconds
         while len(key.slots) < missing:
             self._slots += 1
             key.slots[SlotId(self._slots)] = None
@@ -452,6 +500,10 @@ def argument_bytes(wire: Task) -> dict[NodeId, int]:
             sizes[value.node] = sizes.get(value.node, 0) + value.size_bytes
     large = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:MOST_NEAR]
     return {node: size for node, size in large if size >= LARGE_BYTES}
+
+
+def _is_hard(strategy: Strategy) -> bool:
+    return isinstance(strategy, NodeAffinity) and not strategy.soft
 
 
 def cancelled(name: str) -> Failed:
