@@ -41,6 +41,14 @@ SAYS = {
         "both together: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]",
         "a batch: [1, 2, 3]",
     ],
+    "placement.py": [
+        "by a selector: b",
+        "fallen back: c",
+        "by labels: b",
+        "bound to a node: c",
+        "where its data lies: c",
+        "nowhere: Task zone() cannot run",
+    ],
     "generators.py": [
         "came: 0",
         "came: 2",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ import pytest
 import shoal
 from shoal.cluster_utils import Cluster, ClusterNode
 from shoal_core.protocol.errors import ShoalError
+from shoal_core.protocol.labels import as_value
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
@@ -44,7 +46,7 @@ def where() -> str:
     return shoal.get_runtime_context().get_node_id()
 
 
-def by_id() -> dict[str, dict[str, object]]:
+def by_id() -> dict[str, dict[str, Any]]:
     return {node["NodeID"]: node for node in shoal.nodes() if node["Alive"]}
 
 
@@ -67,7 +69,8 @@ def test_nodes_added_from_two_threads_are_who_they_say(cluster: Cluster) -> None
         assert node.unique_id == node.node_id
         assert shoal.get(where.options(resources={name: 1}).remote()) == node.node_id
         assert seen[node.node_id]["NodeName"] == f"the {name}"
-        assert seen[node.node_id]["Labels"] == {"zone": name, "node_name": f"the {name}"}
+        assert seen[node.node_id]["Labels"]["zone"] == name
+        assert seen[node.node_id]["Labels"]["ray.io/node-id"] == node.node_id
         resources = seen[node.node_id]["Resources"]
         assert isinstance(resources, dict)
         assert resources["object_store_memory"] == 80_000_000
@@ -79,7 +82,12 @@ def test_the_head_is_a_node_as_it_was_described(cluster: Cluster) -> None:
     assert cluster.list_all_nodes() == [cluster.head_node]
     head = by_id()[cluster.head_node.node_id]
     assert head["NodeName"] == "first"
-    assert head["Labels"] == {"zone": "a", "node_name": "first"}
+    assert head["Labels"] == {
+        "zone": "a",
+        "ray.io/node-id": cluster.head_node.node_id,
+        "shoal.io/hostname": as_value(head["NodeManagerHostname"]),
+    }
+    assert head["Resources"]["node:__internal_head__"] == head["Resources"]["node:127.0.0.1"] == 1
     resources = head["Resources"]
     assert isinstance(resources, dict)
     assert (resources["CPU"], resources["memory"]) == (1, 1_000_000)

@@ -10,6 +10,7 @@ import pytest
 
 import shoal
 from shoal.options import TASK_OPTIONS, check, resolve
+from shoal.util.scheduling_strategies import In
 
 
 def double(x: int) -> int:
@@ -50,6 +51,12 @@ WRONG_TYPES: list[tuple[str, Any]] = [
     ("max_retries", 1.5),
     ("max_retries", "3"),
     ("max_retries", True),
+    ("scheduling_strategy", 1),
+    ("scheduling_strategy", In("a")),
+    ("label_selector", "zone=a"),
+    ("label_selector", {"zone": ["a"]}),
+    ("fallback_strategy", {"label_selector": {}}),
+    ("fallback_strategy", ["zone=a"]),
     ("retry_exceptions", "yes"),
     ("retry_exceptions", ValueError),
     ("retry_exceptions", [ValueError, "KeyError"]),
@@ -75,7 +82,10 @@ WRONG_VALUES: list[tuple[str, Any]] = [
     ("num_returns", "sometimes"),
     ("max_retries", -2),
     ("scheduling_strategy", "NEAR"),
-    ("scheduling_strategy", 1),
+    ("label_selector", {"zone": "in(a"}),
+    ("label_selector", {"a b": "c"}),
+    ("fallback_strategy", [{"label_selector": {}, "num_cpus": 2}]),
+    ("fallback_strategy", [{"label_selector": {"zone": "!!a"}}]),
 ]
 
 

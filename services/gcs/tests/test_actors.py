@@ -49,9 +49,10 @@ from shoal_core.protocol.messages import (
     ProcessDied,
     RetireNode,
 )
+from shoal_core.protocol.placement import NodeAffinity
 from shoal_core.testing.builders import node_id, process_id
 from shoal_gcs.actor_operations import Change, Ended, Kill, Started, dead
-from shoal_gcs.actors import KEEP_DEAD_SECONDS, LISTED, NAMING_SECONDS, ORPHAN_SECONDS
+from shoal_gcs.actors import KEEP_DEAD_SECONDS, LISTED, NAMING_SECONDS, ORPHAN_SECONDS, UNKNOWN_NODE_SECONDS
 from shoal_gcs.records import NAME_BYTES, job_id, name_key
 
 ACTOR = actor_id(DRIVERS[0], 1)
@@ -390,6 +391,40 @@ def test_the_actors_of_a_dead_node_are_started_elsewhere_or_dead(cluster: Cluste
     death = cluster.record().death
     assert death is not None
     assert death.reason == f"its node {THERE} has died, after 1 restart"
+
+
+def test_an_actor_that_is_bound_to_a_node_ends_where_that_can_never_hold_it(cluster: Cluster) -> None:
+    bound = {
+        1: NodeAffinity(HERE, soft=False),
+        2: NodeAffinity(THERE, soft=False),
+        3: NodeAffinity(THERE, soft=True),
+        4: NodeAffinity(node_id(9), soft=False),
+    }
+    cluster.settled(RetireNode(node_id=THERE, reason="silent"))
+    for number, strategy in bound.items():
+        cluster.settled(cluster.create(number=number, strategy=strategy))
+    too_large = cluster.create(number=5, strategy=bound[1])
+    needs = too_large.description.model_copy(update={"placement": {"CPU": 50_000}})
+    cluster.settled(too_large.model_copy(update={"description": needs}))
+    cluster.seconds(1)
+    assert cluster.record(actor_id(DRIVERS[0], 4)).state is PENDING, "it may have joined, and not be known here"
+    cluster.seconds(round(UNKNOWN_NODE_SECONDS) + 1)
+    assert [cluster.record(actor_id(DRIVERS[0], number)).state for number in (1, 3)] == [PENDING, PENDING]
+    deaths = [cluster.record(actor_id(DRIVERS[0], number)).death for number in (2, 4, 5)]
+    assert [death.code if death else "" for death in deaths] == ["actor_unschedulable"] * 3
+    reasons = [death.reason if death else "" for death in deaths]
+    assert "is dead (silent)" in reasons[0]
+    assert "is not in the cluster" in reasons[1]
+    assert "it needs {'CPU': 5.0}" in reasons[2]
+
+
+def test_an_actor_that_is_bound_to_a_node_ends_when_it_would_start_again_without_it(cluster: Cluster) -> None:
+    cluster.alive(max_restarts=-1, strategy=NodeAffinity(HERE, soft=False))
+    cluster.settled(RetireNode(node_id=HERE, reason="silent"))
+    cluster.seconds(3)
+    death = cluster.record().death
+    assert death is not None
+    assert death.code == "actor_unschedulable"
 
 
 def test_an_actor_ends_with_its_job_and_a_release_is_graceful(cluster: Cluster) -> None:

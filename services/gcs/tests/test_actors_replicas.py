@@ -63,6 +63,7 @@ from shoal_core.protocol.messages import (
     ProcessDied,
     RetireNode,
 )
+from shoal_core.protocol.placement import DEFAULT, Strategy
 from shoal_core.testing.builders import node_id, process_id
 from shoal_gcs.actor_operations import NAME_TAKEN, PurgeSpec
 from shoal_gcs.actors import KEEP_DEAD_SECONDS, NAMING_SECONDS, ORPHAN_SECONDS
@@ -84,6 +85,7 @@ def about(
     detached: bool = False,
     max_restarts: int = 0,
     job: JobId | None = None,
+    strategy: Strategy = DEFAULT,
 ) -> ActorDescription:
     """Return what a creator says of its actor."""
     return ActorDescription(
@@ -96,6 +98,7 @@ def about(
         detached=detached,
         placement={"CPU": 10_000},
         resources={},
+        strategy=strategy,
         max_restarts=max_restarts,
         methods=b"methods",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from services.scheduler.tests.simulation import JOB, cpus
 from shoal_core.protocol.ids import NodeId, SlotId
@@ -20,10 +20,16 @@ def view(
     *,
     draining: bool = False,
     leases: Sequence[LeaseSummary] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> NodeView:
     """Return what a scheduler believes of a node."""
     return NodeView(
-        node_id(number), total, dict(total if free is None else free), draining=draining, leases=list(leases)
+        node_id(number),
+        total,
+        dict(total if free is None else free),
+        dict(labels or {}),
+        draining=draining,
+        leases=list(leases),
     )
 
 

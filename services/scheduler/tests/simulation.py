@@ -31,6 +31,7 @@ from shoal_core.protocol.messages import (
     RecallLeases,
     SchedulerPresence,
 )
+from shoal_core.protocol.placement import DEFAULT, Strategy
 from shoal_core.protocol.resources import Resources, add, fits, subtract
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
@@ -191,7 +192,7 @@ class Queue:
     waiting: int
     seconds: float
     depth: int = 0
-    strategy: str = "DEFAULT"
+    strategy: Strategy = DEFAULT
     most_slots: int = 64
     slots: list[SlotId] = field(default_factory=list)
     leases: list[Lease] = field(default_factory=list)

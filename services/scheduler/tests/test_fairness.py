@@ -24,7 +24,7 @@ from shoal_scheduler.fairness import (
     holdings,
     plan,
 )
-from shoal_scheduler.policy import NodeView
+from shoal_scheduler.policy import NodeView, able
 
 SOON = PATIENCE_SECONDS - 0.1
 LATE = PATIENCE_SECONDS + 0.1
@@ -144,7 +144,8 @@ def test_a_plan_fits_the_nodes_and_leaves_nothing_that_fits(
 
 
 def victim(wanted: Wanted, node: NodeView, rivals: int, *, kept: bool = False) -> Victim | None:
-    return find_victim(Unmet(wanted, node if kept else None), [node], holdings([node]), rivals, SOON)
+    groups = able(wanted.entry.resources, wanted.entry.strategy, [node])
+    return find_victim(Unmet(wanted, node if kept else None), groups, holdings([node]), rivals, SOON)
 
 
 def test_blocked_leases_do_not_count_as_held() -> None:

@@ -8,17 +8,22 @@ from hypothesis import strategies as st
 from services.scheduler.tests.builders import summary, view, waiting
 from services.scheduler.tests.simulation import cpus
 from shoal_core.protocol.messages import ResourceView
-from shoal_core.protocol.resources import fits
+from shoal_core.protocol.placement import DEFAULT, SPREAD, Strategy
+from shoal_core.protocol.resources import Resources, fits
 from shoal_core.testing.builders import node_id
 from shoal_scheduler.answers import pending_list, resource_view
-from shoal_scheduler.policy import HALF_FULL, SPREAD, NodeView, choose, explain, is_feasible, nearest
+from shoal_scheduler.policy import HALF_FULL, NodeView, able, choose, explain, is_feasible, nearest
 
 GPU = {"GPU": 10_000}
 
 
-def chosen(nodes: list[NodeView], count: float = 1, strategy: str = "DEFAULT", now: float = 0.0) -> str | None:
-    node = choose(cpus(count), strategy, nodes, now)
+def chosen(nodes: list[NodeView], count: float = 1, strategy: Strategy = DEFAULT, now: float = 0.0) -> str | None:
+    node = place(cpus(count), strategy, nodes, now)
     return None if node is None else node.node_id
+
+
+def place(resources: Resources, strategy: Strategy, nodes: list[NodeView], now: float = 0.0) -> NodeView | None:
+    return choose(resources, strategy, able(resources, strategy, nodes), now)
 
 
 def test_default_packs_nodes_up_to_half_then_takes_the_emptiest() -> None:
@@ -38,11 +43,19 @@ def test_what_needs_no_resources_goes_where_the_fewest_leases_are() -> None:
     nodes = [view(1, cpus(4)), view(2, cpus(4)), view(3, cpus(4), leases=[summary(1, 2)])]
     where = []
     for number in range(4):
-        node = choose({}, "DEFAULT", nodes, 0.0)
+        node = place({}, DEFAULT, nodes)
         assert node is not None
         node.asked[number] = {}
         where.append(node.node_id)
     assert where == [node_id(1), node_id(2), node_id(1), node_id(2)]
+
+
+def test_actors_that_hold_nothing_count_where_nothing_else_does() -> None:
+    nodes = [view(1, cpus(4)), view(2, cpus(4)), view(3, cpus(4))]
+    nodes[0].actors, nodes[1].actors = 2, 1
+    assert chosen(nodes, strategy=SPREAD) == node_id(3)
+    nodes[2].actors = 3
+    assert chosen(nodes, strategy=SPREAD) == node_id(2)
 
 
 def test_what_drains_or_is_avoided_or_full_is_not_chosen() -> None:
@@ -57,8 +70,8 @@ def test_what_drains_or_is_avoided_or_full_is_not_chosen() -> None:
 
 def test_all_wanted_resources_must_fit() -> None:
     nodes = [view(1, {**cpus(4), **GPU}, cpus(4)), view(2, {**cpus(1), **GPU})]
-    assert choose({**cpus(1), **GPU}, "DEFAULT", nodes, 0.0) is nodes[1]
-    assert choose({**cpus(2), **GPU}, "DEFAULT", nodes, 0.0) is None
+    assert place({**cpus(1), **GPU}, DEFAULT, nodes) is nodes[1]
+    assert place({**cpus(2), **GPU}, DEFAULT, nodes) is None
 
 
 UNITS = st.integers(0, 80_000)
@@ -67,31 +80,31 @@ UNITS = st.integers(0, 80_000)
 @given(
     nodes=st.lists(st.tuples(UNITS, UNITS, st.booleans()), max_size=5),
     wanted=UNITS,
-    strategy=st.sampled_from(["DEFAULT", SPREAD]),
+    strategy=st.sampled_from([DEFAULT, SPREAD]),
 )
 def test_a_choice_fits_and_there_is_one_whenever_something_fits(
-    nodes: list[tuple[int, int, bool]], wanted: int, strategy: str
+    nodes: list[tuple[int, int, bool]], wanted: int, strategy: Strategy
 ) -> None:
     views = [
         view(number, {"CPU": max(total, free)}, {"CPU": free}, draining=draining)
         for number, (total, free, draining) in enumerate(nodes, 1)
     ]
     resources = {"CPU": wanted} if wanted else {}
-    node = choose(resources, strategy, views, 0.0)
+    node = place(resources, strategy, views)
     fitting = [each for each in views if not each.draining and fits(resources, each.free)]
     assert (node is None) == (not fitting)
     if node is not None:
         assert node in fitting
         least = min(each.utilisation(resources) for each in fitting)
-        if strategy == SPREAD or node.utilisation(resources) > HALF_FULL:
+        if strategy is SPREAD or node.utilisation(resources) > HALF_FULL:
             assert node.utilisation(resources) == least
 
 
 def test_feasible_is_what_a_node_that_stays_could_ever_hold() -> None:
-    assert is_feasible(cpus(4), [view(1, cpus(4), {})])
-    assert not is_feasible(cpus(5), [view(1, cpus(4))])
-    assert not is_feasible(cpus(4), [view(1, cpus(4), draining=True)])
-    assert not is_feasible({}, [])
+    assert is_feasible(cpus(4), DEFAULT, [view(1, cpus(4), {})])
+    assert not is_feasible(cpus(5), DEFAULT, [view(1, cpus(4))])
+    assert not is_feasible(cpus(4), DEFAULT, [view(1, cpus(4), draining=True)])
+    assert not is_feasible({}, DEFAULT, [])
 
 
 def test_the_nearest_is_the_node_where_the_least_must_come_free() -> None:
@@ -101,21 +114,21 @@ def test_the_nearest_is_the_node_where_the_least_must_come_free() -> None:
         view(3, cpus(2)),
         view(4, cpus(8), {}, draining=True),
     ]
-    found = nearest(cpus(4), nodes)
+    found = nearest(cpus(4), able(cpus(4), DEFAULT, nodes))
     assert found is nodes[1]
-    assert nearest(cpus(9), nodes) is None
+    assert nearest(cpus(9), able(cpus(9), DEFAULT, nodes)) is None
 
 
 def test_the_explanation_says_what_is_lacking_and_where() -> None:
-    assert explain(cpus(1), []) == "no node is alive"
-    assert explain(cpus(1), [view(1, cpus(4), draining=True)]) == "all nodes are about to leave"
-    assert explain(cpus(1), [view(1, cpus(4))]) == "it fits; a node is being asked"
+    assert explain(cpus(1), DEFAULT, []) == "no node is alive"
+    assert explain(cpus(1), DEFAULT, [view(1, cpus(4), draining=True)]) == "all nodes are about to leave"
+    assert explain(cpus(1), DEFAULT, [view(1, cpus(4))]) == "it fits; a node is being asked"
     busy = [view(1, cpus(4), cpus(0.5)), view(2, cpus(4), {}), view(3, cpus(0.5))]
-    assert explain(cpus(1), busy) == "waits for CPU on 2 nodes that could run it (CPU: 7.5 of 8 in use)"
-    assert explain({**cpus(1), **GPU}, [view(1, {**cpus(1), **GPU}, {})]) == (
+    assert explain(cpus(1), DEFAULT, busy) == "waits for CPU on 2 nodes that could run it (CPU: 7.5 of 8 in use)"
+    assert explain({**cpus(1), **GPU}, DEFAULT, [view(1, {**cpus(1), **GPU}, {})]) == (
         "waits for CPU and GPU on 1 node that could run it (CPU: 1 of 1 in use, GPU: 1 of 1 in use)"
     )
-    assert explain({**cpus(9), **GPU}, [view(1, cpus(4)), view(2, {**cpus(2), **GPU})]) == (
+    assert explain({**cpus(9), **GPU}, DEFAULT, [view(1, cpus(4)), view(2, {**cpus(2), **GPU})]) == (
         f"no node can ever run it; the nearest, node {node_id(2)}, lacks CPU 9 (it has 2)"
     )
 
@@ -148,7 +161,7 @@ def test_what_waits_is_listed_longest_first_with_the_reason() -> None:
         (old.owner, 9.0, 1, False),
         (young.owner, 2.0, 2, True),
     ]
-    assert rows[0].why == explain(cpus(9), nodes)
+    assert rows[0].why == explain(cpus(9), DEFAULT, nodes)
     assert pending_list([young], nodes, 7.0).pending[0].waiting_seconds == 0.0, "never negative"
 
 

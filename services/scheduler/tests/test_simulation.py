@@ -13,6 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.tests.simulation import ENDLESS, Network, OwnerModel, Queue, World, cpus
+from shoal_core.protocol.placement import (
+    DEFAULT,
+    SPREAD,
+    Condition,
+    NodeAffinity,
+    NodeLabels,
+    Operator,
+    Selected,
+    Strategy,
+)
+from shoal_core.testing.builders import node_id
 from shoal_scheduler.core import NOTICE_SECONDS, SETTLE_SECONDS
 from shoal_scheduler.fairness import KEEP_SECONDS, PATIENCE_SECONDS
 
@@ -28,16 +39,23 @@ class Work:
     tasks: int
     seconds: float
     depth: int
-    strategy: str
+    strategy: Strategy
 
 
+STRATEGIES: list[Strategy] = [
+    DEFAULT,
+    SPREAD,
+    NodeAffinity(node_id(1), soft=True),
+    NodeLabels(soft=(Condition("zone", Operator.IN, ("a",)),)),
+    Selected(((Condition("zone", Operator.EXISTS),), ()), spread=True),
+]
 WORK = st.builds(
     Work,
     cpus=st.sampled_from([0, 0.5, 1, 2, 4]),
     tasks=st.integers(1, 12),
     seconds=st.sampled_from([0.01, 0.3, 1.5]),
     depth=st.integers(0, 2),
-    strategy=st.sampled_from(["DEFAULT", "SPREAD"]),
+    strategy=st.sampled_from(STRATEGIES),
 )
 TROUBLE = st.lists(st.sampled_from(["kill scheduler", "start scheduler", "kill node", "nothing"]), max_size=5)
 

@@ -117,3 +117,18 @@ def test_a_node_offers_what_it_was_told_and_else_what_there_is() -> None:
         "CPU": len(os.sched_getaffinity(0)) * UNIT,
         "memory": machine.memory_bytes() * UNIT,
     }
+
+
+def test_a_node_can_be_asked_for_by_the_names_of_what_it_is() -> None:
+    assert machine.implicit("10.0.0.1", [], is_head=False) == {"node:10.0.0.1": 1.0}
+    assert machine.implicit("10.0.0.1", ["A100", "H100"], is_head=True) == {
+        "node:10.0.0.1": 1.0,
+        "node:__internal_head__": 1.0,
+        "accelerator_type:A100": 1.0,
+        "accelerator_type:H100": 1.0,
+    }
+
+
+def test_the_address_is_that_of_the_way_to_the_broker() -> None:
+    assert machine.address_towards("127.0.0.1", 4222) == "127.0.0.1"
+    assert machine.address_towards("no-such-host.invalid", 4222) == "127.0.0.1"

@@ -173,6 +173,7 @@ class Worker:
     ready: bool = False
     doomed: bool = False
     job: JobId | None = None
+    gpus: list[str] | None = None
     lease: LeaseId | None = None
 
 
@@ -369,7 +370,8 @@ class World:
             assert not worker.doomed, "a lease goes to a process that nobody kills"
             assert worker.lease is None, "a process serves one lease at a time"
             assert worker.job in (None, record.job), "a process serves one job in its life"
-            worker.lease, worker.job = record.lease, record.job
+            assert worker.gpus in (None, record.gpus), "what CUDA has seen once stays with a process"
+            worker.lease, worker.job, worker.gpus = record.lease, record.job, record.gpus
             assert len(record.gpus) == -(-record.resources.get(GPU, 0) // 10_000)
             assert record.lease not in self.assigned
             self.assigned[record.lease] = ProcessId(peer)

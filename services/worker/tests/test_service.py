@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from services.worker.tests.nvml import Gpu, Library, installed
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import JobId, SlotId
+from shoal_core.protocol.labels import as_value
 from shoal_core.protocol.messages import (
     Done,
     DurableDelete,
@@ -33,9 +36,12 @@ from shoal_core.protocol.messages import (
     ProcessDied,
     RetireNode,
 )
+from shoal_core.protocol.resources import to_amounts
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
+from shoal_core.runtime.execution import CUDA_VISIBLE
 from shoal_core.service import Engine
+from shoal_core.service.settings import SettingsError, read_settings
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.buses import until
 from shoal_worker import machine
@@ -71,7 +77,8 @@ def no_connection() -> contextlib.AbstractAsyncContextManager[Bus]:
 async def hands(folder: Path) -> AsyncIterator[tuple[Hands, list[Any]]]:
     async with MemoryBroker().connect(role=Role.NODE, identity=NODE, cluster=CLUSTER) as bus:
         durable = DurableTier(no_connection, SUBJECTS)
-        one = Hands(bus, WorkerSettings(cluster=CLUSTER), NODE, folder, Outputs(bus, SUBJECTS, NODE), durable)
+        outputs = Outputs(bus, SUBJECTS, NODE)
+        one = Hands(bus, WorkerSettings(cluster=CLUSTER), NODE, folder, outputs, durable, CUDA_VISIBLE)
         engine = RecordedEngine()
         one.engine = engine  # type: ignore[assignment]
         try:
@@ -271,10 +278,9 @@ async def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         yield node, ControlStore(store), scheduler
 
 
-def settings() -> WorkerSettings:
-    return WorkerSettings(
-        cluster=CLUSTER, num_cpus=2, num_gpus=0, object_store_memory=1 << 20, prestart=0, address="nats://127.0.0.1:1"
-    )
+def settings(**more: Any) -> WorkerSettings:
+    given = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 1 << 20, "prestart": 0, **more}
+    return WorkerSettings(cluster=CLUSTER, address="nats://127.0.0.1:1", **given)
 
 
 async def test_a_node_registers_grants_tells_of_deaths_and_leaves_in_order(
@@ -328,3 +334,52 @@ async def test_a_clock_that_is_set_back_does_not_silence_a_node(
         heard = len(store.announced)
         await until(lambda: len(store.announced) >= heard + 2)
         assert store.announced[-1].sequence == len(store.announced)
+
+
+async def test_a_node_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels_file = tmp_path / "labels.json"
+    labels_file.write_text('{"zone": "file", "disk": "ssd"}')
+    store_folder = tmp_path / "store"
+    store_folder.mkdir()
+    told = settings(
+        num_gpus=None,
+        labels={"zone": "a"},
+        labels_file=str(labels_file),
+        resources={"licence": 2, "accelerator_type:A100": 3},
+        node_name="the first",
+        node_address="10.0.0.7",
+        is_head=True,
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    async with cluster(store_folder, monkeypatch) as (bus, store, _):
+        with installed(Library([Gpu("GPU-a"), Gpu("GPU-b")])):
+            async with serve(bus, told) as engine:
+                (description,) = store.registered
+                assert "shoal_gpu_leased_ratio" in engine.metrics.names()
+    assert description.labels == {
+        "ray.io/node-id": NODE,
+        "ray.io/accelerator-type": "A100",
+        "shoal.io/hostname": as_value(description.hostname),
+        "zone": "a",
+        "disk": "ssd",
+    }
+    assert (description.name, description.address) == ("the first", "10.0.0.7")
+    offered = to_amounts(description.total)
+    assert offered["GPU"] == 1
+    assert offered["licence"] == 2
+    assert offered["accelerator_type:A100"] == 3, "what was given goes before what was found"
+    assert offered["node:10.0.0.7"] == offered["node:__internal_head__"] == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a b": "c"}', '{"ray.io/node-id": "c"}'])
+def test_a_file_of_labels_that_cannot_be_used_is_a_wrong_setting(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(text)
+    for wrong in (path, tmp_path / "none.json"):
+        with pytest.raises(SettingsError, match="--labels-file"):
+            read_settings(WorkerSettings, "shoal-worker", ["--labels-file", str(wrong)])
+
+
+def test_labels_that_a_node_may_not_have_are_a_wrong_setting() -> None:
+    with pytest.raises(ValidationError, match="reserved prefix"):
+        settings(labels={"ray.io/node-id": "a"})

@@ -177,10 +177,12 @@ class Force(Workforce):
         self.sanity_check()
         return effects
 
-    def served(self, slot: int, owner: ProcessId = OWNER, job: JobId = JOB) -> tuple[LeaseId, ProcessId]:
+    def served(
+        self, slot: int, owner: ProcessId = OWNER, job: JobId = JOB, resources: Resources = ONE_CPU
+    ) -> tuple[LeaseId, ProcessId]:
         """Grant a lease and bring up its process."""
         self.taken()
-        assert self.ask(slot, owner=owner, job=job)[0] == [slot]
+        assert self.ask(slot, owner=owner, job=job, resources=resources)[0] == [slot]
         for process in list(self.processes):
             self.ready(process.process_id, 0)
         records = [effect.record for effect in self.taken() if isinstance(effect, Send) and effect.peer == owner]
@@ -376,3 +378,41 @@ def test_a_recall_is_told_to_the_owner() -> None:
     force.recall(RecallLeases(owner=OWNER, resources=ONE_CPU, count=3))
     force.recall(RecallLeases(owner=OWNER, resources=ONE_CPU, count=3))
     assert force.taken() == [Send(OWNER, LeaseRecalled(lease))]
+
+
+# ------------------------------------------------------------------------------- GPUs
+
+
+def test_a_process_serves_only_leases_of_the_gpus_that_it_has_seen() -> None:
+    force = Force()
+    gpu, half = to_resources({"GPU": 1}), to_resources({"GPU": 0.5})
+    first, process = force.served(1, resources=gpu)
+    force.returned(OWNER, first, kill=False, now=1)
+    none, other = force.served(2)
+    assert other != process, "without GPUs, CUDA must see none"
+    again, same = force.served(3, resources=half)
+    assert same == process, "the same GPU"
+    second, third = force.served(4, resources=gpu)
+    assert third not in (process, other), "another GPU"
+    for lease in (none, again, second):
+        force.returned(OWNER, lease, kill=False, now=2)
+    assert force.served(5)[1] == other, "what was shown none is taken where none is wanted"
+    assert force.leases.gpus.free == [10_000, 10_000]
+
+
+def test_the_gpus_of_an_owner_that_died_come_back_when_its_process_is_reaped() -> None:
+    force = Force()
+    _, process = force.served(1, resources=to_resources({"GPU": 1}))
+    force.owner_died(OWNER, 1)
+    assert force.leases.gpus.free == [0, 10_000], "a dying process still uses them"
+    force.process_ended(ProcessEnded(process, "killed by signal 9"), 2)
+    assert force.leases.gpus.free == [10_000, 10_000]
+
+
+def test_the_gpus_of_a_process_that_was_killed_come_back_when_it_is_reaped() -> None:
+    force = Force()
+    _, process = force.served(1, resources=to_resources({"GPU": 2}))
+    assert force.ask(2, resources=to_resources({"GPU": 0.5}))[0] == []
+    force.process_ended(ProcessEnded(process, "killed by signal 9"), 1)
+    assert force.leases.gpus.free == [10_000, 10_000]
+    assert force.ask(3, resources=to_resources({"GPU": 2}))[0] == [3]

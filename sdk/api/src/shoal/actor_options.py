@@ -6,7 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.options import COMMON_OPTIONS, ahead, amounts_of, anything, check_table, integer, retry_exceptions, returns
+from shoal.options import (
+    COMMON_OPTIONS,
+    ahead,
+    amounts_of,
+    anything,
+    check_table,
+    integer,
+    retry_exceptions,
+    returns,
+)
+from shoal.placement import strategy_of
+from shoal_core.protocol.placement import NodeAffinity, Strategy
 from shoal_core.protocol.resources import CPU, Resources, to_resources
 
 LIFETIMES = ("detached", "non_detached")
@@ -88,7 +99,7 @@ class ActorOptions:
 
     placement: Resources
     resources: Resources
-    strategy: str
+    strategy: Strategy
     name: str
     namespace: str
     detached: bool
@@ -113,10 +124,13 @@ def resolve_actor(options: Mapping[str, Any]) -> ActorOptions:
         raise ValueError(
             "max_task_retries cannot be set while max_restarts is 0: there is no other try at a dead actor."
         )
+    strategy = strategy_of(given)
+    if isinstance(strategy, NodeAffinity) and strategy.fail:
+        raise ValueError("The option scheduling_strategy of an actor cannot have _fail_on_unavailable=True.")
     return ActorOptions(
         placement=placement,
         resources=resources,
-        strategy=given.get("scheduling_strategy", "DEFAULT"),
+        strategy=strategy,
         name=given.get("name", ""),
         namespace=given.get("namespace", ""),
         detached=given.get("lifetime") == "detached",

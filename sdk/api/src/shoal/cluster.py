@@ -24,6 +24,7 @@ from typing import Any
 from shoal_core.bus.broker_directory import sweep as remove_brokers_of_the_dead
 from shoal_core.machine import remove_stores
 from shoal_core.protocol.errors import ClusterUnreachableError
+from shoal_core.protocol.labels import check_labels
 from shoal_core.protocol.resources import to_units
 
 START_SECONDS = 30.0
@@ -41,6 +42,7 @@ class HostOptions:
     labels: dict[str, str] = field(default_factory=dict)
     object_store_memory: int | None = None
     memory: int | None = None
+    node_name: str | None = None
 
     @classmethod
     def of(
@@ -51,12 +53,15 @@ class HostOptions:
         labels: Mapping[str, str] | None = None,
         object_store_memory: int | None = None,
         memory: int | None = None,
+        node_name: str | None = None,
     ) -> HostOptions:
         """Check the parameters that describe a node; ``TypeError`` and ``ValueError`` name the wrong one."""
         _check_amount("num_cpus", num_cpus)
         _check_amount("num_gpus", num_gpus)
         _check_resources({} if resources is None else resources)
-        _check_labels({} if labels is None else labels)
+        check_labels({} if labels is None else labels)
+        if node_name is not None and not isinstance(node_name, str):
+            raise TypeError(f"node_name must be a str, got {type(node_name).__name__}.")
         return cls(
             num_cpus,
             num_gpus,
@@ -64,6 +69,7 @@ class HostOptions:
             dict(labels or {}),
             _bytes("object_store_memory", object_store_memory),
             _bytes("memory", memory),
+            node_name,
         )
 
 
@@ -108,14 +114,6 @@ def _check_resources(resources: Any) -> None:
         if amount is None:
             raise TypeError(f"resources[{name!r}] must be a number, got None.")
         _check_amount(f"resources[{name!r}]", amount)
-
-
-def _check_labels(labels: Any) -> None:
-    if not isinstance(labels, Mapping):
-        raise TypeError(f"labels must be a dict of str to str, got {type(labels).__name__}.")
-    for name, value in labels.items():
-        if not (isinstance(name, str) and isinstance(value, str)):
-            raise TypeError(f"labels must be a dict of str to str, got {name!r}: {value!r}.")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ STOP_SECONDS = 10.0
 REQUEST_SECONDS = 5.0
 PAUSE_SECONDS = 0.02
 LOG_BYTES = 2_000
-NODE_NAME = "node_name"
 
 _IGNORED = frozenset({"_system_config", "dashboard_host", "dashboard_port", "include_dashboard"})
 """Parameters of Ray's nodes that are accepted and mean nothing here."""
@@ -91,15 +90,15 @@ class Cluster:
         """The same as ``address``."""
         return self.address
 
-    def add_node(self, wait: bool = True, *, node_name: str | None = None, **options: Any) -> ClusterNode:
+    def add_node(self, wait: bool = True, **options: Any) -> ClusterNode:
         """Start a node, the head first; with ``wait``, return when it is known to the cluster. For any thread.
 
         ``options``: ``num_cpus``, ``num_gpus``, ``memory`` and ``object_store_memory`` (bytes), ``resources``,
-        ``labels``; those not given are what the machine has. ``node_name`` is what ``nodes()`` shows as ``NodeName``.
+        ``labels``, ``node_name`` (what ``nodes()`` shows as ``NodeName``); those not given are what the machine has.
         Raises ``TypeError`` and ``ValueError`` for a wrong one, ``RuntimeError`` with the end of its log where the
         node does not join.
         """
-        described = _describe(node_name, options)
+        described = _describe(options)
         with self._starting_head:
             if self._host is None:
                 self._host = start_host(described, lasting=False)
@@ -252,16 +251,13 @@ class Cluster:
         return Path(self._running().session_dir) / f"node-{node_id}.log"
 
 
-def _describe(node_name: str | None, options: dict[str, Any]) -> HostOptions:
+def _describe(options: dict[str, Any]) -> HostOptions:
     """Return what a node offers; an error names the parameter that is wrong."""
     valid = set(HostOptions.__dataclass_fields__)
     unknown = set(options) - valid - _IGNORED
     if unknown:
         raise ValueError(f"Unknown option(s) of a node: {sorted(unknown)}. Valid ones are {sorted(valid)}.")
-    described = HostOptions.of(**{name: value for name, value in options.items() if name in valid})
-    if node_name is not None:
-        described.labels[NODE_NAME] = node_name
-    return described
+    return HostOptions.of(**{name: value for name, value in options.items() if name in valid})
 
 
 def _end(process: subprocess.Popen[bytes], *, in_good_order: bool) -> None:

@@ -27,7 +27,6 @@ from shoal_core.protocol.errors import BusError, RequestRefusedError
 from shoal_core.protocol.ids import NO_NODE, ProcessId, new_process_id
 from shoal_core.protocol.messages import (
     AttachDriver,
-    DemandNotice,
     DriverAlive,
     FinishJob,
     JobConfig,
@@ -207,15 +206,11 @@ async def _stay_alive(runtime: Runtime) -> None:
 
 @contextlib.contextmanager
 def _listening(runtime: Runtime, options: DriverOptions) -> Iterator[None]:
-    """Print what the job's workers print, and warn of what schedulers say about the job's demand."""
+    """Print what the job's workers print, and hear of the job's end."""
     output = WorkerOutput()
 
     def on_lines(message: Message) -> None:
         output.show(decode(LogLines, message.data))
-
-    def on_notice(message: Message) -> None:
-        notice = decode(DemandNotice, message.data)
-        logger.warning("%s", notice.text)
 
     def on_finished(message: Message) -> None:
         finished = decode(JobFinished, message.data)
@@ -227,7 +222,6 @@ def _listening(runtime: Runtime, options: DriverOptions) -> Iterator[None]:
             runtime.close(Failed("declared_dead", text))
 
     subscriptions = [
-        runtime.bus.subscribe(runtime.subjects.notice("*", runtime.local), on_notice),
         runtime.bus.subscribe(runtime.subjects.event(Role.GCS, "*", "job_finished"), on_finished),
     ]
     if options.log_to_driver:

@@ -13,6 +13,7 @@ from typing import Any
 
 import cloudpickle
 
+from shoal.placement import check_fallback, check_selector, check_strategy, strategy_of
 from shoal_core.protocol.ids import MAX_RETURNS
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, UNIT, to_units
 from shoal_core.runtime.streams import STREAMING
@@ -21,7 +22,6 @@ from shoal_core.runtime.work import ALL_EXCEPTIONS
 
 DEFAULT_RETRIES = 3
 ACCELERATOR_AMOUNT = 0.001
-STRATEGIES = ("DEFAULT", "SPREAD")
 
 
 def _amount(name: str, value: Any) -> None:
@@ -101,11 +101,6 @@ def retry_exceptions(name: str, value: Any) -> None:
             raise TypeError(f"retry_exceptions may hold exception classes only, got {item!r}.")
 
 
-def _strategy(name: str, value: Any) -> None:
-    if value not in STRATEGIES:
-        raise ValueError(f"scheduling_strategy={value!r} is not supported in this version; pass one of {STRATEGIES}.")
-
-
 def anything(name: str, value: Any) -> None:
     """Accept the option; it has no effect."""
 
@@ -116,7 +111,9 @@ COMMON_OPTIONS: dict[str, Callable[[str, Any], None]] = {
     "memory": _amount,
     "resources": _resources,
     "accelerator_type": _text,
-    "scheduling_strategy": _strategy,
+    "scheduling_strategy": check_strategy,
+    "label_selector": check_selector,
+    "fallback_strategy": check_fallback,
     "enable_task_events": anything,
     "_metadata": anything,
     "_labels": anything,
@@ -176,7 +173,7 @@ def resolve(options: Mapping[str, Any], function_name: str, *, generator: bool =
     amounts = {CPU: 1.0, **amounts_of(given)}
     resources = tuple(sorted((name, to_units(amount)) for name, amount in amounts.items() if amount))
     return TaskOptions(
-        scheduling_class=SchedulingClass(resources, given.get("scheduling_strategy", "DEFAULT")),
+        scheduling_class=SchedulingClass(resources, strategy_of(given)),
         name=given.get("name", function_name),
         returns=returns_of(given.get("num_returns"), generator=generator),
         retries=given.get("max_retries", DEFAULT_RETRIES),

@@ -6,7 +6,8 @@ from typing import Any
 
 from shoal.handle import ActorHandle, own_handle
 from shoal.session import runtime
-from shoal_core.protocol.ids import task_id_bytes
+from shoal.state import labels_of
+from shoal_core.protocol.ids import NO_NODE, task_id_bytes
 from shoal_core.protocol.records import LeaseAssigned
 from shoal_core.protocol.resources import to_amounts
 from shoal_core.runtime.work import Running, current
@@ -72,8 +73,13 @@ class RuntimeContext:
         return {} if lease is None else to_amounts(lease.resources)
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
-        """Return the accelerators that the task may use, by kind."""
+        """Return the accelerators that the task or actor may use, by kind, as their driver names them."""
         return {"GPU": [str(gpu) for gpu in get_gpu_ids()]}
+
+    def get_node_labels(self) -> dict[str, str]:
+        """Return the labels of the node of this process; none for a driver that has no node."""
+        current = runtime()
+        return {} if current.node == NO_NODE else labels_of(current.node)
 
     def get_runtime_env_string(self) -> str:
         """Return the runtime environment as JSON."""

@@ -6,7 +6,16 @@ from typing import Any
 
 from shoal.session import runtime
 from shoal_core.bus.requests import ask
-from shoal_core.protocol.messages import GetResources, ListNodes, NodeList, NodeState, ResourceView
+from shoal_core.protocol.ids import NodeId
+from shoal_core.protocol.messages import (
+    GetNode,
+    GetResources,
+    ListNodes,
+    NodeList,
+    NodeRecord,
+    NodeState,
+    ResourceView,
+)
 from shoal_core.protocol.resources import add, to_amounts
 
 REQUEST_SECONDS = 10.0
@@ -18,7 +27,7 @@ def nodes() -> list[dict[str, Any]]:
         {
             "NodeID": record.description.node_id,
             "Alive": record.state is NodeState.ALIVE,
-            "NodeName": record.description.labels.get("node_name", record.description.hostname),
+            "NodeName": record.description.name or record.description.hostname,
             "NodeManagerAddress": record.description.address,
             "NodeManagerHostname": record.description.hostname,
             "Resources": to_amounts(record.description.total) if record.state is NodeState.ALIVE else {},
@@ -28,6 +37,15 @@ def nodes() -> list[dict[str, Any]]:
         }
         for record in _nodes().nodes
     ]
+
+
+def labels_of(node: NodeId) -> dict[str, str]:
+    """Return the labels of a node, which never change."""
+    current = runtime()
+    request = GetNode(node_id=node)
+    record = current.call(ask(current.bus, current.subjects.gcs("get_node"), request, timeout_seconds=REQUEST_SECONDS))
+    assert isinstance(record, NodeRecord)
+    return dict(record.description.labels)
 
 
 def cluster_resources() -> dict[str, float]:

@@ -14,7 +14,7 @@ from shoal_core.runtime.submission import PendingTask, SchedulingClass, Scheduli
 from shoal_core.testing.builders import node_id, process_id, task
 
 LOCAL = process_id(1)
-KEY = SchedulingKey(0, SchedulingClass(()))
+KEY = SchedulingKey(0, SchedulingClass(()), [])
 
 
 def pending(number: int, retries: int = 3, arguments: Value | None = None) -> PendingTask:

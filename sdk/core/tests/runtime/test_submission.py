@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal_core.protocol.ids import FunctionId, LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber
+from shoal_core.protocol.placement import DEFAULT, SPREAD, NodeAffinity
 from shoal_core.protocol.records import (
     Inline,
     LeaseGranted,
     LeaseReturned,
     Record,
+    Stored,
     Task,
     TaskDone,
     TasksReturned,
@@ -23,10 +25,12 @@ from shoal_core.protocol.records import (
 from shoal_core.runtime.submission import (
     CANCELLED,
     IDLE_SECONDS,
+    LARGE_BYTES,
     MOST_IN_FLIGHT,
     MOST_SLOTS,
     OVERRUN_SECONDS,
     REPEAT_SECONDS,
+    TURN_SECONDS,
     PendingTask,
     SchedulingClass,
     SchedulingKey,
@@ -34,7 +38,7 @@ from shoal_core.runtime.submission import (
 )
 from shoal_core.testing.builders import node_id, process_id
 
-CLASSES = (SchedulingClass((("CPU", 10_000),)), SchedulingClass((("GPU", 10_000),), "SPREAD"))
+CLASSES = (SchedulingClass((("CPU", 10_000),)), SchedulingClass((("GPU", 10_000),), SPREAD))
 NODES = (node_id(1), node_id(2))
 Place = tuple[NodeId, LeaseId]
 
@@ -87,9 +91,13 @@ class World:
 
     # ------------------------------------------------------------------------------- inputs
 
-    def submit(self, scheduling_class: SchedulingClass, function: str, max_retries: int) -> Fate:
+    def submit(
+        self, scheduling_class: SchedulingClass, function: str, max_retries: int, *large: tuple[NodeId, int]
+    ) -> Fate:
+        """Submit a task with arguments of so many bytes on these nodes."""
         number = TaskNumber(len(self.fates) + 1)
         wire = Task(number, 0, LeaseId(0), 0, FunctionId(function), function, 1, Inline(b""))
+        wire.dependencies = [Stored(node, f"o{number}", size) for node, size in large]
         task = PendingTask(wire, self.submission.key_for(scheduling_class), max_retries)
         fate = self.fates[number] = Fate(task, max_retries)
         self.submission.enqueue(task)
@@ -306,10 +314,18 @@ class SubmissionMachine(RuleBasedStateMachine):
         function=st.sampled_from(["short", "long"]),
         max_retries=st.sampled_from([0, 0, 1, 2, -1]),
         count=st.sampled_from([1, 1, 1, 5, 40]),
+        large=st.lists(st.tuples(st.sampled_from(NODES), st.sampled_from([1000, LARGE_BYTES])), max_size=2),
     )
-    def submit(self, scheduling_class: SchedulingClass, function: str, max_retries: int, count: int) -> None:
+    def submit(
+        self,
+        scheduling_class: SchedulingClass,
+        function: str,
+        max_retries: int,
+        count: int,
+        large: list[tuple[NodeId, int]],
+    ) -> None:
         for _ in range(count):
-            self.world.submit(scheduling_class, function, max_retries)
+            self.world.submit(scheduling_class, function, max_retries, *large)
 
     @rule(which=index, node=st.sampled_from(NODES))
     def grant(self, which: int, node: NodeId) -> None:
@@ -471,8 +487,8 @@ def test_demand_names_what_waits_and_is_repeated() -> None:
     world.submit(CLASSES[1], "long", 0)
     entries = submission.demand(world.now)
     assert [(entry.name, entry.wanted, entry.resources, entry.strategy) for entry in entries] == [
-        ("short", 1, {"CPU": 10_000}, "DEFAULT"),
-        ("long", 1, {"GPU": 10_000}, "SPREAD"),
+        ("short", 1, {"CPU": 10_000}, DEFAULT),
+        ("long", 1, {"GPU": 10_000}, SPREAD),
     ]
     assert not submission.demand_changed
     submission.tick(world.now + REPEAT_SECONDS / 2)
@@ -548,3 +564,93 @@ def test_a_cancelled_task_whose_worker_crashes_says_why_it_was_not_retried() -> 
     [(_, failure)] = world.submission.failed
     assert failure.code == "worker_crashed"
     assert "not retried, since it was cancelled" in failure.text
+
+
+# ------------------------------------------------------------------------------- where large arguments lie
+
+
+def near(world: World) -> dict[str, dict[NodeId, int]]:
+    return {entry.name: entry.near for entry in world.submission.demand(world.now)}
+
+
+def test_demand_says_where_the_large_arguments_of_tasks_lie() -> None:
+    world = World()
+    here, there = NODES
+    world.submit(CLASSES[0], "none", 0)
+    world.submit(CLASSES[0], "one", 0, (here, LARGE_BYTES - 1), (there, LARGE_BYTES))
+    assert near(world) == {"none": {}, "one": {there: LARGE_BYTES}}
+    world.submit(CLASSES[1], "spread", 0, (here, LARGE_BYTES))
+    assert near(world)["spread"] == {}, "who says where goes there"
+    world = World()
+    world.submit(CLASSES[0], "both", 0, (here, LARGE_BYTES), (there, LARGE_BYTES), (here, LARGE_BYTES))
+    assert near(world) == {"both": {here: 2 * LARGE_BYTES, there: LARGE_BYTES}}
+    world.submit(CLASSES[0], "small", 0, (here, LARGE_BYTES // 2))
+    assert near(world)["small"] == {}
+
+
+def test_tasks_find_the_leases_of_where_their_data_is() -> None:
+    world = World()
+    workers = {}
+    for node in NODES:
+        world.submit(CLASSES[0], "f", 0, (node, LARGE_BYTES))
+        workers[node] = world.grant(*world.slots()[0], node)
+        world.end(workers[node], seconds=0.0)
+        world.submit(CLASSES[0], "f", 0, (node, LARGE_BYTES))
+    assert [len(workers[node].tasks) for node in NODES] == [1, 1]
+
+
+def test_an_idle_lease_of_tasks_that_want_the_same_elsewhere_goes_back_at_once() -> None:
+    world = World()
+    world.submit(CLASSES[0], "f", 0, (NODES[0], LARGE_BYTES))
+    worker = world.grant(*world.slots()[0], NODES[0])
+    world.submit(CLASSES[0], "g", 0)
+    assert (worker.node, worker.lease) in world.workers, "it has work"
+    world.end(worker)
+    world.submit(CLASSES[0], "h", 0)
+    assert (worker.node, worker.lease) not in world.workers
+
+
+# ------------------------------------------------------------------------------- turns between keys
+
+
+def busy_world() -> tuple[World, dict[NodeId, Worker]]:
+    """Work without end under one key, with a lease on each node."""
+    world = World()
+    for _ in range(20):
+        world.submit(CLASSES[0], "long", 0)
+    return world, {node: world.grant(*world.slots()[0], node) for node in NODES}
+
+
+def test_a_key_that_waits_for_long_has_a_lease_of_another_key_returned() -> None:
+    world, workers = busy_world()
+    for _ in range(2):
+        world.submit(SchedulingClass((("CPU", 10_000),), NodeAffinity(NODES[1], soft=False)), "bound", 0)
+    world.pass_time(TURN_SECONDS * 0.9)
+    assert not any(worker.recalled for worker in workers.values())
+    world.pass_time(TURN_SECONDS * 0.2)
+    lease = world.submission.key_for(CLASSES[0]).leases[NODES[1], workers[NODES[1]].lease]
+    assert lease.recalled, "the one on the node that it is bound to"
+    world.end(workers[NODES[1]], seconds=3.0)
+    assert (NODES[1], workers[NODES[1]].lease) not in world.workers
+    assert (NODES[0], workers[NODES[0]].lease) in world.workers
+
+
+def test_what_is_bound_to_a_node_where_its_owner_holds_nothing_takes_nothing_elsewhere() -> None:
+    world, _ = busy_world()
+    world.submit(SchedulingClass((("CPU", 10_000),), NodeAffinity(node_id(9), soft=False)), "bound", 0)
+    world.pass_time(TURN_SECONDS * 4)
+    assert not any(lease.recalled for lease in world.submission.key_for(CLASSES[0]).leases.values())
+
+
+def test_what_no_turn_helps_asks_for_one_less_and_less_often() -> None:
+    world, _ = busy_world()
+    for _ in range(2):
+        world.submit(CLASSES[1], "never", 0)
+    key = world.submission.key_for(CLASSES[1])
+    waits = []
+    for _ in range(8):
+        waits.append(key.turn_seconds)
+        world.pass_time(key.turn_at - world.now)
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 32.0, 32.0]
+    world.grant(key.index, next(iter(key.slots)), NODES[0])
+    assert (key.turn_seconds, key.turn_at) == (TURN_SECONDS, float("inf"))

@@ -32,6 +32,8 @@ from shoal_gcs.records import FUNCTIONS, actor_key, job_key, name_key, spec_key
 from shoal_gcs.state import State
 
 NAME_TAKEN = "its name was taken"
+ACTOR_DIED, ACTOR_UNSCHEDULABLE = "actor_died", "actor_unschedulable"
+"""What callers of a dead actor get, by its code on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,9 @@ class Change(ABC):
         return Done()
 
 
-def dead(record: ActorRecord, reason: str, now: float, error: bytes = b"", *, graceful: bool = False) -> ActorRecord:
+def dead(
+    record: ActorRecord, reason: str, now: float, error: bytes = b"", *, graceful: bool = False, code: str = ACTOR_DIED
+) -> ActorRecord:
     """Return the record of the actor's death."""
     about = record.description.model_copy(update={"methods": b""})
     return record.model_copy(
@@ -88,7 +92,7 @@ def dead(record: ActorRecord, reason: str, now: float, error: bytes = b"", *, gr
             "process_id": None,
             "ended_at": now,
             "graceful": graceful,
-            "death": ActorDeath(reason=reason, error=error),
+            "death": ActorDeath(reason=reason, error=error, code=code),
         }
     )
 
@@ -122,6 +126,7 @@ class Kill(Change):
     no_restart: bool = True
     graceful: bool = False
     incarnation: int | None = None
+    code: str = ACTOR_DIED
 
     def is_ahead(self, record: ActorRecord) -> bool:
         """Which incarnation is to end must not be told by a cache that may be behind."""
@@ -136,7 +141,7 @@ class Kill(Change):
         if record.state is ActorState.DEAD:
             return None
         if self.no_restart:
-            return dead(record, self.reason, now, graceful=self.graceful)
+            return dead(record, self.reason, now, graceful=self.graceful, code=self.code)
         if record.node_id is None or record.incarnation != self.incarnation:
             return None
         return ended(record, self.reason, now)

@@ -33,8 +33,11 @@ from shoal_core.protocol.effects import Effect, Publish, Reply, Start
 from shoal_core.protocol.errors import InvalidRequestError
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId, ServiceId, SlotId, node_of
 from shoal_core.protocol.messages import ActorStart, Demand, DemandEntry, JobState, Message, NodeState
+from shoal_core.protocol.placement import NodeAffinity
+from shoal_core.protocol.resources import fits, to_amounts
 from shoal_core.protocol.subjects import Subjects
 from shoal_gcs.actor_operations import (
+    ACTOR_UNSCHEDULABLE,
     ChangeActor,
     Claim,
     Ended,
@@ -54,6 +57,8 @@ from shoal_gcs.state import State
 
 NAMING_SECONDS = 3.0
 """So long a replica that died may have left an actor without a decision about its name."""
+UNKNOWN_NODE_SECONDS = 3.0
+"""So long this replica may not have heard of a node that has just joined."""
 KEEP_DEAD_SECONDS = 600.0
 """So long it can be asked how an actor died."""
 ORPHAN_SECONDS = 60.0
@@ -207,9 +212,29 @@ class Actors:
         if record.node_id is not None and self._is_dead(record.node_id):
             reason = f"its node {record.node_id} has died"
             return ChangeActor(None, actor, Ended(record.incarnation, record.node_id, reason), now)
+        if _wants_place(record) and (reason := self._why_never(record, now)):
+            return ChangeActor(None, actor, Kill(reason, code=ACTOR_UNSCHEDULABLE), now)
         if record.state is ActorState.NAMING and now - record.created_at > NAMING_SECONDS:
             return MakeActor(None, CreateActor(description=about, spec=b""), now)
         return None
+
+    def _why_never(self, record: ActorRecord, now: float) -> str:
+        """Return why an actor that may live on one node alone can never live there; empty where it could."""
+        about = record.description
+        strategy = about.strategy
+        if not isinstance(strategy, NodeAffinity) or strategy.soft:
+            return ""
+        held = self._state.nodes.get(strategy.node)
+        if held is None:
+            unknown = now - record.created_at > UNKNOWN_NODE_SECONDS
+            return f"the node {strategy.node} that it is bound to is not in the cluster" if unknown else ""
+        node = held.value.record
+        if node.state is NodeState.DEAD:
+            return f"the node {strategy.node} that it is bound to is dead ({node.death_reason})"
+        if not fits(about.placement, node.description.total):
+            wanted, there = to_amounts(about.placement), to_amounts(node.description.total)
+            return f"it needs {wanted}, and the node {strategy.node} that it is bound to has {there}"
+        return ""
 
     def _end_of_own_job(self, job: JobId, now: float) -> Iterator[tuple[str, Operation]]:
         """Yield the end of a detached actor's job, when the actor is dead or was never created."""

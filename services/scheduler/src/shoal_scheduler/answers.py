@@ -20,8 +20,8 @@ def pending_list(demand: Iterable[Wanted], nodes: Collection[NodeView], now: flo
             resources=wanted.entry.resources,
             wanted=wanted.entry.wanted,
             waiting_seconds=max(0.0, now - wanted.since),
-            why=explain(wanted.entry.resources, nodes),
-            feasible=is_feasible(wanted.entry.resources, nodes),
+            why=explain(wanted.entry.resources, wanted.entry.strategy, nodes),
+            feasible=is_feasible(wanted.entry.resources, wanted.entry.strategy, nodes),
         )
         for wanted in demand
     ]

@@ -32,11 +32,12 @@ from shoal_core.protocol.messages import (
     RecallLeases,
     SchedulerPresence,
 )
+from shoal_core.protocol.placement import NodeAffinity
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_scheduler.answers import pending_list, resource_view
 from shoal_scheduler.demand import DemandTable, Wanted
 from shoal_scheduler.fairness import Holdings, Placement, Unmet, find_victim, holdings, plan
-from shoal_scheduler.policy import NodeView, explain, is_feasible
+from shoal_scheduler.policy import NodeView, able, explain
 
 PRESENCE_SECONDS = 1.0
 SILENT_SECONDS = 3.0
@@ -168,6 +169,7 @@ class Scheduler:
         node.labels = announcement.labels
         node.draining = announcement.draining
         node.leases = list(announcement.leases)
+        node.actors = announcement.actors
         node.sequence = announcement.sequence
         node.heard_at = now
         node.learn(announcement.free)
@@ -288,14 +290,15 @@ class Scheduler:
     def _see_to(self, unmet: Unmet, held: Holdings, rivals: int, now: float) -> list[Effect]:
         """Do what can be done for demand that fits nowhere now: say so if it never will, else ask for leases back."""
         wanted = unmet.wanted
-        if not is_feasible(wanted.entry.resources, self.nodes.values()):
+        nodes = able(wanted.entry.resources, wanted.entry.strategy, self.nodes.values())
+        if not nodes or (isinstance(wanted.entry.strategy, NodeAffinity) and wanted.entry.strategy.fail):
             return self._notice(wanted, now)
         self._wake_when_avoided_no_more(wanted, now)
         recall_at = max(wanted.served_at, wanted.recalled_at) + RECALL_SECONDS
         if now < recall_at:
             self._wake(recall_at)
             return []
-        victim = find_victim(unmet, self.nodes.values(), held, rivals, now)
+        victim = find_victim(unmet, nodes, held, rivals, now)
         if victim is None:
             return []
         wanted.recalled_at = now
@@ -322,11 +325,12 @@ class Scheduler:
             return []
         wanted.noticed = True
         entry = wanted.entry
-        why = explain(entry.resources, self.nodes.values())
+        why = explain(entry.resources, entry.strategy, self.nodes.values())
         if entry.actor is not None:
             told, text = entry.actor.owner, f"Actor {entry.name} waits: {why}. It is placed when such a node joins."
         else:
             told = wanted.owner
             text = f"{entry.wanted} task(s) of {entry.name}() wait: {why}. They stay queued until such a node joins."
-        notice = DemandNotice(key=entry.key, name=entry.name, text=text)
+        actor = None if entry.actor is None else entry.actor.actor_id
+        notice = DemandNotice(key=entry.key, name=entry.name, text=text, why=why, actor=actor)
         return [Publish(self._subjects.notice(self._identity, told), notice)]

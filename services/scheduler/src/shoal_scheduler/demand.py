@@ -161,6 +161,7 @@ class DemandTable:
 def _restate(wanted: Wanted, entry: DemandEntry, record: _Owner, now: float) -> None:
     """Bring one key up to the owner's newest statement."""
     slots = dict.fromkeys(entry.slots if entry.wanted else ())
+    before = {*wanted.open, *wanted.asked}
     asked = {slot: number for slot, number in wanted.asked.items() if slot in slots}
     if len(asked) < len(wanted.asked) or any(slot not in slots for slot in wanted.open):
         wanted.served_at = now
@@ -170,3 +171,6 @@ def _restate(wanted: Wanted, entry: DemandEntry, record: _Owner, now: float) -> 
         slot: wanted.open.get(slot, now) for slot in slots if slot not in asked and slot not in record.granted
     }
     wanted.asked = asked
+    if before.isdisjoint(slots):
+        wanted.noticed = False  # what it was told of is over: this is new
+        wanted.since = now

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import NodeId, ProcessId, SlotId
 from shoal_core.protocol.messages import LeaseSummary
+from shoal_core.protocol.placement import Strategy
 from shoal_core.protocol.resources import Resources, add, fits
 from shoal_scheduler.demand import Wanted
-from shoal_scheduler.policy import NodeView, choose, nearest
+from shoal_scheduler.policy import Groups, NodeView, able, choose, nearest
 
 PATIENCE_SECONDS = 2.0
 KEEP_SECONDS = 30.0
@@ -32,6 +33,7 @@ KEEP_SECONDS = 30.0
 Holdings = Counter[ProcessId]
 """How many leases each owner uses or is about to get; those that wait in get do not count."""
 
+_Shape = tuple[tuple[tuple[str, int], ...], Strategy]
 Rank = tuple[int, float, int, int, float, str, int]
 
 
@@ -96,7 +98,8 @@ class _Round:
         self._held = held
         self._now = now
         self._kept: list[tuple[Wanted, NodeView]] = []
-        self._full: set[tuple[int, tuple[tuple[str, int], ...]]] = set()
+        self._full: set[tuple[int, _Shape]] = set()
+        self._able: dict[_Shape, Groups] = {}
 
     def run(self, turns: list[_Turn]) -> None:
         """Place until nothing more fits."""
@@ -128,19 +131,28 @@ class _Round:
 
     def _choose(self, wanted: Wanted) -> NodeView | None:
         """Return a node for one slot; what did not fit once is not tried again in this round."""
-        shape = (wanted.entry.depth, tuple(sorted(wanted.entry.resources.items())))
+        entry = wanted.entry
+        shape = (entry.depth, _shape(wanted))
         if shape in self._full:
             return None
-        passed = [(other, node) for other, node in self._kept if other.entry.depth < wanted.entry.depth]
+        passed = [(other, node) for other, node in self._kept if other.entry.depth < entry.depth]
         for other, node in passed:
             node.take(other.entry.resources, -1)
-        nodes = [node for node in self._nodes if wanted.avoid.get(node.node_id, self._now) <= self._now]
-        chosen = choose(wanted.entry.resources, wanted.entry.strategy, nodes, self._now)
+        groups = self.able(wanted)
+        chosen = choose(entry.resources, entry.strategy, groups, self._now, near=entry.near, avoid=wanted.avoid)
         for other, node in passed:
             node.take(other.entry.resources)
-        if chosen is None and len(nodes) == len(self._nodes):
+        if chosen is None and not any(until > self._now for until in wanted.avoid.values()):
             self._full.add(shape)
         return chosen
+
+    def able(self, wanted: Wanted) -> Groups:
+        """Return the nodes that could ever hold what is wanted; that does not change while a round goes on."""
+        shape = _shape(wanted)
+        groups = self._able.get(shape)
+        if groups is None:
+            groups = self._able[shape] = able(wanted.entry.resources, wanted.entry.strategy, self._nodes)
+        return groups
 
     def _keep(self, turn: _Turn) -> NodeView | None:
         """Keep room for demand that has waited for long."""
@@ -148,11 +160,15 @@ class _Round:
         waited = self._now - wanted.served_at - PATIENCE_SECONDS
         if turn.placed or wanted.asked or waited < 0 or waited // KEEP_SECONDS % 2:
             return None
-        node = nearest(wanted.entry.resources, self._nodes)
+        node = nearest(wanted.entry.resources, self.able(wanted))
         if node is not None:
             node.take(wanted.entry.resources)
             self._kept.append((wanted, node))
         return node
+
+
+def _shape(wanted: Wanted) -> _Shape:
+    return tuple(sorted(wanted.entry.resources.items())), wanted.entry.strategy
 
 
 def _rank(wanted: Wanted, placed: int, held: Holdings, now: float) -> Rank:
@@ -163,11 +179,11 @@ def _rank(wanted: Wanted, placed: int, held: Holdings, now: float) -> Rank:
     return (1, -wanted.entry.depth, held[wanted.owner], placed, wanted.served_at, *identity)
 
 
-def find_victim(unmet: Unmet, nodes: Iterable[NodeView], held: Holdings, rivals: int, now: float) -> Victim | None:
+def find_victim(unmet: Unmet, nodes: Groups, held: Holdings, rivals: int, now: float) -> Victim | None:
     """Return whom to ask for a lease for demand that waits: of those with more than an equal share, who holds most.
 
-    An owner that holds nothing may ask anyone. ``rivals`` are the owners that hold or want something. One lease must be
-    enough to make room, but where room is kept.
+    ``nodes`` are those that could ever hold it. An owner that holds nothing may ask anyone. ``rivals`` are the owners
+    that hold or want something. One lease must be enough to make room, but where room is kept.
     """
     wanted = unmet.wanted
     share = max(1.0, held.total() / max(1, rivals))
@@ -176,8 +192,9 @@ def find_victim(unmet: Unmet, nodes: Iterable[NodeView], held: Holdings, rivals:
         return None
     candidates = [
         (held[lease.owner], lease.owner, node.node_id, Victim(node, lease))
-        for node in nodes
-        if not node.draining and node.avoid_until <= now and fits(wanted.entry.resources, node.total)
+        for group in nodes
+        for node in group
+        if node.avoid_until <= now
         for lease in node.leases
         if lease.owner != wanted.owner
         and lease.count - lease.blocked - lease.recalled > 0

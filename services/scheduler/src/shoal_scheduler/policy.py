@@ -1,16 +1,34 @@
-"""Where a lease should go: functions over a snapshot of the nodes. Ties break by id."""
+"""Where a lease should go: functions over a snapshot of the nodes. Ties break by id.
+
+A strategy says in two steps where a lease goes. ``able`` returns the nodes that could ever hold it, in *groups*: first
+come those that are preferred, and the nodes of one group are asked only where no node of the groups before has room.
+``choose`` takes one of the first group in which there is room: the node where large arguments lie, else by how full the
+nodes are. What no group names is never asked, so a hard constraint cannot be broken by what comes later.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.messages import LeaseSummary
-from shoal_core.protocol.resources import Resources, fits, from_units
+from shoal_core.protocol.placement import (
+    Bundle,
+    Default,
+    NodeAffinity,
+    NodeLabels,
+    Selected,
+    Spread,
+    Strategy,
+    all_met,
+    in_words,
+)
+from shoal_core.protocol.resources import GPU, Resources, fits, from_units
 
 HALF_FULL = 0.5
-SPREAD = "SPREAD"
+NOWHERE: Mapping[NodeId, float] = {}
+NO_BYTES: Mapping[NodeId, int] = {}
 
 
 @dataclass
@@ -27,6 +45,7 @@ class NodeView:
     labels: dict[str, str] = field(default_factory=dict)
     draining: bool = False
     leases: list[LeaseSummary] = field(default_factory=list)
+    actors: int = 0
     asked: dict[int, Resources] = field(default_factory=dict)
     sequence: int = 0
     heard_at: float = 0.0
@@ -50,74 +69,153 @@ class NodeView:
 
     @property
     def load(self) -> int:
-        """How many leases the node has granted or is being asked for."""
-        return sum(lease.count for lease in self.leases) + len(self.asked)
+        """How many leases and actors the node has, or is being asked for."""
+        return sum(lease.count for lease in self.leases) + self.actors + len(self.asked)
 
     def utilisation(self, resources: Resources) -> float:
         """Return how full the node would be with ``resources`` on it, by its fullest wanted resource (1: full)."""
-        shares = [
-            1 - (self.free.get(name, 0) - units) / self.total[name]
-            for name, units in resources.items()
-            if self.total.get(name)
-        ]
-        return max(shares, default=0.0)
+        fullest = 0.0
+        for name, units in resources.items():
+            if total := self.total.get(name):
+                fullest = max(fullest, 1 - (self.free.get(name, 0) - units) / total)
+        return fullest
 
 
-def choose(resources: Resources, strategy: str, nodes: Iterable[NodeView], now: float) -> NodeView | None:
-    """Return the node that should grant a lease, or None if it fits nowhere now.
+Groups = list[list[NodeView]]
 
-    DEFAULT packs: the fullest node that stays at most half full, else the emptiest. SPREAD takes the emptiest. What
-    needs no resources goes where the fewest leases are.
+
+def able(resources: Resources, strategy: Strategy, nodes: Iterable[NodeView]) -> Groups:
+    """Return the nodes that stay and could ever hold a lease where its strategy allows it, preferred ones first."""
+    fitting = [node for node in nodes if not node.draining and fits(resources, node.total)]
+    match strategy:
+        case Default() | Spread():
+            groups = [fitting]
+        case NodeAffinity(node=wanted):
+            there = [node for node in fitting if node.node_id == wanted]
+            elsewhere = [node for node in fitting if node.node_id != wanted]
+            # A soft wish waits for its node while that lives, unless told to spill.
+            groups = [there, elsewhere if strategy.soft and (strategy.spill or not there) else []]
+        case NodeLabels(hard, soft):
+            met = [node for node in fitting if all_met(hard, node.labels)]
+            liked = [node for node in met if all_met(soft, node.labels)] if soft else []
+            groups = [liked, _without(met, liked)]
+        case Selected(selectors):
+            groups = []
+            for selector in selectors:
+                group = [node for node in fitting if all_met(selector, node.labels)]
+                groups.append(_without(group, [node for before in groups for node in before]))
+        case Bundle():
+            groups = []
+    return [group for group in groups if group]
+
+
+def choose(
+    resources: Resources,
+    strategy: Strategy,
+    groups: Groups,
+    now: float,
+    *,
+    near: Mapping[NodeId, int] = NO_BYTES,
+    avoid: Mapping[NodeId, float] = NOWHERE,
+) -> NodeView | None:
+    """Return which of the nodes that are ``able`` should grant a lease, or None if it fits nowhere now.
+
+    ``near`` says how many bytes of the arguments lie on which node, ``avoid`` until when not to ask one.
     """
-    fitting = [n for n in nodes if not n.draining and n.avoid_until <= now and fits(resources, n.free)]
-    if not fitting:
-        return None
-    ranked = [(node.utilisation(resources), node.load, node.node_id, node) for node in fitting]
-    if strategy != SPREAD and resources:
-        below = [entry for entry in ranked if entry[0] <= HALF_FULL]
+    for group in groups:
+        fitting = [node for node in group if node.avoid_until <= now and fits(resources, node.free)]
+        if avoid:
+            fitting = [node for node in fitting if avoid.get(node.node_id, now) <= now]
+        if fitting:
+            return _nearest_to_arguments(fitting, near) or _by_fullness(resources, strategy, fitting)
+    return None
+
+
+def _nearest_to_arguments(nodes: list[NodeView], near: Mapping[NodeId, int]) -> NodeView | None:
+    holding = [node for node in nodes if near.get(node.node_id)] if near else []
+    return min(holding, key=lambda node: (-near[node.node_id], node.node_id), default=None)
+
+
+def _by_fullness(resources: Resources, strategy: Strategy, nodes: list[NodeView]) -> NodeView:
+    """Return one of the nodes that have room.
+
+    To pack is to take the fullest node that stays at most half full, else the emptiest; to spread is to take the
+    emptiest. What needs no resources goes where the fewest leases are. Nodes with GPUs are left to those who need them,
+    as long as there are others.
+    """
+    if GPU not in resources and not isinstance(strategy, Spread):
+        nodes = [node for node in nodes if GPU not in node.total] or nodes
+    ranked = [(node.utilisation(resources), node) for node in nodes]
+    if resources and not _spreads(strategy):
+        below = [full for full, _ in ranked if full <= HALF_FULL]
         if below:
-            return max(below, key=lambda entry: entry[:3])[3]
-    return min(ranked, key=lambda entry: entry[:3])[3]
+            fullest = max(below)
+            equal = [node for full, node in ranked if full == fullest]
+            return min(equal, key=lambda node: (-node.load, node.node_id))
+    emptiest = min(full for full, _ in ranked)
+    return min((node for full, node in ranked if full == emptiest), key=lambda node: (node.load, node.node_id))
 
 
-def is_feasible(resources: Resources, nodes: Iterable[NodeView]) -> bool:
-    """Tell whether any node that stays could ever hold these resources."""
-    return any(not node.draining and fits(resources, node.total) for node in nodes)
+def _spreads(strategy: Strategy) -> bool:
+    return isinstance(strategy, Spread) or (isinstance(strategy, Selected) and strategy.spread)
 
 
-def nearest(resources: Resources, nodes: Iterable[NodeView]) -> NodeView | None:
-    """Return, of the nodes that could ever hold these resources, the one of which the least must come free."""
-    able = [node for node in nodes if not node.draining and fits(resources, node.total)]
-    return min(able, key=lambda node: (node.utilisation(resources), node.node_id), default=None)
+def _without(nodes: list[NodeView], others: Sequence[NodeView]) -> list[NodeView]:
+    taken = {node.node_id for node in others}
+    return [node for node in nodes if node.node_id not in taken]
 
 
-def explain(resources: Resources, nodes: Iterable[NodeView]) -> str:
+def is_feasible(resources: Resources, strategy: Strategy, nodes: Iterable[NodeView]) -> bool:
+    """Tell whether any node that stays could ever hold these resources where the strategy allows it."""
+    return bool(able(resources, strategy, nodes))
+
+
+def nearest(resources: Resources, groups: Groups) -> NodeView | None:
+    """Return, of the nodes that are ``able``, the one of which the least must come free."""
+    nodes = [node for group in groups for node in group]
+    return min(nodes, key=lambda node: (node.utilisation(resources), node.node_id), default=None)
+
+
+# ------------------------------------------------------------------------------- in words
+
+
+def explain(resources: Resources, strategy: Strategy, nodes: Iterable[NodeView]) -> str:
     """Say in words why a request does not fit anywhere now."""
     alive = list(nodes)
     staying = [node for node in alive if not node.draining]
     if not staying:
         return "all nodes are about to leave" if alive else "no node is alive"
-    able = [node for node in staying if fits(resources, node.total)]
-    if not able:
-        return _explain_infeasible(resources, staying)
-    if any(fits(resources, node.free) for node in able):
+    candidates = [node for group in able(resources, strategy, staying) for node in group]
+    if not candidates:
+        return _explain_infeasible(resources, strategy, staying)
+    if any(fits(resources, node.free) for node in candidates):
         return "it fits; a node is being asked"
-    short = sorted({name for node in able for name in _lacking(resources, node.free)})
+    short = sorted({name for node in candidates for name in _lacking(resources, node.free)})
     used = ", ".join(
-        f"{name}: {from_units(sum(n.total.get(name, 0) - n.free.get(name, 0) for n in able)):g} of "
-        f"{from_units(sum(n.total.get(name, 0) for n in able)):g} in use"
+        f"{name}: {from_units(sum(n.total.get(name, 0) - n.free.get(name, 0) for n in candidates)):g} of "
+        f"{from_units(sum(n.total.get(name, 0) for n in candidates)):g} in use"
         for name in short
     )
-    return f"waits for {' and '.join(short)} on {len(able)} node{'s' * (len(able) > 1)} that could run it ({used})"
+    plural = "s" * (len(candidates) > 1)
+    return f"waits for {' and '.join(short)} on {len(candidates)} node{plural} that could run it ({used})"
 
 
-def _explain_infeasible(resources: Resources, nodes: list[NodeView]) -> str:
-    near = min(nodes, key=lambda node: (len(_lacking(resources, node.total)), node.node_id))
+def _explain_infeasible(resources: Resources, strategy: Strategy, nodes: list[NodeView]) -> str:
+    """Say what is wrong with the nearest node: of those that the strategy allows, if there are any, else of all."""
+    allowed = [node for group in able({}, strategy, nodes) for node in group]
+    near = min(allowed or nodes, key=lambda node: (len(_lacking(resources, node.total)), node.node_id))
     lacking = ", ".join(
         f"{name} {from_units(resources[name]):g} (it has {from_units(near.total.get(name, 0)):g})"
         for name in _lacking(resources, near.total)
     )
-    return f"no node can ever run it; the nearest, node {near.node_id}, lacks {lacking}"
+    if allowed:
+        return f"no node can ever run it; the nearest, node {near.node_id}, lacks {lacking}"
+    wish = in_words(strategy)
+    if isinstance(strategy, NodeAffinity):
+        return f"it wants {wish}, which is not in the cluster or is about to leave"
+    labels = ", ".join(f"{name}={value}" for name, value in sorted(near.labels.items())) or "no labels"
+    also = f" and lacks {lacking}" if lacking else ""
+    return f"no node can ever run it: it wants {wish}; the nearest, node {near.node_id}, has {labels}{also}"
 
 
 def _lacking(resources: Resources, have: Resources) -> list[str]:

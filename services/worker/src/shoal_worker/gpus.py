@@ -6,10 +6,20 @@ goes to the device that is fullest and still has room, so that whole devices sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal_core.protocol.resources import UNIT, from_units
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One accelerator; ``name`` is what shows it to a process, ``model`` is what ``accelerator_type`` calls it."""
+
+    name: str
+    uuid: str
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,27 @@ class GpuTable:
             return ()
         roomy = [(free, index) for index, free in enumerate(self.free) if free >= units]
         return (GpuShare(min(roomy)[1], units),) if roomy else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """The GPUs that a node offers: how many, by which names they are given out, and of which models they are."""
+
+    amount: float
+    names: tuple[str, ...]
+    models: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: Sequence[Device], wanted: float | None) -> Gpus:
+        """Return what a node offers that found these devices, and was told to offer so many (None: all of them).
+
+        It may be told of more than are found: those have numbers and nothing behind them, as tests want it.
+        """
+        amount = float(len(found)) if wanted is None else wanted
+        count = math.ceil(amount)
+        offered = found[:count]
+        names = [device.name for device in offered] if count <= len(found) else [str(index) for index in range(count)]
+        return cls(amount, tuple(names), tuple(sorted({device.model for device in offered if device.model})))
 
 
 def why_impossible(units: int) -> str:

@@ -7,8 +7,9 @@ import fcntl
 import logging
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,8 @@ logger = logging.getLogger("shoal.worker")
 STORE_SHARE = 0.3
 LEAST_BYTES = 256 * 1024 * 1024
 """Docker gives a container 64 MB of shared memory, unless it is told otherwise."""
+LOOPBACK = "127.0.0.1"
+HEAD = "node:__internal_head__"
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -40,18 +43,14 @@ def memory_bytes() -> int:
     return total
 
 
-def gpu_names() -> list[str]:
-    """Return the indices of the NVIDIA GPUs, as ``CUDA_VISIBLE_DEVICES`` names them; none is fine."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:
-        return []
-    try:
-        return [str(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
+def address_towards(host: str, port: int) -> str:
+    """Return the address by which this machine speaks with another; that of the loopback where there is no way."""
+    with contextlib.suppress(OSError):
+        for family, kind, _, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+                probe.connect(where)  # sends nothing: the kernel chooses the way
+                return str(probe.getsockname()[0])
+    return LOOPBACK
 
 
 def store_base(wanted_bytes: int | None, folder: str | None = None) -> Path:
@@ -120,14 +119,20 @@ def store_bytes(folder: Path, wanted: int | None) -> int:
     return min(free, wanted if wanted is not None else int(memory_bytes() * STORE_SHARE))
 
 
-def offered(cpus: float | None, gpus: float, memory: int | None, store: int, custom: dict[str, float]) -> Resources:
-    """Return the resources a node has to give out."""
+def offered(cpus: float | None, gpus: float, memory: int | None, store: int, named: Mapping[str, float]) -> Resources:
+    """Return the resources a node has to give out; ``named`` are those that the machine does not have by nature."""
     return to_resources(
         {
             CPU: cpu_count() if cpus is None else cpus,
             GPU: gpus,
             MEMORY: memory_bytes() if memory is None else memory,
             OBJECT_STORE_MEMORY: store,
-            **custom,
+            **named,
         }
     )
+
+
+def implicit(address: str, accelerator_types: Iterable[str], *, is_head: bool) -> dict[str, float]:
+    """Return the resources by whose names a node, the head, or a kind of accelerator can be asked for: one of each."""
+    kinds = [f"accelerator_type:{kind}" for kind in accelerator_types]
+    return dict.fromkeys([f"node:{address}", *([HEAD] if is_head else []), *kinds], 1.0)

@@ -206,6 +206,7 @@ class NodeCore:
             draining=self.draining,
             leases=self.leases.summaries(),
             worker_processes=len(self.processes),
+            actors=len(self.actors),
         )
         return Publish(self._subjects.event(Role.NODE, self.node_id, "announce"), announcement)
 

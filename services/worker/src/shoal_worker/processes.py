@@ -1,5 +1,8 @@
 """The worker processes of a node: which are starting, idle, leased, on their way out.
 
+CUDA looks once at which GPUs it may use, whatever the environment says later. So a process serves, from its first lease
+on, only leases of the very GPUs of that one, or only leases without any.
+
 A process's life::
 
     STARTING ──► IDLE ◄──► LEASED           a process belongs to the first job it serves, for ever
@@ -38,13 +41,17 @@ class ProcessState(Enum):
 
 @dataclass(slots=True)
 class WorkerProcess:
-    """One worker process. ``since`` is when its state last changed, ``lease`` the one it serves."""
+    """One worker process. ``since`` is when its state last changed, ``lease`` the one it serves.
+
+    ``gpus`` are the names of those that it is shown for ever, once it has served a lease.
+    """
 
     process_id: ProcessId
     state: ProcessState
     since: float
     job: JobId | None = None
     lease: LeaseId | None = None
+    gpus: tuple[str, ...] = ()
     kill_reason: str = ""
 
 
@@ -105,19 +112,21 @@ class ProcessTable:
         self._rest(process, now)
         return True
 
-    def take(self, job: JobId) -> WorkerProcess | None:
-        """Return an idle process for a job: the one of this job that idles shortest, else one of no job yet."""
+    def take(self, job: JobId, gpus: tuple[str, ...] = ()) -> WorkerProcess | None:
+        """Return an idle process for a job: the one of this job and these GPUs that idles shortest, else a new one."""
         fresh = None
         for process_id in reversed(self._idle):
             process = self._processes[process_id]
-            if process.job == job:
+            if process.job == job and process.gpus == gpus:
                 return process
             if process.job is None and fresh is None:
                 fresh = process
         return fresh
 
-    def lease(self, process: WorkerProcess, job: JobId, lease: LeaseId, now: float) -> None:
-        """Bind an idle process to a lease, and to its job for ever."""
+    def lease(self, process: WorkerProcess, job: JobId, lease: LeaseId, now: float, gpus: tuple[str, ...] = ()) -> None:
+        """Bind an idle process to a lease, and to its job and its GPUs for ever."""
+        assert process.job is None or process.gpus == gpus
+        process.gpus = gpus
         del self._idle[process.process_id]
         process.state, process.since, process.job, process.lease = ProcessState.LEASED, now, job, lease
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import platform
 import socket
@@ -12,8 +13,9 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shoal_core import __version__
 from shoal_core.bus import Bus, Credentials, connect
@@ -24,6 +26,7 @@ from shoal_core.machine import machine_id
 from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
 from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
+from shoal_core.protocol.labels import check_labels, system_labels
 from shoal_core.protocol.messages import (
     JobFinished,
     NodeDescription,
@@ -31,7 +34,7 @@ from shoal_core.protocol.messages import (
     ProcessDied,
     RetireNode,
 )
-from shoal_core.protocol.resources import GPU, UNIT
+from shoal_core.protocol.resources import UNIT
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.verbs import NODE_PROCESS, NODE_PUBLIC, NODE_SCHEDULER
 from shoal_core.runtime.process import WorkerConfig
@@ -41,9 +44,11 @@ from shoal_core.service.settings import ServiceSettings
 from shoal_core.transfer.mover import Cancel, Mover, Offer, Pull, Withdraw
 from shoal_core.transfer.pulling import CANCELLED, Ended
 from shoal_core.transfer.records import CHUNK_BYTES
-from shoal_worker import machine
+from shoal_worker import accelerators, machine
+from shoal_worker.accelerators import NoAccelerators
 from shoal_worker.durable import DurableTier, durable_tier
 from shoal_worker.forks import Forks, forks
+from shoal_worker.gpus import Gpus
 from shoal_worker.inputs import (
     CancelPull,
     DriverEnded,
@@ -60,6 +65,7 @@ from shoal_worker.inputs import (
     WatchDriver,
     WithdrawSegment,
 )
+from shoal_worker.meter import metered
 from shoal_worker.node import NodeCore
 from shoal_worker.output import Outputs
 from shoal_worker.storage import Storage
@@ -79,11 +85,41 @@ class WorkerSettings(ServiceSettings):
     memory: int | None = Field(default=None, ge=0, description="Bytes of memory to offer; all of it by default.")
     resources: dict[str, float] = Field(default={}, description="Resources of your own, as JSON.")
     labels: dict[str, str] = Field(default={}, description="Labels of the node, as JSON.")
+    labels_file: str | None = Field(default=None, description="A file: JSON with more labels; --labels go before it.")
+    node_name: str = Field(default="", description="What users see as NodeName; the hostname by default.")
+    node_address: str | None = Field(default=None, description="The address users see; found out by default.")
     object_store_memory: int | None = Field(default=None, gt=0, description="Bytes of shared memory for objects.")
     object_store_folder: str | None = Field(default=None, description="Where objects lie; shared memory by default.")
     is_head: bool = Field(default=False, description="Drivers of this machine attach to this node first.")
     process_credentials: str | None = Field(default=None, description="The file for worker processes; ours by default.")
     prestart: int | None = Field(default=None, ge=0, description="Worker processes kept ready; one a CPU, at most 4.")
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        check_labels(labels)
+        return labels
+
+    @field_validator("labels_file")
+    @classmethod
+    def _check_labels_file(cls, path: str | None) -> str | None:
+        if path is not None:
+            try:
+                _read_labels(path)
+            except (OSError, TypeError) as error:
+                raise ValueError(str(error)) from None
+        return path
+
+    def all_labels(self) -> dict[str, str]:
+        """Return the labels that were given, those of the file too."""
+        told = _read_labels(self.labels_file) if self.labels_file is not None else {}
+        return {**told, **self.labels}
+
+
+def _read_labels(path: str) -> dict[str, str]:
+    told: dict[str, str] = json.loads(Path(path).read_text())
+    check_labels(told)
+    return told
 
 
 class LeaveError(Exception):
@@ -94,7 +130,14 @@ class Hands:
     """What the core's commands do to this machine."""
 
     def __init__(
-        self, bus: Bus, settings: WorkerSettings, node: NodeId, folder: Path, outputs: Outputs, durable: DurableTier
+        self,
+        bus: Bus,
+        settings: WorkerSettings,
+        node: NodeId,
+        folder: Path,
+        outputs: Outputs,
+        durable: DurableTier,
+        gpu_variable: str,
     ) -> None:
         self.engine: Engine
         self.forks: Forks
@@ -105,6 +148,7 @@ class Hands:
         self._node = node
         self._folder = folder
         self._outputs = outputs
+        self._gpu_variable = gpu_variable
         self._drivers: dict[ProcessId, int] = {}
         self._loop = asyncio.get_running_loop()
         where = BulkAddress(settings.address, node, settings.proof(), settings.tls())
@@ -168,6 +212,7 @@ class Hands:
             shared_memory_path=str(self._folder),
             begun_page=str(self._folder / f"begun-{process}"),
             tls=tls,
+            gpu_variable=self._gpu_variable,
         )
 
     def _watch(self, driver: ProcessId, pid: int) -> None:
@@ -204,23 +249,28 @@ def routes(subjects: Subjects, node: NodeId) -> list[Route]:
     return [*asked, *events]
 
 
-def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: float) -> NodeDescription:
+def _describe(node: NodeId, settings: WorkerSettings, folder: Path, gpus: Gpus) -> NodeDescription:
     hostname = socket.gethostname()
     store = machine.store_bytes(folder, settings.object_store_memory)
+    broker = urlsplit(settings.address.split(",")[0])
+    address = settings.node_address or machine.address_towards(broker.hostname or machine.LOOPBACK, broker.port or 4222)
+    named = {**machine.implicit(address, gpus.models, is_head=settings.is_head), **settings.resources}
+    system = system_labels(node, hostname, gpus.models[0] if len(gpus.models) == 1 else "")
     return NodeDescription(
         node_id=node,
         hostname=hostname,
-        address="127.0.0.1",
+        address=address,
         machine_id=machine_id(),
         pid=os.getpid(),
-        total=machine.offered(settings.num_cpus, gpus, settings.memory, store, settings.resources),
-        labels=settings.labels,
+        total=machine.offered(settings.num_cpus, gpus.amount, settings.memory, store, named),
+        labels={**system, **settings.all_labels()},
         shared_memory_path=str(folder),
         object_store_bytes=store,
         version=__version__,
         python_version=platform.python_version(),
         started_at=time.time(),
         is_head=settings.is_head,
+        name=settings.node_name,
     )
 
 
@@ -260,18 +310,19 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     """Run one node; entering means that it grants leases, and leaving that nothing of it is left."""
     node = NodeId(bus.identity)
     subjects = Subjects(settings.cluster)
-    found = machine.gpu_names() if settings.num_gpus is None else []
-    gpus = float(len(found)) if settings.num_gpus is None else settings.num_gpus
-    names = found or [str(index) for index in range(int(-(-gpus // 1)))]
     base = machine.store_base(settings.object_store_memory, settings.object_store_folder)
-    with machine.store_folder(node, base) as folder:
+    with (
+        contextlib.closing(NoAccelerators() if settings.num_gpus == 0 else accelerators.find()) as found,
+        machine.store_folder(node, base) as folder,
+    ):
+        gpus = Gpus.of(found.devices, settings.num_gpus)
         description = _describe(node, settings, folder, gpus)
         whole_cpus = description.total.get("CPU", 0) // UNIT
         prestart = settings.prestart if settings.prestart is not None else min(MOST_PRESTARTED, whole_cpus)
         core = NodeCore(
             description,
             subjects,
-            gpu_names=names if description.total.get(GPU) else (),
+            gpu_names=gpus.names,
             prestart=prestart,
             warm_bytes=min(WARM_BYTES, description.object_store_bytes // 4),
             chunk_bytes=min(CHUNK_BYTES, bus.max_payload),
@@ -279,7 +330,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
         outputs = Outputs(bus, subjects, node)
         async with (
             durable_tier(lambda: _dial(settings, node), subjects) as durable,
-            _forked(Hands(bus, settings, node, folder, outputs, durable), outputs) as hands,
+            _forked(Hands(bus, settings, node, folder, outputs, durable, found.variable), outputs) as hands,
         ):
             engine = hands.engine = Engine(
                 core,
@@ -300,7 +351,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             engine.metrics.gauge("actors_hosted", "Actors whose process is on this node.", lambda: len(core.actors))
             measure_transfers(engine.metrics, core, hands.mover)
             try:
-                async with engine:
+                async with metered(found, core.leases.gpus, engine.metrics), engine:
                     assert engine.peers is not None
                     engine.peers.on_silence(lambda peer, _seconds: engine.inject(Suspected(peer)))
                     register = subjects.gcs_from_node("register_node")

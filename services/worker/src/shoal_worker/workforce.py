@@ -4,7 +4,7 @@ The rules that hold here:
 
 - A lease is told to its owner (``LeaseGranted``) and to its process (``LeaseAssigned``) together, once a process that
   is up serves it; resources are reserved from the moment of the grant.
-- A process serves one lease at a time and one job in its life.
+- A process serves one lease at a time and one job in its life, and only leases of the same GPUs, or of none.
 - Whoever executes for an owner that is gone is killed; the resources are free when the process has been reaped.
 - A lease ends exactly once: by its owner's return, or with its process.
 - An actor's lease is claimed before it waits for a process (see ``actors``), and ends with the incarnation.
@@ -160,7 +160,7 @@ class Workforce:
         for lease in list(self._waiting.values()):
             if not self.processes.idle_count:
                 break
-            process = self.processes.take(lease.job)
+            process = self.processes.take(lease.job, self._gpus_of(lease))
             if process is not None:
                 self._assign(lease, process, now)
         for _ in range(self.processes.to_start(len(self._waiting), now)):
@@ -179,14 +179,17 @@ class Workforce:
         lease.process = process.process_id
         if process.job is None:
             self.effects.append(Start(RouteOutput(process.process_id, lease.job)))
-        self.processes.lease(process, lease.job, lease.number, now)
-        gpus = self.leases.gpus.names_of(lease.gpus)
-        assigned = LeaseAssigned(lease.number, lease.owner, lease.job, lease.resources, gpus)
+        gpus = self._gpus_of(lease)
+        self.processes.lease(process, lease.job, lease.number, now, gpus)
+        assigned = LeaseAssigned(lease.number, lease.owner, lease.job, lease.resources, list(gpus))
         if lease.actor:
             self._assign_actor(lease, process, assigned)
             return
         self.effects.append(Send(process.process_id, assigned))
         self.effects.append(Send(lease.owner, LeaseGranted(lease.number, lease.key, lease.slot, process.process_id)))
+
+    def _gpus_of(self, lease: Lease) -> tuple[str, ...]:
+        return tuple(self.leases.gpus.names_of(lease.gpus))
 
     def _process_of(self, lease: Lease) -> WorkerProcess | None:
         return None if lease.process is None else self.processes.get(lease.process)

@@ -1,7 +1,10 @@
-"""What is built on tasks and actors alone (a pool of actors, a queue), and what helps to use them."""
+"""What is built on tasks and actors alone (a pool of actors, a queue), and what helps to use them.
+
+Where things are placed is said with ``shoal.util.scheduling_strategies``.
+"""
 
 from shoal.actor import list_named_actors
-from shoal.util import check_serialize, queue, state
+from shoal.util import check_serialize, queue, scheduling_strategies, state
 from shoal.util.actor_pool import ActorPool
 from shoal.util.check_serialize import inspect_serializability
 from shoal.util.node import get_node_ip_address
@@ -16,5 +19,6 @@ __all__ = [
     "list_named_actors",
     "queue",
     "register_serializer",
+    "scheduling_strategies",
     "state",
 ]

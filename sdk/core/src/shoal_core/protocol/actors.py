@@ -44,6 +44,7 @@ from pydantic import Field
 
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ObjectKey, ProcessId
 from shoal_core.protocol.messages import JobConfig, Message
+from shoal_core.protocol.placement import DEFAULT, Strategy
 from shoal_core.protocol.resources import Resources
 
 MOST_SPEC_BYTES = 256 * 1024
@@ -74,7 +75,7 @@ class ActorDescription(Message):
     detached: bool = False
     placement: Resources = Field(description="What must be free where it is placed.")
     resources: Resources = Field(description="What it holds while it lives.")
-    strategy: str = "DEFAULT"
+    strategy: Strategy = DEFAULT
     max_restarts: int = Field(default=0, description="How often it is started again; -1: without end.")
     methods: bytes = Field(default=b"", description="What a handle needs to know of the class; opaque to services.")
 
@@ -84,6 +85,7 @@ class ActorDeath(Message):
 
     reason: str
     error: bytes = Field(default=b"", description="The pickled exception of ``__init__``; opaque to services.")
+    code: str = Field(default="actor_died", description="The wire code of the error that its callers get.")
 
 
 class ActorRecord(Message):

@@ -13,6 +13,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId, ObjectKey, ProcessId, SlotId
+from shoal_core.protocol.placement import DEFAULT, Strategy
 from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 1
@@ -92,6 +93,7 @@ class NodeDescription(Message):
     python_version: str
     started_at: float
     is_head: bool = False
+    name: str = Field(default="", description="What users see as NodeName; the hostname where it is empty.")
 
 
 class NodeRecord(Message):
@@ -148,6 +150,7 @@ class NodeAnnouncement(Message):
     draining: bool = False
     leases: list[LeaseSummary] = []
     worker_processes: int = 0
+    actors: int = Field(default=0, description="Actors that are or are about to be there; many hold no resources.")
 
 
 class Echo(Message):
@@ -387,7 +390,8 @@ class DemandEntry(Message):
     key: int = Field(description="The owner's own number of the scheduling key.")
     name: str = Field(description="The function most recently queued under this key, for people to read.")
     resources: Resources
-    strategy: str = "DEFAULT"
+    strategy: Strategy = DEFAULT
+    near: dict[NodeId, int] = Field(default={}, description="Bytes of large arguments, by the node where they lie.")
     wanted: int = Field(description="How many tasks wait; 0 withdraws the demand.")
     slots: list[SlotId] = Field(description="Ids of the leases asked for and not yet granted.")
     depth: int = Field(default=0, description="How deep the owner is nested; deeper demand goes first.")
@@ -440,6 +444,8 @@ class DemandNotice(Message):
     key: int
     name: str
     text: str
+    why: str = Field(default="", description="The reason in ``text``, alone.")
+    actor: ActorId | None = Field(default=None, description="It is the demand of an actor that the owner created.")
 
 
 class SchedulerPresence(Message):

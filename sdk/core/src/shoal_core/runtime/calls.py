@@ -142,7 +142,7 @@ class Callee:
     def died(self) -> Failed:
         """Return what becomes of calls of an actor that is dead."""
         death = self.death or ActorDeath(reason="the control store does not know it any more")
-        return Failed("actor_died", f"The actor {self.name} ({self.actor}) is dead: {death.reason}.", death.error)
+        return Failed(death.code, f"The actor {self.name} ({self.actor}) is dead: {death.reason}.", death.error)
 
     def unavailable(self) -> Failed:
         """Return what becomes of calls that may not wait for the actor to come back."""

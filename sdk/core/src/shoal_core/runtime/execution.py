@@ -19,6 +19,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,7 @@ from shoal_core.runtime.work import Accepted, Ended, TaskInterrupt, Work, begin
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
 
+CUDA_VISIBLE = "CUDA_VISIBLE_DEVICES"
 BEGUN = struct.Struct("<QQ")
 INTERRUPT = signal.SIGURG
 """Sent to the main thread to cancel what it runs; a signal that does nothing where nobody expects it."""
@@ -75,12 +77,13 @@ class BegunPage:
 class Execution:
     """The queue of a worker process and the loop that serves it."""
 
-    def __init__(self, runtime: Runtime, page: BegunPage) -> None:
+    def __init__(self, runtime: Runtime, page: BegunPage, gpu_variable: str = CUDA_VISIBLE) -> None:
         self.queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self.began_at = 0.0
         self.running: Accepted | None = None
         self._runtime = runtime
         self._page = page
+        self._gpu_variable = gpu_variable
         self._lease: LeaseAssigned | None = None
         self._hosted: Hosted | None = None
         self._calls: dict[FunctionId, int] = {}
@@ -191,9 +194,9 @@ class Execution:
     def _serve_lease(self, lease: LeaseAssigned) -> None:
         first = self._lease is None
         self._lease = lease
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease.gpus)
         if first:
             configure(self._runtime.job_config(lease.job, lease.config))
+        show_gpus(self._gpu_variable, lease.gpus)
 
     def _run(self, accepted: Accepted) -> bool:
         """Run a task and hand its end to the I/O thread; return whether it was the last that ``max_calls`` allows."""
@@ -289,6 +292,16 @@ def _ended_in_fork(ended: Ended) -> None:
     for failure in failures[:1]:
         print(failure.text, file=sys.stderr)
     leave(SystemExit(len(failures) and 1))
+
+
+def show_gpus(variable: str, names: Sequence[str]) -> None:
+    """Show this process the GPUs of its lease and no others; those who look are told none where it has none.
+
+    Indices are the driver's, and CUDA's only if it orders the devices as the driver does.
+    """
+    os.environ[variable] = ",".join(names)
+    if variable == CUDA_VISIBLE:
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def configure(config: JobConfig) -> None:

@@ -46,7 +46,7 @@ from shoal_core.protocol.records import (
     contained_in,
 )
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.runtime.execution import BegunPage, Execution
+from shoal_core.runtime.execution import CUDA_VISIBLE, BegunPage, Execution
 from shoal_core.runtime.hosting import Hosting, Left, Outcome
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
@@ -80,6 +80,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     begun_page: str
     log_level: str = "WARNING"
     tls: dict[str, str] = {}
+    gpu_variable: str = CUDA_VISIBLE
 
 
 class Service:
@@ -468,7 +469,7 @@ def main(config: WorkerConfig) -> None:
 
     @contextlib.asynccontextmanager
     async def serve(runtime: Runtime) -> AsyncIterator[None]:
-        execution = Execution(runtime, page)
+        execution = Execution(runtime, page, config.gpu_variable)
         Service(runtime, execution)
         holder.append(execution)
         runtime.reactor.send(node_of(config.process_id), WorkerReady(os.getpid()))

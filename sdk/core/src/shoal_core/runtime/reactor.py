@@ -62,7 +62,7 @@ from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.recovery import Recovery
 from shoal_core.runtime.sharing import Sharing
 from shoal_core.runtime.streams import STREAMING, Stream
-from shoal_core.runtime.submission import PendingTask, Submission, cancelled
+from shoal_core.runtime.submission import PendingTask, SchedulingKey, Submission, cancelled
 
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
@@ -412,6 +412,12 @@ class Reactor:
         self.sharing.want(waiting)
         for state in waiting:
             self._table.observe(state, one)
+
+    def give_up_key(self, key: SchedulingKey, text: str) -> None:
+        """Fail all queued tasks of a scheduling key, since no node can ever run them."""
+        for task in self.submission.give_up(key):
+            self.fail(task, Failed("task_unschedulable", text))
+        self.finish()
 
     def fail(self, task: PendingTask | PendingCall, failure: Failed) -> None:
         """End a task without a result of its own, unless it has ended: all it would return is this error."""

@@ -52,6 +52,7 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode
 from shoal_core.runtime.deaths import Deaths
+from shoal_core.runtime.notices import heeding_notices
 from shoal_core.runtime.runtime import Runtime
 
 JOIN_SECONDS = 10.0
@@ -144,8 +145,9 @@ class Session:
                 runtime.reactor.peers = peers
                 async with watch_deaths(runtime), self._part(runtime):
                     _watch_broker(runtime)
-                    self._ready.set_result(runtime)
-                    await self._stop.wait()
+                    with heeding_notices(runtime):
+                        self._ready.set_result(runtime)
+                        await self._stop.wait()
                     runtime.close()
                     with contextlib.suppress(BusError):
                         await peers.flush(LEAVE_SECONDS)

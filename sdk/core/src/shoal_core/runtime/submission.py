@@ -10,25 +10,37 @@ A lease's life::
                                         │
                                         └── WorkerLost ──► gone; what it had not begun is placed again for free
 
+Where most of a task's large arguments lie on one node, it is queued under a key of its own for that node, whose demand
+says so: so leases come from there, and tasks whose data is there find them. It is no more than a wish. Leases that idle
+under a key that differs in the wish alone go back as soon as others are wanted.
+
+Schedulers share nodes out between owners; between its own keys an owner does so itself. A key that waits for its first
+lease for ``TURN_SECONDS`` has a lease of another key returned as soon as that is empty: one on the node that it wants,
+if it wants one. Otherwise work without end under one key would hold all there is, and what is bound to a node would
+never have its turn. Where that does not help, it happens half as often each time.
+
 A slot is the id of one lease asked for. A grant for a slot that is no longer wanted goes back at once. The core
 collects what is to be sent in ``outgoing`` and what has failed in ``failed``; whoever calls it empties both.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber, node_of
+from shoal_core.protocol.ids import NO_NODE, LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber, node_of
 from shoal_core.protocol.messages import DemandEntry
+from shoal_core.protocol.placement import DEFAULT, Default, NodeAffinity, Selected, Strategy
 from shoal_core.protocol.records import (
     Failed,
     LeaseGranted,
     LeaseReturned,
     Record,
+    Stored,
     Task,
     TaskDone,
     TasksReturned,
@@ -45,6 +57,11 @@ OVERRUN_SECONDS = 0.1
 """A task that takes so much longer than predicted: its lease counts as no help to what is queued."""
 REPEAT_SECONDS = 1.0
 SMOOTHING = 0.3
+TURN_SECONDS = 1.0
+LONGEST_TURN_SECONDS = 32.0
+LARGE_BYTES = 1024 * 1024
+"""Arguments of fewer bytes on a node are fetched from wherever they are in less time than a lease takes."""
+MOST_NEAR = 4
 CANCELLED = "task_cancelled"
 """The code of the error that stands for what a cancelled task would have returned."""
 
@@ -94,11 +111,12 @@ class PendingTask:
 
 @dataclass(frozen=True, slots=True)
 class SchedulingClass:
-    """What tasks must share to run on the same lease."""
+    """What tasks must share to run on the same lease. ``near`` is where most of their large arguments lie."""
 
     resources: tuple[tuple[str, int], ...]
-    strategy: str = "DEFAULT"
+    strategy: Strategy = DEFAULT
     environment: str = ""
+    near: NodeId = NO_NODE
 
 
 class Lease:
@@ -126,18 +144,36 @@ class Lease:
 
 
 class SchedulingKey:
-    """The queue, the leases and the open slots of one scheduling class."""
+    """The queue, the leases and the open slots of one scheduling class.
 
-    __slots__ = ("index", "leases", "name", "queue", "resources", "scheduling_class", "seconds", "slots")
+    ``alike`` are the keys whose classes differ in nothing but where they want to be, this one among them.
+    """
 
-    def __init__(self, index: int, scheduling_class: SchedulingClass) -> None:
+    __slots__ = (
+        "alike",
+        "index",
+        "leases",
+        "name",
+        "queue",
+        "resources",
+        "scheduling_class",
+        "seconds",
+        "slots",
+        "turn_at",
+        "turn_seconds",
+    )
+
+    def __init__(self, index: int, scheduling_class: SchedulingClass, alike: list[SchedulingKey]) -> None:
         self.index = index
+        self.alike = alike
         self.scheduling_class = scheduling_class
         self.resources: Resources = dict(scheduling_class.resources)
         self.queue: deque[PendingTask] = deque()
         self.leases: dict[tuple[NodeId, LeaseId], Lease] = {}
         self.slots: dict[SlotId, None] = {}
         self.seconds: dict[str, float] = {}
+        self.turn_at = math.inf
+        self.turn_seconds = TURN_SECONDS
         self.name = ""
 
     def window(self, function: str) -> int:
@@ -157,34 +193,54 @@ class SchedulingKey:
 
 
 class Submission:
-    """All scheduling keys of one owner. Not thread-safe: the I/O thread's."""
+    """All scheduling keys of one owner. Not thread-safe but for ``key_for``: the I/O thread's."""
 
     def __init__(self) -> None:
         self.outgoing: list[tuple[PeerId, Record]] = []
         self.failed: list[tuple[PendingTask, Failed]] = []
         self.keys: dict[SchedulingClass, SchedulingKey] = {}
         self.demand_changed = False
-        self._by_index: list[SchedulingKey] = []
+        self._by_index: dict[int, SchedulingKey] = {}
+        self._indices = itertools.count()
         self._lease_keys: dict[tuple[NodeId, LeaseId], SchedulingKey] = {}
         self._touched: dict[SchedulingKey, None] = {}
+        self._alike: dict[SchedulingClass, list[SchedulingKey]] = {}
         self._slots = 0
         self._repeat_at = math.inf
 
     def key_for(self, scheduling_class: SchedulingClass) -> SchedulingKey:
-        """Return the key of a scheduling class, made at its first use."""
+        """Return the key of a scheduling class, made at its first use (any thread)."""
         key = self.keys.get(scheduling_class)
         if key is None:
-            key = SchedulingKey(len(self._by_index), scheduling_class)
-            self.keys[scheduling_class] = key
-            self._by_index.append(key)
+            alike = self._alike.setdefault(replace(scheduling_class, near=NO_NODE), [])
+            key = SchedulingKey(next(self._indices), scheduling_class, alike)
+            made = self.keys.setdefault(scheduling_class, key)
+            if made is not key:
+                return made
+            self._by_index[key.index] = key
+            alike.append(key)
         return key
 
     # ------------------------------------------------------------------------------- inputs
 
     def enqueue(self, task: PendingTask) -> None:
         """Queue a task whose arguments are all there."""
+        wire = task.wire
+        if wire.dependencies or type(wire.arguments) is Stored:
+            task.key = self._nearer(task.key, wire)
         task.key.queue.append(task)
         self._touched[task.key] = None
+
+    def _nearer(self, key: SchedulingKey, wire: Task) -> SchedulingKey:
+        """Return the key for where a task's arguments lie, if it may run anywhere and they are large."""
+        wanted = key.scheduling_class
+        if not isinstance(wanted.strategy, Default | Selected):
+            return key
+        near = argument_bytes(wire)
+        best = max(near, key=lambda node: (near[node], node), default=NO_NODE)
+        if wanted.near == best:
+            return key
+        return self.key_for(replace(wanted, near=best))
 
     def granted(self, node: NodeId, grant: LeaseGranted, now: float) -> None:
         """A node gave us a worker process."""
@@ -197,6 +253,7 @@ class Submission:
             self.outgoing.append((node, LeaseReturned(grant.lease)))
             return
         lease = Lease(grant.lease, grant.worker, now)
+        key.turn_at, key.turn_seconds = math.inf, TURN_SECONDS
         key.leases[(node, grant.lease)] = lease
         self._lease_keys[(node, grant.lease)] = key
         self._touched[key] = None
@@ -247,6 +304,17 @@ class Submission:
             key.queue.remove(task)
             self._touched[key] = None
         return None
+
+    def find(self, index: int) -> SchedulingKey | None:
+        """Return the key of a number, as demand and notices name it."""
+        return self._by_index.get(index)
+
+    def give_up(self, key: SchedulingKey) -> list[PendingTask]:
+        """Return the queued tasks of a key, which are queued no more: no node can ever run them."""
+        tasks = list(key.queue)
+        key.queue.clear()
+        self._touched[key] = None
+        return tasks
 
     def blocked(self, worker: ProcessId, number: LeaseId, blocked: bool) -> None:
         """A worker waits for other objects, or goes on."""
@@ -301,6 +369,29 @@ class Submission:
                 self._return(place)
         if now >= self._repeat_at:
             self.demand_changed = True
+        for key in list(self._by_index.values()):
+            if now >= key.turn_at:
+                self._make_turn(key, now)
+
+    def _make_turn(self, key: SchedulingKey, now: float) -> None:
+        """Have a lease of another key returned, since this one has waited for its first for long."""
+        key.turn_at = math.inf
+        if key.leases or not key.slots:
+            return
+        key.turn_seconds = min(2 * key.turn_seconds, LONGEST_TURN_SECONDS)
+        key.turn_at = now + key.turn_seconds
+        strategy = key.scheduling_class.strategy
+        wanted = strategy.node if isinstance(strategy, NodeAffinity) else key.scheduling_class.near
+        candidates = [
+            (place[0] == wanted, len(other.leases), place, lease, other)
+            for place, other in self._lease_keys.items()
+            if not ((lease := other.leases[place]).recalled or lease.blocked)
+            and (place[0] == wanted or not _is_hard(strategy))
+        ]
+        if candidates:
+            _, _, _, lease, other = max(candidates, key=lambda candidate: candidate[:3])
+            lease.recalled = True
+            self._touched[other] = None
 
     # ------------------------------------------------------------------------------- decisions
 
@@ -313,7 +404,7 @@ class Submission:
             for place, lease in list(key.leases.items()):
                 if not lease.in_flight and lease.recalled:
                     self._return(place)
-            self._want(key)
+            self._want(key, now)
 
     def demand(self, now: float) -> list[DemandEntry]:
         """Return the whole demand as it is to be published now."""
@@ -324,10 +415,11 @@ class Submission:
                 name=key.name,
                 resources=key.resources,
                 strategy=key.scheduling_class.strategy,
+                near=argument_bytes(key.queue[0].wire) if key.queue and key.scheduling_class.near != NO_NODE else {},
                 wanted=len(key.queue),
                 slots=list(key.slots),
             )
-            for key in self._by_index
+            for key in list(self._by_index.values())
             if key.slots
         ]
         self._repeat_at = now + REPEAT_SECONDS if entries else math.inf
@@ -365,12 +457,13 @@ class Submission:
                 in_flight[wire.number] = task
                 outgoing.append((lease.worker, wire))
 
-    def _want(self, key: SchedulingKey) -> None:
+    def _want(self, key: SchedulingKey, now: float) -> None:
         """Ask for as many leases as the queued work is worth, or withdraw what was asked."""
         queued = len(key.queue)
         if not queued:
             if key.slots:
                 key.slots.clear()
+                key.turn_at = math.inf
                 self.demand_changed = True
             return
         key.name = key.queue[0].wire.name
@@ -380,10 +473,21 @@ class Submission:
         missing = min(worth - (usable if seconds is not None else 0), queued, MOST_SLOTS)
         if seconds is not None and not usable:
             missing = max(missing, 1)
+        if len(key.slots) < missing:
+            self._return_idle_alike(key)
+            if not key.leases and key.turn_at == math.inf:
+                key.turn_at = now + key.turn_seconds
         while len(key.slots) < missing:
             self._slots += 1
             key.slots[SlotId(self._slots)] = None
             self.demand_changed = True
+
+    def _return_idle_alike(self, key: SchedulingKey) -> None:
+        """Give back the idle leases of the keys that differ from this one in nothing but where they want to be."""
+        for other in key.alike:
+            if other is not key and not other.queue:
+                for place in [place for place, lease in other.leases.items() if not lease.in_flight]:
+                    self._return(place)
 
     def _try_again(self, task: PendingTask) -> None:
         self._next_attempt(task)
@@ -401,6 +505,20 @@ class Submission:
     def _remove(self, node: NodeId, number: LeaseId) -> Lease | None:
         key = self._lease_keys.pop((node, number), None)
         return None if key is None else key.leases.pop((node, number))
+
+
+def argument_bytes(wire: Task) -> dict[NodeId, int]:
+    """Return how many bytes of a task's arguments lie in the memory of which node: of each that has a good part."""
+    sizes: dict[NodeId, int] = {}
+    for value in (wire.arguments, *wire.dependencies):
+        if type(value) is Stored:
+            sizes[value.node] = sizes.get(value.node, 0) + value.size_bytes
+    large = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:MOST_NEAR]
+    return {node: size for node, size in large if size >= LARGE_BYTES}
+
+
+def _is_hard(strategy: Strategy) -> bool:
+    return isinstance(strategy, NodeAffinity) and not strategy.soft
 
 
 def cancelled(name: str) -> Failed:

@@ -68,7 +68,7 @@ class Metrics:
         self._counters: dict[str, dict[Labels, Counter]] = {}
         self._histograms: dict[str, dict[Labels, Histogram]] = {}
         self._gauges: dict[str, Callable[[], Reading]] = {}
-        self._totals: dict[str, Callable[[], float]] = {}
+        self._totals: dict[str, Callable[[], Reading]] = {}
 
     def counter(self, name: str, description: str, **values: str) -> Counter:
         """Return the counter ``shoal_<name>`` (``name`` ends in ``_total``) with these labels."""
@@ -87,8 +87,11 @@ class Metrics:
         self._descriptions[name] = description
         self._gauges[name] = read
 
-    def total(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """Have the counter ``shoal_<name>`` (``name`` ends in ``_total``) read by ``read``: who counts is elsewhere."""
+    def total(self, name: str, description: str, read: Callable[[], Reading]) -> None:
+        """Have the counter ``shoal_<name>`` (``name`` ends in ``_total``) read by ``read``: who counts is elsewhere.
+
+        It returns one number, or one for each set of labels.
+        """
         self._descriptions[name] = description
         self._totals[name] = read
 
@@ -113,11 +116,14 @@ class Metrics:
             for key, counter in counters.items():
                 counted.add_metric([value for _, value in key], counter.value)
             yield counted
-        for name, total in self._totals.items():
-            yield CounterMetricFamily(f"shoal_{name}", self._descriptions[name], value=total())
+        for name, read in self._totals.items():
+            table = _table(read())
+            counted = CounterMetricFamily(f"shoal_{name}", self._descriptions[name], labels=_label_names(table))
+            for key, number in table.items():
+                counted.add_metric([value for _, value in key], number)
+            yield counted
         for name, read in self._gauges.items():
-            reading = read()
-            table: Mapping[Labels, float] = reading if isinstance(reading, Mapping) else {(): reading}
+            table = _table(read())
             gauge = GaugeMetricFamily(f"shoal_{name}", self._descriptions[name], labels=_label_names(table))
             for key, number in table.items():
                 gauge.add_metric([value for _, value in key], number)
@@ -134,6 +140,11 @@ class _Collector:
 
     def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
         self.collect = collect
+
+
+def _table(reading: Reading) -> Mapping[Labels, float]:
+    """Return a reading as numbers by their labels."""
+    return reading if isinstance(reading, Mapping) else {(): reading}
 
 
 def _label_names(table: Mapping[Labels, Any]) -> list[str]:
