@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from shoal_core.protocol.ids import FunctionId, LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber
-from shoal_core.protocol.placement import DEFAULT, SPREAD, NodeAffinity
+from shoal_core.protocol.ids import FunctionId, LeaseId, NodeId, PeerId, PlacementGroupId, ProcessId, SlotId, TaskNumber
+from shoal_core.protocol.placement import DEFAULT, SPREAD, Bundle, NodeAffinity
 from shoal_core.protocol.records import (
     Inline,
     LeaseGranted,
@@ -640,6 +640,20 @@ def test_what_is_bound_to_a_node_where_its_owner_holds_nothing_takes_nothing_els
     world.submit(SchedulingClass((("CPU", 10_000),), NodeAffinity(node_id(9), soft=False)), "bound", 0)
     world.pass_time(TURN_SECONDS * 4)
     assert not any(lease.recalled for lease in world.submission.key_for(CLASSES[0]).leases.values())
+
+
+def test_leases_inside_a_group_and_outside_make_no_room_for_each_other() -> None:
+    world, _ = busy_world()
+    inside = SchedulingClass((("CPU", 10_000),), Bundle(PlacementGroupId("group")))
+    world.submit(inside, "inside", 0)
+    world.pass_time(TURN_SECONDS * 4)
+    assert not any(lease.recalled for lease in world.submission.key_for(CLASSES[0]).leases.values())
+    key = world.submission.key_for(inside)
+    worker = world.grant(key.index, next(iter(key.slots)))
+    first = SchedulingClass((("CPU", 10_000),), Bundle(PlacementGroupId("group"), 0))
+    world.submit(first, "inside too", 0)
+    world.pass_time(TURN_SECONDS * 1.1)
+    assert key.leases[worker.node, worker.lease].recalled
 
 
 def test_what_no_turn_helps_asks_for_one_less_and_less_often() -> None:

@@ -32,9 +32,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shoal_core.protocol.ids import NO_NODE, LeaseId, NodeId, PeerId, ProcessId, SlotId, TaskNumber, node_of
+from shoal_core.protocol.ids import (
+    NO_NODE,
+    LeaseId,
+    NodeId,
+    PeerId,
+    PlacementGroupId,
+    ProcessId,
+    SlotId,
+    TaskNumber,
+    node_of,
+)
 from shoal_core.protocol.messages import DemandEntry
-from shoal_core.protocol.placement import DEFAULT, Default, NodeAffinity, Selected, Strategy
+from shoal_core.protocol.placement import DEFAULT, Bundle, Default, NodeAffinity, Selected, Strategy
 from shoal_core.protocol.records import (
     Failed,
     LeaseGranted,
@@ -387,6 +397,7 @@ class Submission:
             for place, other in self._lease_keys.items()
             if not ((lease := other.leases[place]).recalled or lease.blocked)
             and (place[0] == wanted or not _is_hard(strategy))
+            and _group_of(other.scheduling_class.strategy) == _group_of(strategy)
         ]
         if candidates:
             _, _, _, lease, other = max(candidates, key=lambda candidate: candidate[:3])
@@ -515,6 +526,11 @@ def argument_bytes(wire: Task) -> dict[NodeId, int]:
             sizes[value.node] = sizes.get(value.node, 0) + value.size_bytes
     large = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:MOST_NEAR]
     return {node: size for node, size in large if size >= LARGE_BYTES}
+
+
+def _group_of(strategy: Strategy) -> PlacementGroupId | None:
+    """Return the placement group in whose bundles leases are, if they are: what returns there helps nobody else."""
+    return strategy.group if isinstance(strategy, Bundle) else None
 
 
 def _is_hard(strategy: Strategy) -> bool:
