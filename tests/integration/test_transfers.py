@@ -25,6 +25,8 @@ from tests.integration.waiting import get, until
 
 MB = 1_000_000
 SIZE = 40 * MB
+FILE_THREADS = min(32, (os.cpu_count() or 1) + 4)
+"""How many threads an event loop keeps at most for what blocks."""
 LARGE = 400 * MB
 STORE = 1000 * MB
 
@@ -151,7 +153,9 @@ def test_nothing_is_left_on_any_node_when_the_references_are_gone(three: Cluster
     del refs
     until(lambda: is_empty(three, 0, 1, 2), "the memory of all nodes is free")
     after = [(process.num_threads(), process.num_fds()) for process in processes]
-    assert [(a <= b, c <= d) for (a, c), (b, d) in zip(after, before, strict=True)] == 3 * [(True, True)]
+    # The threads that make and remove files come one by one, up to their number.
+    left = [(a <= b + FILE_THREADS, c <= d) for (a, c), (b, d) in zip(after, before, strict=True)]
+    assert left == 3 * [(True, True)], (before, after)
 
 
 def used_bytes(cluster: Cluster) -> dict[int, int]:
