@@ -90,7 +90,6 @@ class World(RuleBasedStateMachine):
         self.stack = AsyncExitStack()
         self.lone: LoneRuntime = self.runner.run(self.stack.enter_async_context(lone_runtime(LOCAL)))
         self.lone.reactor.recovery.restore = self.restore
-        self.call = a_call(self.lone)
         self.refs: dict[int, ObjectRef[Any]] = {}
         self.expected: dict[int, str] = {}
         self.always: dict[int, bool] = {}
@@ -230,12 +229,14 @@ class World(RuleBasedStateMachine):
     @rule()
     def a_worker_is_granted(self) -> None:
         self.lone.reactor.drain()
-        slots = list(self.call.key.slots)
-        if slots and self.nodes:
+        # What has large arguments is queued under a key for where they lie.
+        wanted = [(key.index, slot) for key in self.lone.reactor.submission.keys.values() for slot in key.slots]
+        if wanted and self.nodes:
+            index, slot = wanted[0]
             node = self.nodes[self.draw() % len(self.nodes)]
             worker = Worker(ProcessId(f"{node}{self.draw():08x}"), self.draw())
             self.workers.append(worker)
-            self.lone.receive(node, LeaseGranted(LeaseId(worker.lease), self.call.key.index, slots[0], worker.process))
+            self.lone.receive(node, LeaseGranted(LeaseId(worker.lease), index, slot, worker.process))
         self.turn()
 
     @precondition(lambda self: any(worker.tasks for worker in self.workers))
