@@ -71,6 +71,7 @@ def pid():
 
 print(*set(shoal.get([pid.remote() for _ in range(8)])), flush=True)
 refs = [pid.remote() for _ in range(10_000)]
+print("reading", flush=True)  # an interrupt that comes inside of some __del__ would be lost: Python drops it there
 sys.stdin.read()
 """
 
@@ -84,11 +85,14 @@ def test_nothing_outlives_a_driver(number: signal.Signals, tmp_path: Path) -> No
     )
     assert driver.stdout is not None
     assert driver.stdin is not None
-    assert driver.stdout.readline().split()
-    below = psutil.Process(driver.pid).children(recursive=True)
-    assert len(below) >= 4
-    driver.send_signal(number)
-    driver.wait(timeout=30)
-    driver.stdin.close()
-    driver.stdout.close()
+    with driver:
+        assert driver.stdout.readline().split()
+        assert driver.stdout.readline() == b"reading\n"
+        below = psutil.Process(driver.pid).children(recursive=True)
+        assert len(below) >= 4
+        driver.send_signal(number)
+        try:
+            driver.wait(timeout=30)
+        finally:
+            driver.kill()
     until(lambda: not any(process.is_running() for process in below), "all processes of the cluster are gone")
