@@ -280,6 +280,8 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.dead: set[str] = set()
+        self.unheard: set[ProcessId] = set()
+        """Those that have died, which the caller does not know."""
         self.calls = Calls(self.dead)
         self.calls.know(ACTOR, "Counter", sequential=True)
         self.now = 100.0
@@ -383,6 +385,8 @@ class World(RuleBasedStateMachine):
             self._deliver(self.alive)
         if hear:
             self._mourn(self.alive)
+        else:
+            self.unheard.add(self.alive)
         self.to_actor.pop(self.alive, None)
         self.alive = None
         if self.restarts:
@@ -434,7 +438,9 @@ class World(RuleBasedStateMachine):
             self.a_turn_ends()
             for process in [process for process in self.to_actor if process != self.alive]:
                 del self.to_actor[process]
-                self._mourn(process)  # its silence is noticed
+                self.unheard.add(process)
+            while self.unheard:
+                self._mourn(self.unheard.pop())  # its silence is noticed
             if self.alive is None and self.record.state is not ActorState.DEAD:
                 self.an_incarnation_starts(True)
             while self.alive is not None and self.to_actor.get(self.alive):
