@@ -124,7 +124,17 @@ class Reactor:
         self.asking: set[asyncio.Task[Any]] = set()
         """What asks others on behalf of user threads that wait for the answer."""
         self.closed: Failed | None = None
-        self.commands_by_type: dict[type, Callable[[Any], None]] = {
+        self.commands_by_type = self._commands_taken()
+        self.records_by_type = self._records_taken()
+        self.phase: Callable[[], None] | None = None
+        self.buried: Callable[[ProcessId], None] | None = None
+        """Told of every process that has died, once its last words were heard."""
+        self.node_lost: Callable[[NodeId], None] | None = None
+        """Told of every node that has died."""
+
+    def _commands_taken(self) -> dict[type, Callable[[Any], None]]:
+        """Return what is done about each command of user threads."""
+        return {
             PendingTask: self._submit,
             PendingCall: self._call,
             Follow: self._follow,
@@ -140,7 +150,10 @@ class Reactor:
             StreamMoved: lambda moved: self._tell_producer(moved.stream),
             Say: lambda say: self.send(say.peer, say.record),
         }
-        self.records_by_type: dict[type, Callable[[Any, Any], None]] = {
+
+    def _records_taken(self) -> dict[type, Callable[[Any, Any], None]]:
+        """Return what is done about each record of a peer."""
+        return {
             LeaseGranted: lambda peer, r: self.submission.granted(peer, r, time.monotonic()),
             LeaseRecalled: lambda peer, r: self.submission.recalled(peer, r.lease),
             TasksReturned: self.submission.returned,
@@ -157,11 +170,6 @@ class Reactor:
             Transfer: self.sharing.transfer,
             Held: lambda peer, r: self.borrowing.held(r.transfer),
         }
-        self.phase: Callable[[], None] | None = None
-        self.buried: Callable[[ProcessId], None] | None = None
-        """Told of every process that has died, once its last words were heard."""
-        self.node_lost: Callable[[NodeId], None] | None = None
-        """Told of every node that has died."""
 
     # ------------------------------------------------------------------------------- turns
 
@@ -576,7 +584,7 @@ class Reactor:
 
     def settle(self, state: ObjectState, value: Value) -> None:
         """Make one object ready (in a turn of its own)."""
-        self._settled.append((state, value))
+        self._settle(state, value)
         self._finish_unless_closed()
 
     def _settle(self, state: ObjectState, value: Value) -> None:
