@@ -61,7 +61,8 @@ class TestUnderLoad:
 
 
 DRIVER = """
-import os, sys, time, shoal
+import os, signal, sys, time, shoal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background, it comes ignored
 shoal.init(num_cpus=2)
 
 @shoal.remote
@@ -71,7 +72,6 @@ def pid():
 
 print(*set(shoal.get([pid.remote() for _ in range(8)])), flush=True)
 refs = [pid.remote() for _ in range(10_000)]
-print("reading", flush=True)  # an interrupt that comes inside of some __del__ would be lost: Python drops it there
 sys.stdin.read()
 """
 
@@ -87,7 +87,6 @@ def test_nothing_outlives_a_driver(number: signal.Signals, tmp_path: Path) -> No
     assert driver.stdin is not None
     with driver:
         assert driver.stdout.readline().split()
-        assert driver.stdout.readline() == b"reading\n"
         below = psutil.Process(driver.pid).children(recursive=True)
         assert len(below) >= 4
         driver.send_signal(number)
