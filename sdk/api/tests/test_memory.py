@@ -179,13 +179,15 @@ async def test_without_a_control_store_there_is_no_answer(buses: dict[Role, Bus]
 # ------------------------------------------------------------------------------------ the command
 
 
-def run(monkeypatch: pytest.MonkeyPatch, memory: ClusterMemory, *arguments: str) -> tuple[int, str, str]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, memory: ClusterMemory, *arguments: str, width: int = 200
+) -> tuple[int, str, str]:
     async def read_memory(target: Target, most: int, timeout_seconds: float) -> ClusterMemory:
         assert target.address == "nats://x"
         return memory
 
     monkeypatch.setattr(cli, "read_memory", read_memory)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", str(width))
     result = CliRunner().invoke(cli.app, ["memory", "--address", "nats://x", *arguments])
     return result.exit_code, result.stdout, result.stderr
 
@@ -199,10 +201,25 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[1].split() == [FIRST, "host-1", "1.0", "GiB", "4.0", "GiB", "512.0", "MiB", "0", "B", "3", "20", "B"]
     assert "the largest 3 of 14 objects" in printed
     (row,) = [line for line in lines if "2.0 GiB" in line]
-    for part in (ID, f"node {FIRST}", "FINISHED", "USED_BY_PENDING_TASK, BORROWED by 3", "DRIVER", "41"):
+    for part in (
+        f"…{ID[-12:]}",
+        f"node {FIRST[:8]}",
+        "FINISHED",
+        "USED_BY_PENDING_TASK, BORROWED by 3",
+        "DRIVER",
+        "41",
+    ):
         assert part in row
     assert "(gone; still mapped)" in printed
     assert "?" in printed, "a size that is not known"
+
+
+def test_objects_are_told_apart_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [holding(DRIVER, 5, "LOCAL_REFERENCE", object_id=f"{'ab' * 20}0000000{number}") for number in (1, 2)]
+    memory = seen(answer_of(FIRST, *held))
+    printed = run(monkeypatch, memory, width=90)[1]
+    assert "…abab00000001 " in printed
+    assert "…abab00000002 " in printed
 
 
 def test_json_for_programs_and_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

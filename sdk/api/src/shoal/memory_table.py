@@ -10,6 +10,9 @@ from rich.table import Table
 
 from shoal.memory import ClusterMemory, NodeMemory
 
+KEY_DIGITS = 12
+NODE_DIGITS = 8
+"""Of the ids, so many digits are shown; ``--format json`` has all of them."""
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -24,8 +27,11 @@ def print_memory(seen: ClusterMemory, limit: int, out: Console) -> None:
         out.print(f"\n{counted:,} objects are known." if counted else "\nNobody holds an object.")
         return
     out.print(f"\n[bold]the largest {len(rows):,} of {counted:,} objects, as each process holds them[/]")
-    columns = ("object", "size", "where", "status", "why it is kept", "type", "pid", "on node")
+    columns = ("object", "size", "where", "status", "why", "type", "pid", "on node")
     objects = Table(*columns, box=None, header_style="bold")
+    for column in objects.columns:
+        column.no_wrap = column.header != "why"  # only this gives way in a narrow terminal, and loses nothing
+        column.overflow = "fold"
     for row in rows:
         objects.add_row(*_object_cells(row))
     out.print(objects)
@@ -43,8 +49,12 @@ def _object_cells(row: dict[str, Any]) -> list[str]:
     by = f"BORROWED by {row['borrowers']}"
     why = ", ".join(by if reason == "BORROWED" else reason for reason in row["reasons"])
     size = size_text(row["object_size"]) if row["object_size"] >= 0 else "?"
-    name = row["object_id"] or "(gone; still mapped)"
-    return [name, size, row["location"], row["task_status"], why, row["type"], str(row["pid"]), row["node_id"]]
+    # An id ends with what tells the objects of one process apart, and begins with what tells nodes apart.
+    name = f"…{row['object_id'][-KEY_DIGITS:]}" if row["object_id"] else "(gone; still mapped)"
+    kind, _, node = row["location"].partition(" ")
+    where = f"{kind} {node[:NODE_DIGITS]}".rstrip()
+    on = row["node_id"][:NODE_DIGITS]
+    return [name, size, where, row["task_status"], why, row["type"], str(row["pid"]), on]
 
 
 def size_text(size_bytes: int) -> str:
