@@ -14,7 +14,7 @@ import pytest
 from shoal_core.bus.broker import launch_broker
 from shoal_core.bus.connection import connect
 from shoal_core.protocol.errors import PermissionViolationError
-from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ProcessId
 from shoal_core.protocol.subjects import Role, Subjects
 
 CLUSTER = "c"
@@ -22,6 +22,7 @@ SUBJECTS = Subjects(CLUSTER)
 NODE = NodeId("0123456789abcdef")
 PROCESS = ProcessId("0123456789abcdef01234567")
 ACTOR = ActorId(PROCESS + "00000001")
+GROUP = PlacementGroupId("0" * 32)
 EVERYONE = set(Role)
 SERVICES = {Role.NODE, Role.GCS, Role.SCHEDULER, Role.OBJECTSTORE}
 NOBODY: set[Role] = set()
@@ -64,6 +65,7 @@ def bucket_rows(bucket: str) -> list[Row]:
 CATALOGUE: dict[Callable[..., object], list[Row]] = {
     Subjects.gcs: [Row(SUBJECTS.gcs("verb"), EVERYONE, {Role.GCS})],
     Subjects.gcs_from_node: [Row(SUBJECTS.gcs_from_node("verb"), {Role.NODE}, {Role.GCS})],
+    Subjects.gcs_from_scheduler: [Row(SUBJECTS.gcs_from_scheduler("verb"), {Role.SCHEDULER}, {Role.GCS})],
     Subjects.objectstore: [Row(SUBJECTS.objectstore("verb"), {Role.PROCESS, Role.NODE}, {Role.OBJECTSTORE})],
     Subjects.demand: [
         Row(SUBJECTS.demand(PROCESS), {Role.PROCESS, Role.GCS}, {Role.SCHEDULER}, SUBJECTS.demand("*")),
@@ -109,6 +111,9 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
     Subjects.log: [Row(SUBJECTS.log(NODE, JobId("1")), {Role.NODE}, EVERYONE, SUBJECTS.log("*", JobId("1")))],
     Subjects.actor_changed: [
         Row(SUBJECTS.actor_changed("x", ACTOR), {Role.GCS}, EVERYONE, SUBJECTS.actor_changed("*", ACTOR)),
+    ],
+    Subjects.group_changed: [
+        Row(SUBJECTS.group_changed("x", GROUP), {Role.GCS}, EVERYONE, SUBJECTS.group_changed("*", GROUP)),
     ],
     Subjects.notice: [
         Row(SUBJECTS.notice("x", PROCESS), {Role.SCHEDULER}, EVERYONE, SUBJECTS.notice("*", PROCESS)),

@@ -6,11 +6,12 @@ import inspect
 
 import pytest
 
-from shoal_core.protocol import actors, messages, verbs
+from shoal_core.protocol import actors, groups, messages, verbs
 from shoal_core.protocol.messages import Message, Refusal
 from shoal_core.protocol.verbs import (
     GCS_NODE,
     GCS_PUBLIC,
+    GCS_SCHEDULER,
     NODE_PROCESS,
     NODE_PUBLIC,
     NODE_SCHEDULER,
@@ -19,11 +20,11 @@ from shoal_core.protocol.verbs import (
     SCHEDULER_PUBLIC,
 )
 
-TABLES = [GCS_PUBLIC, GCS_NODE, SCHEDULER_PUBLIC, NODE_PUBLIC, NODE_SCHEDULER, NODE_PROCESS, OBJECTSTORE]
+TABLES = [GCS_PUBLIC, GCS_NODE, GCS_SCHEDULER, SCHEDULER_PUBLIC, NODE_PUBLIC, NODE_SCHEDULER, NODE_PROCESS, OBJECTSTORE]
 ALL = sorted(
     {
         model
-        for module in (messages, actors)
+        for module in (messages, actors, groups)
         for model in vars(module).values()
         if inspect.isclass(model) and issubclass(model, Message) and model is not Message
     },

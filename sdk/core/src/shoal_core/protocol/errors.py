@@ -39,7 +39,8 @@
     ├── PendingCallsLimitExceeded, TaskUnschedulableError, ActorUnschedulableError
     └── AsyncioActorExit, CrossLanguageError, PlasmaObjectNotAvailable, ObjectRefStreamEndOfStreamError,
         UserCodeException, UnserializableException, OufOfBandObjectRefSerializationException,
-        ActorAlreadyExistsError (ValueError), ActorHandleNotFoundError (ValueError)
+        ActorAlreadyExistsError (ValueError), ActorHandleNotFoundError (ValueError),
+        PlacementGroupAlreadyExistsError (ValueError)
 
 The caller's fault, the peer's fault and a lost resource are different classes. Errors that cross the wire have a
 code (``wire_code``); ``from_wire`` maps every code back, and a test holds that the mapping is whole.
@@ -445,6 +446,10 @@ class ActorHandleNotFoundError(ShoalError, ValueError):
     """The actor handle is unknown."""
 
 
+class PlacementGroupAlreadyExistsError(ShoalError, ValueError):
+    """The placement group's name is taken in its namespace."""
+
+
 # ------------------------------------------------------------------------------------ the wire
 
 WIRE_ERRORS: dict[str, type[ShoalError]] = {
@@ -485,6 +490,7 @@ WIRE_ERRORS: dict[str, type[ShoalError]] = {
     "task_unschedulable": TaskUnschedulableError,
     "actor_unschedulable": ActorUnschedulableError,
     "actor_exists": ActorAlreadyExistsError,
+    "group_exists": PlacementGroupAlreadyExistsError,
 }
 _CODES = {error_class: code for code, error_class in WIRE_ERRORS.items()}
 

@@ -4,16 +4,17 @@ An id is an incarnation: it is drawn anew at every start and never used twice, s
 names an id can only ever mean the one life it was sent to. Ids are lower-case hex, which makes each
 of them a valid NATS subject token.
 
-=============  =====  ==================================================================
-id             chars  made of
-=============  =====  ==================================================================
-``NodeId``     16     64 random bits
-``ProcessId``  24     the 16 of its node (zeros for a driver without one) + 32 random bits
-``JobId``      8      a counter of the cluster
-``ActorId``    32     its creator's process id + the actor's number in it (32 bits)
-``TaskId``     40     the owner's process id + the task's number in it (64 bits)
-``ObjectId``   48     the task's id + the return index (32 bits); 0 is an object made by put
-=============  =====  ==================================================================
+====================  =====  ===========================================================
+id                    chars  made of
+====================  =====  ===========================================================
+``NodeId``            16     64 random bits
+``ProcessId``         24     its node's 16 (zeros for a driver without one) + 32 random bits
+``JobId``             8      a counter of the cluster
+``ActorId``           32     its creator's process id + the actor's number in it (32 bits)
+``PlacementGroupId``  32     its creator's process id + 32 random bits
+``TaskId``            40     the owner's process id + the task's number in it (64 bits)
+``ObjectId``          48     the task's id + the return index (32 bits); 0 is an object made by put
+====================  =====  ===========================================================
 
 Inside its owner an object is one integer, its *key*: ``task number << 24 | index``. The numbers of actor calls are odd,
 all others even.
@@ -55,6 +56,11 @@ def new_process_id(node: NodeId = NO_NODE) -> ProcessId:
 def actor_id(creator: ProcessId, number: int) -> ActorId:
     """Return the id of the ``number``-th actor that a process creates."""
     return ActorId(f"{creator}{number:08x}")
+
+
+def new_group_id(creator: ProcessId) -> PlacementGroupId:
+    """Draw the id of a placement group that a process creates."""
+    return PlacementGroupId(creator + secrets.token_hex(4))
 
 
 def new_service_id() -> ServiceId:

@@ -1,7 +1,8 @@
 """The control plane's messages: pydantic models, JSON on the wire, so that ``nats sub`` shows what happens.
 
 Which verb of which subject carries which of them, and what answers it, is in ``verbs``; every answer may instead be a
-``Refusal``. Those about actors are in ``actors``. Amounts of resources are in ten-thousandths (see ``resources``),
+``Refusal``. Those about actors are in ``actors``, those about placement
+groups in ``groups``. Amounts of resources are in ten-thousandths (see ``resources``),
 times in seconds since the epoch.
 """
 
@@ -12,8 +13,17 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId, ObjectKey, ProcessId, SlotId
-from shoal_core.protocol.placement import DEFAULT, Strategy
+from shoal_core.protocol.ids import (
+    ActorId,
+    FunctionId,
+    JobId,
+    NodeId,
+    ObjectKey,
+    PlacementGroupId,
+    ProcessId,
+    SlotId,
+)
+from shoal_core.protocol.placement import DEFAULT, Bundle, Strategy
 from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 1
@@ -129,7 +139,7 @@ class RetireNode(Message):
 
 
 class LeaseSummary(Message):
-    """How many leases one owner holds on a node, by scheduling key."""
+    """How many leases one owner holds on a node, or in one bundle there, by scheduling key."""
 
     owner: ProcessId
     job_id: JobId
@@ -137,6 +147,17 @@ class LeaseSummary(Message):
     count: int
     blocked: int = Field(default=0, description="Of these, how many wait in get and gave their CPU back.")
     recalled: int = Field(default=0, description="Of those not blocked, how many the owner was asked to give back.")
+    bundle: Bundle | None = Field(default=None, description="The bundle of a placement group that they are out of.")
+
+
+class BundleSummary(Message):
+    """A bundle of a placement group that a node has reserved."""
+
+    group_id: PlacementGroupId
+    index: int
+    total: Resources
+    free: Resources = Field(description="Of that, what no lease holds.")
+    committed: bool = Field(description="The group's record names this node: leases may come out of the bundle.")
 
 
 class NodeAnnouncement(Message):
@@ -145,10 +166,11 @@ class NodeAnnouncement(Message):
     node_id: NodeId
     sequence: int = Field(description="Rises by one with each announcement of this node.")
     total: Resources
-    free: Resources = Field(description="May be negative where unblocked workers overdraw.")
+    free: Resources = Field(description="Without what bundles reserve. May be negative where workers overdraw.")
     labels: dict[str, str] = {}
     draining: bool = False
     leases: list[LeaseSummary] = []
+    bundles: list[BundleSummary] = []
     worker_processes: int = 0
     actors: int = Field(default=0, description="Actors that are or are about to be there; many hold no resources.")
 
@@ -417,6 +439,7 @@ class LeaseRequest(Message):
     slots: list[SlotId]
     resources: Resources
     actor: ActorStart | None = None
+    bundle: Bundle | None = Field(default=None, description="Grant them out of this bundle, which is on the node.")
 
 
 class LeaseAnswer(Message):
@@ -426,7 +449,7 @@ class LeaseAnswer(Message):
     granted: list[SlotId]
     refused: list[SlotId]
     reason: str = ""
-    free: Resources
+    free: Resources = Field(description="On the node, or in the bundle that was asked for.")
     sequence: int = Field(description="Of the node's announcements: this answer is newer than that one.")
 
 
@@ -436,6 +459,7 @@ class RecallLeases(Message):
     owner: ProcessId
     resources: Resources
     count: int
+    bundle: Bundle | None = Field(default=None, description="Those out of this bundle; None: those out of none.")
 
 
 class DemandNotice(Message):
@@ -446,6 +470,7 @@ class DemandNotice(Message):
     text: str
     why: str = Field(default="", description="The reason in ``text``, alone.")
     actor: ActorId | None = Field(default=None, description="It is the demand of an actor that the owner created.")
+    group: PlacementGroupId | None = Field(default=None, description="It is that of a group that the owner created.")
 
 
 class SchedulerPresence(Message):

@@ -158,12 +158,16 @@ class LeaseRecalled(msgspec.Struct, array_like=True, tag=8):
 
 
 class WorkerLost(msgspec.Struct, array_like=True, tag=9):
-    """Node → owner: the worker process of a lease is gone. Positions above ``begun`` were never begun."""
+    """Node → owner: the worker process of a lease is gone. Positions above ``begun`` were never begun.
+
+    ``group_removed``: it was killed since the placement group that the lease was out of was removed.
+    """
 
     lease: LeaseId
     begun: int
     reason: str
     out_of_memory: bool = False
+    group_removed: bool = False
 
 
 class WorkerReady(msgspec.Struct, array_like=True, tag=10):

@@ -8,6 +8,7 @@ subject (below ``shoal.<cluster>``)                     published by           h
 ======================================================  =====================  ==========================
 ``gcs.public.<verb>``                                   every role             one gcs (queue group)
 ``gcs.node.<verb>``                                     node                   one gcs
+``gcs.scheduler.<verb>``                                scheduler              one gcs
 ``objectstore.<verb>``                                  process, node          one objectstore
 ``scheduler.demand.<owner>``                            process, gcs           every scheduler
 ``scheduler.public.<verb>``                             every role             one scheduler
@@ -32,7 +33,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shoal_core.protocol.ids import ActorId, JobId, NodeId, PeerId, ProcessId
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, PeerId, PlacementGroupId, ProcessId
 
 
 class Role(StrEnum):
@@ -69,6 +70,10 @@ class Subjects:
     def gcs_from_node(self, verb: str) -> str:
         """Return where a node, and only a node, asks the control store."""
         return f"{self.root}.gcs.node.{verb}"
+
+    def gcs_from_scheduler(self, verb: str) -> str:
+        """Return where a scheduler, and only a scheduler, asks the control store."""
+        return f"{self.root}.gcs.scheduler.{verb}"
 
     def objectstore(self, verb: str) -> str:
         """Return where the durable tier is asked."""
@@ -125,6 +130,10 @@ class Subjects:
     def actor_changed(self, replica: str, actor: ActorId) -> str:
         """Return where a replica (``*`` for all) of the control store tells that an actor's record has changed."""
         return self.event(Role.GCS, replica, f"actor.{actor}")
+
+    def group_changed(self, replica: str, group: PlacementGroupId) -> str:
+        """Return where a replica (``*`` for all) of the control store tells that a group's record has changed."""
+        return self.event(Role.GCS, replica, f"group.{group}")
 
     def notice(self, scheduler: str, owner: ProcessId) -> str:
         """Return where a scheduler (``*`` for all) tells an owner about its demand."""
@@ -230,7 +239,7 @@ def permissions(cluster: str, role: Role) -> Permissions:
             subscribe=(*own_inbox, *events, *service, f"{root}.gcs.>"),
         ),
         Role.SCHEDULER: Permissions(
-            publish=(*anyone, *replies, f"{root}.node.*.scheduler.*", *own_events),
+            publish=(*anyone, *replies, f"{root}.gcs.scheduler.*", f"{root}.node.*.scheduler.*", *own_events),
             subscribe=(*own_inbox, *events, *service, f"{root}.scheduler.>"),
         ),
         Role.OBJECTSTORE: Permissions(

@@ -19,6 +19,20 @@ from shoal_core.protocol.actors import (
     OpenActorJob,
     ReleaseActor,
 )
+from shoal_core.protocol.groups import (
+    AbandonGroup,
+    BundlesPrepared,
+    CommitGroup,
+    CreateGroup,
+    FindGroup,
+    GetGroup,
+    GroupList,
+    GroupRecord,
+    ListGroups,
+    PrepareBundles,
+    RemoveGroup,
+    ReturnBundles,
+)
 from shoal_core.protocol.messages import (
     AllocateSegment,
     AttachDriver,
@@ -105,6 +119,11 @@ GCS_PUBLIC: dict[Verb, type[Message]] = {
     "list_actors": ListActors,
     "kill_actor": KillActor,
     "release_actor": ReleaseActor,
+    "create_group": CreateGroup,
+    "get_group": GetGroup,
+    "find_group": FindGroup,
+    "list_groups": ListGroups,
+    "remove_group": RemoveGroup,
 }
 GCS_NODE: dict[Verb, type[Message]] = {
     "register_node": NodeDescription,
@@ -112,10 +131,17 @@ GCS_NODE: dict[Verb, type[Message]] = {
     "claim_actor": ClaimActor,
     "actor_started": ActorStarted,
     "actor_ended": ActorEnded,
+    "abandon_group": AbandonGroup,
 }
+GCS_SCHEDULER: dict[Verb, type[Message]] = {"commit_group": CommitGroup}
 SCHEDULER_PUBLIC: dict[Verb, type[Message]] = {"pending": GetPending, "resources": GetResources}
 NODE_PUBLIC: dict[Verb, type[Message]] = {"objects": ListObjects}
-NODE_SCHEDULER: dict[Verb, type[Message]] = {"lease": LeaseRequest, "recall": RecallLeases}
+NODE_SCHEDULER: dict[Verb, type[Message]] = {
+    "lease": LeaseRequest,
+    "recall": RecallLeases,
+    "prepare": PrepareBundles,
+    "return_bundles": ReturnBundles,
+}
 NODE_PROCESS: dict[Verb, type[Message]] = {
     "allocate": AllocateSegment,
     "pin": PinSegment,
@@ -162,11 +188,20 @@ REPLIES: dict[type[Message], type[Message]] = {
     ClaimActor: ActorClaim,
     ActorStarted: ActorRecord,
     ActorEnded: Done,
+    CreateGroup: GroupRecord,
+    GetGroup: GroupRecord,
+    FindGroup: GroupRecord,
+    ListGroups: GroupList,
+    RemoveGroup: Done,
+    CommitGroup: GroupRecord,
+    AbandonGroup: GroupRecord,
     GetPending: PendingList,
     GetResources: ResourceView,
     ListObjects: NodeObjects,
     LeaseRequest: LeaseAnswer,
     RecallLeases: Done,
+    PrepareBundles: BundlesPrepared,
+    ReturnBundles: Done,
     AllocateSegment: SegmentGranted,
     PinSegment: SegmentPinned,
     PinSegments: SegmentsPinned,
