@@ -156,7 +156,7 @@ def test_a_lease_that_is_asked_back_is_marked() -> None:
 def test_what_waits_is_listed_longest_first_with_the_reason() -> None:
     young, old = waiting(1, [1, 2], served_at=8.0), waiting(2, [1], cpus(9), served_at=1.0)
     nodes = [view(1, cpus(4), {})]
-    rows = pending_list([young, old], nodes, 10.0).pending
+    rows = pending_list([young, old], [], nodes, 10.0).pending
     assert [(row.owner, row.waiting_seconds, row.wanted, row.feasible) for row in rows] == [
         (old.owner, 9.0, 1, False),
         (young.owner, 2.0, 2, True),

@@ -56,7 +56,7 @@ class State:
     written: Written = field(default_factory=Written)
 
     def remember(self, key: str, value: bytes | None, revision: int) -> None:
-        """Take in what the store held at a revision; None where the key is gone, as those of actors and groups may be."""
+        """Take in what the store held at a revision; None where the key is gone, as an actor's or a group's may be."""
         kind, _, name = key.partition(".")
         if value is None:
             self._forget(kind, name, revision)
