@@ -162,7 +162,7 @@ def test_what_waits_is_listed_longest_first_with_the_reason() -> None:
         (young.owner, 2.0, 2, True),
     ]
     assert rows[0].why == explain(cpus(9), DEFAULT, nodes)
-    assert pending_list([young], nodes, 7.0).pending[0].waiting_seconds == 0.0, "never negative"
+    assert pending_list([young], [], nodes, 7.0).pending[0].waiting_seconds == 0.0, "never negative"
 
 
 def test_the_clusters_resources_are_the_sum_over_its_nodes() -> None:
