@@ -35,9 +35,9 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.records import SegmentFreed, SegmentUnpinned, Stored
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.runtime.copying import copy
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.serialization import Serialized, segment_bytes, write_segment
-from shoal_core.runtime.writing import copy_in_steps
 from shoal_core.transfer.mover import Cancel, Mover, Offer, Pull, Withdraw
 from shoal_core.transfer.pulling import Ended
 from shoal_core.transfer.records import CHUNK_BYTES
@@ -130,7 +130,7 @@ class Transfers:
         """Have a node keep a value, which this process owns; raises ``ObjectStoreFullError`` where none can."""
         size = segment_bytes(value)
         memory = mmap.mmap(-1, size)
-        write_segment(value, memoryview(memory), copy_in_steps)
+        write_segment(value, memoryview(memory), copy)
         node, segment = self._call(self._give(memory, size, durable_id(owner, key)))
         return Stored(node, segment, size, value.contained)
 
