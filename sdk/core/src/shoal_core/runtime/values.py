@@ -208,31 +208,34 @@ class Values:
 
     def _map(self, value: Stored, folder: Path, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
         """Map a segment of this node, one of those pinned or pinned for it alone, or a copy that this node pulls."""
-        ahead = pins.pop(value.segment, None) if pins and value.node == self._node else None
-        serial = next(self._pins) if ahead is None else ahead
         reactor, node = self._reactor, self._node
-        request = PinSegment(
-            process=self._local, segment=value.segment, serial=serial, home=value.node, size_bytes=value.size_bytes
-        )
-        pinned: SegmentPinned | None = None
+        ahead = pins.pop(value.segment, None) if pins and value.node == node else None
+        serial = next(self._pins) if ahead is None else ahead
+        segment = "" if ahead is None else value.segment
 
         def done(segment: str) -> None:
             unpin(reactor, node, segment, serial)
 
         try:
-            if ahead is None:
-                seconds = ROOM_SECONDS + patience_seconds(value.size_bytes)
-                pinned = self._call(self._unless_lost(value, partial(self._ask_node, "pin", request, seconds)))
-            else:
-                pinned = SegmentPinned(segment=value.segment)
-            return segments.read(folder, pinned.segment, value.size_bytes, done)
+            if not segment:
+                segment = self._pin(value, serial)
+            return segments.read(folder, segment, value.size_bytes, done)
         except BaseException:
-            # Whether the node heard of the pin is unknown; if not, it will never count.
-            if pinned is None:
+            if segment:
+                done(segment)
+            else:  # whether the node heard of the pin is unknown; if not, it will never count
                 unpin(reactor, node, value.segment, serial, value.node)
-            else:
-                done(pinned.segment)
             raise
+
+    def _pin(self, value: Stored, serial: int) -> str:
+        """Have the node keep a segment, or pull a copy of it; return its name here."""
+        request = PinSegment(
+            process=self._local, segment=value.segment, serial=serial, home=value.node, size_bytes=value.size_bytes
+        )
+        seconds = ROOM_SECONDS + patience_seconds(value.size_bytes)
+        pinned = self._call(self._unless_lost(value, partial(self._ask_node, "pin", request, seconds)))
+        assert isinstance(pinned, SegmentPinned)
+        return pinned.segment
 
     async def _unless_lost(self, value: Stored, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return what reading a copy returns; ``CopyUnavailable`` where it is gone, or its node dies meanwhile."""
