@@ -58,6 +58,7 @@ from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, 
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, Persisted, Say, StreamMoved, Want, Withdraw
 from shoal_core.runtime.durable import Restoring
+from shoal_core.runtime.nodes import NodeWatch
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.recovery import Recovery
 from shoal_core.runtime.sharing import Sharing
@@ -90,10 +91,7 @@ class Reactor:
         self.sharing = Sharing(local, table, self._dead, self.send, self._settle)
         self.sharing.forgotten = self._forgotten
         self.sharing.orphaned = lambda state, failure: self.restoring.lost(state, failure)
-        self.readers: dict[NodeId, set[asyncio.Task[Any]]] = {}
-        """What reads copies on other nodes: woken by their deaths."""
-        self.suspect: Callable[[NodeId], None] = _nobody_looks
-        """Has somebody look whether a node is dead that does not answer."""
+        self.nodes = NodeWatch(self._dead)
         self.released = self.sharing.released
         self.borrowing = self.sharing.borrowing
         self.actors = Actors(bus, subjects, self._dead)
@@ -129,8 +127,6 @@ class Reactor:
         self.phase: Callable[[], None] | None = None
         self.buried: Callable[[ProcessId], None] | None = None
         """Told of every process that has died, once its last words were heard."""
-        self.node_lost: Callable[[NodeId], None] | None = None
-        """Told of every node that has died."""
 
     def _commands_taken(self) -> dict[type, Callable[[Any], None]]:
         """Return what is done about each command of user threads."""
@@ -624,8 +620,6 @@ class Reactor:
         if self.closed is not None:
             return
         self._dead.add(node)
-        if self.node_lost is not None:
-            self.node_lost(node)
         processes = [
             ProcessId(peer) for peer in self.peers.known() if len(peer) > len(node) and node_of(ProcessId(peer)) == node
         ]
@@ -642,8 +636,7 @@ class Reactor:
             )
             return
         self.recovery.node_died(node)
-        for reader in self.readers.pop(node, ()):
-            reader.cancel()
+        self.nodes.node_died(node)
         self.submission.node_lost(node, f"its node {node} died: {reason}")
         for process in processes:
             self._dead.add(process)
@@ -664,10 +657,6 @@ def _collect(task: PendingTask | PendingCall) -> Failed | None:
     if type(task) is PendingCall and any(type(value) is Stored for value in values):
         task.wire.origins = [ref._state.wire() for ref in task.dependencies]
     return None
-
-
-def _nobody_looks(node: NodeId) -> None:
-    """Nobody can tell yet whether a node is dead."""
 
 
 def _nothing() -> None:

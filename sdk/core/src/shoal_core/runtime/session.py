@@ -292,7 +292,7 @@ async def watch_deaths(runtime: Runtime) -> AsyncIterator[None]:
         bus.subscribe(subjects.event(Role.GCS, "*", "node_died"), on_node),
     ]
     reactor.peers.on_silence(on_silence)
-    reactor.suspect = inquire
+    reactor.nodes.suspect = inquire
     unlisten = bus.on_connection(on_connection)
     try:
         yield

@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import mmap
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.interface import Bus
@@ -46,8 +47,6 @@ REQUEST_SECONDS = 60.0
 SLOWEST_BYTES_PER_SECOND = 1_000_000
 """A transfer that makes progress is waited for as long as it takes at this rate, and a minute more."""
 
-T = TypeVar("T")
-
 
 def patience_seconds(size_bytes: int) -> float:
     """Return for how long the transfer of so many bytes is waited for."""
@@ -75,9 +74,6 @@ class Transfers:
         self._mover = Mover(bulk, subjects, Role.PROCESS, local, self._ended)
         self._serials = itertools.count(1)
         self._pulls: dict[str, asyncio.Future[Ended]] = {}
-        self._asking: dict[NodeId, set[asyncio.Future[Any]]] = {}
-        self._lost: set[NodeId] = set()
-        reactor.node_lost = self._node_lost
 
     def close(self) -> None:
         """End the bulk connection."""
@@ -112,7 +108,7 @@ class Transfers:
         finally:
             if self._pulls.pop(name, None) is not None:
                 self._mover.order(Cancel(name))
-            if value.node not in self._lost:
+            if not self._reactor.is_dead(value.node):
                 self._reactor.send(value.node, SegmentUnpinned(value.segment, serial))
 
     def _ended(self, ended: Ended) -> None:
@@ -152,9 +148,9 @@ class Transfers:
         try:
             for node in await self._nodes():
                 subject = self._subjects.node_from_process(node, "take")
-                asked = ask(self._bus, subject, request, timeout_seconds=patience_seconds(size_bytes))
+                asked = partial(ask, self._bus, subject, request, timeout_seconds=patience_seconds(size_bytes))
                 try:
-                    granted = await self._unless_lost(node, asked)
+                    granted = await self._reactor.nodes.unless_dead(node, asked)
                 except (ObjectStoreFullError, NodeDiedError, NotFoundError, BusError) as error:
                     refusals.append(error)
                     if isinstance(error, BusError):  # it may have taken it, or do so yet
@@ -174,27 +170,3 @@ class Transfers:
         alive = [record.description for record in answer.nodes if record.state is NodeState.ALIVE]
         alive.sort(key=lambda node: (not node.is_head, -node.object_store_bytes))
         return iter([node.node_id for node in alive])
-
-    # ------------------------------------------------------------------------------- deaths
-
-    async def _unless_lost(self, node: NodeId, work: Coroutine[Any, Any, T]) -> T:
-        """Return what ``work`` returns, unless the node dies before: then raise ``NodeDiedError``."""
-        task = self._loop.create_task(work)
-        self._asking.setdefault(node, set()).add(task)
-        if node in self._lost:
-            task.cancel()
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if node not in self._lost:
-                raise
-            raise NodeDiedError(f"node {node} has died") from None
-        finally:
-            self._asking[node].discard(task)
-            if not self._asking[node]:
-                del self._asking[node]
-
-    def _node_lost(self, node: NodeId) -> None:
-        self._lost.add(node)
-        for task in self._asking.get(node, ()):
-            task.cancel()

@@ -6,7 +6,6 @@ shares memory with no node (``transfers``) pulls it into memory of its own.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import mmap
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import NodeDiedError, NotFoundError, ObjectLostError
-from shoal_core.protocol.ids import NodeId, ObjectKey, ProcessId, durable_id, node_of
+from shoal_core.protocol.ids import ObjectKey, ProcessId, durable_id, node_of
 from shoal_core.protocol.messages import (
     MOST_PINS,
     AllocateSegment,
@@ -48,9 +47,6 @@ T = TypeVar("T")
 
 ROOM_SECONDS = 600.0
 """So long a node may take to make room for an object, or to bring one back; it says itself when it gives up."""
-
-SUSPECT_SECONDS = 1.0
-"""Reading a copy that takes longer: somebody looks whether its node is dead, and looks again each time."""
 
 Call = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the I/O thread and waits for its result."""
@@ -239,32 +235,10 @@ class Values:
 
     async def _unless_lost(self, value: Stored, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return what reading a copy returns; ``CopyUnavailable`` where it is gone, or its node dies meanwhile."""
-        reactor, node, task = self._reactor, value.node, asyncio.current_task()
-        assert task is not None
-        if reactor.is_dead(node):
-            raise CopyUnavailable(value)
-        readers = reactor.readers.setdefault(node, set())
-        readers.add(task)
-        loop = asyncio.get_running_loop()
-        suspicion = loop.call_later(SUSPECT_SECONDS, self._suspect, task, node)
         try:
-            return await read()
+            return await self._reactor.nodes.unless_dead(value.node, read)
         except (NotFoundError, NodeDiedError):
             raise CopyUnavailable(value) from None
-        except asyncio.CancelledError:
-            if not reactor.is_dead(node) or task.uncancel():
-                raise
-            raise CopyUnavailable(value) from None
-        finally:
-            suspicion.cancel()
-            readers.discard(task)
-            if not readers:
-                reactor.readers.pop(node, None)
-
-    def _suspect(self, task: asyncio.Task[Any], node: NodeId) -> None:
-        if task in self._reactor.readers.get(node, ()):
-            self._reactor.suspect(node)
-            asyncio.get_running_loop().call_later(SUSPECT_SECONDS, self._suspect, task, node)
 
     async def _ask_node(self, verb: str, message: Message, timeout_seconds: float = REQUEST_SECONDS) -> Message:
         subject = self._subjects.node_from_process(self._node, verb)
