@@ -35,6 +35,9 @@ def count(metrics: Metrics, core: NodeCore, mover: Mover) -> None:
     )
     metrics.read(names.DRIVERS, lambda: len(core.drivers))
     metrics.read(names.HOSTED_ACTORS, lambda: len(core.actors))
+    metrics.read(names.METRIC_SERIES, lambda: core.reported.series)
+    metrics.read(names.METRIC_SERIES_DROPPED, lambda: core.reported.dropped)
+    metrics.tell(core.reported.families)
     _count_objects(metrics, core)
     _count_transfers(metrics, core, mover)
 
