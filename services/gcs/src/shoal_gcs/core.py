@@ -76,6 +76,7 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_gcs.actor_operations import Detour
 from shoal_gcs.actors import Actors
+from shoal_gcs.counts import Counts
 from shoal_gcs.operations import (
     BuryNode,
     DeleteKeys,
@@ -146,6 +147,7 @@ class ControlStore:
 
     def __init__(self, subjects: Subjects, identity: ServiceId, session: str, version: str) -> None:
         self.state = State()
+        self.counts = Counts()
         self._subjects = subjects
         self._identity = identity
         self._session = session
@@ -337,11 +339,15 @@ class ControlStore:
         if isinstance(outcome, Stored):
             match operation:
                 case BuryNode():
+                    self.counts.node_deaths["silent" if operation.token is None else "left"] += 1
                     effects += self._tell_node(operation.node_id)
                 case EndJob():
                     effects += self._tell_job(operation.job_id)
             if outcome.bucket == CONTROL and outcome.key.startswith(ACTOR_PREFIX) and outcome.value is not None:
-                told = self._actors.told(ActorId(outcome.key.removeprefix(ACTOR_PREFIX)), now)
+                actor = ActorId(outcome.key.removeprefix(ACTOR_PREFIX))
+                if (held := self.state.actors.get(actor)) is not None and held.revision == outcome.revision:
+                    self.counts.wrote(held.value)
+                told = self._actors.told(actor, now)
                 effects = [*told, *effects]  # telling waits for no write that follows
         return effects
 

@@ -4,7 +4,7 @@ Where things are placed is said with ``shoal.util.scheduling_strategies``.
 """
 
 from shoal.actor import list_named_actors
-from shoal.util import check_serialize, queue, scheduling_strategies, state
+from shoal.util import check_serialize, metrics, queue, scheduling_strategies, state
 from shoal.util.actor_pool import ActorPool
 from shoal.util.check_serialize import inspect_serializability
 from shoal.util.node import get_node_ip_address
@@ -17,6 +17,7 @@ __all__ = [
     "get_node_ip_address",
     "inspect_serializability",
     "list_named_actors",
+    "metrics",
     "queue",
     "register_serializer",
     "scheduling_strategies",

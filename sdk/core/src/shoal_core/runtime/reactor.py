@@ -64,6 +64,7 @@ from shoal_core.runtime.recovery import Recovery
 from shoal_core.runtime.sharing import Sharing
 from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingKey, Submission, cancelled
+from shoal_core.runtime.tally import MOST_LISTED, Tally
 
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
@@ -86,7 +87,10 @@ class Reactor:
         self.job = JobId("")
         self.depth = 0
         self.commands: deque[Any] = deque()
-        self.submission = Submission()
+        self.tally = Tally()
+        self.counted: Callable[[], None] = _nothing
+        """Told, in every turn in which there are tasks, that there will be something to report."""
+        self.submission = Submission(self.tally)
         self._dead: set[str] = set()
         self.sharing = Sharing(local, table, self._dead, self.send, self._settle)
         self.sharing.forgotten = self._forgotten
@@ -94,7 +98,7 @@ class Reactor:
         self.nodes = NodeWatch(self._dead)
         self.released = self.sharing.released
         self.borrowing = self.sharing.borrowing
-        self.actors = Actors(bus, subjects, self._dead)
+        self.actors = Actors(bus, subjects, self._dead, self.tally)
         self.actors.turn = self._finish_unless_closed
         self.pinned: list[ObjectRef[Any]] = []
         self.streams: dict[TaskNumber, Stream] = {}
@@ -196,6 +200,8 @@ class Reactor:
             self.sharing.release(releases)
         if self.phase is not None:
             self.phase()
+        if self.tasks:
+            self.counted()
         self.finish()
 
     def deliver(self, peer: PeerId, records: list[Record]) -> None:
@@ -209,6 +215,8 @@ class Reactor:
                 self._task_done(peer, record, now)  # type: ignore[arg-type]
             else:
                 handlers[type(record)](peer, record)
+        if len(self.tally.seconds) >= MOST_LISTED:
+            self.tally.work_off()
         self.finish()
 
     def finish(self) -> None:
@@ -309,6 +317,7 @@ class Reactor:
         """Queue a task as soon as the objects it depends on are ready."""
         self.tasks[task.wire.number] = task
         if not task.dependencies:
+            task.ready_at = time.monotonic()
             self.submission.enqueue(task)
             return
 
@@ -316,6 +325,7 @@ class Reactor:
             if task.cancelled:
                 return
             if failure is None:
+                task.ready_at = time.monotonic()
                 self.submission.enqueue(task)
             else:
                 self.fail(task, failure)
@@ -441,6 +451,9 @@ class Reactor:
         elif result.missing:
             self._came_back(task, result.missing)
         else:
+            self.tally.seconds.append(result.seconds)
+            if result.fetch_seconds:
+                self.tally.fetch_seconds.observe(result.fetch_seconds)
             self._settle_returns(task, result.values, worker)
 
     def _came_back(self, task: PendingTask | PendingCall, missing: Sequence[Stored]) -> None:
@@ -469,6 +482,10 @@ class Reactor:
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
         self.tasks.pop(number, None)
+        if values and type(error := values[0]) is Failed:
+            self.tally.failed(task.wire.name, error.code)
+        else:
+            self.tally.names.append(task.wire.name)
         if task.remade:
             values = [self.recovery.outcome(task, value) for value in values]
         if task.wire.returns == STREAMING:

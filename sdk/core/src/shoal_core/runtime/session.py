@@ -148,6 +148,7 @@ class Session:
                     with heeding_notices(runtime):
                         self._ready.set_result(runtime)
                         await self._stop.wait()
+                    await runtime.reporter.finish()
                     runtime.close()
                     with contextlib.suppress(BusError):
                         await peers.flush(LEAVE_SECONDS)
