@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from services.scheduler.tests.builders import announced, demand, entry, summary
-from services.scheduler.tests.simulation import JOB, SUBJECTS, cpus
+from services.scheduler.tests.simulation import SUBJECTS, cpus, job_id
 from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event, Publish, WakeAt
 from shoal_core.protocol.errors import NoRespondersError
 from shoal_core.protocol.ids import ServiceId, SlotId
@@ -27,6 +27,7 @@ from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.core import ASK_AGAIN_SECONDS, AVOID_SECONDS, SILENT_SECONDS, Begin, Scheduler
 
 OWNER = process_id(1, 0)
+JOB = job_id(1)
 
 
 class Driven:
@@ -86,7 +87,9 @@ def test_what_is_asked_counts_as_used_until_the_node_answers() -> None:
     assert driven.asks(demand(2, 1, entry([1])), 0.0) == []
     assert driven.asks(announced(1, 2, cpus(2)), 0.1) == [], "the node does not know yet of what is on its way"
     (second,) = driven.asks(answer(ask, [1], [2], cpus(1), 2), 0.2)
-    assert second.message == ask.message.model_copy(update={"owner": process_id(2, 0), "slots": [SlotId(1)]})
+    assert second.message == ask.message.model_copy(
+        update={"owner": process_id(2, 0), "job_id": job_id(2), "slots": [SlotId(1)]}
+    )
     assert driven.core.nodes[node_id(1)].free == cpus(0)
 
 

@@ -209,6 +209,7 @@ class NodeCore:
             labels=self.description.labels,
             draining=self.draining,
             leases=self.leases.summaries(),
+            held_by_actors=self.leases.held_by_actors(),
             worker_processes=len(self.processes),
             actors=len(self.actors),
         )
