@@ -34,6 +34,7 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.placement import NodeAffinity
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.protocol.traces import Attributes, Spanned
 from shoal_scheduler.answers import pending_list, resource_view
 from shoal_scheduler.demand import DemandTable, Wanted
 from shoal_scheduler.fairness import Holdings, Placement, Unmet, find_victim, holdings, plan
@@ -285,7 +286,8 @@ class Scheduler:
             resources=resources,
             actor=wanted.entry.actor,
         )
-        return Ask(self._subjects.node_from_scheduler(node.node_id, "lease"), request, ask, ASK_AGAIN_SECONDS)
+        subject = self._subjects.node_from_scheduler(node.node_id, "lease")
+        return Ask(subject, request, ask, ASK_AGAIN_SECONDS, _span(wanted, node.node_id, len(slots), now))
 
     def _see_to(self, unmet: Unmet, held: Holdings, rivals: int, now: float) -> list[Effect]:
         """Do what can be done for demand that fits nowhere now: say so if it never will, else ask for leases back."""
@@ -334,3 +336,17 @@ class Scheduler:
         actor = None if entry.actor is None else entry.actor.actor_id
         notice = DemandNotice(key=entry.key, name=entry.name, text=text, why=why, actor=actor)
         return [Publish(self._subjects.notice(self._identity, told), notice)]
+
+
+def _span(wanted: Wanted, node: NodeId, slots: int, now: float) -> Spanned | None:
+    """Return the span of asking a node for leases, from when they were wanted, if somebody who waits is traced."""
+    entry = wanted.entry
+    if not entry.trace:
+        return None
+    about: Attributes = {
+        "shoal.node.id": node,
+        "shoal.lease.slots": slots,
+        "shoal.lease.wanted": entry.wanted,
+        "shoal.queue.seconds": round(now - wanted.since, 6),
+    }
+    return Spanned(f"schedule {entry.name}", entry.trace, wanted.since, about)

@@ -396,6 +396,7 @@ class DemandEntry(Message):
     slots: list[SlotId] = Field(description="Ids of the leases asked for and not yet granted.")
     depth: int = Field(default=0, description="How deep the owner is nested; deeper demand goes first.")
     actor: ActorStart | None = Field(default=None, description="The one slot is for this incarnation of an actor.")
+    trace: str = Field(default="", description="That of a task that waits for the slots (see ``traces``).")
 
 
 class Demand(Message):
