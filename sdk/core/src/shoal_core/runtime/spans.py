@@ -272,28 +272,36 @@ class Results:
 
     @contextlib.contextmanager
     def retrieving(self, what: str, states: Sequence[ObjectState]) -> Iterator[None]:
-        """Open the span of a ``get`` or ``wait``, if it belongs to a trace that is recorded.
-
-        It hangs below the span that is open here, with links to the tasks; where none is, below the first of the tasks.
-        """
-        here = current_trace()
-        traces = self._of(states) if here != UNRECORDED else []
-        if here == UNRECORDED or not (here or traces):
+        """Open the span of a ``get`` or ``wait``, if it belongs to a trace that is recorded."""
+        place = self._place(states)
+        if place is None:
             yield
             return
-        links = [Link(context) for trace in traces[not here :] if (context := span_context(trace)) is not None]
+        trace, links = place
         about: Attributes = {"messaging.operation.name": what, "shoal.objects": len(states)}
-        with opened(what, "CLIENT", "" if here else traces[0], about, links=links):
+        with opened(what, "CLIENT", trace, about, links=links):
             yield
 
     def retrieved(self, state: ObjectState, began_ns: int) -> None:
         """Record that an object was awaited, which is the same as a ``get`` of it."""
+        if (place := self._place((state,))) is not None:
+            trace, links = place
+            about: Attributes = {"messaging.operation.name": "get", "shoal.objects": 1}
+            record("get", "CLIENT", context_of(trace) if trace else None, about, began_ns, links=links)
+
+    def _place(self, states: Sequence[ObjectState]) -> tuple[str, list[Link]] | None:
+        """Return below which trace a ``get`` hangs ("": what is open here), with which links; None if below none.
+
+        Where a span is open, it hangs there, with links to the tasks; else below the first of the tasks.
+        """
         here = current_trace()
-        traces = self._of((state,)) if here != UNRECORDED else []
-        if here == UNRECORDED or not (here or traces):
-            return
-        about: Attributes = {"messaging.operation.name": "get", "shoal.objects": 1}
-        record("get", "CLIENT", None if here else context_of(traces[0]), about, began_ns)
+        if here == UNRECORDED:
+            return None
+        traces = self._of(states)
+        if not (here or traces):
+            return None
+        below, linked = ("", traces) if here else (traces[0], traces[1:])
+        return below, [Link(context) for trace in linked if (context := span_context(trace)) is not None]
 
     def _of(self, states: Sequence[ObjectState]) -> list[str]:
         """Return the traces that are known of the tasks whose results these are, each once."""
