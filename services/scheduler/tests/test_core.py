@@ -23,6 +23,7 @@ from shoal_core.protocol.messages import (
     SchedulerPresence,
 )
 from shoal_core.protocol.resources import Resources
+from shoal_core.protocol.traces import Attributes, Spanned
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.core import ASK_AGAIN_SECONDS, AVOID_SECONDS, SILENT_SECONDS, Begin, Scheduler
 
@@ -70,7 +71,25 @@ def test_demand_becomes_one_ask_to_a_node_that_has_room() -> None:
     assert ask.message == LeaseRequest(
         scheduler="me", owner=OWNER, job_id=JOB, key=0, slots=[SlotId(1), SlotId(2)], resources=cpus(1)
     )
+    assert ask.span is None, "nobody traces"
     assert driven.asks(demand(1, 2, entry([1, 2])), 1.0) == [], "it is under way"
+
+
+def test_asking_is_part_of_the_trace_of_a_task_that_waits() -> None:
+    driven = Driven()
+    driven(announced(1, 1, cpus(1)), 0.0)
+    traced = entry([1, 2]).model_copy(update={"trace": "00-1-2-01", "name": "f"})
+    (ask,) = driven.asks(demand(1, 1, traced), 2.0)
+    about: Attributes = {
+        "shoal.node.id": node_id(1),
+        "shoal.lease.slots": 1,
+        "shoal.lease.wanted": 2,
+        "shoal.queue.seconds": 0.0,
+    }
+    assert ask.span == Spanned("schedule f", "00-1-2-01", 2.0, about)
+    (ask,) = driven.asks(announced(2, 1, cpus(1)), 5.5)
+    assert ask.span is not None
+    assert (ask.span.began_at, ask.span.attributes["shoal.queue.seconds"]) == (2.0, 3.5), "since it was wanted"
 
 
 def test_demand_in_anothers_name_is_ignored() -> None:

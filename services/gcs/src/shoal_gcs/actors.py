@@ -159,6 +159,7 @@ class Actors:
                 wanted=1,
                 slots=[slot],
                 actor=start,
+                trace=about.trace,
             )
             entries.append(entry)
         owner = ProcessId(about.actor_id)

@@ -38,6 +38,7 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.placement import NodeAffinity
 from shoal_core.protocol.resources import fits
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.protocol.traces import Attributes, Spanned
 from shoal_scheduler.answers import pending_list, resource_view
 from shoal_scheduler.cluster import Cluster, Granted
 from shoal_scheduler.counts import Counts
@@ -330,7 +331,8 @@ class Scheduler:
             resources=entry.resources,
             actor=entry.actor,
         )
-        return Ask(self._subjects.node_from_scheduler(node.node_id, "lease"), request, ask, ASK_AGAIN_SECONDS)
+        subject = self._subjects.node_from_scheduler(node.node_id, "lease")
+        return Ask(subject, request, ask, ASK_AGAIN_SECONDS, _span(wanted, node.node_id, len(slots), now))
 
     def _attend(self, now: float) -> list[Effect]:
         """Do what can be done for demand that fits nowhere now: say so if it never will, else ask for leases back."""
@@ -390,3 +392,17 @@ class Scheduler:
         actor = None if entry.actor is None else entry.actor.actor_id
         notice = DemandNotice(key=entry.key, name=entry.name, text=text, why=why, actor=actor)
         return [Publish(self._subjects.notice(self._identity, told), notice)]
+
+
+def _span(wanted: Wanted, node: NodeId, slots: int, now: float) -> Spanned | None:
+    """Return the span of asking a node for leases, from when they were wanted, if somebody who waits is traced."""
+    entry = wanted.entry
+    if not entry.trace:
+        return None
+    about: Attributes = {
+        "shoal.node.id": node,
+        "shoal.lease.slots": slots,
+        "shoal.lease.wanted": entry.wanted,
+        "shoal.queue.seconds": round(now - wanted.since, 6),
+    }
+    return Spanned(f"schedule {entry.name}", entry.trace, wanted.since, about)

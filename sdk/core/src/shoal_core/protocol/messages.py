@@ -406,6 +406,7 @@ class DemandEntry(Message):
     depth: int = Field(default=0, description="How deep the owner is nested; deeper demand of a job goes first.")
     priority: int = Field(default=0, description="Demand of a higher one goes before other demand of the same job.")
     actor: ActorStart | None = Field(default=None, description="The one slot is for this incarnation of an actor.")
+    trace: str = Field(default="", description="That of a task that waits for the slots (see ``traces``).")
 
 
 class Demand(Message):
