@@ -55,7 +55,6 @@ def test_a_host_that_was_killed_leaves_nothing_behind_either() -> None:
         assert session.is_dir()
         host.kill()
         host.wait()
-        assert store.is_dir(), "nobody could tidy up"
         del shared
     assert not store.exists()
     assert not session.exists()
