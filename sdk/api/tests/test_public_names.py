@@ -15,8 +15,15 @@ PROGRAMS_RELY_ON = [
     "ObjectID",
     "ObjectRef",
     "RemoteFunction",
+    "ActorID",
+    "JobID",
+    "NodeID",
+    "TaskID",
+    "WorkerID",
+    "__commit__",
     "__version__",
     "available_resources",
+    "cloudpickle",
     "cluster_resources",
     "exceptions",
     "get",
@@ -75,11 +82,15 @@ RAYS_ERRORS = [
 
 RAYS_UTIL = [
     "ActorPool",
+    "accelerators",
     "check_serialize",
     "deregister_serializer",
+    "disable_log_once_globally",
+    "enable_periodic_logging",
     "get_node_ip_address",
     "inspect_serializability",
     "list_named_actors",
+    "log_once",
     "queue",
     "register_serializer",
     "state",
@@ -102,7 +113,7 @@ def public(module: types.ModuleType) -> set[str]:
 
 def test_shoal_offers_what_it_defines_and_nothing_else() -> None:
     modules = {name for name in shoal.__all__ if isinstance(getattr(shoal, name), types.ModuleType)}
-    assert public(shoal) | modules | {"__version__"} == set(shoal.__all__)
+    assert public(shoal) | modules | {"__version__", "__commit__"} == set(shoal.__all__)
     assert set(PROGRAMS_RELY_ON) <= set(shoal.__all__)
     assert len(set(shoal.__all__)) == len(shoal.__all__)
 

@@ -25,7 +25,8 @@ from shoal_core.protocol.placement import (
 )
 from shoal_core.testing.builders import node_id
 from shoal_scheduler.core import NOTICE_SECONDS, SETTLE_SECONDS
-from shoal_scheduler.fairness import KEEP_SECONDS, PATIENCE_SECONDS
+from shoal_scheduler.fairness import KEEP_SECONDS
+from shoal_scheduler.waiting import PATIENCE_SECONDS
 
 BAD = Network(loss=0.2, duplication=0.2, longest_delay=0.5)
 GOOD = Network()
@@ -164,8 +165,8 @@ def test_replicas_share_the_demand() -> None:
     for _ in range(20):
         world.add_owner(Queue(0, cpus(1), 1, 0.3))
     world.run(2.0)
-    assert all(replica.core.decisions > 0 for replica in world.replicas)
-    assert sum(replica.core.decisions for replica in world.replicas) == 20
+    assert all(replica.core.counts.decisions > 0 for replica in world.replicas)
+    assert sum(replica.core.counts.decisions for replica in world.replicas) == 20
 
 
 @pytest.mark.parametrize("replicas", [1, 3])

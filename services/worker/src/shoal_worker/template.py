@@ -24,6 +24,8 @@ from typing import NoReturn
 import msgspec
 from setproctitle import setproctitle
 
+from shoal_core import telemetry
+from shoal_core.bus.tracing import ENABLED
 from shoal_core.runtime.output import MarkedStream
 from shoal_core.runtime.process import WorkerConfig, main
 from shoal_core.runtime.work import running_name
@@ -121,9 +123,9 @@ class Template:
                 return
             process = self._births.pop(pid, None)
             if process is not None:
-                self._tell({"ended": process, "reason": describe(pid, status)})
+                self._tell({"ended": process, "reason": describe(pid, status), "in_order": status == 0})
 
-    def _tell(self, told: dict[str, str]) -> None:
+    def _tell(self, told: dict[str, str | bool]) -> None:
         self._node.sendall(json.dumps(told).encode() + b"\n")
 
 
@@ -156,6 +158,8 @@ def warm_up() -> None:
     for module in ("shoal_core.bus.fast", "shoal_core.bus.peers", "asyncio", "uvloop"):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    if ENABLED:
+        telemetry.preload()
     gc.collect()
     gc.freeze()
 

@@ -14,6 +14,7 @@ import asyncio
 import concurrent.futures
 import secrets
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -33,6 +34,7 @@ from shoal_core.protocol.ids import (
 )
 from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
 from shoal_core.runtime.awaiting import until_told
+from shoal_core.runtime.identities import JobID, TaskID
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -65,6 +67,9 @@ class Home(Protocol):
 
     def load(self, state: ObjectState) -> Any:
         """Return the value of an object, or raise its error, or why it will not be ready; waits where it was lost."""
+
+    def awaited(self, state: ObjectState, began_ns: int) -> None:
+        """An object was awaited, since ``began_ns`` (by the clock on the wall), until it was ready."""
 
     def check(self) -> None:
         """Raise why nothing becomes ready, if there is a reason."""
@@ -180,13 +185,14 @@ class ObjectRef(Generic[T_co]):
         """Return the object's id as 48 hex digits."""
         return self.binary().hex()
 
-    def task_id(self) -> bytes:
-        """Return the id of the task that makes the object: 20 bytes."""
-        return task_id_bytes(self._state.owner, task_of(self._state.key))
+    def task_id(self) -> TaskID:
+        """Return the id of the task that makes the object."""
+        return TaskID(task_id_bytes(self._state.owner, task_of(self._state.key)))
 
-    def job_id(self) -> JobId:
-        """Return the id of the job the object belongs to."""
-        return self._state.home.job_of(self._state.owner)
+    def job_id(self) -> JobID:
+        """Return the id of the job the object belongs to; that of nothing where it is of no cluster."""
+        job = self._state.home.job_of(self._state.owner)
+        return JobID(job) if job else JobID.nil()
 
     @classmethod
     def nil(cls) -> ObjectRef[Any]:
@@ -234,7 +240,9 @@ class ObjectRef(Generic[T_co]):
         loop = asyncio.get_running_loop()
         home, state = self._state.home, self._state
         if state.value is None:
+            began_ns = time.time_ns()
             yield from until_told(state, loop)
+            home.awaited(state, began_ns)
         if type(state.value) not in (Inline, Failed):  # to map or fetch it takes a while, in which the loop should turn
             return (yield from loop.run_in_executor(None, home.load, state))  # type: ignore[no-any-return]
         return home.load(state)  # type: ignore[no-any-return]
@@ -280,6 +288,9 @@ class _Nowhere:
 
     def load(self, state: ObjectState) -> NoReturn:
         raise ObjectLostError(NO_OBJECT)
+
+    def awaited(self, state: ObjectState, began_ns: int) -> None:
+        """Nothing is awaited here."""
 
     def check(self) -> NoReturn:
         raise ObjectLostError(NO_OBJECT)

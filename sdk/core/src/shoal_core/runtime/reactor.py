@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.peers import Peers
+from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.ids import (
     JobId,
     NodeId,
@@ -58,11 +60,16 @@ from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, 
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, Persisted, Say, StreamMoved, Want, Withdraw
 from shoal_core.runtime.durable import Restoring
+from shoal_core.runtime.nodes import NodeWatch
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.recovery import Recovery
 from shoal_core.runtime.sharing import Sharing
 from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingKey, Submission, cancelled
+from shoal_core.runtime.tally import MOST_LISTED, Tally
+
+if TYPE_CHECKING or ENABLED:
+    from shoal_core.runtime import spans
 
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
@@ -85,18 +92,18 @@ class Reactor:
         self.job = JobId("")
         self.depth = 0
         self.commands: deque[Any] = deque()
-        self.submission = Submission()
+        self.tally = Tally()
+        self.counted: Callable[[], None] = _nothing
+        """Told, in every turn in which there are tasks, that there will be something to report."""
+        self.submission = Submission(self.tally)
         self._dead: set[str] = set()
         self.sharing = Sharing(local, table, self._dead, self.send, self._settle)
         self.sharing.forgotten = self._forgotten
         self.sharing.orphaned = lambda state, failure: self.restoring.lost(state, failure)
-        self.readers: dict[NodeId, set[asyncio.Task[Any]]] = {}
-        """What reads copies on other nodes: woken by their deaths."""
-        self.suspect: Callable[[NodeId], None] = _nobody_looks
-        """Has somebody look whether a node is dead that does not answer."""
+        self.nodes = NodeWatch(self._dead)
         self.released = self.sharing.released
         self.borrowing = self.sharing.borrowing
-        self.actors = Actors(bus, subjects, self._dead)
+        self.actors = Actors(bus, subjects, self._dead, self.tally)
         self.actors.turn = self._finish_unless_closed
         self.pinned: list[ObjectRef[Any]] = []
         self.streams: dict[TaskNumber, Stream] = {}
@@ -116,6 +123,10 @@ class Reactor:
         self._subjects = subjects
         self._table = table
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.Context()
+        """That of nobody: what a turn of the loop does is not done for whoever happened to wake it."""
+        self.traced = spans.Waiting() if ENABLED else None
+        """Where this process traces: its tasks that have not ended, as far as they are traced."""
         self._awake = False
         self._tick: asyncio.TimerHandle | None = None
         self._version = 0
@@ -129,8 +140,6 @@ class Reactor:
         self.phase: Callable[[], None] | None = None
         self.buried: Callable[[ProcessId], None] | None = None
         """Told of every process that has died, once its last words were heard."""
-        self.node_lost: Callable[[NodeId], None] | None = None
-        """Told of every node that has died."""
 
     def _commands_taken(self) -> dict[type, Callable[[Any], None]]:
         """Return what is done about each command of user threads."""
@@ -177,7 +186,7 @@ class Reactor:
         """Have the loop look at the queues soon; cheap when it is going to anyway (any thread)."""
         if not self._awake:
             self._awake = True
-            self._loop.call_soon_threadsafe(self.drain)
+            self._loop.call_soon_threadsafe(self.drain, context=self._context)
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Have something done on the I/O thread after some seconds (any thread)."""
@@ -200,6 +209,8 @@ class Reactor:
             self.sharing.release(releases)
         if self.phase is not None:
             self.phase()
+        if self.tasks:
+            self.counted()
         self.finish()
 
     def deliver(self, peer: PeerId, records: list[Record]) -> None:
@@ -213,6 +224,8 @@ class Reactor:
                 self._task_done(peer, record, now)  # type: ignore[arg-type]
             else:
                 handlers[type(record)](peer, record)
+        if len(self.tally.seconds) >= MOST_LISTED:
+            self.tally.work_off()
         self.finish()
 
     def finish(self) -> None:
@@ -235,6 +248,9 @@ class Reactor:
                 self.fail(task, failure)
             self.finish()
             return
+        if submission.again or calls.again:
+            self._trace_again([*submission.again, *calls.again])
+            submission.again, calls.again = [], []
         if submission.outgoing:
             self._send_all(submission.outgoing)
         if calls.outgoing:
@@ -261,9 +277,17 @@ class Reactor:
 
     def _send_all(self, outgoing: list[tuple[PeerId, Record]]) -> None:
         send = self.peers.send
+        if self.traced is not None:
+            self.traced.sent(outgoing)
         for peer, record in outgoing:
             send(peer, record)
         outgoing.clear()
+
+    def _trace_again(self, again: Sequence[tuple[PendingTask | PendingCall, Failed | None]]) -> None:
+        """Note which tasks that are traced wait once more, and why."""
+        for task, failure in again:
+            if self.traced is not None:
+                self.traced.again(task.wire, failure)
 
     def _on_tick(self) -> None:
         self._tick = None
@@ -312,7 +336,10 @@ class Reactor:
     def _submit(self, task: PendingTask) -> None:
         """Queue a task as soon as the objects it depends on are ready."""
         self.tasks[task.wire.number] = task
+        if self.traced is not None:
+            self.traced.queued(task.wire)
         if not task.dependencies:
+            task.ready_at = time.monotonic()
             self.submission.enqueue(task)
             return
 
@@ -320,6 +347,9 @@ class Reactor:
             if task.cancelled:
                 return
             if failure is None:
+                task.ready_at = time.monotonic()
+                if self.traced is not None:
+                    self.traced.resolved(task.wire)
                 self.submission.enqueue(task)
             else:
                 self.fail(task, failure)
@@ -330,12 +360,16 @@ class Reactor:
         """Queue a call of an actor at once, since its place among others is fixed now."""
         calls = self.actors.calls
         self.tasks[call.wire.number] = call
+        if self.traced is not None:
+            self.traced.queued(call.wire)
         calls.enqueue(call)
         if not call.dependencies:
             return
 
         def resolved(failure: Failed | None) -> None:
             if failure is None:
+                if self.traced is not None:
+                    self.traced.resolved(call.wire)
                 calls.resolved(call)
             elif calls.withdraw(call):
                 self.fail(call, failure)
@@ -431,6 +465,8 @@ class Reactor:
         """End a task without a result of its own, unless it has ended: all it would return is this error."""
         if self.tasks.get(task.wire.number) is not task:
             return
+        if self.traced is not None:
+            self.traced.failed(task.wire, failure)
         self._settle_returns(task, [failure] * abs(task.wire.returns), self.local)
 
     def _task_done(self, worker: ProcessId, result: TaskDone, now: float) -> None:
@@ -445,6 +481,9 @@ class Reactor:
         elif result.missing:
             self._came_back(task, result.missing)
         else:
+            self.tally.seconds.append(result.seconds)
+            if result.fetch_seconds:
+                self.tally.fetch_seconds.observe(result.fetch_seconds)
             self._settle_returns(task, result.values, worker)
 
     def _came_back(self, task: PendingTask | PendingCall, missing: Sequence[Stored]) -> None:
@@ -473,6 +512,12 @@ class Reactor:
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
         self.tasks.pop(number, None)
+        if values and type(error := values[0]) is Failed:
+            self.tally.failed(task.wire.name, error.code)
+        else:
+            self.tally.names.append(task.wire.name)
+        if self.traced is not None:
+            self.traced.ended(number)
         if task.remade:
             values = [self.recovery.outcome(task, value) for value in values]
         if task.wire.returns == STREAMING:
@@ -624,8 +669,6 @@ class Reactor:
         if self.closed is not None:
             return
         self._dead.add(node)
-        if self.node_lost is not None:
-            self.node_lost(node)
         processes = [
             ProcessId(peer) for peer in self.peers.known() if len(peer) > len(node) and node_of(ProcessId(peer)) == node
         ]
@@ -642,8 +685,7 @@ class Reactor:
             )
             return
         self.recovery.node_died(node)
-        for reader in self.readers.pop(node, ()):
-            reader.cancel()
+        self.nodes.node_died(node)
         self.submission.node_lost(node, f"its node {node} died: {reason}")
         for process in processes:
             self._dead.add(process)
@@ -664,10 +706,6 @@ def _collect(task: PendingTask | PendingCall) -> Failed | None:
     if type(task) is PendingCall and any(type(value) is Stored for value in values):
         task.wire.origins = [ref._state.wire() for ref in task.dependencies]
     return None
-
-
-def _nobody_looks(node: NodeId) -> None:
-    """Nobody can tell yet whether a node is dead."""
 
 
 def _nothing() -> None:

@@ -20,7 +20,8 @@ if it wants one. Otherwise work without end under one key would hold all there i
 never have its turn. Where that does not help, it happens half as often each time.
 
 A slot is the id of one lease asked for. A grant for a slot that is no longer wanted goes back at once. The core
-collects what is to be sent in ``outgoing`` and what has failed in ``failed``; whoever calls it empties both.
+collects what is to be sent in ``outgoing``, what has failed in ``failed``, and of tasks that are traced in ``again``
+which wait once more, with what ended their last attempt if no process tells of it; whoever calls it empties all three.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ from shoal_core.protocol.records import (
     WorkerLost,
 )
 from shoal_core.protocol.resources import Resources
+from shoal_core.protocol.traces import is_recorded
+from shoal_core.runtime.tally import LOST, Tally
 
 WINDOW_SECONDS = 0.010
 OVERHEAD_SECONDS = 20e-6
@@ -82,7 +85,8 @@ class PendingTask:
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments; the task
     holds both until it ends. ``retries`` are those left, -1 for no end of them. ``parent`` is the task of this process
     that submitted it, by its order there (0: none). ``remade``: it had ended, and runs again since results were lost.
-    ``bounces`` counts how often it came back unrun, because an argument could not be read.
+    ``bounces`` counts how often it came back unrun, because an argument could not be read. ``ready_at`` is when it was
+    queued at first, 0 where it was sent to a worker before.
     """
 
     __slots__ = (
@@ -92,6 +96,7 @@ class PendingTask:
         "key",
         "nested",
         "parent",
+        "ready_at",
         "remade",
         "retries",
         "unresolved",
@@ -117,6 +122,7 @@ class PendingTask:
         self.unresolved = 0
         self.remade = False
         self.bounces = 0
+        self.ready_at = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,8 @@ class Lease:
 class SchedulingKey:
     """The queue, the leases and the open slots of one scheduling class.
 
-    ``alike`` are the keys whose classes differ in nothing but where they want to be, this one among them.
+    ``alike`` are the keys whose classes differ in nothing but where they want to be, this one among them. ``traced`` is
+    a task in the queue whose trace is recorded: the demand names it.
     """
 
     __slots__ = (
@@ -169,6 +176,7 @@ class SchedulingKey:
         "scheduling_class",
         "seconds",
         "slots",
+        "traced",
         "turn_at",
         "turn_seconds",
     )
@@ -185,6 +193,7 @@ class SchedulingKey:
         self.turn_at = math.inf
         self.turn_seconds = TURN_SECONDS
         self.name = ""
+        self.traced: PendingTask | None = None
 
     def window(self, function: str) -> int:
         """Return how many tasks of a function may be at one worker."""
@@ -205,11 +214,13 @@ class SchedulingKey:
 class Submission:
     """All scheduling keys of one owner. Not thread-safe but for ``key_for``: the I/O thread's."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally | None = None) -> None:
         self.outgoing: list[tuple[PeerId, Record]] = []
         self.failed: list[tuple[PendingTask, Failed]] = []
+        self.again: list[tuple[PendingTask, Failed | None]] = []
         self.keys: dict[SchedulingClass, SchedulingKey] = {}
         self.demand_changed = False
+        self.tally = tally or Tally()
         self._by_index: dict[int, SchedulingKey] = {}
         self._indices = itertools.count()
         self._lease_keys: dict[tuple[NodeId, LeaseId], SchedulingKey] = {}
@@ -239,6 +250,8 @@ class Submission:
         if wire.dependencies or type(wire.arguments) is Stored:
             task.key = self._nearer(task.key, wire)
         task.key.queue.append(task)
+        if wire.trace and task.key.traced is None and is_recorded(wire.trace):
+            task.key.traced = task
         self._touched[task.key] = None
 
     def _nearer(self, key: SchedulingKey, wire: Task) -> SchedulingKey:
@@ -285,6 +298,7 @@ class Submission:
             key.learn(task.wire.function, result.seconds)
         self._touched[key] = None
         if result.retryable and task.retries:
+            self.tally.retries["raised"] += 1
             self._try_again(task)
             return None
         return task
@@ -299,7 +313,9 @@ class Submission:
         lease.stalled = True
         tasks = [lease.in_flight.pop(number) for number in returned.numbers if number in lease.in_flight]
         self.failed += [(task, cancelled(task.wire.name)) for task in tasks if task.cancelled]
-        key.queue.extendleft(task for task in reversed(tasks) if not task.cancelled)
+        tasks = [task for task in tasks if not task.cancelled]
+        key.queue.extendleft(reversed(tasks))
+        self._note_again(tasks)
         self._touched[key] = None
 
     def cancel(self, task: PendingTask) -> ProcessId | None:
@@ -312,6 +328,8 @@ class Submission:
                 return lease.worker
         if task in key.queue:
             key.queue.remove(task)
+            if task is key.traced:
+                key.traced = None
             self._touched[key] = None
         return None
 
@@ -323,6 +341,7 @@ class Submission:
         """Return the queued tasks of a key, which are queued no more: no node can ever run them."""
         tasks = list(key.queue)
         key.queue.clear()
+        key.traced = None
         self._touched[key] = None
         return tasks
 
@@ -351,8 +370,11 @@ class Submission:
                 if task.cancelled:
                     self.failed.append((task, cancelled(task.wire.name)))
                 else:
+                    self._note_again([task])
                     again.append(task)
             elif task.retries:
+                self.tally.retries[LOST] += 1
+                self._note_again([task], _crash(task, loss))
                 self._next_attempt(task)
                 again.append(task)
             else:
@@ -429,6 +451,7 @@ class Submission:
                 near=argument_bytes(key.queue[0].wire) if key.queue and key.scheduling_class.near != NO_NODE else {},
                 wanted=len(key.queue),
                 slots=list(key.slots),
+                trace="" if key.traced is None else key.traced.wire.trace,
             )
             for key in list(self._by_index.values())
             if key.slots
@@ -454,19 +477,26 @@ class Submission:
         fair = -(-(len(queue) + sum(map(_load, open_leases))) // len(open_leases))
         for lease in open_leases:
             in_flight = lease.in_flight
+            before = len(in_flight)
+            ready_at = queue[0].ready_at if queue else 0.0
             while queue:
                 task = queue[0]
                 wire = task.wire
                 if len(in_flight) >= min(fair, key.window(wire.function)):
                     break
                 queue.popleft()
+                if task is key.traced:
+                    key.traced = None
                 if not in_flight:
                     lease.since = now
                 lease.positions += 1
                 wire.lease = lease.number
                 wire.position = lease.positions
                 in_flight[wire.number] = task
+                task.ready_at = 0.0
                 outgoing.append((lease.worker, wire))
+            if ready_at and len(in_flight) > before:
+                self.tally.queue_seconds.observe(now - ready_at, len(in_flight) - before)
 
     def _want(self, key: SchedulingKey, now: float) -> None:
         """Ask for as many leases as the queued work is worth, or withdraw what was asked."""
@@ -500,7 +530,15 @@ class Submission:
                 for place in [place for place, lease in other.leases.items() if not lease.in_flight]:
                     self._return(place)
 
+    def _note_again(self, tasks: Sequence[PendingTask], failure: Failed | None = None) -> None:
+        """Say of those that are traced that they wait once more."""
+        for task in tasks:
+            if is_recorded(task.wire.trace):
+                task.key.traced = task.key.traced or task
+                self.again.append((task, failure))
+
     def _try_again(self, task: PendingTask) -> None:
+        self._note_again([task])
         self._next_attempt(task)
         self.enqueue(task)
 
