@@ -20,6 +20,7 @@ from shoal.decorator import remote
 from shoal.generators import DynamicObjectRefGenerator
 from shoal.handle import ActorID
 from shoal.objects import cancel, get, put, wait
+from shoal.placement_groups import PlacementGroupID
 from shoal.remote_function import RemoteFunction
 from shoal.runtime_context import get_gpu_ids, get_runtime_context
 from shoal.session import Context, init, is_initialized, shutdown
@@ -37,6 +38,7 @@ __all__ = [
     "ObjectID",
     "ObjectRef",
     "ObjectRefGenerator",
+    "PlacementGroupID",
     "RemoteFunction",
     "__version__",
     "actor",

@@ -148,6 +148,7 @@ class Session:
                     with heeding_notices(runtime):
                         self._ready.set_result(runtime)
                         await self._stop.wait()
+                    await runtime.reactor.groups.told(LEAVE_SECONDS)
                     runtime.close()
                     with contextlib.suppress(BusError):
                         await peers.flush(LEAVE_SECONDS)
@@ -259,6 +260,7 @@ async def watch_deaths(runtime: Runtime) -> AsyncIterator[None]:
         if connected:
             for node in {runtime.node, *(NodeId(peer[:16]) for peer in reactor.peers.known())}:
                 inquire(node)
+            reactor.reread()
 
     def inquire(node: NodeId) -> None:
         if node != NO_NODE and node not in asking:

@@ -74,6 +74,8 @@ LARGE_BYTES = 1024 * 1024
 MOST_NEAR = 4
 CANCELLED = "task_cancelled"
 """The code of the error that stands for what a cancelled task would have returned."""
+GROUP_REMOVED = "task_group_removed"
+"""The code of the error of what cannot run, since its placement group was removed."""
 
 
 class PendingTask:
@@ -347,7 +349,9 @@ class Submission:
             return
         again = []
         for task in lease.in_flight.values():
-            if task.wire.position > loss.begun:
+            if loss.group_removed:
+                self.failed.append((task, Failed(GROUP_REMOVED, f"Task {task.wire.name}() was ended: {loss.reason}.")))
+            elif task.wire.position > loss.begun:
                 if task.cancelled:
                     self.failed.append((task, cancelled(task.wire.name)))
                 else:
@@ -397,7 +401,7 @@ class Submission:
             for place, other in self._lease_keys.items()
             if not ((lease := other.leases[place]).recalled or lease.blocked)
             and (place[0] == wanted or not _is_hard(strategy))
-            and _group_of(other.scheduling_class.strategy) == _group_of(strategy)
+            and group_of(other.scheduling_class.strategy) == group_of(strategy)  # what returns there helps no others
         ]
         if candidates:
             _, _, _, lease, other = max(candidates, key=lambda candidate: candidate[:3])
@@ -430,11 +434,14 @@ class Submission:
                 wanted=len(key.queue),
                 slots=list(key.slots),
             )
-            for key in list(self._by_index.values())
-            if key.slots
+            for key in self.waiting()
         ]
         self._repeat_at = now + REPEAT_SECONDS if entries else math.inf
         return entries
+
+    def waiting(self) -> list[SchedulingKey]:
+        """Return the keys that want leases."""
+        return [key for key in list(self._by_index.values()) if key.slots]
 
     def quiet(self) -> bool:
         """Tell whether there is nothing that time alone could change."""
@@ -528,8 +535,8 @@ def argument_bytes(wire: Task) -> dict[NodeId, int]:
     return {node: size for node, size in large if size >= LARGE_BYTES}
 
 
-def _group_of(strategy: Strategy) -> PlacementGroupId | None:
-    """Return the placement group in whose bundles leases are, if they are: what returns there helps nobody else."""
+def group_of(strategy: Strategy) -> PlacementGroupId | None:
+    """Return the placement group in whose bundles leases are, if they are in one."""
     return strategy.group if isinstance(strategy, Bundle) else None
 
 
