@@ -6,6 +6,7 @@ Programs import them from ``shoal.util`` and ``shoal.util.placement_group``.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,12 +31,13 @@ from shoal_core.protocol.labels import parse_selector
 from shoal_core.protocol.placement import Conditions
 from shoal_core.protocol.resources import GPU, OBJECT_STORE_MEMORY, Resources, to_amounts, to_resources
 from shoal_core.runtime.objects import ObjectRef
-from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.runtime import REQUEST_SECONDS, Runtime
 
 STRATEGIES = tuple(strategy.value for strategy in GroupStrategy)
 LIFETIMES = (None, "detached")
 ID_BYTES = 16
 NIL = "f" * 2 * ID_BYTES
+_HEX = re.compile(f"[0-9a-f]{{{2 * ID_BYTES}}}")
 REASON = "it was removed by remove_placement_group()"
 
 
@@ -64,9 +66,9 @@ class PlacementGroupID(str):
     @classmethod
     def from_hex(cls, digits: str) -> PlacementGroupID:
         """Return the id of these hex digits; ``ValueError`` where they are none."""
-        if len(bytes.fromhex(digits)) != ID_BYTES:
-            raise ValueError(f"The id of a placement group has {2 * ID_BYTES} hex digits, got {digits!r}.")
-        return cls(digits.lower())
+        if not isinstance(digits, str) or not _HEX.fullmatch(digits):
+            raise ValueError(f"The id of a placement group has {2 * ID_BYTES} lower-case hex digits, got {digits!r}.")
+        return cls(digits)
 
 
 class PlacementGroup:
@@ -260,15 +262,28 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
     """
     if placement_group is not None:
         group = _checked(placement_group)._protocol_id()
-        try:
-            record = runtime().ask_about_groups("get_group", GetGroup(group_id=group))
-        except NotFoundError:
-            return {}
-        assert isinstance(record, GroupRecord)
-        return _row(record)
-    listed = runtime().ask_about_groups("list_groups", ListGroups())
+        record = find_record(runtime(), group)
+        return {} if record is None else row_of(record)
+    return {record.description.group_id: row_of(record) for record in list_records(runtime())}
+
+
+def find_record(
+    current: Runtime, group: PlacementGroupId, timeout_seconds: float = REQUEST_SECONDS
+) -> GroupRecord | None:
+    """Return what is recorded of a group, None where nothing is (any more)."""
+    try:
+        record = current.ask_about_groups("get_group", GetGroup(group_id=group), timeout_seconds)
+    except NotFoundError:
+        return None
+    assert isinstance(record, GroupRecord)
+    return record
+
+
+def list_records(current: Runtime, timeout_seconds: float = REQUEST_SECONDS) -> list[GroupRecord]:
+    """Return what is recorded of all groups, oldest first."""
+    listed = current.ask_about_groups("list_groups", ListGroups(), timeout_seconds)
     assert isinstance(listed, GroupList)
-    return {record.description.group_id: _row(record) for record in listed.groups}
+    return listed.groups
 
 
 def _checked(group: Any) -> PlacementGroup:
@@ -282,7 +297,8 @@ def _of(record: GroupRecord) -> PlacementGroup:
     return PlacementGroup(PlacementGroupID(about.group_id), _specs(about.bundles))
 
 
-def _row(record: GroupRecord) -> dict[str, Any]:
+def row_of(record: GroupRecord) -> dict[str, Any]:
+    """Return what users see of a record."""
     about = record.description
     return {
         "placement_group_id": about.group_id,
@@ -311,11 +327,9 @@ _SCHEDULING = {
 @functools.lru_cache(maxsize=128)
 def _specs_of(group: PlacementGroupId) -> tuple[dict[str, float], ...]:
     """Return the bundles of a group, which never change."""
-    try:
-        record = runtime().ask_about_groups("get_group", GetGroup(group_id=group))
-    except NotFoundError:
-        raise ValueError(f"Placement group {group} does not exist (any more).") from None
-    assert isinstance(record, GroupRecord)
+    record = find_record(runtime(), group)
+    if record is None:
+        raise ValueError(f"Placement group {group} does not exist (any more).")
     return tuple(_specs(record.description.bundles))
 
 

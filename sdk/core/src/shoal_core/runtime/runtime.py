@@ -446,9 +446,9 @@ class Runtime:
         self._check_open()
         self.command(DropGroup(group, reason))
 
-    def ask_about_groups(self, verb: str, message: Message) -> Message:
+    def ask_about_groups(self, verb: str, message: Message, timeout_seconds: float = REQUEST_SECONDS) -> Message:
         """Ask the control store about groups, after all that was done to them here (user threads only)."""
-        return self.call(self.reactor.groups.ask(verb, message, REQUEST_SECONDS))
+        return self.call(self.reactor.groups.ask(verb, message, timeout_seconds))
 
     def groups_told(self) -> None:
         """Return when the control store has heard of the groups that were made here (user threads only)."""
