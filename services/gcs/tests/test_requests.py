@@ -50,8 +50,8 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.wire import encode
 from shoal_core.testing.builders import node_id
-from shoal_gcs.core import LIST_BYTES
 from shoal_gcs.records import (
+    LIST_BYTES,
     MOST_WRITERS,
     NAME_BYTES,
     PART_BYTES,

@@ -156,13 +156,13 @@ def test_a_lease_that_is_asked_back_is_marked() -> None:
 def test_what_waits_is_listed_longest_first_with_the_reason() -> None:
     young, old = waiting(1, [1, 2], served_at=8.0), waiting(2, [1], cpus(9), served_at=1.0)
     nodes = [view(1, cpus(4), {})]
-    rows = pending_list([young, old], nodes, 10.0).pending
+    rows = pending_list([young, old], [], nodes, 10.0).pending
     assert [(row.owner, row.waiting_seconds, row.wanted, row.feasible) for row in rows] == [
         (old.owner, 9.0, 1, False),
         (young.owner, 2.0, 2, True),
     ]
     assert rows[0].why == explain(cpus(9), DEFAULT, nodes)
-    assert pending_list([young], nodes, 7.0).pending[0].waiting_seconds == 0.0, "never negative"
+    assert pending_list([young], [], nodes, 7.0).pending[0].waiting_seconds == 0.0, "never negative"
 
 
 def test_the_clusters_resources_are_the_sum_over_its_nodes() -> None:

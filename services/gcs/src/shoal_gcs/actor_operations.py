@@ -32,7 +32,7 @@ from shoal_gcs.records import FUNCTIONS, actor_key, job_key, name_key, spec_key
 from shoal_gcs.state import State
 
 NAME_TAKEN = "its name was taken"
-ACTOR_DIED, ACTOR_UNSCHEDULABLE = "actor_died", "actor_unschedulable"
+ACTOR_DIED, ACTOR_UNSCHEDULABLE, ACTOR_GROUP_REMOVED = "actor_died", "actor_unschedulable", "actor_group_removed"
 """What callers of a dead actor get, by its code on the wire."""
 
 

@@ -31,12 +31,14 @@ from shoal_core.protocol.actors import (
 )
 from shoal_core.protocol.effects import Effect, Publish, Reply, Start
 from shoal_core.protocol.errors import InvalidRequestError
-from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId, ServiceId, SlotId, node_of
+from shoal_core.protocol.groups import GroupState
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ProcessId, ServiceId, SlotId, node_of
 from shoal_core.protocol.messages import ActorStart, Demand, DemandEntry, JobState, Message, NodeState
-from shoal_core.protocol.placement import NodeAffinity
+from shoal_core.protocol.placement import Bundle, NodeAffinity
 from shoal_core.protocol.resources import fits, to_amounts
 from shoal_core.protocol.subjects import Subjects
 from shoal_gcs.actor_operations import (
+    ACTOR_GROUP_REMOVED,
     ACTOR_UNSCHEDULABLE,
     ChangeActor,
     Claim,
@@ -57,8 +59,8 @@ from shoal_gcs.state import State
 
 NAMING_SECONDS = 3.0
 """So long a replica that died may have left an actor without a decision about its name."""
-UNKNOWN_NODE_SECONDS = 3.0
-"""So long this replica may not have heard of a node that has just joined."""
+UNKNOWN_NODE_SECONDS = UNKNOWN_GROUP_SECONDS = 3.0
+"""So long this replica may not have heard of a node that has just joined, or of a group that was just created."""
 KEEP_DEAD_SECONDS = 600.0
 """So long it can be asked how an actor died."""
 ORPHAN_SECONDS = 60.0
@@ -199,6 +201,12 @@ class Actors:
             if about.owner == process and not about.detached:
                 yield actor_key(actor), ChangeActor(None, actor, Kill("its owner has died"), now)
 
+    def end_with_group(self, group: PlacementGroupId, now: float) -> Iterator[tuple[str, Operation]]:
+        """Yield the ends of the actors that are bound to a placement group, if that was removed."""
+        for actor in sorted(self._state.actors_in_groups.get(group, ())):
+            if reason := self._why_not_in_group(self._state.actors[actor].value, now):
+                yield actor_key(actor), ChangeActor(None, actor, Kill(reason, code=ACTOR_GROUP_REMOVED), now)
+
     def _due(self, record: ActorRecord, now: float) -> Operation | None:
         about = record.description
         actor = about.actor_id
@@ -212,6 +220,8 @@ class Actors:
         if record.node_id is not None and self._is_dead(record.node_id):
             reason = f"its node {record.node_id} has died"
             return ChangeActor(None, actor, Ended(record.incarnation, record.node_id, reason), now)
+        if reason := self._why_not_in_group(record, now):
+            return ChangeActor(None, actor, Kill(reason, code=ACTOR_GROUP_REMOVED), now)
         if _wants_place(record) and (reason := self._why_never(record, now)):
             return ChangeActor(None, actor, Kill(reason, code=ACTOR_UNSCHEDULABLE), now)
         if record.state is ActorState.NAMING and now - record.created_at > NAMING_SECONDS:
@@ -234,6 +244,19 @@ class Actors:
         if not fits(about.placement, node.description.total):
             wanted, there = to_amounts(about.placement), to_amounts(node.description.total)
             return f"it needs {wanted}, and the node {strategy.node} that it is bound to has {there}"
+        return ""
+
+    def _why_not_in_group(self, record: ActorRecord, now: float) -> str:
+        """Return why an actor that is bound to a placement group cannot live any more; empty where it can."""
+        strategy = record.description.strategy
+        if not isinstance(strategy, Bundle):
+            return ""
+        held = self._state.groups.get(strategy.group)
+        if held is None:
+            unknown = now - record.created_at > UNKNOWN_GROUP_SECONDS
+            return f"there is no placement group {strategy.group} (any more)" if unknown else ""
+        if held.value.state is GroupState.REMOVED:
+            return f"its placement group {strategy.group} was removed ({held.value.reason})"
         return ""
 
     def _end_of_own_job(self, job: JobId, now: float) -> Iterator[tuple[str, Operation]]:

@@ -39,7 +39,7 @@ from shoal_core.protocol.errors import (
     ShoalError,
     VersionMismatchError,
 )
-from shoal_core.protocol.ids import ActorId, JobId, NodeId, ServiceId
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ServiceId
 from shoal_core.protocol.messages import (
     PROTOCOL_VERSION,
     ClusterInfo,
@@ -76,6 +76,7 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_gcs.actor_operations import Detour
 from shoal_gcs.actors import Actors
+from shoal_gcs.groups import Groups
 from shoal_gcs.operations import (
     BuryNode,
     DeleteKeys,
@@ -96,6 +97,8 @@ from shoal_gcs.operations import (
 from shoal_gcs.records import (
     ACTOR_PREFIX,
     CONTROL,
+    GROUP_PREFIX,
+    LIST_BYTES,
     NAME_BYTES,
     PART_BYTES,
     StoredJob,
@@ -114,8 +117,6 @@ from shoal_gcs.state import Held, State
 TICK_SECONDS = 1.0
 NODE_SILENCE_SECONDS = 5.0
 DRIVER_SILENCE_SECONDS = 10.0
-LIST_BYTES = 768 * 1024
-"""How much of a list fits into one answer: who lives, and the newest of those who ended."""
 PATIENCE_TICKS = 2
 """For how many ticks a replica leaves an end that nobody was told of to the replica that wrote it."""
 
@@ -151,6 +152,7 @@ class ControlStore:
         self._session = session
         self._version = version
         self._actors = Actors(self.state, subjects, identity)
+        self._groups = Groups(self.state, subjects, identity)
         self._nodes_silent = Silence()
         self._drivers_silent = Silence()
         self._echo_sent = 0
@@ -195,7 +197,9 @@ class ControlStore:
             # What is published without a connection is lost, and must not be noted as told.
             *(self._finish_for_others() if echoed else ()),
             *self._all_by_themselves(self._actors.due(now)),
+            *self._all_by_themselves(self._groups.due(now)),
             *self._actors.demands(now),
+            *self._groups.demands(),
         ]
         self._echo_sent += 1
         echo = Publish(self._subjects.event(Role.GCS, self._identity, "echo"), Echo(number=self._echo_sent))
@@ -304,6 +308,7 @@ class ControlStore:
         node = announcement.node_id
         self._nodes_silent.heard(node)
         effects = self._tell_again([lease.job_id for lease in announcement.leases])
+        effects += self._groups.told_again(announcement)
         held = self.state.nodes.get(node)
         if held is not None and held.value.record.state is NodeState.DEAD and node not in self._told_again:
             self._told_again.add(node)
@@ -340,10 +345,21 @@ class ControlStore:
                     effects += self._tell_node(operation.node_id)
                 case EndJob():
                     effects += self._tell_job(operation.job_id)
-            if outcome.bucket == CONTROL and outcome.key.startswith(ACTOR_PREFIX) and outcome.value is not None:
-                told = self._actors.told(ActorId(outcome.key.removeprefix(ACTOR_PREFIX)), now)
-                effects = [*told, *effects]  # telling waits for no write that follows
+            if outcome.bucket == CONTROL and outcome.value is not None:
+                effects = [*self._told(outcome.key, now), *effects]  # telling waits for no write that follows
         return effects
+
+    def _told(self, key: str, now: float) -> list[Effect]:
+        """Tell of the record of an actor or a group that this replica has changed, and do what follows from it."""
+        if key.startswith(ACTOR_PREFIX):
+            return self._actors.told(ActorId(key.removeprefix(ACTOR_PREFIX)), now)
+        if not key.startswith(GROUP_PREFIX):
+            return []
+        group = PlacementGroupId(key.removeprefix(GROUP_PREFIX))
+        return [
+            *self._groups.told(group, now),
+            *self._all_by_themselves(self._actors.end_with_group(group, now)),
+        ]
 
     def _store_refused(self, refusal: StoreRefused) -> list[Effect]:
         """Tell whoever asked; what nobody asked for is tried again at a later tick."""
@@ -369,6 +385,8 @@ class ControlStore:
         token, message = request.token, request.message
         if (about_actors := self._actors.operation(message, token, now)) is not None:
             return about_actors
+        if (about_groups := self._groups.operation(message, token, now)) is not None:
+            return about_groups
         match message:
             case GetCluster():
                 self._check_version(message)

@@ -9,6 +9,8 @@ key                                        bucket                        value
 ``kv.<namespace>.<key>``                   control                       ``StoredKey``; a deleted one stays as such
 ``actor.<actor id>``                       control                       ``ActorRecord`` as JSON
 ``name.<namespace>.<name>``                control                       the id of the actor that has the name
+``group.<group id>``                       control                       ``GroupRecord`` as JSON
+``groupname.<namespace>.<name>``           control                       the id of the placement group that has the name
 ``spec.<actor id>.0``                      functions                     what the actor's process makes it from
 ``function.<job>.<function>.<part>``       functions (watched by none)   how many parts, a newline, the part's bytes
 =========================================  ============================  ============================================
@@ -24,14 +26,17 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 
 from shoal_core.protocol.errors import InvalidRequestError
-from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId
+from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId, PlacementGroupId
 from shoal_core.protocol.messages import JobRecord, Message, NodeRecord
 
 CLUSTER_KEY = "cluster"
 ACTOR_PREFIX = "actor."
+GROUP_PREFIX = "group."
 CONTROL, FUNCTIONS = "", "functions"
 PART_BYTES = 512 * 1024
 NAME_BYTES = 512
+LIST_BYTES = 768 * 1024
+"""How much of a list fits into one answer: who lives, and the newest of those who ended."""
 MOST_WRITERS = 8
 ID = re.compile(r"[-_a-zA-Z0-9]{1,64}")
 
@@ -113,6 +118,16 @@ def actor_key(actor: ActorId) -> str:
 def name_key(namespace: str, name: str) -> str:
     """Return where it is kept which actor has a name."""
     return f"name.{_token(namespace)}.{_token(name)}"
+
+
+def group_key(group: PlacementGroupId) -> str:
+    """Return where a placement group's record is kept."""
+    return f"{GROUP_PREFIX}{_checked('placement group', group)}"
+
+
+def group_name_key(namespace: str, name: str) -> str:
+    """Return where it is kept which placement group has a name."""
+    return f"groupname.{_token(namespace)}.{_token(name)}"
 
 
 def spec_key(actor: ActorId) -> str:

@@ -15,7 +15,7 @@ from shoal_core.protocol.errors import BusError, JetStreamUnavailableError
 from shoal_core.protocol.ids import ServiceId
 from shoal_core.protocol.messages import DriverAlive, Echo, NodeAnnouncement, ProcessDied
 from shoal_core.protocol.subjects import GCS_QUEUE, Role, Subjects
-from shoal_core.protocol.verbs import GCS_NODE, GCS_PUBLIC
+from shoal_core.protocol.verbs import GCS_NODE, GCS_PUBLIC, GCS_SCHEDULER
 from shoal_core.service import Engine, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
@@ -30,6 +30,9 @@ def routes(subjects: Subjects) -> list[Route]:
     """Return where the control store is asked, and what it listens to."""
     public = [Route(subjects.gcs(verb), model, GCS_QUEUE) for verb, model in GCS_PUBLIC.items()]
     from_nodes = [Route(subjects.gcs_from_node(verb), model, GCS_QUEUE) for verb, model in GCS_NODE.items()]
+    from_schedulers = [
+        Route(subjects.gcs_from_scheduler(verb), model, GCS_QUEUE) for verb, model in GCS_SCHEDULER.items()
+    ]
     events = [
         Route(subjects.event(Role.NODE, "*", "announce"), NodeAnnouncement, kind="event"),
         Route(subjects.event(Role.NODE, "*", "actors"), NodeActors, kind="event"),
@@ -37,7 +40,7 @@ def routes(subjects: Subjects) -> list[Route]:
         Route(subjects.event(Role.PROCESS, "*", "alive"), DriverAlive, kind="event"),
         Route(subjects.event(Role.GCS, "*", "echo"), Echo, kind="event"),
     ]
-    return [*public, *from_nodes, *events]
+    return [*public, *from_nodes, *from_schedulers, *events]
 
 
 @asynccontextmanager
@@ -80,6 +83,7 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
     )
     engine.metrics.gauge("nodes", "Nodes that are alive.", lambda: len(core.state.live_nodes()))
     engine.metrics.gauge("actors", "Actors that are not dead.", lambda: len(core.state.living_actors))
+    engine.metrics.gauge("groups", "Placement groups that are not removed.", lambda: len(core.state.living_groups))
     engine.metrics.gauge("jobs", "Jobs that run.", lambda: len(core.state.running_jobs()))
     async with engine:
         yield engine

@@ -6,11 +6,15 @@ from collections.abc import Collection, Iterable
 
 from shoal_core.protocol.messages import PendingDemand, PendingList, ResourceView
 from shoal_core.protocol.resources import Resources, add
+from shoal_scheduler import gangs
 from shoal_scheduler.demand import Wanted
+from shoal_scheduler.groups import Waiting
 from shoal_scheduler.policy import NodeView, explain, is_feasible
 
 
-def pending_list(demand: Iterable[Wanted], nodes: Collection[NodeView], now: float) -> PendingList:
+def pending_list(
+    demand: Iterable[Wanted], groups: Iterable[Waiting], nodes: Collection[NodeView], now: float
+) -> PendingList:
     """Return all demand that waits, longest first, with the reason."""
     rows = [
         PendingDemand(
@@ -25,7 +29,26 @@ def pending_list(demand: Iterable[Wanted], nodes: Collection[NodeView], now: flo
         )
         for wanted in demand
     ]
+    rows += [_pending_group(waiting, nodes, now) for waiting in groups]
     return PendingList(pending=sorted(rows, key=lambda row: -row.waiting_seconds))
+
+
+def _pending_group(waiting: Waiting, nodes: Collection[NodeView], now: float) -> PendingDemand:
+    demand, about = waiting.demand, waiting.demand.description
+    missing = [bundle for bundle, node in zip(about.bundles, demand.nodes, strict=True) if node is None]
+    together: Resources = {}
+    for bundle in missing:
+        together = add(together, bundle)
+    return PendingDemand(
+        owner=about.owner,
+        job_id=about.job_id,
+        name=f"placement group {about.name or about.group_id}",
+        resources=together,
+        wanted=len(missing),
+        waiting_seconds=max(0.0, now - waiting.since),
+        why=gangs.explain(demand, nodes),
+        feasible=gangs.is_feasible(demand, nodes),
+    )
 
 
 def resource_view(nodes: Iterable[NodeView]) -> ResourceView:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event, Publish, Reply, Request, WakeAt
+from shoal_core.protocol.groups import GroupChanged, GroupDemand
 from shoal_core.protocol.ids import NodeId, ProcessId, ServiceId, SlotId
 from shoal_core.protocol.messages import (
     Demand,
@@ -32,11 +33,12 @@ from shoal_core.protocol.messages import (
     RecallLeases,
     SchedulerPresence,
 )
-from shoal_core.protocol.placement import NodeAffinity
+from shoal_core.protocol.placement import Bundle, NodeAffinity
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_scheduler.answers import pending_list, resource_view
 from shoal_scheduler.demand import DemandTable, Wanted
 from shoal_scheduler.fairness import Holdings, Placement, Unmet, find_victim, holdings, plan
+from shoal_scheduler.groups import CommitAsk, GroupTable, PrepareAsk
 from shoal_scheduler.policy import NodeView, able, explain
 
 PRESENCE_SECONDS = 1.0
@@ -55,6 +57,7 @@ class LeaseAsk:
 
     number: int
     node: NodeId
+    bundle: Bundle | None
     owner: ProcessId
     key: int
     slots: tuple[SlotId, ...]
@@ -79,6 +82,7 @@ class Scheduler:
     def __init__(self, subjects: Subjects, identity: ServiceId) -> None:
         self.nodes: dict[NodeId, NodeView] = {}
         self.demand = DemandTable()
+        self.groups = GroupTable(subjects, identity)
         self.asks: dict[int, LeaseAsk] = {}
         self.decisions = 0
         self.refusals = 0
@@ -95,6 +99,7 @@ class Scheduler:
 
     def handle(self, message: Any, now: float) -> list[Effect]:
         """Take in one input and return what is to be done."""
+        effects: list[Effect] = []
         match message:
             case Event(Demand() as demand, source):
                 # Whoever may speak for an owner is for the broker to say, by the subject.
@@ -107,8 +112,12 @@ class Scheduler:
                 if scheduler != self._identity:
                     self._replicas[scheduler] = now
                 return []
+            case Event(GroupDemand() as stated):
+                effects = self.groups.stated(stated, self.nodes, now)
+            case Event(GroupChanged() as news):
+                effects = self.groups.changed(news, self.nodes)
             case Event(NodeDied(node_id=node)):
-                self._node_died(node, now)
+                effects = self._node_died(node, now)
             case Event(ProcessDied(process_id=process)):
                 self.demand.drop_owner(process)
             case Event(JobFinished() as finished):
@@ -116,8 +125,10 @@ class Scheduler:
                 self.demand.drop_owner(finished.driver)
             case Answered(LeaseAsk() as ask, answer):
                 self._answered(ask, answer, now)
+            case Answered(PrepareAsk() | CommitAsk() as ask, answer):
+                effects = self.groups.answered(ask, answer, self.nodes, now)
             case Request(GetPending(), token):
-                return [Reply(token, pending_list(self.demand, self.nodes.values(), now))]
+                return [Reply(token, pending_list(self.demand, self.groups, self.nodes.values(), now))]
             case Request(GetResources(), token):
                 return [Reply(token, resource_view(self.nodes.values()))]
             case Begin():
@@ -128,7 +139,7 @@ class Scheduler:
                 return self.tick(now)
             case _:
                 return []
-        return self._plan(now)
+        return [*effects, *self._plan(now)]
 
     def tick(self, now: float) -> list[Effect]:
         """Say that this replica lives, forget what is silent, ask again where an answer is overdue."""
@@ -141,6 +152,9 @@ class Scheduler:
                 self._replicas = {r: at for r, at in self._replicas.items() if now - at < SILENT_SECONDS}
                 self.nodes = {n: view for n, view in self.nodes.items() if now - view.heard_at < SILENT_SECONDS}
                 self.demand.forget_silent(now)
+                effects += self.groups.forget_silent(self.nodes, now)
+                if now >= self._settled_at():
+                    effects += self.groups.notices(self.nodes.values(), self._acts_first, now - NOTICE_SECONDS)
         for ask in list(self.asks.values()):
             if now - ask.asked_at < ASK_AGAIN_SECONDS:
                 break
@@ -155,6 +169,7 @@ class Scheduler:
             self._presence_at = now
             self._replicas = {replica: max(at, now) for replica, at in self._replicas.items()}
             self.demand.renew(now)
+            self.groups.renew(now)
             for node in self.nodes.values():
                 node.heard_at = now
 
@@ -168,18 +183,19 @@ class Scheduler:
         node.total = announcement.total
         node.labels = announcement.labels
         node.draining = announcement.draining
-        node.leases = list(announcement.leases)
+        node.learn_bundles(announcement.bundles, announcement.leases)
         node.actors = announcement.actors
         node.sequence = announcement.sequence
         node.heard_at = now
         node.learn(announcement.free)
 
-    def _node_died(self, node: NodeId, now: float) -> None:
+    def _node_died(self, node: NodeId, now: float) -> list[Effect]:
         self.nodes.pop(node, None)
         self.demand.drop_node(node)
         for ask in [ask for ask in self.asks.values() if ask.node == node]:
             self._settle(ask)
             self._reopen(ask, ask.slots, now)
+        return self.groups.node_died(node, self.nodes, now)
 
     def _answered(self, ask: LeaseAsk, answer: Any, now: float) -> None:
         """Take in what a node answered; of an ask that was given up before, only what it granted counts."""
@@ -188,9 +204,9 @@ class Scheduler:
                 self._unanswered(ask, now)
             return
         self._settle(ask)
-        node = self.nodes.get(ask.node)
-        if node is not None and answer.sequence >= node.sequence:
-            node.learn(answer.free)
+        node, view = self.nodes.get(ask.node), self._view(ask)
+        if node is not None and view is not None and answer.sequence >= node.sequence:
+            view.learn(answer.free)
         self._reopen(ask, answer.refused, now)
         wanted = self.demand.find(ask.owner, ask.key)
         if wanted is None:
@@ -205,16 +221,21 @@ class Scheduler:
         """Leave the node alone for a moment, and ask again: perhaps another one."""
         self._settle(ask)
         self._reopen(ask, ask.slots, now)
+        view = self._view(ask)
+        if view is not None:
+            view.avoid_until = now + AVOID_SECONDS
+
+    def _view(self, ask: LeaseAsk) -> NodeView | None:
+        """Return what is believed of the node, or the bundle, that was asked."""
         node = self.nodes.get(ask.node)
-        if node is not None:
-            node.avoid_until = now + AVOID_SECONDS
+        return None if node is None else node.view(ask.bundle)
 
     def _settle(self, ask: LeaseAsk) -> None:
         """An ask is over: what it would have taken counts no more."""
         self.asks.pop(ask.number, None)
-        node = self.nodes.get(ask.node)
-        if node is not None and node.asked.pop(ask.number, None) is not None:
-            node.take(dict(ask.resources), -len(ask.slots))
+        view = self._view(ask)
+        if view is not None and view.asked.pop(ask.number, None) is not None:
+            view.take(dict(ask.resources), -len(ask.slots))
 
     def _reopen(self, ask: LeaseAsk, slots: tuple[SlotId, ...] | list[SlotId], now: float) -> None:
         wanted = self.demand.find(ask.owner, ask.key)
@@ -229,6 +250,8 @@ class Scheduler:
         effects: list[Effect] = []
         if self._connected:
             nodes = list(self.nodes.values())
+            effects += self.groups.plan(nodes, self._acts_first, now)
+            self._wake(self.groups.wake_at)
             held = self._holdings()
             waiting = [(wanted, slots) for wanted in self.demand if (slots := self._slots_for_us(wanted))]
             placements, unmet = plan(waiting, nodes, held, now)
@@ -236,6 +259,7 @@ class Scheduler:
             rivals = len({*(owner for owner, count in held.items() if count > 0), *self.demand.owners()})
             for demand in unmet:
                 effects += self._see_to(demand, held, rivals, now)
+            self.groups.release_room()
         if self.asks:
             self._wake(next(iter(self.asks.values())).asked_at + ASK_AGAIN_SECONDS)
         return [*effects, WakeAt(self._wake_at)]
@@ -256,11 +280,12 @@ class Scheduler:
 
     def _is_first(self, wanted: Wanted) -> bool:
         """Tell whether this replica is the one to act on a demand."""
-        if len(self._replicas) == 1:
-            return True
-        name = f"{wanted.owner}/{wanted.entry.key}/"
-        first = max(self._replicas, key=lambda r: (hashlib.blake2b((name + r).encode(), digest_size=8).digest(), r))
-        return first == self._identity
+        return len(self._replicas) == 1 or self._acts_first(f"{wanted.owner}/{wanted.entry.key}")
+
+    def _acts_first(self, name: str) -> bool:
+        """Tell whether this replica is the one to act on what has this name."""
+        hashed = {replica: hashlib.blake2b(f"{name}/{replica}".encode(), digest_size=8) for replica in self._replicas}
+        return max(hashed, key=lambda replica: (hashed[replica].digest(), replica)) == self._identity
 
     def _ask(self, placement: Placement, now: float) -> Effect:
         """Ask a node for leases."""
@@ -269,7 +294,14 @@ class Scheduler:
         self.decisions += len(slots)
         resources = wanted.entry.resources
         ask = LeaseAsk(
-            self._last_ask, node.node_id, wanted.owner, wanted.entry.key, tuple(slots), tuple(resources.items()), now
+            self._last_ask,
+            node.node_id,
+            node.bundle,
+            wanted.owner,
+            wanted.entry.key,
+            tuple(slots),
+            tuple(resources.items()),
+            now,
         )
         self.asks[ask.number] = ask
         node.asked[ask.number] = {name: units * len(slots) for name, units in resources.items()}
@@ -284,6 +316,7 @@ class Scheduler:
             slots=slots,
             resources=resources,
             actor=wanted.entry.actor,
+            bundle=node.bundle,
         )
         return Ask(self._subjects.node_from_scheduler(node.node_id, "lease"), request, ask, ASK_AGAIN_SECONDS)
 
@@ -291,6 +324,8 @@ class Scheduler:
         """Do what can be done for demand that fits nowhere now: say so if it never will, else ask for leases back."""
         wanted = unmet.wanted
         nodes = able(wanted.entry.resources, wanted.entry.strategy, self.nodes.values())
+        if not nodes and isinstance(wanted.entry.strategy, Bundle) and not self._has_place(wanted.entry.strategy):
+            return []  # its group waits, and its owner is told of that
         if not nodes or (isinstance(wanted.entry.strategy, NodeAffinity) and wanted.entry.strategy.fail):
             return self._notice(wanted, now)
         self._wake_when_avoided_no_more(wanted, now)
@@ -304,7 +339,8 @@ class Scheduler:
         wanted.recalled_at = now
         self._wake(now + RECALL_SECONDS)
         victim.node.mark_recalled(victim.lease)
-        request = RecallLeases(owner=victim.lease.owner, resources=victim.lease.resources, count=1)
+        lease = victim.lease
+        request = RecallLeases(owner=lease.owner, resources=lease.resources, count=1, bundle=victim.node.bundle)
         subject = self._subjects.node_from_scheduler(victim.node.node_id, "recall")
         return [Ask(subject, request, RecallAsk(victim.node.node_id))]
 
@@ -314,12 +350,20 @@ class Scheduler:
             if until > now:
                 self._wake(until)
 
+    def _has_place(self, bundle: Bundle) -> bool:
+        """Tell whether a placement group has all its bundles, as far as this replica can tell."""
+        seen = any(held.group == bundle.group for node in self.nodes.values() for held in node.bundles)
+        return seen and bundle.group not in self.groups
+
+    def _settled_at(self) -> float:
+        """Return from when on what was not heard of is not there."""
+        return self._hears_since + (SETTLE_SECONDS if self.nodes else NO_NODES_SECONDS)
+
     def _notice(self, wanted: Wanted, now: float) -> list[Effect]:
         """Tell the owner, once, that nothing in the cluster can meet its demand."""
         if wanted.noticed or not self._is_first(wanted):
             return []
-        settled_at = self._hears_since + (SETTLE_SECONDS if self.nodes else NO_NODES_SECONDS)
-        notice_at = max(wanted.since + NOTICE_SECONDS, settled_at)
+        notice_at = max(wanted.since + NOTICE_SECONDS, self._settled_at())
         if now < notice_at:
             self._wake(notice_at)
             return []

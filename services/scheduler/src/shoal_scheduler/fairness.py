@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import NodeId, ProcessId, SlotId
 from shoal_core.protocol.messages import LeaseSummary
-from shoal_core.protocol.placement import Strategy
+from shoal_core.protocol.placement import Bundle, Strategy
 from shoal_core.protocol.resources import Resources, add, fits
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.policy import Groups, NodeView, able, choose, nearest
@@ -74,8 +74,9 @@ def holdings(nodes: Iterable[NodeView]) -> Holdings:
     """Count what the nodes announced."""
     held: Holdings = Counter()
     for node in nodes:
-        for lease in node.leases:
-            held[lease.owner] += lease.count - lease.blocked
+        for view in (node, *node.bundles.values()):
+            for lease in view.leases:
+                held[lease.owner] += lease.count - lease.blocked
     return held
 
 
@@ -92,7 +93,7 @@ class _Round:
     """One round of placing; what it keeps room for is counted as free again at its end."""
 
     def __init__(self, nodes: Sequence[NodeView], held: Holdings, now: float) -> None:
-        self.placements: dict[tuple[NodeId, ProcessId, int], Placement] = {}
+        self.placements: dict[tuple[NodeId, Bundle | None, ProcessId, int], Placement] = {}
         self.unmet: list[Unmet] = []
         self._nodes = nodes
         self._held = held
@@ -123,7 +124,7 @@ class _Round:
             self.unmet.append(Unmet(wanted, self._keep(turn)))
             return False
         node.take(wanted.entry.resources)
-        place = (node.node_id, wanted.owner, wanted.entry.key)
+        place = (node.node_id, node.bundle, wanted.owner, wanted.entry.key)
         self.placements.setdefault(place, Placement(node, wanted)).slots.append(turn.slots.pop(0))
         turn.placed += 1
         self._held[wanted.owner] += 1

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import NodeId
-from shoal_core.protocol.messages import LeaseSummary
+from shoal_core.protocol.messages import BundleSummary, LeaseSummary
 from shoal_core.protocol.placement import (
+    ANY_BUNDLE,
     Bundle,
     Default,
     NodeAffinity,
@@ -37,6 +38,9 @@ class NodeView:
 
     ``asked`` holds, by the number of the ask, what a request under way would take; no answer is out of date about it
     for long, since each ask is settled when its own answer comes.
+
+    A bundle of a placement group, out of which leases may come, is a view of its own, in ``bundles`` of its node;
+    ``bundle`` says which one it is.
     """
 
     node_id: NodeId
@@ -50,6 +54,8 @@ class NodeView:
     sequence: int = 0
     heard_at: float = 0.0
     avoid_until: float = 0.0
+    bundle: Bundle | None = None
+    bundles: dict[Bundle, NodeView] = field(default_factory=dict)
 
     def take(self, resources: Resources, times: int = 1) -> None:
         """Count resources as used (``times`` -1: as free again)."""
@@ -62,9 +68,26 @@ class NodeView:
         for resources in self.asked.values():
             self.take(resources)
 
-    def mark_recalled(self, lease: LeaseSummary) -> None:
-        """Count one more of these leases as asked back, until the node says so itself."""
-        marked = lease.model_copy(update={"recalled": lease.recalled + 1})
+    def learn_bundles(self, bundles: Iterable[BundleSummary], leases: Sequence[LeaseSummary]) -> None:
+        """Take in which bundles the node has, and which of its leases are out of which."""
+        before, self.bundles = self.bundles, {}
+        for summary in bundles:
+            bundle = Bundle(summary.group_id, summary.index)
+            if summary.committed:
+                view = before.get(bundle) or NodeView(self.node_id, summary.total, {}, bundle=bundle)
+                view.draining = self.draining
+                view.leases = [lease for lease in leases if lease.bundle == bundle]
+                view.learn(summary.free)
+                self.bundles[bundle] = view
+        self.leases = [lease for lease in leases if lease.bundle is None]
+
+    def view(self, bundle: Bundle | None) -> NodeView | None:
+        """Return the view of a bundle, or the node's own."""
+        return self if bundle is None else self.bundles.get(bundle)
+
+    def mark_recalled(self, lease: LeaseSummary, count: int = 1) -> None:
+        """Count more of these leases as asked back, until the node says so itself."""
+        marked = lease.model_copy(update={"recalled": lease.recalled + count})
         self.leases = [marked if other is lease else other for other in self.leases]
 
     @property
@@ -86,9 +109,11 @@ Groups = list[list[NodeView]]
 
 def able(resources: Resources, strategy: Strategy, nodes: Iterable[NodeView]) -> Groups:
     """Return the nodes that stay and could ever hold a lease where its strategy allows it, preferred ones first."""
+    if isinstance(strategy, Bundle):
+        nodes = [view for node in nodes for bundle, view in node.bundles.items() if _is_meant(bundle, strategy)]
     fitting = [node for node in nodes if not node.draining and fits(resources, node.total)]
     match strategy:
-        case Default() | Spread():
+        case Default() | Spread() | Bundle():
             groups = [fitting]
         case NodeAffinity(node=wanted):
             there = [node for node in fitting if node.node_id == wanted]
@@ -104,9 +129,11 @@ def able(resources: Resources, strategy: Strategy, nodes: Iterable[NodeView]) ->
             for selector in selectors:
                 group = [node for node in fitting if all_met(selector, node.labels)]
                 groups.append(_without(group, [node for before in groups for node in before]))
-        case Bundle():
-            groups = []
     return [group for group in groups if group]
+
+
+def _is_meant(bundle: Bundle, wish: Bundle) -> bool:
+    return bundle.group == wish.group and wish.index in (bundle.index, ANY_BUNDLE)
 
 
 def choose(
@@ -203,11 +230,15 @@ def explain(resources: Resources, strategy: Strategy, nodes: Iterable[NodeView])
 def _explain_infeasible(resources: Resources, strategy: Strategy, nodes: list[NodeView]) -> str:
     """Say what is wrong with the nearest node: of those that the strategy allows, if there are any, else of all."""
     allowed = [node for group in able({}, strategy, nodes) for node in group]
+    if isinstance(strategy, Bundle) and not allowed:
+        return f"it waits until {in_words(strategy)} has a place"
     near = min(allowed or nodes, key=lambda node: (len(_lacking(resources, node.total)), node.node_id))
     lacking = ", ".join(
         f"{name} {from_units(resources[name]):g} (it has {from_units(near.total.get(name, 0)):g})"
         for name in _lacking(resources, near.total)
     )
+    if isinstance(strategy, Bundle):
+        return f"{in_words(strategy)} can never hold it: the nearest, on node {near.node_id}, lacks {lacking}"
     if allowed:
         return f"no node can ever run it; the nearest, node {near.node_id}, lacks {lacking}"
     wish = in_words(strategy)

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from shoal_core.bus import Bus
-from shoal_core.protocol.ids import ServiceId
+from shoal_core.protocol.groups import GroupChanged, GroupDemand
+from shoal_core.protocol.ids import PlacementGroupId, ServiceId
 from shoal_core.protocol.messages import (
     Demand,
     JobFinished,
@@ -31,6 +32,8 @@ def routes(subjects: Subjects) -> list[Route]:
         Route(subjects.demand("*"), Demand, kind="event"),
         Route(subjects.event(Role.NODE, "*", "announce"), NodeAnnouncement, kind="event"),
         Route(subjects.event(Role.NODE, "*", "process_died"), ProcessDied, kind="event"),
+        Route(subjects.event(Role.GCS, "*", "group_demand"), GroupDemand, kind="event"),
+        Route(subjects.group_changed("*", PlacementGroupId("*")), GroupChanged, kind="event"),
         Route(subjects.event(Role.GCS, "*", "node_died"), NodeDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
         Route(subjects.event(Role.SCHEDULER, "*", "presence"), SchedulerPresence, kind="event"),
@@ -47,6 +50,7 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
     engine = Engine(core, bus, name="scheduler", routes=routes(subjects), first=[Begin()], clock=time.monotonic)
     engine.metrics.gauge("nodes_seen", "Nodes that announce themselves.", lambda: len(core.nodes))
     engine.metrics.gauge("demand_pending", "Scheduling keys that wait for leases.", lambda: len(core.demand))
+    engine.metrics.gauge("groups_pending", "Placement groups that wait for nodes.", lambda: len(core.groups))
     async with engine:
         yield engine
 

@@ -6,6 +6,7 @@ who died. It is put together from tables that each know one thing::
     NodeCore ── Workforce ── LeaseTable ── GpuTable
        │            ├─────── ProcessTable
        │            └─────── ActorTable
+       ├─────── BundleTable ── LeaseTable
        ├─────── SharedMemory ── ObjectStore, Loans, Copies
        ├─────── Inquiries         (who holds what)
        └─────── Liveness          (who elsewhere is dead)
@@ -37,6 +38,7 @@ from shoal_core.protocol.errors import (
     InvalidRequestError,
     ShoalError,
 )
+from shoal_core.protocol.groups import BundlesPrepared, GroupChanged, PrepareBundles, ReturnBundles
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, SlotId, node_of
 from shoal_core.protocol.messages import (
     AttachDriver,
@@ -66,6 +68,7 @@ from shoal_core.protocol.records import (
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.transfer.records import CHUNK_BYTES
 from shoal_worker.actors import About, ActorTable, Hosted, Verdict
+from shoal_worker.bundles import AboutGroup, BundleTable
 from shoal_worker.copies import AboutLoan
 from shoal_worker.files import StoreInput
 from shoal_worker.inputs import (
@@ -79,7 +82,7 @@ from shoal_worker.inputs import (
     WatchDriver,
 )
 from shoal_worker.inquiries import DRIVER, WORKER, Inquiries
-from shoal_worker.leases import LeaseTable
+from shoal_worker.leases import Lease, LeaseTable
 from shoal_worker.liveness import Ends, Liveness
 from shoal_worker.processes import ProcessState, ProcessTable
 from shoal_worker.shared_memory import SegmentRecord, SharedMemory
@@ -114,6 +117,7 @@ class NodeCore:
         self.memory = SharedMemory(self.node_id, subjects, self.store, self.liveness, self._require_local, chunk_bytes)
         self.inquiries = Inquiries(self.node_id, self.segments)
         self.actors = ActorTable(self.node_id, subjects)
+        self.bundles = BundleTable(self.node_id, subjects, self.leases)
         self.workforce = Workforce(self.leases, self.processes, self.actors)
         self.drivers: dict[ProcessId, JobId] = {}
         self.draining = False
@@ -126,6 +130,8 @@ class NodeCore:
         self._requests: dict[type[Message], Callable[..., Message | ShoalError | None]] = {
             LeaseRequest: self._lease,
             RecallLeases: self._recall,
+            PrepareBundles: self._prepare,
+            ReturnBundles: self._return_bundles,
             **self.memory.requests,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
@@ -146,6 +152,8 @@ class NodeCore:
         elif isinstance(message, Answered) and isinstance(message.context, About):
             if (judged := self.actors.answered(message, now)) is not None:
                 self._judge(*judged, now)
+        elif isinstance(message, Answered) and isinstance(message.context, AboutGroup):
+            self._bundles_changed(self.bundles.answered(message), now)
         elif isinstance(message, Answered) and isinstance(message.context, AboutLoan):
             self.memory.lent(message, now)
         elif isinstance(message, Answered):
@@ -165,6 +173,7 @@ class NodeCore:
         self.workforce.tend(now)
         self.inquiries.tick(now)
         self.actors.tick(now)
+        self.bundles.tick(now)
         self.memory.tick(now)
         self.liveness.tick(self._owners(), self._jobs(), now, self.memory.nodes())
         return self._flush(now)
@@ -176,8 +185,10 @@ class NodeCore:
         effects += self.memory.effects(now)
         effects += self.liveness.effects
         effects += self.actors.effects
+        effects += self.bundles.effects
         effects += self.inquiries.effects
         self.workforce.effects, self.liveness.effects, self.actors.effects, self.inquiries.effects = [], [], [], []
+        self.bundles.effects = []
         if now >= self._announce_at():
             effects.append(self._announcement(now))
         wake_at = min(self._announce_at(), self.memory.wake_at(), self.inquiries.next_deadline)
@@ -205,6 +216,7 @@ class NodeCore:
             labels=self.description.labels,
             draining=self.draining,
             leases=self.leases.summaries(),
+            bundles=self.bundles.summaries(),
             worker_processes=len(self.processes),
             actors=len(self.actors),
         )
@@ -234,9 +246,31 @@ class NodeCore:
             granted=granted,
             refused=refused,
             reason=reason,
+            free=self.leases.free_in(request.bundle),
+            sequence=self._sequence,
+        )
+
+    def _prepare(self, request: PrepareBundles, token: int, now: float) -> BundlesPrepared:
+        reason = "the node is leaving" if self.draining else self.bundles.prepare(request, now)
+        self.workforce.changed = self.workforce.changed or not reason
+        return BundlesPrepared(
+            node_id=self.node_id,
+            granted=not reason,
+            reason=reason,
             free=self.leases.free,
             sequence=self._sequence,
         )
+
+    def _return_bundles(self, request: ReturnBundles, token: int, now: float) -> Done:
+        if self.bundles.give_back(request):
+            self.workforce.changed = True
+        return Done()
+
+    def _bundles_changed(self, ended: list[Lease] | None, now: float) -> None:
+        """What is known of a group's record has changed something here; these leases go."""
+        if ended is not None:
+            self.workforce.changed = True
+            self.workforce.group_removed(ended, now)
 
     def _recall(self, request: RecallLeases, token: int, now: float) -> Done:
         self.workforce.recall(request)
@@ -316,6 +350,8 @@ class NodeCore:
             self._ends(Ends(jobs=[event.job_id], processes=[event.driver]), now)
         elif isinstance(event, NodeDied):
             self._ends(Ends(nodes=[event.node_id]), now)
+        elif isinstance(event, GroupChanged):
+            self._bundles_changed(self.bundles.changed(event), now)
         elif isinstance(event, ActorChanged):
             for hosted, verdict in self.actors.changed(event):
                 reason = event.death.reason if event.death is not None else "it is started anew"
@@ -397,6 +433,7 @@ class NodeCore:
         """State the invariants."""
         self.workforce.sanity_check()
         self.actors.sanity_check()
+        self.bundles.sanity_check()
         self.memory.sanity_check()
         assert not any(self.liveness.is_dead(driver) for driver in self.drivers)
         for lease in self.leases:

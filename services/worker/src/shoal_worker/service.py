@@ -25,7 +25,8 @@ from shoal_core.bus.requests import ask
 from shoal_core.machine import machine_id
 from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
-from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
+from shoal_core.protocol.groups import GroupChanged
+from shoal_core.protocol.ids import ActorId, NodeId, PlacementGroupId, ProcessId, new_node_id
 from shoal_core.protocol.labels import check_labels, system_labels
 from shoal_core.protocol.messages import (
     JobFinished,
@@ -245,6 +246,7 @@ def routes(subjects: Subjects, node: NodeId) -> list[Route]:
         Route(subjects.event(Role.GCS, "*", "node_died"), NodeDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
         Route(subjects.actor_changed("*", ActorId("*")), ActorChanged, kind="event"),
+        Route(subjects.group_changed("*", PlacementGroupId("*")), GroupChanged, kind="event"),
     ]
     return [*asked, *events]
 
@@ -349,6 +351,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             engine.metrics.total("returned_bytes_total", "Spilled bytes that came back.", lambda: counts.returned_bytes)
             engine.metrics.total("spills_refused_total", "Spills that failed.", lambda: counts.refused)
             engine.metrics.gauge("actors_hosted", "Actors whose process is on this node.", lambda: len(core.actors))
+            engine.metrics.gauge("bundles", "Bundles of placement groups reserved here.", lambda: len(core.bundles))
             measure_transfers(engine.metrics, core, hands.mover)
             try:
                 async with metered(found, core.leases.gpus, engine.metrics), engine:

@@ -12,9 +12,12 @@ The rules that hold here:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from shoal_core.protocol.effects import Effect, Send, Start
 from shoal_core.protocol.ids import ActorId, JobId, LeaseId, ProcessId, SlotId
 from shoal_core.protocol.messages import LeaseRequest, RecallLeases
+from shoal_core.protocol.placement import in_words
 from shoal_core.protocol.records import (
     ActorAssigned,
     ActorDismissed,
@@ -31,6 +34,8 @@ from shoal_worker.gpus import why_impossible
 from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
 from shoal_worker.leases import Lease, LeaseTable
 from shoal_worker.processes import ProcessState, ProcessTable, WorkerProcess
+
+GROUP_REMOVED = "its placement group was removed"
 
 
 class Workforce:
@@ -60,6 +65,8 @@ class Workforce:
         refused: list[SlotId] = []
         if any(units < 0 for units in request.resources.values()):
             obstacle = f"an amount of {to_amounts(request.resources)} is negative"
+        if request.bundle is not None and not self.leases.has_open(request.bundle):
+            obstacle = obstacle or f"the node has no {in_words(request.bundle)}"
         reason = obstacle = obstacle or why_impossible(request.resources.get(GPU, 0))
         for slot in request.slots:
             start = request.actor
@@ -69,11 +76,17 @@ class Workforce:
             lease = None
             if not refused and not obstacle:
                 lease = self.leases.grant(
-                    request.owner, request.job_id, request.key, slot, request.resources, actor=start is not None
+                    request.owner,
+                    request.job_id,
+                    request.key,
+                    slot,
+                    request.resources,
+                    actor=start is not None,
+                    bundle=request.bundle,
                 )
             if lease is None:
                 refused.append(slot)
-                reason = reason or f"only {to_amounts(self.leases.free)} is free"
+                reason = reason or f"only {to_amounts(self.leases.free_in(request.bundle))} is free"
                 continue
             granted.append(slot)
             self.changed = True
@@ -86,7 +99,7 @@ class Workforce:
 
     def recall(self, request: RecallLeases) -> None:
         """Ask an owner for leases back."""
-        for lease in self.leases.recall(request.owner, request.resources, request.count):
+        for lease in self.leases.recall(request.owner, request.resources, request.count, request.bundle):
             self.effects.append(Send(lease.owner, LeaseRecalled(lease.number)))
             self.changed = True
 
@@ -152,6 +165,19 @@ class Workforce:
         for process in self.processes:
             if process.job == job:
                 self._kill(process, "its job has ended", now)
+
+    def group_removed(self, leases: Iterable[Lease], now: float) -> None:
+        """A placement group was removed: the leases out of its bundles go, and their owners are told.
+
+        Those of actors go when the control store has ended the actors.
+        """
+        for lease in leases:
+            if lease.actor or lease.over:
+                continue
+            if lease.process is not None:
+                self.effects.append(Send(lease.owner, WorkerLost(lease.number, 0, GROUP_REMOVED, group_removed=True)))
+            self._abandon(lease, GROUP_REMOVED, now)
+        self.staff(now)
 
     # ------------------------------------------------------------------------------- staffing
 

@@ -14,10 +14,10 @@ A group's life::
    ``NAMING`` first; the name's key, taken by compare-and-set, decides who wins (as for actors).
 2. **Plan.** While bundles of a group have no place, a replica of the control store states that (``GroupDemand``), at
    once and every second. A scheduler chooses a node for each of them and asks those nodes to reserve
-   (``PrepareBundles``). A plan is an *attempt*, the one that follows the record's ``attempt``, of one scheduler.
+   (``PrepareBundles``). A plan belongs to an *attempt*: the one that follows the record's ``attempt``.
 3. **Commit.** When all nodes have reserved, the scheduler asks for the commit (``CommitGroup``): the record takes the
    nodes in if its attempt is still the one before. Where one node refuses, the scheduler, which then never asks for
-   this commit, has the others give back what they have reserved (``ReturnBundles``).
+   the commit of this plan, has the others give back what they have reserved (``ReturnBundles``).
 4. **In doubt.** A node that has reserved keeps it until it knows. If it hears nothing it asks (``AbandonGroup``):
    either the record names it already, or the attempt is over from now on and can never be committed, so that the node
    may give its part back. A bundle is used only after the record was seen to name the node for it.
@@ -182,7 +182,7 @@ class GroupDemand(Message):
 class PrepareBundles(Message):
     """A scheduler asks a node to reserve bundles of a group (verb ``prepare``), all of them or none."""
 
-    scheduler: str
+    plan: str = Field(description="Drawn for this plan; no other has the same.")
     group_id: PlacementGroupId
     attempt: int
     bundles: dict[int, Resources] = Field(description="By their index in the group.")
@@ -199,11 +199,10 @@ class BundlesPrepared(Message):
 
 
 class ReturnBundles(Message):
-    """A scheduler has given an attempt up: what a node reserved for it is free (verb ``return_bundles``)."""
+    """A scheduler gives a plan up: what a node reserved for it is free (verb ``return_bundles``)."""
 
-    scheduler: str
+    plan: str
     group_id: PlacementGroupId
-    attempt: int
 
 
 def changed(record: GroupRecord) -> GroupChanged:

@@ -1,0 +1,456 @@
+"""The placement groups that wait, and what one scheduler does about them: plan, have nodes reserve, ask for the commit.
+
+What one scheduler does for a group (``shoal_core.protocol.groups`` has the theory)::
+
+    waiting ── there is room ──► preparing ── all nodes have reserved ──► committing ── the record says so ──► gone
+       ▲                             │                                        │
+       │                             ├── one has not: the others give back    └── another was quicker: gone, and
+       └────── after a moment ───────┘                                            stated anew if it still waits
+
+The commit is asked for until it is answered, and nothing is given back meanwhile: it may have taken effect. A plan that
+is given up before is never committed. When plans of several groups are in each other's way, all of them are given up as
+far as nodes have refused, and tried again after a pause that is different for each, so that one comes through.
+
+Groups are served by priority, then by age. The first of them that does not fit keeps room: what it needs on the nodes
+where it could be if leases came back counts as used by it, and those leases are asked back. Room is kept only every
+other ``KEEP_SECONDS``, as for leases (see ``fairness``), since what is in the way may last for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shoal_core.protocol.effects import Ask, Effect, Publish
+from shoal_core.protocol.errors import RequestRefusedError, ShoalError
+from shoal_core.protocol.groups import (
+    BundlesPrepared,
+    CommitGroup,
+    GroupChanged,
+    GroupDemand,
+    GroupRecord,
+    GroupState,
+    PrepareBundles,
+    ReturnBundles,
+)
+from shoal_core.protocol.ids import NodeId, PlacementGroupId, ServiceId
+from shoal_core.protocol.messages import DemandNotice, LeaseSummary, Message, RecallLeases
+from shoal_core.protocol.resources import Resources, add, fits
+from shoal_core.protocol.subjects import Subjects
+from shoal_scheduler.demand import FORGET_SECONDS, HELP_SECONDS
+from shoal_scheduler.gangs import Plan, explain, free_without_leases, is_feasible, place
+from shoal_scheduler.policy import NodeView
+
+PREPARE_SECONDS = 2.0
+"""So long nodes have to answer; less than ``DOUBT_SECONDS`` of theirs."""
+COMMIT_SECONDS = 2.0
+PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 1.0
+AVOID_SECONDS = 0.5
+PATIENCE_SECONDS = 0.5
+KEEP_SECONDS = 30.0
+MOST_REMEMBERED = 10_000
+MOST_TRIED, TRY_SECONDS = 8, 1.0
+"""After so many kinds of groups that do not fit, each of the others is tried only so often."""
+
+Nodes = Mapping[NodeId, NodeView]
+ActsFirst = Callable[[str], bool]
+"""Tells of a name whether this scheduler is the one to act on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareAsk:
+    """The context of a ``PrepareBundles``; ``number`` is below zero, so that no lease's ask has the same."""
+
+    number: int
+    node: NodeId
+    group: PlacementGroupId
+    plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitAsk:
+    """The context of a ``CommitGroup``."""
+
+    group: PlacementGroupId
+    plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unneeded:
+    """The context of what is asked of a node and of whose answer nothing depends."""
+
+
+@dataclass(slots=True)
+class UnderWay:
+    """A plan that is being carried out. ``asked`` are the asks that were not answered, by node.
+
+    ``commit_at`` is there once the commit was asked for: when to ask again.
+    """
+
+    name: str
+    attempt: int
+    places: Plan
+    asked: dict[NodeId, PrepareAsk] = field(default_factory=dict)
+    commit_at: float | None = None
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A group that has bundles without a place.
+
+    ``since`` is when this was first heard, ``opened_at`` when the attempt that is to be made was. ``retry_at`` is when
+    to plan (again), ``tried_at`` when that was last in vain; ``avoid`` says until when not to ask nodes that refused
+    although they seemed to have the room. ``rank`` is its place in the order of turns, the same for all schedulers;
+    groups of one ``shape`` fit where the others fit.
+    """
+
+    demand: GroupDemand
+    since: float
+    opened_at: float
+    stated_at: float
+    retry_at: float
+    tried_at: float = -math.inf
+    under_way: UnderWay | None = None
+    failures: int = 0
+    avoid: dict[NodeId, float] = field(default_factory=dict)
+    noticed: bool = False
+    rank: tuple[int, float, PlacementGroupId] = field(init=False)
+    shape: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        about = self.demand.description
+        self.rank = (-about.priority, self.demand.created_at, about.group_id)
+        self.shape = repr((about.bundles, about.selectors, about.strategy, about.soft_target, self.demand.nodes))
+
+    @property
+    def group(self) -> PlacementGroupId:
+        """The group's id."""
+        return self.demand.description.group_id
+
+    def is_overdue(self) -> bool:
+        """Tell whether the control store has stated it again: whoever should have planned it has not."""
+        return self.stated_at - self.opened_at >= HELP_SECONDS
+
+
+class GroupTable:
+    """All groups that wait, as one scheduler knows them.
+
+    Of the ``nodes`` that its methods are given it changes what is free, as what is asked of them and what is kept does.
+    ``wake_at`` is when to plan again, as far as this table can tell.
+    """
+
+    def __init__(self, subjects: Subjects, identity: ServiceId) -> None:
+        self.plans = 0
+        self.refusals = 0
+        self.wake_at = math.inf
+        self._subjects = subjects
+        self._identity = identity
+        self._waiting: dict[PlacementGroupId, Waiting] = {}
+        self._over: dict[PlacementGroupId, float] = {}
+        self._kept: list[tuple[NodeView, Resources]] = []
+        self._last_ask = 0
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._waiting.values())
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, group: object) -> bool:
+        return group in self._waiting
+
+    # ------------------------------------------------------------------------------- what is heard
+
+    def stated(self, demand: GroupDemand, nodes: Nodes, now: float) -> list[Effect]:
+        """Take in which bundles of a group have no place."""
+        group = demand.description.group_id
+        if demand.attempt < self._over.get(group, 0):
+            return []  # an old statement that comes late
+        known = self._waiting.get(group)
+        if known is not None and demand.attempt <= known.demand.attempt:
+            known.stated_at = now
+            return []
+        effects = [] if known is None else self._drop(known, nodes)
+        new = self._waiting[group] = Waiting(demand, now, now, now, now)
+        if known is not None:
+            new.since, new.noticed = known.since, known.noticed
+        return effects
+
+    def changed(self, news: GroupChanged, nodes: Nodes) -> list[Effect]:
+        """Take in that a record has changed. Where something still waits, its statement is on its way."""
+        group = news.group_id
+        over = math.inf if news.state is GroupState.REMOVED else news.attempt
+        self._note_over(group, over)
+        known = self._waiting.get(group)
+        is_settled = news.state in (GroupState.CREATED, GroupState.REMOVED)
+        if known is None or known.demand.attempt >= over or not is_settled:
+            return []
+        return self._drop(known, nodes)
+
+    def answered(
+        self, ask: PrepareAsk | CommitAsk, answer: Message | ShoalError, nodes: Nodes, now: float
+    ) -> list[Effect]:
+        """Take in what a node or the control store has answered."""
+        if isinstance(ask, PrepareAsk):
+            _settle(ask, nodes)
+            if isinstance(answer, BundlesPrepared):
+                node = nodes.get(ask.node)
+                if node is not None and answer.sequence >= node.sequence:
+                    node.learn(answer.free)
+        known = self._waiting.get(ask.group)
+        if known is None or known.under_way is None or known.under_way.name != ask.plan:
+            return []  # that plan was given up
+        if isinstance(ask, PrepareAsk):
+            return self._prepared(known, known.under_way, ask, answer, nodes, now)
+        return self._committed(known, known.under_way, answer, nodes, now)
+
+    def _prepared(
+        self,
+        waiting: Waiting,
+        plan: UnderWay,
+        ask: PrepareAsk,
+        answer: Message | ShoalError,
+        nodes: Nodes,
+        now: float,
+    ) -> list[Effect]:
+        del plan.asked[ask.node]
+        if isinstance(answer, BundlesPrepared) and answer.granted:
+            return [] if plan.asked else [self._ask_commit(waiting, plan, now)]
+        node = nodes.get(ask.node)
+        if isinstance(answer, BundlesPrepared):
+            self.refusals += 1
+            if fits(_needs(waiting, plan.places).get(ask.node, {}), answer.free):
+                waiting.avoid[ask.node] = now + AVOID_SECONDS
+        elif node is not None:
+            node.avoid_until = now + AVOID_SECONDS
+        return self._fail(waiting, nodes, now)
+
+    def _committed(
+        self, waiting: Waiting, plan: UnderWay, answer: Message | ShoalError, nodes: Nodes, now: float
+    ) -> list[Effect]:
+        if isinstance(answer, GroupRecord):
+            self._note_over(waiting.group, math.inf if answer.state is GroupState.REMOVED else answer.attempt)
+        elif not isinstance(answer, RequestRefusedError):
+            plan.commit_at = now + PAUSE_SECONDS  # it may have been heard: asked again until that is known
+            return []
+        return self._drop(waiting, nodes)
+
+    def node_died(self, node: NodeId, nodes: Nodes, now: float) -> list[Effect]:
+        """Give up what needs a node that is dead."""
+        effects: list[Effect] = []
+        for waiting in self._waiting.values():
+            plan = waiting.under_way
+            if plan is not None and plan.commit_at is None and node in plan.places.values():
+                effects += self._fail(waiting, nodes, now)
+        return effects
+
+    def forget_silent(self, nodes: Nodes, now: float) -> list[Effect]:
+        """Drop what was not stated again."""
+        silent = [waiting for waiting in self if now - waiting.stated_at > FORGET_SECONDS]
+        return [effect for waiting in silent for effect in self._drop(waiting, nodes)]
+
+    def renew(self, now: float) -> None:
+        """Give every group a full new period to be stated again, since nothing could be heard for a while."""
+        for waiting in self:
+            waiting.stated_at = now
+
+    def _note_over(self, group: PlacementGroupId, attempt: float) -> None:
+        """Remember which attempts are over, so that an old statement does not begin them anew."""
+        self._over[group] = max(attempt, self._over.pop(group, 0))
+        if len(self._over) > MOST_REMEMBERED:
+            del self._over[next(iter(self._over))]
+
+    # ------------------------------------------------------------------------------- plans
+
+    def plan(self, nodes: Sequence[NodeView], acts_first: ActsFirst, now: float) -> list[Effect]:
+        """Begin plans for all that fit, and keep room for the first that does not; ``release_room`` ends that."""
+        self.wake_at = math.inf
+        effects: list[Effect] = []
+        full: set[str] = set()
+        for waiting in sorted(self._waiting.values(), key=lambda waiting: waiting.rank):
+            plan = waiting.under_way
+            if plan is not None:
+                if plan.commit_at is not None and plan.commit_at <= now:
+                    effects.append(self._ask_commit(waiting, plan, now))
+                elif plan.commit_at is not None:
+                    self._wake(plan.commit_at)
+                continue
+            if waiting.retry_at > now:
+                self._wake(waiting.retry_at)
+                continue
+            if waiting.shape in full or (len(full) >= MOST_TRIED and now - waiting.tried_at < TRY_SECONDS):
+                continue
+            ours = waiting.is_overdue() or acts_first(f"group/{waiting.group}")
+            places = place(waiting.demand, nodes, now, avoid=waiting.avoid)
+            if places is None:
+                waiting.tried_at = now
+                effects += self._wait(waiting, nodes, now, ours=ours, first=not full)
+                full.add(waiting.shape)
+            elif ours:
+                effects += self._begin(waiting, places, nodes, now)
+            else:
+                self._keep(waiting, places, nodes)  # another scheduler is about to ask for it
+        return effects
+
+    def release_room(self) -> None:
+        """What was kept in a round counts as free again."""
+        for node, resources in self._kept:
+            node.take(resources, -1)
+        self._kept.clear()
+
+    def _begin(self, waiting: Waiting, places: Plan, nodes: Sequence[NodeView], now: float) -> list[Effect]:
+        """Ask all nodes of a plan to reserve."""
+        self.plans += 1
+        plan = UnderWay(f"{self._identity}.{self.plans}", waiting.demand.attempt + 1, places)
+        waiting.under_way = plan
+        views = {node.node_id: node for node in nodes}
+        bundles = waiting.demand.description.bundles
+        effects: list[Effect] = []
+        for node, resources in _needs(waiting, places).items():
+            self._last_ask -= 1
+            ask = plan.asked[node] = PrepareAsk(self._last_ask, node, waiting.group, plan.name)
+            views[node].asked[ask.number] = resources
+            views[node].take(resources)
+            request = PrepareBundles(
+                plan=plan.name,
+                group_id=waiting.group,
+                attempt=plan.attempt,
+                bundles={index: bundles[index] for index, place in places.items() if place == node},
+            )
+            effects.append(Ask(self._subjects.node_from_scheduler(node, "prepare"), request, ask, PREPARE_SECONDS))
+        return effects
+
+    def _ask_commit(self, waiting: Waiting, plan: UnderWay, now: float) -> Effect:
+        plan.commit_at = math.inf  # set when this is answered, and not to our content
+        request = CommitGroup(group_id=waiting.group, attempt=plan.attempt, nodes=plan.places)
+        subject = self._subjects.gcs_from_scheduler("commit_group")
+        return Ask(subject, request, CommitAsk(waiting.group, plan.name), COMMIT_SECONDS)
+
+    def _fail(self, waiting: Waiting, nodes: Nodes, now: float) -> list[Effect]:
+        """Give a plan up, and make another one after a pause that is different for each group."""
+        effects = self._give_back(waiting, nodes)
+        waiting.failures += 1
+        seed = f"{self._identity}/{waiting.group}/{waiting.failures}".encode()
+        fraction = int.from_bytes(hashlib.blake2b(seed, digest_size=4).digest(), "big") / 2**32
+        longest = min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * 2 ** min(waiting.failures, 10))
+        waiting.retry_at = now + longest * (0.1 + fraction)
+        waiting.avoid = {node: until for node, until in waiting.avoid.items() if until > now}
+        return effects
+
+    def _drop(self, waiting: Waiting, nodes: Nodes) -> list[Effect]:
+        """Have nothing more to do with a group, until it is stated anew."""
+        effects = self._give_back(waiting, nodes)
+        del self._waiting[waiting.group]
+        return effects
+
+    def _give_back(self, waiting: Waiting, nodes: Nodes) -> list[Effect]:
+        """Have nodes free what they reserved for a plan, unless its commit was asked for: then the record decides."""
+        plan = waiting.under_way
+        waiting.under_way = None
+        if plan is None:
+            return []
+        for ask in plan.asked.values():
+            _settle(ask, nodes)
+        if plan.commit_at is not None:
+            return []
+        request = ReturnBundles(plan=plan.name, group_id=waiting.group)
+        return [
+            Ask(self._subjects.node_from_scheduler(node, "return_bundles"), request, Unneeded())
+            for node in sorted(set(plan.places.values()))
+        ]
+
+    def notices(self, nodes: Collection[NodeView], acts_first: ActsFirst, before: float) -> list[Effect]:
+        """Tell owners, once, of groups that were there ``before`` and that nothing in the cluster can ever hold."""
+        effects: list[Effect] = []
+        for waiting in self:
+            about = waiting.demand.description
+            mute = waiting.noticed or waiting.since > before or not acts_first(f"group/{waiting.group}")
+            if mute or is_feasible(waiting.demand, nodes):
+                continue
+            waiting.noticed = True
+            name = about.name or about.group_id
+            why = explain(waiting.demand, nodes)
+            text = f"Placement group {name} waits: {why}. It is placed when such nodes join."
+            notice = DemandNotice(key=0, name=name, text=text, why=why, group=about.group_id)
+            effects.append(Publish(self._subjects.notice(self._identity, about.owner), notice))
+        return effects
+
+    # ------------------------------------------------------------------------------- keeping room
+
+    def _wait(
+        self, waiting: Waiting, nodes: Sequence[NodeView], now: float, *, ours: bool, first: bool
+    ) -> list[Effect]:
+        """Keep room for a group that does not fit, if it is the first; have leases asked back that are in its way."""
+        patient_until = waiting.since + PATIENCE_SECONDS
+        if now < patient_until:
+            self._wake(patient_until)
+            return []
+        if not first or (now - patient_until) // KEEP_SECONDS % 2:
+            return []
+        places = place(waiting.demand, nodes, now, free_without_leases, waiting.avoid)
+        if places is None:
+            return []
+        effects = self._recall(waiting, places, nodes) if ours else []
+        self._keep(waiting, places, nodes)
+        return effects
+
+    def _keep(self, waiting: Waiting, places: Plan, nodes: Sequence[NodeView]) -> None:
+        needs = _needs(waiting, places)
+        for node in nodes:
+            if resources := needs.get(node.node_id):
+                node.take(resources)
+                self._kept.append((node, resources))
+
+    def _recall(self, waiting: Waiting, places: Plan, nodes: Sequence[NodeView]) -> list[Effect]:
+        needs = _needs(waiting, places)
+        return [
+            effect for node in nodes if node.node_id in needs for effect in self._recall_on(node, needs[node.node_id])
+        ]
+
+    def _recall_on(self, node: NodeView, needed: Resources) -> list[Effect]:
+        """Ask for as many leases of a node as are needed, from whoever has most of a kind there."""
+        coming = dict(node.free)
+        for lease in node.leases:
+            coming = add(coming, _times(lease.resources, lease.recalled))
+        effects: list[Effect] = []
+        for lease in sorted(node.leases, key=lambda lease: (-lease.count, lease.owner)):
+            count = 0
+            while count < lease.count - lease.blocked - lease.recalled and _helps(lease, needed, coming):
+                coming = add(coming, lease.resources)
+                count += 1
+            if count:
+                node.mark_recalled(lease, count)
+                request = RecallLeases(owner=lease.owner, resources=lease.resources, count=count)
+                effects.append(Ask(self._subjects.node_from_scheduler(node.node_id, "recall"), request, Unneeded()))
+        return effects
+
+    def _wake(self, at: float) -> None:
+        self.wake_at = min(self.wake_at, at)
+
+
+def _needs(waiting: Waiting, places: Plan) -> dict[NodeId, Resources]:
+    """Return what a plan takes of each node."""
+    bundles = waiting.demand.description.bundles
+    needs: dict[NodeId, Resources] = {}
+    for index, node in places.items():
+        needs[node] = add(needs.get(node, {}), bundles[index])
+    return needs
+
+
+def _settle(ask: PrepareAsk, nodes: Nodes) -> None:
+    """An ask is over: what it would have taken counts no more."""
+    node = nodes.get(ask.node)
+    if node is not None and (resources := node.asked.pop(ask.number, None)) is not None:
+        node.take(resources, -1)
+
+
+def _helps(lease: LeaseSummary, needed: Resources, coming: Resources) -> bool:
+    """Tell whether the return of a lease brings some of what is missing."""
+    return any(lease.resources.get(name) and coming.get(name, 0) < units for name, units in needed.items())
+
+
+def _times(resources: Resources, count: int) -> Resources:
+    return {name: units * count for name, units in resources.items()}
