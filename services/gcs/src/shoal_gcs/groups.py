@@ -65,7 +65,8 @@ class Groups:
         self._state = state
         self._subjects = subjects
         self._identity = identity
-        self._told_again: set[tuple[PlacementGroupId, NodeId]] = set()
+        self._disagree: set[tuple[PlacementGroupId, NodeId]] = set()
+        self._disagreed: set[tuple[PlacementGroupId, NodeId]] = set()
 
     # -------------------------------------------------------------------------------- what is asked
 
@@ -116,15 +117,17 @@ class Groups:
         return [*(() if new else (self._changed(changed(record)),)), *self._demand(record)]
 
     def told_again(self, announcement: NodeAnnouncement) -> list[Effect]:
-        """Tell a node of bundles it has of which it does not know what the records say, each once a tick."""
+        """Tell a node what the records say of bundles that it has, where it has not known that for a tick or two."""
         effects: list[Effect] = []
         node = announcement.node_id
         for bundle in announcement.bundles:
             group = bundle.group_id
             held = self._state.groups.get(group)
-            if (group, node) in self._told_again or (held is not None and _agree(held.value, bundle, node)):
+            if (group, node) in self._disagree or (held is not None and _agree(held.value, bundle, node)):
                 continue
-            self._told_again.add((group, node))
+            self._disagree.add((group, node))
+            if (group, node) not in self._disagreed:
+                continue  # what it has to know may be on its way
             if held is None:
                 effects += LookForGroup(None, group, self._changed(_long_gone(group))).attempt(self._state)
             else:
@@ -147,7 +150,7 @@ class Groups:
 
     def demands(self) -> list[Effect]:
         """Repeat the demand of all groups that wait."""
-        self._told_again.clear()
+        self._disagreed, self._disagree = self._disagree, set()
         waiting = sorted(self._state.living_groups)
         return [effect for group in waiting for effect in self._demand(self._state.groups[group].value)]
 

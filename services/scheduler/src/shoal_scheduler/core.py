@@ -115,7 +115,7 @@ class Scheduler:
             case Event(GroupDemand() as stated):
                 effects = self.groups.stated(stated, self.nodes, now)
             case Event(GroupChanged() as news):
-                effects = self.groups.changed(news, self.nodes)
+                return self.groups.changed(news, self.nodes)
             case Event(NodeDied(node_id=node)):
                 effects = self._node_died(node, now)
             case Event(ProcessDied(process_id=process)):
@@ -127,6 +127,8 @@ class Scheduler:
                 self._answered(ask, answer, now)
             case Answered(PrepareAsk() | CommitAsk() as ask, answer):
                 effects = self.groups.answered(ask, answer, self.nodes, now)
+                if not self.groups.has_plans_to_make():
+                    return effects
             case Request(GetPending(), token):
                 return [Reply(token, pending_list(self.demand, self.groups, self.nodes.values(), now))]
             case Request(GetResources(), token):

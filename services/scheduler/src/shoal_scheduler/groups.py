@@ -87,14 +87,14 @@ class Unneeded:
 class UnderWay:
     """A plan that is being carried out. ``asked`` are the asks that were not answered, by node.
 
-    ``commit_at`` is there once the commit was asked for: when to ask again.
+    ``committing``: its commit was asked for, and from then on nothing may be given back.
     """
 
     name: str
     attempt: int
     places: Plan
     asked: dict[NodeId, PrepareAsk] = field(default_factory=dict)
-    commit_at: float | None = None
+    committing: bool = False
 
 
 @dataclass(slots=True)
@@ -146,9 +146,11 @@ class GroupTable:
         self.plans = 0
         self.refusals = 0
         self.wake_at = math.inf
+        self._idle: dict[PlacementGroupId, Waiting] = {}
         self._subjects = subjects
         self._identity = identity
         self._waiting: dict[PlacementGroupId, Waiting] = {}
+        self._unsure: dict[PlacementGroupId, float] = {}
         self._over: dict[PlacementGroupId, float] = {}
         self._kept: list[tuple[NodeView, Resources]] = []
         self._last_ask = 0
@@ -174,7 +176,7 @@ class GroupTable:
             known.stated_at = now
             return []
         effects = [] if known is None else self._drop(known, nodes)
-        new = self._waiting[group] = Waiting(demand, now, now, now, now)
+        new = self._idle[group] = self._waiting[group] = Waiting(demand, now, now, now, now)
         if known is not None:
             new.since, new.noticed = known.since, known.noticed
         return effects
@@ -218,7 +220,7 @@ class GroupTable:
     ) -> list[Effect]:
         del plan.asked[ask.node]
         if isinstance(answer, BundlesPrepared) and answer.granted:
-            return [] if plan.asked else [self._ask_commit(waiting, plan, now)]
+            return [] if plan.asked else [self._ask_commit(waiting, plan)]
         node = nodes.get(ask.node)
         if isinstance(answer, BundlesPrepared):
             self.refusals += 1
@@ -234,7 +236,7 @@ class GroupTable:
         if isinstance(answer, GroupRecord):
             self._note_over(waiting.group, math.inf if answer.state is GroupState.REMOVED else answer.attempt)
         elif not isinstance(answer, RequestRefusedError):
-            plan.commit_at = now + PAUSE_SECONDS  # it may have been heard: asked again until that is known
+            self._unsure[waiting.group] = now + PAUSE_SECONDS  # it may have been heard: asked again until that is known
             return []
         return self._drop(waiting, nodes)
 
@@ -243,7 +245,7 @@ class GroupTable:
         effects: list[Effect] = []
         for waiting in self._waiting.values():
             plan = waiting.under_way
-            if plan is not None and plan.commit_at is None and node in plan.places.values():
+            if plan is not None and not plan.committing and node in plan.places.values():
                 effects += self._fail(waiting, nodes, now)
         return effects
 
@@ -265,19 +267,16 @@ class GroupTable:
 
     # ------------------------------------------------------------------------------- plans
 
+    def has_plans_to_make(self) -> bool:
+        """Tell whether there is anything to do for ``plan``."""
+        return bool(self._idle or self._unsure)
+
     def plan(self, nodes: Sequence[NodeView], acts_first: ActsFirst, now: float) -> list[Effect]:
         """Begin plans for all that fit, and keep room for the first that does not; ``release_room`` ends that."""
         self.wake_at = math.inf
-        effects: list[Effect] = []
+        effects = self._ask_again(now)
         full: set[str] = set()
-        for waiting in sorted(self._waiting.values(), key=lambda waiting: waiting.rank):
-            plan = waiting.under_way
-            if plan is not None:
-                if plan.commit_at is not None and plan.commit_at <= now:
-                    effects.append(self._ask_commit(waiting, plan, now))
-                elif plan.commit_at is not None:
-                    self._wake(plan.commit_at)
-                continue
+        for waiting in sorted(self._idle.values(), key=lambda waiting: waiting.rank):
             if waiting.retry_at > now:
                 self._wake(waiting.retry_at)
                 continue
@@ -295,6 +294,19 @@ class GroupTable:
                 self._keep(waiting, places, nodes)  # another scheduler is about to ask for it
         return effects
 
+    def _ask_again(self, now: float) -> list[Effect]:
+        """Ask again for the commits of which it is not known whether they were heard."""
+        due = [group for group, at in self._unsure.items() if at <= now]
+        for at in self._unsure.values():
+            self._wake(at)
+        effects: list[Effect] = []
+        for group in due:
+            del self._unsure[group]
+            waiting = self._waiting[group]
+            assert waiting.under_way is not None
+            effects.append(self._ask_commit(waiting, waiting.under_way))
+        return effects
+
     def release_room(self) -> None:
         """What was kept in a round counts as free again."""
         for node, resources in self._kept:
@@ -306,6 +318,7 @@ class GroupTable:
         self.plans += 1
         plan = UnderWay(f"{self._identity}.{self.plans}", waiting.demand.attempt + 1, places)
         waiting.under_way = plan
+        del self._idle[waiting.group]
         views = {node.node_id: node for node in nodes}
         bundles = waiting.demand.description.bundles
         effects: list[Effect] = []
@@ -323,8 +336,8 @@ class GroupTable:
             effects.append(Ask(self._subjects.node_from_scheduler(node, "prepare"), request, ask, PREPARE_SECONDS))
         return effects
 
-    def _ask_commit(self, waiting: Waiting, plan: UnderWay, now: float) -> Effect:
-        plan.commit_at = math.inf  # set when this is answered, and not to our content
+    def _ask_commit(self, waiting: Waiting, plan: UnderWay) -> Effect:
+        plan.committing = True
         request = CommitGroup(group_id=waiting.group, attempt=plan.attempt, nodes=plan.places)
         subject = self._subjects.gcs_from_scheduler("commit_group")
         return Ask(subject, request, CommitAsk(waiting.group, plan.name), COMMIT_SECONDS)
@@ -343,18 +356,20 @@ class GroupTable:
     def _drop(self, waiting: Waiting, nodes: Nodes) -> list[Effect]:
         """Have nothing more to do with a group, until it is stated anew."""
         effects = self._give_back(waiting, nodes)
-        del self._waiting[waiting.group]
+        del self._waiting[waiting.group], self._idle[waiting.group]
         return effects
 
     def _give_back(self, waiting: Waiting, nodes: Nodes) -> list[Effect]:
         """Have nodes free what they reserved for a plan, unless its commit was asked for: then the record decides."""
         plan = waiting.under_way
         waiting.under_way = None
+        self._idle[waiting.group] = waiting
         if plan is None:
             return []
         for ask in plan.asked.values():
             _settle(ask, nodes)
-        if plan.commit_at is not None:
+        if plan.committing:
+            self._unsure.pop(waiting.group, None)
             return []
         request = ReturnBundles(plan=plan.name, group_id=waiting.group)
         return [
