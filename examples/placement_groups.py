@@ -15,8 +15,7 @@ from shoal.util import (
 from shoal.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 
-@remote(num_cpus=1)
-class Trainer:
+class TrainerClass:
     """One member of a gang."""
 
     def node(self) -> str:
@@ -26,6 +25,9 @@ class Trainer:
     def load(self, parts: int) -> list[bool]:
         """Have tasks of its own run, and return whether each was in the gang's placement group too."""
         return get([in_group.remote() for _ in range(parts)])
+
+
+Trainer = remote(num_cpus=1)(TrainerClass)
 
 
 @remote(num_cpus=0.25)
@@ -44,14 +46,11 @@ def main() -> None:
 
         gang = placement_group([{"CPU": 2}] * 3, strategy="STRICT_SPREAD", name="trainers")
         print("all bundles are reserved:", gang.wait(30))
-        trainers = [
-            Trainer.options(
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    gang, index, placement_group_capture_child_tasks=True
-                )
-            ).remote()
+        bundles = [
+            PlacementGroupSchedulingStrategy(gang, index, placement_group_capture_child_tasks=True)
             for index in range(gang.bundle_count)
         ]
+        trainers = [Trainer.options(scheduling_strategy=bundle).remote() for bundle in bundles]
         print("nodes of the gang:", len(set(get([trainer.node.remote() for trainer in trainers]))))
         print("their tasks run in the group:", get(trainers[0].load.remote(4)))
 
