@@ -12,7 +12,7 @@ from typing import Any
 
 from shoal.amounts import check_amount
 from shoal.session import runtime
-from shoal_core.protocol.errors import NotFoundError
+from shoal_core.protocol.errors import BusError, NotFoundError
 from shoal_core.protocol.groups import (
     MOST_BUNDLES,
     CreateGroup,
@@ -204,11 +204,20 @@ def placement_group(
     )
     group = PlacementGroup(PlacementGroupID(description.group_id), _specs(resources))
     if name or description.detached:
-        current.ask_about_groups("create_group", CreateGroup(description=description))
+        _make_now(current, description)
     else:
         current.make_group(description)
         group._maker, group._told = current, False
     return group
+
+
+def _make_now(current: Runtime, description: GroupDescription) -> None:
+    """Have a group made, and wait until the control store has it."""
+    try:
+        current.ask_about_groups("create_group", CreateGroup(description=description))
+    except BusError:  # it may have been made all the same
+        current.remove_group(description.group_id, "its creator has given up waiting for it")
+        raise
 
 
 def remove_placement_group(placement_group: PlacementGroup) -> None:

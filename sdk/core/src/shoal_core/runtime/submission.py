@@ -233,6 +233,17 @@ class Submission:
             alike.append(key)
         return key
 
+    def _forget_if_idle(self, key: SchedulingKey) -> None:
+        """Forget a key of a placement group that has nothing to do, until it is used again.
+
+        Groups come and go, and may never be used again. Other keys are few, and stay.
+        """
+        if group_of(key.scheduling_class.strategy) is None or key.queue or key.leases or key.slots:
+            return
+        if self._by_index.pop(key.index, None) is not None and self.keys.get(key.scheduling_class) is key:
+            del self.keys[key.scheduling_class]
+            self._alike.pop(key.scheduling_class, None)
+
     # ------------------------------------------------------------------------------- inputs
 
     def enqueue(self, task: PendingTask) -> None:
@@ -240,8 +251,12 @@ class Submission:
         wire = task.wire
         if wire.dependencies or type(wire.arguments) is Stored:
             task.key = self._nearer(task.key, wire)
-        task.key.queue.append(task)
-        self._touched[task.key] = None
+        key = task.key
+        if key.index not in self._by_index:  # it was forgotten
+            self._by_index[key.index] = key
+            self.keys.setdefault(key.scheduling_class, key)
+        key.queue.append(task)
+        self._touched[key] = None
 
     def _nearer(self, key: SchedulingKey, wire: Task) -> SchedulingKey:
         """Return the key for where a task's arguments lie, if it may run anywhere and they are large."""
@@ -256,8 +271,8 @@ class Submission:
 
     def granted(self, node: NodeId, grant: LeaseGranted, now: float) -> None:
         """A node gave us a worker process."""
-        key = self._by_index[grant.key]
-        if grant.slot not in key.slots:
+        key = self._by_index.get(grant.key)
+        if key is None or grant.slot not in key.slots:
             self.outgoing.append((node, LeaseReturned(grant.lease)))
             return
         del key.slots[grant.slot]
@@ -381,6 +396,7 @@ class Submission:
                     self._touched[key] = None
             elif not key.queue and now - lease.since >= IDLE_SECONDS:
                 self._return(place)
+                self._touched[key] = None
         if now >= self._repeat_at:
             self.demand_changed = True
         for key in list(self._by_index.values()):
@@ -420,6 +436,7 @@ class Submission:
                 if not lease.in_flight and lease.recalled:
                     self._return(place)
             self._want(key, now)
+            self._forget_if_idle(key)
 
     def demand(self, now: float) -> list[DemandEntry]:
         """Return the whole demand as it is to be published now."""
