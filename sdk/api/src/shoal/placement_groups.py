@@ -26,7 +26,7 @@ from shoal_core.protocol.groups import (
     ListGroups,
     RemoveGroup,
 )
-from shoal_core.protocol.ids import NodeId, PlacementGroupId, new_group_id
+from shoal_core.protocol.ids import NodeId, PlacementGroupId
 from shoal_core.protocol.labels import parse_selector
 from shoal_core.protocol.placement import Conditions
 from shoal_core.protocol.resources import GPU, OBJECT_STORE_MEMORY, Resources, to_amounts, to_resources
@@ -191,7 +191,7 @@ def placement_group(
     soft_target = _soft_target(_soft_target_node_id, strategy)
     current = runtime()
     description = GroupDescription(
-        group_id=new_group_id(current.local),
+        group_id=current.new_group(),
         job_id=current.job,
         owner=current.local,
         name=name,

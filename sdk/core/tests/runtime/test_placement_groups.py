@@ -20,7 +20,7 @@ from shoal_core.protocol.groups import (
     RemoveGroup,
     changed,
 )
-from shoal_core.protocol.ids import FunctionId, JobId, LeaseId, PlacementGroupId, new_group_id
+from shoal_core.protocol.ids import FunctionId, JobId, LeaseId, PlacementGroupId
 from shoal_core.protocol.messages import Done
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.records import Failed, InGroup, LeaseGranted, Task, WorkerLost
@@ -86,8 +86,8 @@ class World:
         if told:
             self._store.publish(Subjects("test").group_changed("store", group), encode(changed(self.records[group])))
 
-    def make(self, group: PlacementGroupId | None = None) -> PlacementGroupId:
-        group = group or new_group_id(LOCAL)
+    def make(self) -> PlacementGroupId:
+        group = self.runtime.new_group()
         self.runtime.make_group(
             GroupDescription(group_id=group, job_id=JOB, owner=LOCAL, bundles=[{"CPU": 10_000}], selectors=[])
         )

@@ -668,10 +668,9 @@ def test_a_key_of_a_group_that_was_forgotten_is_used_again() -> None:
     assert world.submission.find(key.index) is None
     world.grant(key.index, slot)
     assert not world.workers, "a grant that comes late goes back"
-    world.fates[TaskNumber(2)] = fate = Fate(
-        PendingTask(Task(TaskNumber(2), 0, LeaseId(0), 0, FunctionId("f"), "f", 1, Inline(b"")), key, 0), 0
-    )
-    world.submission.enqueue(fate.task)
+    wire = Task(TaskNumber(2), 0, LeaseId(0), 0, FunctionId("f"), "f", 1, Inline(b""))
+    world.fates[wire.number] = Fate(PendingTask(wire, key, 0), 0)
+    world.submission.enqueue(world.fates[wire.number].task)
     world.turn()
     assert world.submission.key_for(IN_GROUP) is key
     world.settle()

@@ -41,6 +41,7 @@ from shoal_core.protocol.ids import (
     ProcessId,
     TaskNumber,
     actor_id,
+    group_id,
     is_call,
     node_of,
     object_key,
@@ -161,6 +162,7 @@ class Runtime:
         self.obstacle: Callable[[], ShoalError] | None = None
         self._numbers = itertools.count(1)
         self._actor_numbers = itertools.count(1)
+        self._group_numbers = itertools.count(1)
         self._commands = self.reactor.commands
         self._thread = threading.get_ident()
 
@@ -428,6 +430,10 @@ class Runtime:
             return self.hosting.in_group
         running = current.get()
         return None if running is None else running.task.in_group
+
+    def new_group(self) -> PlacementGroupId:
+        """Draw the id of a placement group that this process makes."""
+        return group_id(self.local, next(self._group_numbers))
 
     def make_group(self, description: GroupDescription) -> None:
         """Have a group without a name made; never waits. What goes wrong comes out of what waits for the group."""
