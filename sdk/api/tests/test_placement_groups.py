@@ -77,6 +77,7 @@ def test_what_cannot_be_a_group_is_a_value_error_that_names_it(arguments: dict[s
         (lambda: remove_placement_group(None), TypeError, "PlacementGroup is needed, got NoneType"),  # type: ignore[arg-type]
         (lambda: placement_group_table("a"), TypeError, "PlacementGroup is needed, got str"),  # type: ignore[arg-type]
         (lambda: remove_placement_group(PlacementGroup.empty()), ValueError, "is empty"),
+        (lambda: PlacementGroup(PlacementGroupID("a b")).ready(), ValueError, "got 'a b'"),
         (lambda: GROUP.wait(-1), ValueError, "timeout_seconds must not be negative"),
         (lambda: GROUP.wait("1"), TypeError, "timeout_seconds must be a number, got str"),  # type: ignore[arg-type]
         (lambda: PlacementGroupID.from_hex("a"), ValueError, "32 lower-case hex digits"),

@@ -13,7 +13,6 @@ from shoal.strategies import (
     PlacementGroupSchedulingStrategy,
     check_in_group,
 )
-from shoal_core.protocol.ids import PlacementGroupId
 from shoal_core.protocol.labels import parse_selector
 from shoal_core.protocol.placement import ANY_BUNDLE, DEFAULT, SPREAD, Bundle, Selected, Strategy
 from shoal_core.protocol.records import InGroup
@@ -156,7 +155,7 @@ def place(
         _check_no_bundle(wish.bundle_index)
         return None
     _check_bundle(group, wish.bundle_index, what, resources, placement or resources)
-    group_id = PlacementGroupId(str(group.id))
+    group_id = group.to_protocol()
     return Bundle(group_id, wish.bundle_index), InGroup(group_id, captures)
 
 

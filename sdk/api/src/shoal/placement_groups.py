@@ -97,7 +97,7 @@ class PlacementGroup:
     def bundle_specs(self) -> list[dict[str, float]]:
         """The resources of each bundle. ``ValueError`` where the group is not known (any more)."""
         if self.bundle_cache is None:
-            self.bundle_cache = [dict(bundle) for bundle in _specs_of(self._protocol_id())]
+            self.bundle_cache = [dict(bundle) for bundle in _specs_of(self.to_protocol())]
         return self.bundle_cache
 
     @property
@@ -110,9 +110,9 @@ class PlacementGroup:
 
         Where the group is removed before, ``get`` of it raises ``TaskPlacementGroupRemoved``.
         """
+        group, same = self.to_protocol(), PlacementGroup(self.id, self.bundle_cache)
         current = runtime()
-        same = PlacementGroup(self.id, self.bundle_cache)
-        return current.await_group(self._protocol_id(), current.codec.dump(same).inline())
+        return current.await_group(group, current.codec.dump(same).inline())
 
     def wait(self, timeout_seconds: float = 30) -> bool:
         """Wait until all bundles are reserved; False where ``timeout_seconds`` were over before.
@@ -129,10 +129,11 @@ class PlacementGroup:
             current.get(ready, 0)
         return bool(ready)
 
-    def _protocol_id(self) -> PlacementGroupId:
+    def to_protocol(self) -> PlacementGroupId:
+        """Return its id as it travels; ``ValueError`` where it has none."""
         if self.is_empty:
             raise ValueError("This placement group is empty: it stands for none, and nothing can be done with it.")
-        return PlacementGroupId(str(self.id))
+        return PlacementGroupId(str(PlacementGroupID.from_hex(self.id)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Whoever gets it must find it: so the control store has it before it is on its way.
@@ -226,7 +227,7 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
     Its tasks fail with ``TaskPlacementGroupRemoved``, calls of its actors with ``ActorPlacementGroupRemoved``. To
     remove it again is no error.
     """
-    group = _checked(placement_group)._protocol_id()
+    group = _checked(placement_group).to_protocol()
     current = runtime()
     if placement_group._maker is current:
         current.remove_group(group, REASON)
@@ -270,7 +271,7 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
     the bundles that are reserved; ``stats`` has how many attempts were made to reserve them, and why it was removed.
     """
     if placement_group is not None:
-        group = _checked(placement_group)._protocol_id()
+        group = _checked(placement_group).to_protocol()
         record = find_record(runtime(), group)
         return {} if record is None else row_of(record)
     return {record.description.group_id: row_of(record) for record in list_records(runtime())}
