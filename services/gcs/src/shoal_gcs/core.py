@@ -346,20 +346,19 @@ class ControlStore:
                 case EndJob():
                     effects += self._tell_job(operation.job_id)
             if outcome.bucket == CONTROL and outcome.value is not None:
-                effects = [*self._told(outcome.key, now), *effects]  # telling waits for no write that follows
+                told, stores = self._told(outcome.key, now)
+                effects = [*told, *effects, *stores]  # telling waits for no write that follows, nor does an answer
         return effects
 
-    def _told(self, key: str, now: float) -> list[Effect]:
-        """Tell of the record of an actor or a group that this replica has changed, and do what follows from it."""
+    def _told(self, key: str, now: float) -> tuple[list[Effect], list[Effect]]:
+        """Tell of the record of an actor or a group that this replica has changed; and return what follows from it."""
         if key.startswith(ACTOR_PREFIX):
-            return self._actors.told(ActorId(key.removeprefix(ACTOR_PREFIX)), now)
+            return self._actors.told(ActorId(key.removeprefix(ACTOR_PREFIX)), now), []
         if not key.startswith(GROUP_PREFIX):
-            return []
+            return [], []
         group = PlacementGroupId(key.removeprefix(GROUP_PREFIX))
-        return [
-            *self._groups.told(group, now),
-            *self._all_by_themselves(self._actors.end_with_group(group, now)),
-        ]
+        ends = self._all_by_themselves(self._actors.end_with_group(group, now))
+        return self._groups.told(group, now), ends
 
     def _store_refused(self, refusal: StoreRefused) -> list[Effect]:
         """Tell whoever asked; what nobody asked for is tried again at a later tick."""
