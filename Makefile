@@ -14,6 +14,9 @@ LOCKS := base dev bench
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 
+# JOBS says how many processes run tests at a time; most tests wait for other processes, not for a processor.
+JOBS ?= 2
+
 # ROWS="tasks_async put_small" chooses rows of the benchmark, BENCH="--format json" passes flags to it.
 ROWS ?=
 BENCH ?=
@@ -42,7 +45,7 @@ types: $(READY) ## mypy --strict over everything
 
 unit: $(READY) ## every test, without the linters
 	@echo "── tests"
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --numprocesses $(JOBS) --dist worksteal
 
 bench: $(READY) $(BENCH_READY) ## compare with Ray and Dask on this machine
 	@$(BIN)/python -m bench $(ROWS) $(BENCH)

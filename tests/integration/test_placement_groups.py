@@ -48,7 +48,7 @@ def cluster() -> Iterator[Cluster]:
 def all_is_given_back(cluster: Cluster) -> Iterator[None]:
     yield
     for row in state.list_placement_groups(filters=[("state", "!=", "REMOVED")]):
-        remove_placement_group(PlacementGroup(shoal.PlacementGroupID(row.placement_group_id)))
+        remove_placement_group(PlacementGroup(row.placement_group_id))
     until(all_is_free, "all CPUs and GPUs are free again")
 
 
@@ -332,7 +332,7 @@ def test_groups_end_with_their_job_and_detached_ones_do_not(cluster: Cluster, mo
     assert placement_group_table()[lasting]["state"] == "CREATED"
     with pytest.raises(ValueError, match="lasting"):
         get_placement_group("lasting")  # it is in another namespace
-    group = PlacementGroup(shoal.PlacementGroupID(lasting))
+    group = PlacementGroup(lasting)
     assert get(where.options(scheduling_strategy=inside(group)).remote())[1] == lasting
     row = state.get_placement_group(lasting)
     assert row is not None

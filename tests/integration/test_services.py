@@ -184,9 +184,9 @@ def test_services_tell_of_their_health_and_of_what_they_do(joined: Stack) -> Non
             assert status == 200
             assert "# TYPE shoal_" in text
     for gcs in joined.alive("gcs"):
-        until(lambda gcs=gcs: gcs.metric("shoal_nodes") == 1, "the control store counts the node")  # type: ignore[misc]
+        until(lambda gcs=gcs: gcs.metric('shoal_nodes{state="ALIVE"}') == 1, "the control store counts the node")  # type: ignore[misc]
     (worker,) = joined.alive("worker")
-    assert worker.metric("shoal_worker_processes") >= 1
+    assert worker.metric("shoal_worker_processes{") >= 1
 
 
 def test_every_replica_of_the_control_store_and_of_the_scheduler_answers(joined: Stack) -> None:

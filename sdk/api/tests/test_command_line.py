@@ -34,9 +34,10 @@ class Machine:
     def read_current(self) -> HostInfo | None:
         return self.running
 
-    def start_host(self, options: HostOptions, *, lasting: bool) -> HostInfo:
+    def start_host(self, options: HostOptions, *, lasting: bool, metrics_port: int) -> HostInfo:
         assert lasting
         self.options = options
+        self.metrics_port = metrics_port
         path = self.folder / "process.json"
         Credentials(user="process", password="secret").to_file(path)
         self.running = HostInfo("nats://127.0.0.1:4222", "default", str(path), 77, str(self.folder))
@@ -100,8 +101,10 @@ def test_version() -> None:
 
 
 def test_up_prints_where_the_cluster_is_and_down_ends_it(machine: Machine) -> None:
-    code, text = run("up", "--num-cpus", "2", "--resources", '{"licence": 1.5}', "--labels", '{"zone": "a"}')
+    flags = ["--resources", '{"licence": 1.5}', "--labels", '{"zone": "a"}', "--metrics-export-port", "9100"]
+    code, text = run("up", "--num-cpus", "2", *flags)
     assert code == 0
+    assert machine.metrics_port == 9100
     assert "nats://127.0.0.1:4222" in text
     assert str(machine.folder / "process.json") in text
     assert machine.options == HostOptions(num_cpus=2, resources={"licence": 1.5}, labels={"zone": "a"})
@@ -128,6 +131,7 @@ def test_up_twice_shows_the_one_that_runs_and_fails_only_if_another_was_describe
         (["--resources", '{"licence": "two"}'], "licence"),
         (["--num-cpus", "many"], "num-cpus"),
         (["--num-cpus", "-1"], "num-cpus"),
+        (["--metrics-export-port", "65533"], "--metrics-export-port must be between 1 and 65532"),
     ],
 )
 def test_a_wrong_flag_is_named(machine: Machine, flags: list[str], says: str) -> None:

@@ -21,8 +21,8 @@ from shoal_core.protocol.records import InGroup
 
 GROUP_ID = PlacementGroupId("a" * 32)
 OTHER_ID = PlacementGroupId("b" * 32)
-GROUP = PlacementGroup(PlacementGroupID(GROUP_ID), [{"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}])
-OTHER = PlacementGroup(PlacementGroupID(OTHER_ID), [{"GPU": 1.0}])
+GROUP = PlacementGroup(GROUP_ID, [{"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}])
+OTHER = PlacementGroup(OTHER_ID, [{"GPU": 1.0}])
 CAPTURING = InGroup(GROUP_ID, captures=True)
 NOT_CAPTURING = InGroup(GROUP_ID, captures=False)
 
@@ -77,10 +77,10 @@ def test_what_cannot_be_a_group_is_a_value_error_that_names_it(arguments: dict[s
         (lambda: remove_placement_group(None), TypeError, "PlacementGroup is needed, got NoneType"),  # type: ignore[arg-type]
         (lambda: placement_group_table("a"), TypeError, "PlacementGroup is needed, got str"),  # type: ignore[arg-type]
         (lambda: remove_placement_group(PlacementGroup.empty()), ValueError, "is empty"),
-        (lambda: PlacementGroup(PlacementGroupID("a b")).ready(), ValueError, "got 'a b'"),
+        (lambda: PlacementGroup("a b"), ValueError, "hex digits, got 'a b'"),
         (lambda: GROUP.wait(-1), ValueError, "timeout_seconds must not be negative"),
         (lambda: GROUP.wait("1"), TypeError, "timeout_seconds must be a number, got str"),  # type: ignore[arg-type]
-        (lambda: PlacementGroupID.from_hex("a"), ValueError, "32 lower-case hex digits"),
+        (lambda: PlacementGroupID.from_hex("ab"), ValueError, "has 16 bytes, got 1"),
     ],
 )
 def test_what_is_wrong_is_named_before_a_cluster_is_asked(call: Any, error: type[Exception], names: str) -> None:

@@ -18,8 +18,15 @@ PROGRAMS_RELY_ON = [
     "ObjectRef",
     "PlacementGroupID",
     "RemoteFunction",
+    "ActorID",
+    "JobID",
+    "NodeID",
+    "TaskID",
+    "WorkerID",
+    "__commit__",
     "__version__",
     "available_resources",
+    "cloudpickle",
     "cluster_resources",
     "exceptions",
     "get",
@@ -78,13 +85,17 @@ RAYS_ERRORS = [
 
 RAYS_UTIL = [
     "ActorPool",
+    "accelerators",
     "check_serialize",
     "deregister_serializer",
+    "disable_log_once_globally",
+    "enable_periodic_logging",
     "get_current_placement_group",
     "get_node_ip_address",
     "get_placement_group",
     "inspect_serializability",
     "list_named_actors",
+    "log_once",
     "placement_group",
     "placement_group_table",
     "queue",
@@ -110,7 +121,7 @@ def public(module: types.ModuleType) -> set[str]:
 
 def test_shoal_offers_what_it_defines_and_nothing_else() -> None:
     modules = {name for name in shoal.__all__ if isinstance(getattr(shoal, name), types.ModuleType)}
-    assert public(shoal) | modules | {"__version__"} == set(shoal.__all__)
+    assert public(shoal) | modules | {"__version__", "__commit__"} == set(shoal.__all__)
     assert set(PROGRAMS_RELY_ON) <= set(shoal.__all__)
     assert len(set(shoal.__all__)) == len(shoal.__all__)
 

@@ -171,7 +171,7 @@ async def test_what_was_left_behind_is_swept_when_a_replica_begins(harness: BusH
     async with replicas(harness) as [one, other]:
         while await messages_in_stream(store):
             pass
-        swept = [value_of(engine, "shoal_objects_swept_total") for engine in (one, other)]
+        swept = [value_of(engine, "shoal_durable_objects_swept_total") for engine in (one, other)]
         assert sum(swept) == 1
 
 
@@ -196,13 +196,13 @@ async def test_replicas_count_objects_and_bytes(harness: BusHarness) -> None:
         await upload(bus, "two", [b"f"])
         await ask(bus, SUBJECTS.objectstore("get_chunk"), DurableGetChunk(object_id="one", index=1))
         await ask(bus, SUBJECTS.objectstore("delete"), DurableDelete(object_id="one"))
-        names = ("objects_put", "objects_sealed", "objects_deleted", "object_bytes_written", "object_bytes_read")
-        totals = [sum(value_of(engine, f"shoal_{name}_total") for engine in engines) for name in names]
+        names = ("objects_opened", "objects_sealed", "objects_deleted", "written_bytes", "read_bytes")
+        totals = [sum(value_of(engine, f"shoal_durable_{name}_total") for engine in engines) for name in names]
         assert totals == [2, 2, 1, 6, 2]
         while value_of(engines[0], "shoal_objects") != 1:
             await bus.flush()
         assert value_of(engines[0], "shoal_object_bytes") == 1
-        assert value_of(engines[0], "shoal_objectstore_requests") == 0
+        assert value_of(engines[0], "shoal_durable_requests") == 0
 
 
 def value_of(engine: Engine, name: str) -> float:

@@ -164,8 +164,8 @@ def test_replicas_share_the_demand() -> None:
     for _ in range(20):
         world.add_owner(Queue(0, cpus(1), 1, 0.3))
     world.run(2.0)
-    assert all(replica.core.decisions > 0 for replica in world.replicas)
-    assert sum(replica.core.decisions for replica in world.replicas) == 20
+    assert all(replica.core.counts.decisions > 0 for replica in world.replicas)
+    assert sum(replica.core.counts.decisions for replica in world.replicas) == 20
 
 
 @pytest.mark.parametrize("replicas", [1, 3])

@@ -14,36 +14,43 @@ The first use joins a cluster, or starts one that ends with this process (see ``
 Ray Core program.
 """
 
-from shoal import actor, exceptions, runtime_context, util
+from shoal import actor, cloudpickle, exceptions, runtime_context, util
 from shoal.actor import get_actor, kill, method
 from shoal.decorator import remote
 from shoal.generators import DynamicObjectRefGenerator
-from shoal.handle import ActorID
 from shoal.objects import cancel, get, put, wait
-from shoal.placement_groups import PlacementGroupID
 from shoal.remote_function import RemoteFunction
 from shoal.runtime_context import get_gpu_ids, get_runtime_context
 from shoal.session import Context, init, is_initialized, shutdown
 from shoal.state import available_resources, cluster_resources, nodes
 from shoal_core import __version__
+from shoal_core.runtime.identities import ActorID, JobID, NodeID, PlacementGroupID, TaskID, WorkerID
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.streams import ObjectRefGenerator
 
 ObjectID = ObjectRef
+__commit__ = ""
+"""The commit that this was built from; empty, since builds do not record it."""
 
 __all__ = [
     "ActorID",
     "Context",
     "DynamicObjectRefGenerator",
+    "JobID",
+    "NodeID",
     "ObjectID",
     "ObjectRef",
     "ObjectRefGenerator",
     "PlacementGroupID",
     "RemoteFunction",
+    "TaskID",
+    "WorkerID",
+    "__commit__",
     "__version__",
     "actor",
     "available_resources",
     "cancel",
+    "cloudpickle",
     "cluster_resources",
     "exceptions",
     "get",

@@ -15,7 +15,6 @@ from shoal.actor_options import ActorOptions
 from shoal.exports import Export, Known
 from shoal.handle import (
     ActorHandle,
-    ActorID,
     ActorMethod,
     HandleDescription,
     MethodDescription,
@@ -364,7 +363,6 @@ __all__ = [
     "ActorClass",
     "ActorClassInheritanceException",
     "ActorHandle",
-    "ActorID",
     "ActorMethod",
     "exit_actor",
     "get_actor",

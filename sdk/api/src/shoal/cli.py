@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shoal.cluster import HostInfo, HostOptions, read_current, start_host, stop_host
+from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
 from shoal.memory import read_memory
 from shoal.memory_table import print_memory
 from shoal.status import ClusterStatus, NodeStatus, Target, read_status
@@ -96,22 +96,26 @@ def up(
     resources: Annotated[str | None, typer.Option(help='Resources of your own, as JSON: {"licence": 2}.')] = None,
     labels: Annotated[str | None, typer.Option(help='Labels of the node, as JSON: {"zone": "a"}.')] = None,
     object_store_memory: Annotated[int | None, typer.Option(min=1, help="Bytes of shared memory for objects.")] = None,
+    metrics_export_port: Annotated[
+        int | None, typer.Option(help="Show metrics on this port of 127.0.0.1 and the three behind it.")
+    ] = None,
 ) -> None:
     """Start a cluster on this machine that lasts until `shoal down`."""
     custom = _json_object("--resources", resources)
     words = {name: str(value) for name, value in _json_object("--labels", labels).items()}
     try:
         options = HostOptions.of(num_cpus, num_gpus, custom or None, words or None, object_store_memory)
+        metrics_port = check_metrics_port("--metrics-export-port", metrics_export_port)
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from None
     running = read_current()
     if running is not None:
-        as_asked = options == HostOptions()
+        as_asked = options == HostOptions() and not metrics_port
         other = "" if as_asked else " Its options cannot be changed: run `shoal down` first."
         out.print(f"A cluster runs already (pid {running.pid}).{other}\n")
         _print_host(running)
         raise typer.Exit(0 if as_asked else 1)
-    host = start_host(options, lasting=True)
+    host = start_host(options, lasting=True, metrics_port=metrics_port)
     out.print(f"[green]The cluster is up[/] (pid {host.pid}).\n")
     _print_host(host)
 

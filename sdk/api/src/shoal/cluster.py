@@ -30,6 +30,9 @@ from shoal_core.protocol.resources import to_units
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 CLUSTER = "default"
+SERVICES = ("gcs", "scheduler", "objectstore", "worker")
+"""The services of a host, in the order of their ports for metrics."""
+LAST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -130,14 +133,35 @@ class HostInfo:
 _hosts: dict[int, subprocess.Popen[bytes]] = {}
 
 
-def start_host(options: HostOptions, *, lasting: bool) -> HostInfo:
+def check_metrics_port(name: str, port: Any) -> int:
+    """Return the first of the ports for metrics, 0 for none; ``TypeError`` and ``ValueError`` name the parameter."""
+    if port is None:
+        return 0
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"{name} must be an int, got {type(port).__name__}.")
+    if not 1 <= port <= LAST_PORT - len(SERVICES) + 1:
+        raise ValueError(
+            f"{name} must be between 1 and {LAST_PORT - len(SERVICES) + 1}, since each of the {len(SERVICES)} services "
+            f"shows its metrics on a port of its own, counted from there; got {port}."
+        )
+    return port
+
+
+def start_host(options: HostOptions, *, lasting: bool, metrics_port: int = 0) -> HostInfo:
     """Start a host process and return when its services are ready.
 
-    A lasting one is written down, to be found by ``read_current``; another ends with this process. Raises
-    ``ClusterUnreachableError`` with the end of its log if it does not come up.
+    The ``SERVICES`` show their metrics on ``metrics_port`` and the ports behind it (0: nowhere). A lasting one is
+    written down, to be found by ``read_current``; another ends with this process. Raises ``ClusterUnreachableError``
+    with the end of its log if it does not come up.
     """
     session_dir = Path(tempfile.mkdtemp(prefix="shoal-"))
-    orders = {"session_dir": str(session_dir), "cluster": CLUSTER, "lasting": lasting, "options": asdict(options)}
+    orders = {
+        "session_dir": str(session_dir),
+        "cluster": CLUSTER,
+        "lasting": lasting,
+        "options": asdict(options),
+        "metrics_port": metrics_port,
+    }
     with open(session_dir / "host.log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "shoal.host", json.dumps(orders)],

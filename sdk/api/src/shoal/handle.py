@@ -15,6 +15,7 @@ from shoal_core.protocol.actors import ActorRecord
 from shoal_core.protocol.ids import ActorId
 from shoal_core.protocol.records import Reference
 from shoal_core.runtime.hosting import SPECIAL_METHODS
+from shoal_core.runtime.identities import ActorID
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.pending import PendingCounter
 from shoal_core.runtime.runtime import MethodCall, Runtime
@@ -120,20 +121,6 @@ class ActorHandle(Generic[T_co]):
 
     def __repr__(self) -> str:
         return f"Actor({self._shoal_description.class_name}, {self._shoal_actor})"
-
-
-class ActorID(str):
-    """The id of an actor: 32 hex digits."""
-
-    __slots__ = ()
-
-    def hex(self) -> str:
-        """Return the id as hex digits."""
-        return str(self)
-
-    def binary(self) -> bytes:
-        """Return the id as 16 bytes."""
-        return bytes.fromhex(self)
 
 
 class ActorMethod:

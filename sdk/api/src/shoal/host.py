@@ -11,22 +11,24 @@ the end of its standard input too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shoal.cluster import SERVICES
 from shoal_core.bus.broker import EmbeddedBroker, launch_broker
 from shoal_core.bus.connection import connect
 from shoal_core.bus.interface import Bus
 from shoal_core.protocol.subjects import Role
-from shoal_core.service.health import Served
+from shoal_core.service.health import Served, serve_health
 from shoal_core.service.logs import set_up_logs
 from shoal_core.service.main import Service, run
 from shoal_gcs.service import SERVICE as GCS
@@ -35,6 +37,8 @@ from shoal_scheduler.service import SERVICE as SCHEDULER
 from shoal_worker.service import SERVICE as WORKER
 
 logger = logging.getLogger("shoal.host")
+
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Orders:
     cluster: str
     lasting: bool
     options: dict[str, Any]
+    metrics_port: int = 0
 
 
 def credentials_file(session_dir: str, role: Role) -> Path:
@@ -54,7 +59,7 @@ def credentials_file(session_dir: str, role: Role) -> Path:
 
 @asynccontextmanager
 async def running(service: Service[Any], broker: EmbeddedBroker, orders: Orders, **own: Any) -> AsyncIterator[None]:
-    """Run one service on a connection of its own."""
+    """Run one service on a connection of its own; its metrics have a port of their own, if any are to be shown."""
     settings = service.settings(
         address=broker.address,
         cluster=orders.cluster,
@@ -69,8 +74,12 @@ async def running(service: Service[Any], broker: EmbeddedBroker, orders: Orders,
             cluster=orders.cluster,
             credentials=broker.credentials[service.role],
         ) as bus,
-        service.serve(bus, settings),
+        service.serve(bus, settings) as served,
+        contextlib.AsyncExitStack() as stack,
     ):
+        if orders.metrics_port:
+            port = orders.metrics_port + SERVICES.index(service.name)
+            await stack.enter_async_context(serve_health(LOOPBACK, port, lambda: served))
         yield
 
 
@@ -83,7 +92,7 @@ async def serve(orders: Orders) -> None:
     if not orders.lasting:
         loop.add_reader(sys.stdin.fileno(), ended.set)  # the driver never writes: readable means that it is gone
     store = str(Path(orders.session_dir) / "store")
-    async with AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         broker = await stack.enter_async_context(launch_broker(orders.cluster, store_dir=store))
         for role, credentials in broker.credentials.items():
             credentials.to_file(credentials_file(orders.session_dir, role))

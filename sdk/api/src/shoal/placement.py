@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.placement_groups import PlacementGroup, PlacementGroupID
+from shoal.placement_groups import PlacementGroup
 from shoal.strategies import (
     NodeAffinitySchedulingStrategy,
     NodeLabelSchedulingStrategy,
@@ -150,7 +150,7 @@ def place(
     captures = inside is not None and inside.captures if wish.captures is None else wish.captures
     group = wish.group
     if group is None and captures and inside is not None:
-        group = PlacementGroup(PlacementGroupID(inside.group))
+        group = PlacementGroup(inside.group)
     if group is None:
         _check_no_bundle(wish.bundle_index)
         return None

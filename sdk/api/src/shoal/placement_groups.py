@@ -6,7 +6,6 @@ Programs import them from ``shoal.util`` and ``shoal.util.placement_group``.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,45 +29,13 @@ from shoal_core.protocol.ids import NodeId, PlacementGroupId
 from shoal_core.protocol.labels import parse_selector
 from shoal_core.protocol.placement import Conditions
 from shoal_core.protocol.resources import GPU, OBJECT_STORE_MEMORY, Resources, to_amounts, to_resources
+from shoal_core.runtime.identities import PlacementGroupID
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import REQUEST_SECONDS, Runtime
 
 STRATEGIES = tuple(strategy.value for strategy in GroupStrategy)
 LIFETIMES = (None, "detached")
-ID_BYTES = 16
-NIL = "f" * 2 * ID_BYTES
-_HEX = re.compile(f"[0-9a-f]{{{2 * ID_BYTES}}}")
 REASON = "it was removed by remove_placement_group()"
-
-
-class PlacementGroupID(str):
-    """The id of a placement group: 32 hex digits."""
-
-    __slots__ = ()
-
-    def hex(self) -> str:
-        """Return the id as hex digits."""
-        return str(self)
-
-    def binary(self) -> bytes:
-        """Return the id as 16 bytes."""
-        return bytes.fromhex(self)
-
-    def is_nil(self) -> bool:
-        """Tell whether this is the id of no group."""
-        return self == NIL
-
-    @classmethod
-    def nil(cls) -> PlacementGroupID:
-        """Return the id of no group."""
-        return cls(NIL)
-
-    @classmethod
-    def from_hex(cls, digits: str) -> PlacementGroupID:
-        """Return the id of these hex digits; ``ValueError`` where they are none."""
-        if not isinstance(digits, str) or not _HEX.fullmatch(digits):
-            raise ValueError(f"The id of a placement group has {2 * ID_BYTES} lower-case hex digits, got {digits!r}.")
-        return cls(digits)
 
 
 class PlacementGroup:
@@ -77,8 +44,8 @@ class PlacementGroup:
     ``id`` names it. It lives until it is removed, or until the job of its creator ends, unless it is detached.
     """
 
-    def __init__(self, id: PlacementGroupID, bundle_cache: list[dict[str, float]] | None = None) -> None:
-        self.id = id
+    def __init__(self, id: PlacementGroupID | str, bundle_cache: list[dict[str, float]] | None = None) -> None:
+        self.id = PlacementGroupID(id)
         self.bundle_cache = bundle_cache
         self._maker: Runtime | None = None
         self._told = True
@@ -133,7 +100,7 @@ class PlacementGroup:
         """Return its id as it travels; ``ValueError`` where it has none."""
         if self.is_empty:
             raise ValueError("This placement group is empty: it stands for none, and nothing can be done with it.")
-        return PlacementGroupId(str(PlacementGroupID.from_hex(self.id)))
+        return PlacementGroupId(str(self.id))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Whoever gets it must find it: so the control store has it before it is on its way.
@@ -203,7 +170,7 @@ def placement_group(
         selectors=selectors,
         soft_target=soft_target,
     )
-    group = PlacementGroup(PlacementGroupID(description.group_id), _specs(resources))
+    group = PlacementGroup(description.group_id, _specs(resources))
     if name or description.detached:
         _make_now(current, description)
     else:
@@ -261,7 +228,7 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
 def get_current_placement_group() -> PlacementGroup | None:
     """Return the placement group that the task or actor which calls this is in; None where it is in none."""
     inside = runtime().in_group
-    return None if inside is None else PlacementGroup(PlacementGroupID(inside.group))
+    return None if inside is None else PlacementGroup(inside.group)
 
 
 def placement_group_table(placement_group: PlacementGroup | None = None) -> dict[str, Any]:
@@ -304,7 +271,7 @@ def _checked(group: Any) -> PlacementGroup:
 
 def _of(record: GroupRecord) -> PlacementGroup:
     about = record.description
-    return PlacementGroup(PlacementGroupID(about.group_id), _specs(about.bundles))
+    return PlacementGroup(about.group_id, _specs(about.bundles))
 
 
 def row_of(record: GroupRecord) -> dict[str, Any]:

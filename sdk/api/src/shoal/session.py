@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shoal.cluster import HostInfo, HostOptions, read_current, start_host, stop_host
+from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
 from shoal.driver import DriverOptions, driver_session
 from shoal_core import __version__
 from shoal_core.bus.credentials import Credentials, TlsFiles
@@ -34,7 +34,6 @@ _IGNORED = frozenset(
         "_node_ip_address",
         "_temp_dir",
         "_system_config",
-        "_metrics_export_port",
     }
 )
 """Parameters of Ray's ``init`` that are accepted and mean nothing here."""
@@ -120,6 +119,7 @@ def init(
     log_to_driver: bool = True,
     namespace: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
+    _metrics_export_port: int | None = None,
     **others: Any,
 ) -> Context:
     """Join a cluster, or start one on this machine, and return its addresses.
@@ -128,7 +128,8 @@ def init(
     with this process; "local" always starts one; "auto" must find one; "nats://host:port" joins that one. ``num_cpus``,
     ``num_gpus``, ``resources``, ``labels`` and ``object_store_memory`` (bytes) describe the node of a cluster that is
     started, and are an error when joining. ``namespace`` is where the job's actors are named. ``runtime_env`` may hold
-    ``env_vars`` and ``working_dir`` (a folder all nodes can see).
+    ``env_vars`` and ``working_dir`` (a folder all nodes can see). A cluster that is started shows metrics of its four
+    services on ``_metrics_export_port`` and the three ports behind it, on 127.0.0.1; without one it shows none.
 
     Raises ``RuntimeError`` if this process has joined already (unless ``ignore_reinit_error``) or for an unknown
     parameter, ``ValueError`` for a wrong one, ``ClusterUnreachableError``, ``AuthenticationError``,
@@ -150,9 +151,10 @@ def init(
             )
         _membership.pid = os.getpid()
         options = HostOptions.of(num_cpus, num_gpus, resources, labels, object_store_memory)
+        metrics_port = check_metrics_port("_metrics_export_port", _metrics_export_port)
         driver = DriverOptions.of(namespace, runtime_env, job_config, log_to_driver, logging_level)
         with contextlib.ExitStack() as undo:
-            where = _find(address, options, undo)
+            where = _find(address, options, metrics_port, undo)
             session = undo.enter_context(driver_session(where, driver))
             undo.pop_all()
         _membership.session = session
@@ -189,7 +191,7 @@ def shutdown(*, wait_for_processes: bool = True) -> None:
                 stop_host(host)
 
 
-def _find(address: str | None, options: HostOptions, undo: contextlib.ExitStack) -> Address:
+def _find(address: str | None, options: HostOptions, metrics_port: int, undo: contextlib.ExitStack) -> Address:
     """Return where to join; starts a cluster if that is what was asked for."""
     address = address or os.environ.get("SHOAL_ADDRESS") or None
     if address is None or address == "auto":
@@ -202,7 +204,7 @@ def _find(address: str | None, options: HostOptions, undo: contextlib.ExitStack)
                 "SHOAL_ADDRESS, or call init() without an address to start one that ends with this process."
             )
     if address is None or address == "local":
-        host = start_host(options, lasting=False)
+        host = start_host(options, lasting=False, metrics_port=metrics_port)
         _membership.host = host
         undo.callback(_abandon, host)
         return Address(host.address, host.cluster, Credentials.from_file(host.credentials_path))

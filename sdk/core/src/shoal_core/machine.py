@@ -20,6 +20,11 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 @functools.cache
+def cpu_count() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine_id() -> str:
     """Return a name that two processes have in common exactly if they share a kernel and a pid namespace.
 

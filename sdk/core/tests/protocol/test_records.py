@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -47,11 +48,17 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return values_of(hint.__supertype__)
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return records_of(hint)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return st.sampled_from(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return st.one_of(*map(values_of, arguments))
     if origin is list:
         return st.lists(values_of(arguments[0]), max_size=3)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
+    if origin is tuple:
+        return st.tuples(*map(values_of, arguments))
     if origin is dict:
         return st.dictionaries(values_of(arguments[0]), values_of(arguments[1]), max_size=3)
     simple: dict[Any, st.SearchStrategy[Any]] = {

@@ -30,7 +30,7 @@ async def test_a_reference_is_itself_wherever_it_comes_back_from(lone: LoneRunti
     outside = pickle.dumps(ref)
     assert pickle.loads(outside) is ref
     assert pickle.loads(lone.runtime.codec.dump([ref]).data)[0] is ref
-    assert (len(ref.binary()), ref.hex(), len(ref.task_id())) == (24, ref.binary().hex(), 20)
+    assert (len(ref.binary()), ref.hex(), len(ref.task_id().binary())) == (24, ref.binary().hex(), 20)
     assert not ref.is_nil()
 
 

@@ -76,6 +76,7 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_gcs.actor_operations import Detour
 from shoal_gcs.actors import Actors
+from shoal_gcs.counts import Counts
 from shoal_gcs.groups import Groups
 from shoal_gcs.operations import (
     BuryNode,
@@ -147,6 +148,7 @@ class ControlStore:
 
     def __init__(self, subjects: Subjects, identity: ServiceId, session: str, version: str) -> None:
         self.state = State()
+        self.counts = Counts()
         self._subjects = subjects
         self._identity = identity
         self._session = session
@@ -342,18 +344,22 @@ class ControlStore:
         if isinstance(outcome, Stored):
             match operation:
                 case BuryNode():
+                    self.counts.node_deaths["silent" if operation.token is None else "left"] += 1
                     effects += self._tell_node(operation.node_id)
                 case EndJob():
                     effects += self._tell_job(operation.job_id)
             if outcome.bucket == CONTROL and outcome.value is not None:
-                told, stores = self._told(outcome.key, now)
+                told, stores = self._told(outcome.key, outcome.revision, now)
                 effects = [*told, *effects, *stores]  # telling waits for no write that follows, nor does an answer
         return effects
 
-    def _told(self, key: str, now: float) -> tuple[list[Effect], list[Effect]]:
+    def _told(self, key: str, revision: int, now: float) -> tuple[list[Effect], list[Effect]]:
         """Tell of the record of an actor or a group that this replica has changed; and return what follows from it."""
         if key.startswith(ACTOR_PREFIX):
-            return self._actors.told(ActorId(key.removeprefix(ACTOR_PREFIX)), now), []
+            actor = ActorId(key.removeprefix(ACTOR_PREFIX))
+            if (held := self.state.actors.get(actor)) is not None and held.revision == revision:
+                self.counts.wrote(held.value)
+            return self._actors.told(actor, now), []
         if not key.startswith(GROUP_PREFIX):
             return [], []
         group = PlacementGroupId(key.removeprefix(GROUP_PREFIX))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from shoal_core.bus import Bus
-from shoal_core.protocol.actors import NodeActors
+from shoal_core.protocol.actors import ActorState, NodeActors
 from shoal_core.protocol.errors import BusError, JetStreamUnavailableError
+from shoal_core.protocol.groups import GroupState
 from shoal_core.protocol.ids import ServiceId
-from shoal_core.protocol.messages import DriverAlive, Echo, NodeAnnouncement, ProcessDied
+from shoal_core.protocol.measures import Labels, labels
+from shoal_core.protocol.messages import DriverAlive, Echo, JobState, NodeAnnouncement, NodeState, ProcessDied
+from shoal_core.protocol.metrics import ACTOR_DEATHS, ACTOR_RESTARTS, ACTORS, JOBS, NODE_DEATHS, NODES, PLACEMENT_GROUPS
 from shoal_core.protocol.subjects import GCS_QUEUE, Role, Subjects
 from shoal_core.protocol.verbs import GCS_NODE, GCS_PUBLIC, GCS_SCHEDULER
-from shoal_core.service import Engine, Route
+from shoal_core.service import Engine, Metrics, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
 from shoal_gcs.actor_operations import PurgeSpec
@@ -24,6 +28,9 @@ from shoal_gcs.core import Begin, ControlStore, Purged, PurgeFunctions
 from shoal_gcs.records import CONTROL, FUNCTIONS, function_prefix, spec_prefix
 
 logger = logging.getLogger("shoal.gcs")
+
+SHOWN_STATES = [state for state in ActorState if state is not ActorState.NAMING]
+SHOWN_GROUPS = [state for state in GroupState if state is not GroupState.NAMING]
 
 
 def routes(subjects: Subjects) -> list[Route]:
@@ -41,6 +48,24 @@ def routes(subjects: Subjects) -> list[Route]:
         Route(subjects.event(Role.GCS, "*", "echo"), Echo, kind="event"),
     ]
     return [*public, *from_nodes, *from_schedulers, *events]
+
+
+def count(metrics: Metrics, core: ControlStore) -> None:
+    """Have a replica's numbers read: what the records say, and which ends it has recorded itself."""
+    state, counts = core.state, core.counts
+    metrics.read(NODES, lambda: by_state(NodeState, (held.value.record.state for held in state.nodes.values())))
+    metrics.read(JOBS, lambda: by_state(JobState, (held.value.record.state for held in state.jobs.values())))
+    metrics.read(ACTORS, lambda: by_state(SHOWN_STATES, (held.value.state for held in state.actors.values())))
+    metrics.read(PLACEMENT_GROUPS, lambda: by_state(SHOWN_GROUPS, (one.value.state for one in state.groups.values())))
+    metrics.read(ACTOR_RESTARTS, lambda: counts.actor_restarts)
+    metrics.read(ACTOR_DEATHS, lambda: {labels(cause=cause): n for cause, n in counts.actor_deaths.items()})
+    metrics.read(NODE_DEATHS, lambda: {labels(cause=cause): n for cause, n in counts.node_deaths.items()})
+
+
+def by_state(all_states: Iterable[str], states: Iterable[str]) -> dict[Labels, float]:
+    """Count how many are in which state, those in none of which is anything included."""
+    seen = Counter(states)
+    return {labels(state=state): float(seen[state]) for state in all_states}
 
 
 @asynccontextmanager
@@ -81,10 +106,7 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
         watched=[CONTROL],
         first=[Begin()],
     )
-    engine.metrics.gauge("nodes", "Nodes that are alive.", lambda: len(core.state.live_nodes()))
-    engine.metrics.gauge("actors", "Actors that are not dead.", lambda: len(core.state.living_actors))
-    engine.metrics.gauge("groups", "Placement groups that are not removed.", lambda: len(core.state.living_groups))
-    engine.metrics.gauge("jobs", "Jobs that run.", lambda: len(core.state.running_jobs()))
+    count(engine.metrics, core)
     async with engine:
         yield engine
 

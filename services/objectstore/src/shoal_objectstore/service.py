@@ -11,7 +11,9 @@ from pydantic import Field
 
 from shoal_core.bus import Bus
 from shoal_core.bus.streams import ObjectStream, open_object_stream
+from shoal_core.protocol import metrics as names
 from shoal_core.protocol.errors import BusError, JetStreamUnavailableError
+from shoal_core.protocol.measures import labels
 from shoal_core.protocol.messages import JobFinished
 from shoal_core.protocol.subjects import OBJECTSTORE_QUEUE, Role, Subjects
 from shoal_core.protocol.verbs import OBJECTSTORE
@@ -81,16 +83,17 @@ def count(metrics: Metrics, core: DurableTier) -> None:
     """Have a replica's numbers read."""
     counts = core.counts
     holdings = core.holdings
-    metrics.gauge("objects", "Durable objects that are there.", lambda: len(holdings))
-    metrics.gauge("object_bytes", "Bytes of durable objects that are there.", lambda: holdings.total_bytes)
-    metrics.gauge("object_jobs", "Jobs that have durable objects.", lambda: len(holdings.bytes_by_job))
-    metrics.gauge("objectstore_requests", "Requests that are under way.", lambda: len(core.under_way))
-    metrics.total("objects_put_total", "Uploads that were opened.", lambda: counts.opened)
-    metrics.total("objects_sealed_total", "Objects that became readable.", lambda: counts.sealed)
-    metrics.total("objects_deleted_total", "Objects that were deleted.", lambda: counts.deleted)
-    metrics.total("objects_swept_total", "Objects that were looked at and removed, or released.", lambda: counts.swept)
-    metrics.total("object_bytes_written_total", "Bytes of chunks that were stored.", lambda: counts.written_bytes)
-    metrics.total("object_bytes_read_total", "Bytes of chunks that were read.", lambda: counts.read_bytes)
+    tier = labels(tier="durable")
+    metrics.read(names.OBJECTS, lambda: {tier: len(holdings)})
+    metrics.read(names.OBJECT_BYTES, lambda: {tier: holdings.total_bytes})
+    metrics.read(names.DURABLE_JOBS, lambda: len(holdings.bytes_by_job))
+    metrics.read(names.DURABLE_REQUESTS, lambda: len(core.under_way))
+    metrics.read(names.DURABLE_OPENED, lambda: counts.opened)
+    metrics.read(names.DURABLE_SEALED, lambda: counts.sealed)
+    metrics.read(names.DURABLE_DELETED, lambda: counts.deleted)
+    metrics.read(names.DURABLE_SWEPT, lambda: counts.swept)
+    metrics.read(names.DURABLE_WRITTEN, lambda: counts.written_bytes)
+    metrics.read(names.DURABLE_READ, lambda: counts.read_bytes)
 
 
 @asynccontextmanager

@@ -36,6 +36,7 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.placement import Bundle, NodeAffinity
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_scheduler.answers import pending_list, resource_view
+from shoal_scheduler.counts import Counts
 from shoal_scheduler.demand import DemandTable, Wanted
 from shoal_scheduler.fairness import Holdings, Placement, Unmet, find_victim, holdings, plan
 from shoal_scheduler.groups import CommitAsk, GroupTable, PrepareAsk
@@ -84,8 +85,7 @@ class Scheduler:
         self.demand = DemandTable()
         self.groups = GroupTable(subjects, identity)
         self.asks: dict[int, LeaseAsk] = {}
-        self.decisions = 0
-        self.refusals = 0
+        self.counts = Counts()
         self._subjects = subjects
         self._identity = identity
         self._replicas: dict[str, float] = {identity: math.inf}
@@ -142,6 +142,11 @@ class Scheduler:
             case _:
                 return []
         return [*effects, *self._plan(now)]
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas this one knows to live, itself among them."""
+        return len(self._replicas)
 
     def tick(self, now: float) -> list[Effect]:
         """Say that this replica lives, forget what is silent, ask again where an answer is overdue."""
@@ -205,6 +210,7 @@ class Scheduler:
             if ask.number in self.asks:
                 self._unanswered(ask, now)
             return
+        self.counts.answer_seconds.observe(now - ask.asked_at)
         self._settle(ask)
         node, view = self.nodes.get(ask.node), self._view(ask)
         if node is not None and view is not None and answer.sequence >= node.sequence:
@@ -214,13 +220,15 @@ class Scheduler:
         if wanted is None:
             return
         if answer.refused:
-            self.refusals += len(answer.refused)
-            if all(answer.free.get(name, 0) >= units for name, units in ask.resources):
+            able = all(answer.free.get(name, 0) >= units for name, units in ask.resources)
+            self.counts.refusals["able" if able else "conflict"] += len(answer.refused)
+            if able:
                 wanted.avoid[ask.node] = now + AVOID_SECONDS
         self.demand.met(wanted, answer.granted, ask.node, now)
 
     def _unanswered(self, ask: LeaseAsk, now: float) -> None:
         """Leave the node alone for a moment, and ask again: perhaps another one."""
+        self.counts.refusals["silent"] += len(ask.slots)
         self._settle(ask)
         self._reopen(ask, ask.slots, now)
         view = self._view(ask)
@@ -293,7 +301,7 @@ class Scheduler:
         """Ask a node for leases."""
         node, wanted, slots = placement.node, placement.wanted, placement.slots
         self._last_ask += 1
-        self.decisions += len(slots)
+        self.counts.decisions += len(slots)
         resources = wanted.entry.resources
         ask = LeaseAsk(
             self._last_ask,
@@ -339,6 +347,7 @@ class Scheduler:
         if victim is None:
             return []
         wanted.recalled_at = now
+        self.counts.recalls += 1
         self._wake(now + RECALL_SECONDS)
         victim.node.mark_recalled(victim.lease)
         lease = victim.lease

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from shoal_core.bus import Bus
+from shoal_core.protocol import metrics as names
 from shoal_core.protocol.groups import GroupChanged, GroupDemand
 from shoal_core.protocol.ids import PlacementGroupId, ServiceId
+from shoal_core.protocol.measures import labels
 from shoal_core.protocol.messages import (
     Demand,
     JobFinished,
@@ -19,10 +21,11 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.subjects import SCHEDULER_QUEUE, Role, Subjects
 from shoal_core.protocol.verbs import SCHEDULER_PUBLIC
-from shoal_core.service import Engine, Route
+from shoal_core.service import Engine, Metrics, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
 from shoal_scheduler.core import Begin, Scheduler
+from shoal_scheduler.counts import pending_infeasible, pending_leases, pending_resources, pending_seconds
 
 
 def routes(subjects: Subjects) -> list[Route]:
@@ -41,6 +44,22 @@ def routes(subjects: Subjects) -> list[Route]:
     return [*public, *events]
 
 
+def count(metrics: Metrics, core: Scheduler) -> None:
+    """Have a replica's numbers read."""
+    counts = core.counts
+    metrics.read(names.SCHEDULER_NODES, lambda: len(core.nodes))
+    metrics.read(names.SCHEDULER_REPLICAS, lambda: core.replicas)
+    metrics.read(names.PENDING_LEASES, lambda: pending_leases(core.demand))
+    metrics.read(names.PENDING_INFEASIBLE, lambda: pending_infeasible(core.demand, core.nodes.values()))
+    metrics.read(names.PENDING_RESOURCES, lambda: pending_resources(core.demand))
+    metrics.read(names.PENDING_GROUPS, lambda: len(core.groups))
+    metrics.read(names.PENDING_SECONDS, lambda: pending_seconds(core.demand, time.monotonic()))
+    metrics.read(names.SCHEDULER_DECISIONS, lambda: counts.decisions)
+    metrics.read(names.SCHEDULER_REFUSALS, lambda: {labels(reason=reason): n for reason, n in counts.refusals.items()})
+    metrics.read(names.SCHEDULER_RECALLS, lambda: counts.recalls)
+    metrics.tell(lambda: [(names.SCHEDULER_ANSWER, {(): counts.answer_seconds})])
+
+
 @asynccontextmanager
 async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
     """Run one replica of the scheduler; entering means that it hears demand."""
@@ -48,9 +67,7 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
     core = Scheduler(subjects, ServiceId(bus.identity))
     # Nothing here is a date: a wall clock that is set back would only stop all that waits.
     engine = Engine(core, bus, name="scheduler", routes=routes(subjects), first=[Begin()], clock=time.monotonic)
-    engine.metrics.gauge("nodes_seen", "Nodes that announce themselves.", lambda: len(core.nodes))
-    engine.metrics.gauge("demand_pending", "Scheduling keys that wait for leases.", lambda: len(core.demand))
-    engine.metrics.gauge("groups_pending", "Placement groups that wait for nodes.", lambda: len(core.groups))
+    count(engine.metrics, core)
     async with engine:
         yield engine
 

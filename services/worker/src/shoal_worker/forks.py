@@ -181,7 +181,7 @@ class Forks:
         if "born" in told:
             self._born(ProcessId(str(told["born"])), int(told["pid"]))
         elif "ended" in told:
-            self._gone(ProcessId(str(told["ended"])), str(told["reason"]))
+            self._gone(ProcessId(str(told["ended"])), str(told["reason"]), bool(told.get("in_order")))
         else:
             self._pause_seconds = 0.0
 
@@ -195,7 +195,7 @@ class Forks:
         if process in self._doomed:
             self.kill(process)
 
-    def _gone(self, process: ProcessId, reason: str) -> None:
+    def _gone(self, process: ProcessId, reason: str, in_order: bool = False) -> None:
         self._pids.pop(process, None)
         self._doomed.discard(process)
         config = self._asked.pop(process, None)
@@ -206,7 +206,7 @@ class Forks:
         with contextlib.suppress(OSError, struct.error):
             lease, position = BEGUN.unpack_from(page.read_bytes())
         page.unlink(missing_ok=True)
-        self._ended(ProcessEnded(process, reason, lease, position))
+        self._ended(ProcessEnded(process, reason, lease, position, in_order))
 
 
 def _kill(pid: int) -> None:

@@ -94,12 +94,14 @@ class ProcessEnded:
     """A worker process was reaped, or could not be started.
 
     ``begun_lease`` and ``begun`` are what its page said: the highest position that was begun, and of which lease.
+    ``in_order``: it ended by itself, and with status 0.
     """
 
     process_id: ProcessId
     reason: str
     begun_lease: int = 0
     begun: int = 0
+    in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)

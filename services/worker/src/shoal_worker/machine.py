@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from shoal_core.machine import cpu_count
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, OBJECT_STORE_MEMORY, Resources, to_resources
 from shoal_core.service.settings import SettingsError
@@ -25,11 +26,6 @@ LEAST_BYTES = 256 * 1024 * 1024
 LOOPBACK = "127.0.0.1"
 HEAD = "node:__internal_head__"
 SHARED_MEMORY = Path("/dev/shm")
-
-
-def cpu_count() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:

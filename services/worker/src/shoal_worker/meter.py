@@ -10,8 +10,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from shoal_core.protocol.measures import Labels, labels
+from shoal_core.protocol.metrics import GPU_ENERGY, GPU_LEASED, GPU_MEMORY, GPU_MEMORY_USED, GPU_UTILIZATION
 from shoal_core.protocol.resources import UNIT
-from shoal_core.service.metrics import Labels, Metrics, labels
+from shoal_core.service.metrics import Metrics
 from shoal_worker.accelerators import Accelerators, Reading
 from shoal_worker.gpus import Device, GpuTable
 
@@ -58,17 +60,11 @@ class Meter:
                 if name in by_name
             }
 
-        metrics.gauge("gpu_leased_ratio", "How much of a GPU is leased (1: all).", leased)
-        metrics.gauge(
-            "gpu_utilization_ratio", "How busy a GPU is (1: always).", self._each(lambda reading: reading.busy_ratio)
-        )
-        metrics.gauge("gpu_memory_used_bytes", "Memory of a GPU in use.", self._each(lambda r: r.used_bytes))
-        metrics.gauge("gpu_memory_bytes", "Memory of a GPU.", self._each(lambda r: r.total_bytes))
-        metrics.total(
-            "gpu_energy_joules_total",
-            "Energy a GPU took since its driver was loaded.",
-            self._each(lambda r: r.energy_joules),
-        )
+        metrics.read(GPU_LEASED, leased)
+        metrics.read(GPU_UTILIZATION, self._each(lambda reading: reading.busy_ratio))
+        metrics.read(GPU_MEMORY_USED, self._each(lambda reading: reading.used_bytes))
+        metrics.read(GPU_MEMORY, self._each(lambda reading: reading.total_bytes))
+        metrics.read(GPU_ENERGY, self._each(lambda reading: reading.energy_joules))
 
     def _each(self, value: Callable[[Reading], float | None]) -> Callable[[], dict[Labels, float]]:
         return lambda: {_labels(r.device): number for r in self.readings if (number := value(r)) is not None}

@@ -9,6 +9,7 @@ who died. It is put together from tables that each know one thing::
        ├─────── BundleTable ── LeaseTable
        ├─────── SharedMemory ── ObjectStore, Loans, Copies
        ├─────── Inquiries         (who holds what)
+       ├─────── ReportedMetrics   (what processes have counted)
        └─────── Liveness          (who elsewhere is dead)
 
 What it says of itself goes out as ``NodeAnnouncement``: at once when something changed, but not more often than every
@@ -60,6 +61,7 @@ from shoal_core.protocol.records import (
     ActorLeft,
     ActorReady,
     LeaseReturned,
+    MetricsReported,
     ObjectsReported,
     Record,
     WorkerBlocked,
@@ -85,6 +87,7 @@ from shoal_worker.inquiries import DRIVER, WORKER, Inquiries
 from shoal_worker.leases import Lease, LeaseTable
 from shoal_worker.liveness import Ends, Liveness
 from shoal_worker.processes import ProcessState, ProcessTable
+from shoal_worker.reported import ReportedMetrics
 from shoal_worker.shared_memory import SegmentRecord, SharedMemory
 from shoal_worker.store import ObjectStore
 from shoal_worker.workforce import Workforce
@@ -118,6 +121,7 @@ class NodeCore:
         self.inquiries = Inquiries(self.node_id, self.segments)
         self.actors = ActorTable(self.node_id, subjects)
         self.bundles = BundleTable(self.node_id, subjects, self.leases)
+        self.reported = ReportedMetrics()
         self.workforce = Workforce(self.leases, self.processes, self.actors)
         self.drivers: dict[ProcessId, JobId] = {}
         self.draining = False
@@ -332,6 +336,8 @@ class NodeCore:
             self.memory.said(peer, record, now)
         elif isinstance(record, ObjectsReported):
             self.inquiries.reported(process, record, now)
+        elif isinstance(record, MetricsReported):
+            self.reported.take(process, record)
 
     def _judge(self, hosted: Hosted, verdict: Verdict, now: float) -> None:
         """Do what the control store's answer means for an incarnation; who owns it is known only from then on."""
@@ -405,6 +411,7 @@ class NodeCore:
         for process in ends.processes:
             # A driver whose job has ended may live on and keep what it has mapped; one that died was detached before.
             if self.liveness.process_died(process):
+                self.reported.process_died(process)
                 self.workforce.owner_died(process, now)
                 for hosted in self.actors.owned_by(process):
                     self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)

@@ -63,6 +63,7 @@ class ProcessTable:
         self._prestart = prestart
         self._processes: dict[ProcessId, WorkerProcess] = {}
         self._idle: dict[ProcessId, None] = {}
+        self.ended_by_cause = dict.fromkeys(("left", "killed", "died"), 0)
         self._drawn = 0
         self._failures = 0
         self._start_after = 0.0
@@ -77,6 +78,11 @@ class ProcessTable:
     def idle_count(self) -> int:
         """How many processes serve no lease and may."""
         return len(self._idle)
+
+    @property
+    def started(self) -> int:
+        """How many processes have been started so far."""
+        return self._drawn
 
     @property
     def start_after(self) -> float:
@@ -147,10 +153,12 @@ class ProcessTable:
         process.state, process.since, process.kill_reason = ProcessState.KILLED, now, reason
         return True
 
-    def remove(self, process_id: ProcessId, now: float) -> WorkerProcess | None:
-        """Enter that a process was reaped, and return what it was."""
+    def remove(self, process_id: ProcessId, now: float, *, in_order: bool = False) -> WorkerProcess | None:
+        """Enter that a process was reaped, and return what it was; ``in_order``: it ended by itself, without error."""
         process = self._processes.pop(process_id, None)
         if process is not None:
+            killed = process.state is ProcessState.KILLED
+            self.ended_by_cause["killed" if killed else "left" if in_order else "died"] += 1
             self._idle.pop(process_id, None)
             if process.state is ProcessState.STARTING:
                 backoff = min(FIRST_BACKOFF_SECONDS * 2**self._failures, LONGEST_BACKOFF_SECONDS)

@@ -39,7 +39,7 @@ from shoal_core.protocol.resources import UNIT
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.verbs import NODE_PROCESS, NODE_PUBLIC, NODE_SCHEDULER
 from shoal_core.runtime.process import WorkerConfig
-from shoal_core.service import Engine, Metrics, Route
+from shoal_core.service import Engine, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
 from shoal_core.transfer.mover import Cancel, Mover, Offer, Pull, Withdraw
@@ -67,6 +67,7 @@ from shoal_worker.inputs import (
     WithdrawSegment,
 )
 from shoal_worker.meter import metered
+from shoal_worker.metrics import count
 from shoal_worker.node import NodeCore
 from shoal_worker.output import Outputs
 from shoal_worker.storage import Storage
@@ -295,18 +296,6 @@ async def _forked(hands: Hands, outputs: Outputs) -> AsyncIterator[Hands]:
         yield hands
 
 
-def measure_transfers(metrics: Metrics, core: NodeCore, mover: Mover) -> None:
-    """Show what comes and goes between this node and others."""
-    metrics.gauge("transfer_pulls", "Objects that are being pulled to this node.", core.memory.copies.under_way)
-    metrics.gauge("transfer_loans", "Segments that are lent to pullers.", lambda: len(core.memory.loans))
-    metrics.gauge(
-        "object_copies", "Copies of other nodes' objects, and those under way.", lambda: len(core.memory.copies)
-    )
-    moved = mover.moved
-    metrics.gauge("transfer_sent_bytes", "Bytes of chunks sent, once for all who pull.", lambda: moved.sent_bytes)
-    metrics.gauge("transfer_received_bytes", "Bytes of chunks received.", lambda: moved.received_bytes)
-
-
 @asynccontextmanager
 async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     """Run one node; entering means that it grants leases, and leaving that nothing of it is left."""
@@ -343,16 +332,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
                 peers=lambda deliver: Peers(bus, subjects, Role.NODE, node, deliver),
                 clock=time.monotonic,
             )
-            engine.metrics.gauge("worker_processes", "Worker processes that live.", lambda: len(core.processes))
-            store, counts = core.store, core.store.counts
-            engine.metrics.gauge("store_bytes", "Bytes of shared memory in use.", lambda: core.segments.used_bytes)
-            engine.metrics.gauge("store_waiting", "Requests that wait for room.", lambda: len(store.waiting))
-            engine.metrics.total("spilled_bytes_total", "Bytes that were spilled.", lambda: counts.spilled_bytes)
-            engine.metrics.total("returned_bytes_total", "Spilled bytes that came back.", lambda: counts.returned_bytes)
-            engine.metrics.total("spills_refused_total", "Spills that failed.", lambda: counts.refused)
-            engine.metrics.gauge("actors_hosted", "Actors whose process is on this node.", lambda: len(core.actors))
-            engine.metrics.gauge("bundles", "Bundles of placement groups reserved here.", lambda: len(core.bundles))
-            measure_transfers(engine.metrics, core, hands.mover)
+            count(engine.metrics, core, hands.mover)
             try:
                 async with metered(found, core.leases.gpus, engine.metrics), engine:
                     assert engine.peers is not None

@@ -121,9 +121,9 @@ class Template:
                 return
             process = self._births.pop(pid, None)
             if process is not None:
-                self._tell({"ended": process, "reason": describe(pid, status)})
+                self._tell({"ended": process, "reason": describe(pid, status), "in_order": status == 0})
 
-    def _tell(self, told: dict[str, str]) -> None:
+    def _tell(self, told: dict[str, str | bool]) -> None:
         self._node.sendall(json.dumps(told).encode() + b"\n")
 
 

@@ -137,7 +137,7 @@ class Workforce:
 
     def process_ended(self, ended: ProcessEnded, now: float) -> WorkerProcess | None:
         """A worker process was reaped: tell its lease's owner, and free what it held. None if it was not known."""
-        process = self.processes.remove(ended.process_id, now)
+        process = self.processes.remove(ended.process_id, now, in_order=ended.in_order)
         if process is None:
             return None
         lease = None if process.lease is None else self.leases.get(process.lease)

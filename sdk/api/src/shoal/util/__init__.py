@@ -5,10 +5,11 @@ the name of a module, reserves resources for many of them.
 """
 
 from shoal.actor import list_named_actors
-from shoal.util import check_serialize, queue, scheduling_strategies, state
+from shoal.util import accelerators, check_serialize, metrics, queue, scheduling_strategies, state
 from shoal.util.actor_pool import ActorPool
 from shoal.util.check_serialize import inspect_serializability
 from shoal.util.node import get_node_ip_address
+from shoal.util.once import disable_log_once_globally, enable_periodic_logging, log_once
 from shoal.util.placement_group import (
     get_current_placement_group,
     get_placement_group,
@@ -20,13 +21,18 @@ from shoal.util.serialization import deregister_serializer, register_serializer
 
 __all__ = [
     "ActorPool",
+    "accelerators",
     "check_serialize",
     "deregister_serializer",
+    "disable_log_once_globally",
+    "enable_periodic_logging",
     "get_current_placement_group",
     "get_node_ip_address",
     "get_placement_group",
     "inspect_serializability",
     "list_named_actors",
+    "log_once",
+    "metrics",
     "placement_group",
     "placement_group_table",
     "queue",

@@ -2,13 +2,13 @@
 
 from shoal.placement_groups import (
     PlacementGroup,
-    PlacementGroupID,
     get_current_placement_group,
     get_placement_group,
     placement_group,
     placement_group_table,
     remove_placement_group,
 )
+from shoal_core.runtime.identities import PlacementGroupID
 
 __all__ = [
     "PlacementGroup",

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shoal.memory import ClusterMemory, ask_all
-from shoal.placement_groups import PlacementGroupID, find_record, list_records, row_of
+from shoal.placement_groups import find_record, list_records, row_of
 from shoal.session import runtime
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.groups import GroupRecord
 from shoal_core.protocol.ids import PlacementGroupId
 from shoal_core.protocol.messages import MOST_LISTED_OBJECTS
+from shoal_core.runtime.identities import PlacementGroupID
 from shoal_core.runtime.runtime import Runtime
 
 Filter = tuple[str, str, Any]
@@ -167,7 +168,7 @@ def get_placement_group(id: str, address: str | None = None, timeout: float = 30
 
     Raises ``ValueError`` for what is no id.
     """
-    group = PlacementGroupId(PlacementGroupID.from_hex(id))
+    group = PlacementGroupId(PlacementGroupID(id))
     record = find_record(_joined(address, timeout), group, timeout)
     return None if record is None else PlacementGroupState(_group_row(record))
 

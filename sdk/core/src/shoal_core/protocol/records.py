@@ -22,6 +22,7 @@ from shoal_core.protocol.ids import (
     SlotId,
     TaskNumber,
 )
+from shoal_core.protocol.measures import Kind
 
 
 class Reference(msgspec.Struct, array_like=True, frozen=True):
@@ -106,6 +107,7 @@ class TaskDone(msgspec.Struct, array_like=True, tag=2):
     """Worker → owner: a task has ended. ``kept`` are references of its arguments that the worker still holds.
 
     Where ``missing`` is not empty, the task was not run: these are those of its arguments that could not be read.
+    ``seconds`` is how long it ran, ``fetch_seconds`` how much of that it waited for large arguments (0: it had none).
     """
 
     number: TaskNumber
@@ -116,6 +118,7 @@ class TaskDone(msgspec.Struct, array_like=True, tag=2):
     retryable: bool = False
     kept: list[Reference] = []
     missing: list[Stored] = []
+    fetch_seconds: float = 0.0
 
 
 class TasksReturned(msgspec.Struct, array_like=True, tag=3):
@@ -406,6 +409,33 @@ class SegmentWanted(msgspec.Struct, array_like=True, tag=35):
     size_bytes: int
 
 
+class Measured(msgspec.Struct, array_like=True, frozen=True):
+    """One series in ``MetricsReported``: how it has moved since the report before.
+
+    ``value`` is by how much a counter rose, what a gauge is now, or what the values add up to that came to a histogram;
+    of these there are ``counts`` more in its buckets, whose upper ends are ``bounds``.
+    """
+
+    name: str
+    kind: Kind
+    text: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+    bounds: tuple[float, ...] = ()
+    counts: list[int] = []
+
+
+class MetricsReported(msgspec.Struct, array_like=True, tag=36):
+    """Process → node: what the process has counted since its last report.
+
+    Counters and histograms are increments, so that they stay right when the process ends; gauges end with it.
+    ``dropped`` is how many series it had no room for, since then.
+    """
+
+    measured: list[Measured]
+    dropped: int = 0
+
+
 Record = (
     Task
     | TaskDone
@@ -442,6 +472,7 @@ Record = (
     | ObjectsReported
     | CopyDropped
     | SegmentWanted
+    | MetricsReported
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -69,3 +69,8 @@ def add(left: Resources, right: Resources) -> Resources:
 def subtract(left: Resources, right: Resources) -> Resources:
     """Return ``left - right``, name by name; amounts may become negative (a node in overdraft)."""
     return add(left, {name: -units for name, units in right.items()})
+
+
+def is_of_one_node(name: str) -> bool:
+    """Tell whether a resource stands for one node (``node:<address>``), so that there are as many of them as nodes."""
+    return name.startswith("node:")

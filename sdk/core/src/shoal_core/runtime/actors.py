@@ -32,6 +32,7 @@ from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import decode
 from shoal_core.runtime.calls import Calls
 from shoal_core.runtime.objects import ObjectRef, ObjectState
+from shoal_core.runtime.tally import Tally
 
 PAUSE_SECONDS = 0.5
 CREATION_SECONDS = 3.0
@@ -89,8 +90,8 @@ class Created:
 class Actors:
     """The actors that one process calls or has created (I/O thread only)."""
 
-    def __init__(self, bus: Bus, subjects: Subjects, dead: Container[str]) -> None:
-        self.calls = Calls(dead)
+    def __init__(self, bus: Bus, subjects: Subjects, dead: Container[str], tally: Tally) -> None:
+        self.calls = Calls(dead, tally)
         self.handles: dict[ObjectState, ActorId] = {}
         self._bus = bus
         self._subjects = subjects

@@ -31,6 +31,7 @@ from typing import Any
 from shoal_core.protocol.actors import ActorChanged, ActorDeath, ActorState
 from shoal_core.protocol.ids import ActorId, PeerId, ProcessId, TaskNumber
 from shoal_core.protocol.records import Failed, Record, Task, TaskDone
+from shoal_core.runtime.tally import LOST, Tally
 
 GRACE_SECONDS = 0.03
 WINDOW = 1024
@@ -159,8 +160,9 @@ class Calls:
     ``dead`` is the caller's own set of the processes that are known to be dead: late news may name one of them.
     """
 
-    def __init__(self, dead: Container[str] = ()) -> None:
+    def __init__(self, dead: Container[str] = (), tally: Tally | None = None) -> None:
         self._dead = dead
+        self._tally = tally or Tally()
         self.outgoing: list[tuple[PeerId, Record]] = []
         self.failed: list[tuple[PendingCall, Failed]] = []
         self.questions: list[ActorId] = []
@@ -251,6 +253,7 @@ class Calls:
         if callee.queue:
             self._touched[callee] = None
         if result.retryable and call.retries:
+            self._tally.retries["raised"] += 1
             _next_attempt(call)
             callee.queue.appendleft(call)
             self._touched[callee] = None
@@ -394,6 +397,7 @@ class Calls:
             if callee.state is ActorState.DEAD:
                 self.failed.append((call, callee.died()))
             elif call.retries:
+                self._tally.retries[LOST] += 1
                 _next_attempt(call)
                 again.append(call)
             else:

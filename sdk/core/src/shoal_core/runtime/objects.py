@@ -33,6 +33,7 @@ from shoal_core.protocol.ids import (
 )
 from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
 from shoal_core.runtime.awaiting import until_told
+from shoal_core.runtime.identities import JobID, TaskID
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -180,13 +181,14 @@ class ObjectRef(Generic[T_co]):
         """Return the object's id as 48 hex digits."""
         return self.binary().hex()
 
-    def task_id(self) -> bytes:
-        """Return the id of the task that makes the object: 20 bytes."""
-        return task_id_bytes(self._state.owner, task_of(self._state.key))
+    def task_id(self) -> TaskID:
+        """Return the id of the task that makes the object."""
+        return TaskID(task_id_bytes(self._state.owner, task_of(self._state.key)))
 
-    def job_id(self) -> JobId:
-        """Return the id of the job the object belongs to."""
-        return self._state.home.job_of(self._state.owner)
+    def job_id(self) -> JobID:
+        """Return the id of the job the object belongs to; that of nothing where it is of no cluster."""
+        job = self._state.home.job_of(self._state.owner)
+        return JobID(job) if job else JobID.nil()
 
     @classmethod
     def nil(cls) -> ObjectRef[Any]:

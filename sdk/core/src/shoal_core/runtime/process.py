@@ -389,6 +389,7 @@ class Service:
             return
         ended, self._ended = self._ended, []
         self._unanswered += len(ended)
+        self._runtime.reporter.task_ended()
         self._reactor.sharing.released_now()
         for item in ended:
             accepted = item.accepted
@@ -411,7 +412,15 @@ class Service:
         for reference in kept:
             self._reactor.borrowing.keep(reference)
         done = TaskDone(
-            task.number, task.attempt, task.lease, item.values, item.seconds, item.retryable, kept, item.missing
+            task.number,
+            task.attempt,
+            task.lease,
+            item.values,
+            item.seconds,
+            item.retryable,
+            kept,
+            item.missing,
+            item.fetch_seconds,
         )
         self._reactor.send(owner, done)
         self._unanswered -= 1

@@ -58,12 +58,14 @@ from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, 
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, Persisted, Say, StreamMoved, Want, Withdraw
 from shoal_core.runtime.durable import Restoring
+from shoal_core.runtime.nodes import NodeWatch
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.placement_groups import AwaitGroup, DropGroup, MakeGroup, PlacementGroups
 from shoal_core.runtime.recovery import Recovery
 from shoal_core.runtime.sharing import Sharing
 from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingKey, Submission, cancelled
+from shoal_core.runtime.tally import MOST_LISTED, Tally
 
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
@@ -86,18 +88,18 @@ class Reactor:
         self.job = JobId("")
         self.depth = 0
         self.commands: deque[Any] = deque()
-        self.submission = Submission()
+        self.tally = Tally()
+        self.counted: Callable[[], None] = _nothing
+        """Told, in every turn in which there are tasks, that there will be something to report."""
+        self.submission = Submission(self.tally)
         self._dead: set[str] = set()
         self.sharing = Sharing(local, table, self._dead, self.send, self._settle)
         self.sharing.forgotten = self._forgotten
         self.sharing.orphaned = lambda state, failure: self.restoring.lost(state, failure)
-        self.readers: dict[NodeId, set[asyncio.Task[Any]]] = {}
-        """What reads copies on other nodes: woken by their deaths."""
-        self.suspect: Callable[[NodeId], None] = _nobody_looks
-        """Has somebody look whether a node is dead that does not answer."""
+        self.nodes = NodeWatch(self._dead)
         self.released = self.sharing.released
         self.borrowing = self.sharing.borrowing
-        self.actors = Actors(bus, subjects, self._dead)
+        self.actors = Actors(bus, subjects, self._dead, self.tally)
         self.actors.turn = self._finish_unless_closed
         self.groups = PlacementGroups(bus, subjects)
         self.groups.turn = self._finish_unless_closed
@@ -132,8 +134,6 @@ class Reactor:
         self.phase: Callable[[], None] | None = None
         self.buried: Callable[[ProcessId], None] | None = None
         """Told of every process that has died, once its last words were heard."""
-        self.node_lost: Callable[[NodeId], None] | None = None
-        """Told of every node that has died."""
 
     def _commands_taken(self) -> dict[type, Callable[[Any], None]]:
         """Return what is done about each command of user threads."""
@@ -206,6 +206,8 @@ class Reactor:
             self.sharing.release(releases)
         if self.phase is not None:
             self.phase()
+        if self.tasks:
+            self.counted()
         self.finish()
 
     def deliver(self, peer: PeerId, records: list[Record]) -> None:
@@ -219,6 +221,8 @@ class Reactor:
                 self._task_done(peer, record, now)  # type: ignore[arg-type]
             else:
                 handlers[type(record)](peer, record)
+        if len(self.tally.seconds) >= MOST_LISTED:
+            self.tally.work_off()
         self.finish()
 
     def finish(self) -> None:
@@ -342,6 +346,7 @@ class Reactor:
         """Queue a task as soon as the objects it depends on are ready."""
         self.tasks[task.wire.number] = task
         if not task.dependencies:
+            task.ready_at = time.monotonic()
             self.submission.enqueue(task)
             return
 
@@ -349,6 +354,7 @@ class Reactor:
             if task.cancelled:
                 return
             if failure is None:
+                task.ready_at = time.monotonic()
                 self.submission.enqueue(task)
             else:
                 self.fail(task, failure)
@@ -474,6 +480,9 @@ class Reactor:
         elif result.missing:
             self._came_back(task, result.missing)
         else:
+            self.tally.seconds.append(result.seconds)
+            if result.fetch_seconds:
+                self.tally.fetch_seconds.observe(result.fetch_seconds)
             self._settle_returns(task, result.values, worker)
 
     def _came_back(self, task: PendingTask | PendingCall, missing: Sequence[Stored]) -> None:
@@ -502,6 +511,10 @@ class Reactor:
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
         self.tasks.pop(number, None)
+        if values and type(error := values[0]) is Failed:
+            self.tally.failed(task.wire.name, error.code)
+        else:
+            self.tally.names.append(task.wire.name)
         if task.remade:
             values = [self.recovery.outcome(task, value) for value in values]
         if task.wire.returns == STREAMING:
@@ -654,8 +667,6 @@ class Reactor:
         if self.closed is not None:
             return
         self._dead.add(node)
-        if self.node_lost is not None:
-            self.node_lost(node)
         processes = [
             ProcessId(peer) for peer in self.peers.known() if len(peer) > len(node) and node_of(ProcessId(peer)) == node
         ]
@@ -672,8 +683,7 @@ class Reactor:
             )
             return
         self.recovery.node_died(node)
-        for reader in self.readers.pop(node, ()):
-            reader.cancel()
+        self.nodes.node_died(node)
         self.submission.node_lost(node, f"its node {node} died: {reason}")
         for process in processes:
             self._dead.add(process)
@@ -694,10 +704,6 @@ def _collect(task: PendingTask | PendingCall) -> Failed | None:
     if type(task) is PendingCall and any(type(value) is Stored for value in values):
         task.wire.origins = [ref._state.wire() for ref in task.dependencies]
     return None
-
-
-def _nobody_looks(node: NodeId) -> None:
-    """Nobody can tell yet whether a node is dead."""
 
 
 def _nothing() -> None:

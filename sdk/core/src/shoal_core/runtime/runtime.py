@@ -70,6 +70,7 @@ from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Wait
 from shoal_core.runtime.pending import PendingCounter
 from shoal_core.runtime.placement_groups import AwaitGroup, DropGroup, MakeGroup
 from shoal_core.runtime.reactor import Reactor
+from shoal_core.runtime.reporting import Reporter
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
@@ -141,6 +142,7 @@ class Runtime:
         self.loop = asyncio.get_running_loop()
         self.objects = ObjectTable(self, local)
         self.reactor = Reactor(bus, subjects, local, self.objects)
+        self.reporter = Reporter(bus, subjects, self.reactor)
         self.released: deque[ObjectState] = self.reactor.released
         self.codec = Codec(self.objects.remember)
         self.reactor.restoring = Restoring(
@@ -758,6 +760,7 @@ class Runtime:
     def disown(self) -> None:
         """Be no process of the cluster: this one is a copy, made by a fork, without the I/O thread (in the child)."""
         self.objects.lock = threading.Lock()  # the thread that held the other may be gone
+        self.reporter.measures.disown()
         self.reactor.disown(FORKED)
 
     def obstruct(self, obstacle: Callable[[], ShoalError] | None) -> None:

@@ -149,6 +149,7 @@ class Session:
                         self._ready.set_result(runtime)
                         await self._stop.wait()
                     await runtime.reactor.groups.told(LEAVE_SECONDS)
+                    await runtime.reporter.finish()
                     runtime.close()
                     with contextlib.suppress(BusError):
                         await peers.flush(LEAVE_SECONDS)
@@ -294,7 +295,7 @@ async def watch_deaths(runtime: Runtime) -> AsyncIterator[None]:
         bus.subscribe(subjects.event(Role.GCS, "*", "node_died"), on_node),
     ]
     reactor.peers.on_silence(on_silence)
-    reactor.suspect = inquire
+    reactor.nodes.suspect = inquire
     unlisten = bus.on_connection(on_connection)
     try:
         yield

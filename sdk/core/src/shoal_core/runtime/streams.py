@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from shoal_core.protocol.ids import ProcessId, TaskNumber, object_key
 from shoal_core.protocol.records import Failed, Inline, Stored, Value
 from shoal_core.runtime.awaiting import ready
+from shoal_core.runtime.identities import TaskID
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.submission import CANCELLED
 
@@ -181,8 +182,8 @@ class ObjectRefGenerator(Generic[T]):
         """Tell whether all items were taken and there will be no more."""
         return self._state.value is END
 
-    def task_id(self) -> bytes:
-        """Return the id of the task: 20 bytes."""
+    def task_id(self) -> TaskID:
+        """Return the id of the task."""
         return self._stream.completion.task_id()
 
     def close(self) -> None:

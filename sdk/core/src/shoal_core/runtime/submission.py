@@ -57,6 +57,7 @@ from shoal_core.protocol.records import (
     WorkerLost,
 )
 from shoal_core.protocol.resources import Resources
+from shoal_core.runtime.tally import LOST, Tally
 
 WINDOW_SECONDS = 0.010
 OVERHEAD_SECONDS = 20e-6
@@ -84,7 +85,8 @@ class PendingTask:
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments; the task
     holds both until it ends. ``retries`` are those left, -1 for no end of them. ``parent`` is the task of this process
     that submitted it, by its order there (0: none). ``remade``: it had ended, and runs again since results were lost.
-    ``bounces`` counts how often it came back unrun, because an argument could not be read.
+    ``bounces`` counts how often it came back unrun, because an argument could not be read. ``ready_at`` is when it was
+    queued at first, 0 where it was sent to a worker before.
     """
 
     __slots__ = (
@@ -94,6 +96,7 @@ class PendingTask:
         "key",
         "nested",
         "parent",
+        "ready_at",
         "remade",
         "retries",
         "unresolved",
@@ -119,6 +122,7 @@ class PendingTask:
         self.unresolved = 0
         self.remade = False
         self.bounces = 0
+        self.ready_at = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +211,12 @@ class SchedulingKey:
 class Submission:
     """All scheduling keys of one owner. Not thread-safe but for ``key_for``: the I/O thread's."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally | None = None) -> None:
         self.outgoing: list[tuple[PeerId, Record]] = []
         self.failed: list[tuple[PendingTask, Failed]] = []
         self.keys: dict[SchedulingClass, SchedulingKey] = {}
         self.demand_changed = False
+        self.tally = tally or Tally()
         self._by_index: dict[int, SchedulingKey] = {}
         self._indices = itertools.count()
         self._lease_keys: dict[tuple[NodeId, LeaseId], SchedulingKey] = {}
@@ -302,6 +307,7 @@ class Submission:
             key.learn(task.wire.function, result.seconds)
         self._touched[key] = None
         if result.retryable and task.retries:
+            self.tally.retries["raised"] += 1
             self._try_again(task)
             return None
         return task
@@ -372,6 +378,7 @@ class Submission:
                 else:
                     again.append(task)
             elif task.retries:
+                self.tally.retries[LOST] += 1
                 self._next_attempt(task)
                 again.append(task)
             else:
@@ -478,6 +485,8 @@ class Submission:
         fair = -(-(len(queue) + sum(map(_load, open_leases))) // len(open_leases))
         for lease in open_leases:
             in_flight = lease.in_flight
+            before = len(in_flight)
+            ready_at = queue[0].ready_at if queue else 0.0
             while queue:
                 task = queue[0]
                 wire = task.wire
@@ -490,7 +499,10 @@ class Submission:
                 wire.lease = lease.number
                 wire.position = lease.positions
                 in_flight[wire.number] = task
+                task.ready_at = 0.0
                 outgoing.append((lease.worker, wire))
+            if ready_at and len(in_flight) > before:
+                self.tally.queue_seconds.observe(now - ready_at, len(in_flight) - before)
 
     def _want(self, key: SchedulingKey, now: float) -> None:
         """Ask for as many leases as the queued work is worth, or withdraw what was asked."""

@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import mmap
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.interface import Bus
@@ -35,9 +36,9 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.records import SegmentFreed, SegmentUnpinned, Stored
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.runtime.copying import copy
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.serialization import Serialized, segment_bytes, write_segment
-from shoal_core.runtime.writing import copy_in_steps
 from shoal_core.transfer.mover import Cancel, Mover, Offer, Pull, Withdraw
 from shoal_core.transfer.pulling import Ended
 from shoal_core.transfer.records import CHUNK_BYTES
@@ -45,8 +46,6 @@ from shoal_core.transfer.records import CHUNK_BYTES
 REQUEST_SECONDS = 60.0
 SLOWEST_BYTES_PER_SECOND = 1_000_000
 """A transfer that makes progress is waited for as long as it takes at this rate, and a minute more."""
-
-T = TypeVar("T")
 
 
 def patience_seconds(size_bytes: int) -> float:
@@ -75,9 +74,6 @@ class Transfers:
         self._mover = Mover(bulk, subjects, Role.PROCESS, local, self._ended)
         self._serials = itertools.count(1)
         self._pulls: dict[str, asyncio.Future[Ended]] = {}
-        self._asking: dict[NodeId, set[asyncio.Future[Any]]] = {}
-        self._lost: set[NodeId] = set()
-        reactor.node_lost = self._node_lost
 
     def close(self) -> None:
         """End the bulk connection."""
@@ -112,7 +108,7 @@ class Transfers:
         finally:
             if self._pulls.pop(name, None) is not None:
                 self._mover.order(Cancel(name))
-            if value.node not in self._lost:
+            if not self._reactor.is_dead(value.node):
                 self._reactor.send(value.node, SegmentUnpinned(value.segment, serial))
 
     def _ended(self, ended: Ended) -> None:
@@ -130,7 +126,7 @@ class Transfers:
         """Have a node keep a value, which this process owns; raises ``ObjectStoreFullError`` where none can."""
         size = segment_bytes(value)
         memory = mmap.mmap(-1, size)
-        write_segment(value, memoryview(memory), copy_in_steps)
+        write_segment(value, memoryview(memory), copy)
         node, segment = self._call(self._give(memory, size, durable_id(owner, key)))
         return Stored(node, segment, size, value.contained)
 
@@ -152,9 +148,9 @@ class Transfers:
         try:
             for node in await self._nodes():
                 subject = self._subjects.node_from_process(node, "take")
-                asked = ask(self._bus, subject, request, timeout_seconds=patience_seconds(size_bytes))
+                asked = partial(ask, self._bus, subject, request, timeout_seconds=patience_seconds(size_bytes))
                 try:
-                    granted = await self._unless_lost(node, asked)
+                    granted = await self._reactor.nodes.unless_dead(node, asked)
                 except (ObjectStoreFullError, NodeDiedError, NotFoundError, BusError) as error:
                     refusals.append(error)
                     if isinstance(error, BusError):  # it may have taken it, or do so yet
@@ -174,27 +170,3 @@ class Transfers:
         alive = [record.description for record in answer.nodes if record.state is NodeState.ALIVE]
         alive.sort(key=lambda node: (not node.is_head, -node.object_store_bytes))
         return iter([node.node_id for node in alive])
-
-    # ------------------------------------------------------------------------------- deaths
-
-    async def _unless_lost(self, node: NodeId, work: Coroutine[Any, Any, T]) -> T:
-        """Return what ``work`` returns, unless the node dies before: then raise ``NodeDiedError``."""
-        task = self._loop.create_task(work)
-        self._asking.setdefault(node, set()).add(task)
-        if node in self._lost:
-            task.cancel()
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if node not in self._lost:
-                raise
-            raise NodeDiedError(f"node {node} has died") from None
-        finally:
-            self._asking[node].discard(task)
-            if not self._asking[node]:
-                del self._asking[node]
-
-    def _node_lost(self, node: NodeId) -> None:
-        self._lost.add(node)
-        for task in self._asking.get(node, ()):
-            task.cancel()

@@ -6,7 +6,6 @@ shares memory with no node (``transfers``) pulls it into memory of its own.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import mmap
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import NodeDiedError, NotFoundError, ObjectLostError
-from shoal_core.protocol.ids import NodeId, ObjectKey, ProcessId, durable_id, node_of
+from shoal_core.protocol.ids import ObjectKey, ProcessId, durable_id, node_of
 from shoal_core.protocol.messages import (
     MOST_PINS,
     AllocateSegment,
@@ -48,9 +47,6 @@ T = TypeVar("T")
 
 ROOM_SECONDS = 600.0
 """So long a node may take to make room for an object, or to bring one back; it says itself when it gives up."""
-
-SUSPECT_SECONDS = 1.0
-"""Reading a copy that takes longer: somebody looks whether its node is dead, and looks again each time."""
 
 Call = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the I/O thread and waits for its result."""
@@ -208,60 +204,41 @@ class Values:
 
     def _map(self, value: Stored, folder: Path, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
         """Map a segment of this node, one of those pinned or pinned for it alone, or a copy that this node pulls."""
-        ahead = pins.pop(value.segment, None) if pins and value.node == self._node else None
-        serial = next(self._pins) if ahead is None else ahead
         reactor, node = self._reactor, self._node
-        request = PinSegment(
-            process=self._local, segment=value.segment, serial=serial, home=value.node, size_bytes=value.size_bytes
-        )
-        pinned: SegmentPinned | None = None
+        ahead = pins.pop(value.segment, None) if pins and value.node == node else None
+        serial = next(self._pins) if ahead is None else ahead
+        segment = "" if ahead is None else value.segment
 
         def done(segment: str) -> None:
             unpin(reactor, node, segment, serial)
 
         try:
-            if ahead is None:
-                seconds = ROOM_SECONDS + patience_seconds(value.size_bytes)
-                pinned = self._call(self._unless_lost(value, partial(self._ask_node, "pin", request, seconds)))
-            else:
-                pinned = SegmentPinned(segment=value.segment)
-            return segments.read(folder, pinned.segment, value.size_bytes, done)
+            if not segment:
+                segment = self._pin(value, serial)
+            return segments.read(folder, segment, value.size_bytes, done)
         except BaseException:
-            # Whether the node heard of the pin is unknown; if not, it will never count.
-            if pinned is None:
+            if segment:
+                done(segment)
+            else:  # whether the node heard of the pin is unknown; if not, it will never count
                 unpin(reactor, node, value.segment, serial, value.node)
-            else:
-                done(pinned.segment)
             raise
+
+    def _pin(self, value: Stored, serial: int) -> str:
+        """Have the node keep a segment, or pull a copy of it; return its name here."""
+        request = PinSegment(
+            process=self._local, segment=value.segment, serial=serial, home=value.node, size_bytes=value.size_bytes
+        )
+        seconds = ROOM_SECONDS + patience_seconds(value.size_bytes)
+        pinned = self._call(self._unless_lost(value, partial(self._ask_node, "pin", request, seconds)))
+        assert isinstance(pinned, SegmentPinned)
+        return pinned.segment
 
     async def _unless_lost(self, value: Stored, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return what reading a copy returns; ``CopyUnavailable`` where it is gone, or its node dies meanwhile."""
-        reactor, node, task = self._reactor, value.node, asyncio.current_task()
-        assert task is not None
-        if reactor.is_dead(node):
-            raise CopyUnavailable(value)
-        readers = reactor.readers.setdefault(node, set())
-        readers.add(task)
-        loop = asyncio.get_running_loop()
-        suspicion = loop.call_later(SUSPECT_SECONDS, self._suspect, task, node)
         try:
-            return await read()
+            return await self._reactor.nodes.unless_dead(value.node, read)
         except (NotFoundError, NodeDiedError):
             raise CopyUnavailable(value) from None
-        except asyncio.CancelledError:
-            if not reactor.is_dead(node) or task.uncancel():
-                raise
-            raise CopyUnavailable(value) from None
-        finally:
-            suspicion.cancel()
-            readers.discard(task)
-            if not readers:
-                reactor.readers.pop(node, None)
-
-    def _suspect(self, task: asyncio.Task[Any], node: NodeId) -> None:
-        if task in self._reactor.readers.get(node, ()):
-            self._reactor.suspect(node)
-            asyncio.get_running_loop().call_later(SUSPECT_SECONDS, self._suspect, task, node)
 
     async def _ask_node(self, verb: str, message: Message, timeout_seconds: float = REQUEST_SECONDS) -> Message:
         subject = self._subjects.node_from_process(self._node, verb)

@@ -118,6 +118,7 @@ class Ended:
     retryable: bool
     exhausted: bool = False
     missing: list[Stored] = field(default_factory=list)
+    fetch_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,18 @@ class Work:
     failure, and goes no further. What ``lets_pass`` names does. ``actor`` is what people are shown of an actor.
     """
 
-    __slots__ = ("_began", "_label", "_lease", "_lets_pass", "_name", "_runtime", "_token", "accepted", "ended")
+    __slots__ = (
+        "_began",
+        "_fetch_seconds",
+        "_label",
+        "_lease",
+        "_lets_pass",
+        "_name",
+        "_runtime",
+        "_token",
+        "accepted",
+        "ended",
+    )
 
     ended: Ended
 
@@ -170,6 +182,7 @@ class Work:
 
     def __enter__(self) -> Work:
         accepted = self.accepted
+        self._fetch_seconds = 0.0
         self._began = time.perf_counter()
         self._token = current.set(
             Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label, accepted)
@@ -207,10 +220,13 @@ class Work:
             return _NO_ARGUMENTS
         missing: list[Stored] = []
         values = (task.arguments, *task.dependencies)
+        began = time.perf_counter()
         with self._runtime.values.pinned(values) as pins:
             (args, kwargs), *given = [self._read(value, index, pins, missing) for index, value in enumerate(values, -1)]
         if missing:
             raise ArgumentsUnavailable(missing)
+        if self.has_large_arguments:
+            self._fetch_seconds = time.perf_counter() - began
         return fill_in(args, kwargs, given) if given else (args, kwargs)
 
     def _read(self, value: Value, index: int, pins: dict[str, int], missing: list[Stored]) -> Any:
@@ -324,7 +340,8 @@ class Work:
         return span(f"run {self.accepted.task.name}", "CONSUMER", self.accepted.task.trace)
 
     def _end(self, values: list[Value], results: list[Serialized], retryable: bool) -> None:
-        self.ended = Ended(self.accepted, values, results, time.perf_counter() - self._began, retryable)
+        seconds = time.perf_counter() - self._began
+        self.ended = Ended(self.accepted, values, results, seconds, retryable, fetch_seconds=self._fetch_seconds)
 
 
 def fill_in(args: Sequence[Any], kwargs: dict[str, Any], values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:

@@ -19,10 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shoal_core.protocol.errors import ObjectStoreFullError
+from shoal_core.runtime.copying import STEP_BYTES, copy
 from shoal_core.runtime.serialization import Serialized, segment_bytes, write_segment
 
-STEP_BYTES = 16 * 1024 * 1024
-"""What is done in steps of so much gives other threads of this process their turn: gigabytes take seconds."""
 LEAST_KEPT_BYTES = 1024 * 1024
 """A smaller mapping costs no more to make than to keep."""
 MOST_KEPT_BYTES = 2 * 1024 * 1024 * 1024
@@ -51,7 +50,7 @@ class Writer:
         size = segment_bytes(value)
         inode, mapping = self._map(segment, size)
         with memoryview(mapping) as target:
-            write_segment(value, target, copy_in_steps)
+            write_segment(value, target, copy)
         self._keep(inode, mapping)
         return size
 
@@ -119,10 +118,3 @@ def _populate(mapping: mmap.mmap) -> None:
             if error.errno == errno.EINVAL:
                 return
             raise
-
-
-def copy_in_steps(target: memoryview, source: memoryview) -> None:
-    """Copy in steps."""
-    source = source.cast("B") if source.format != "B" or source.ndim != 1 else source
-    for start in range(0, source.nbytes, STEP_BYTES):
-        target[start : start + STEP_BYTES] = source[start : start + STEP_BYTES]

@@ -52,6 +52,7 @@ from shoal_core.protocol.effects import (
 from shoal_core.protocol.errors import BufferFullError, ServiceError, ShoalError
 from shoal_core.protocol.ids import PeerId
 from shoal_core.protocol.messages import Message
+from shoal_core.protocol.metrics import MESSAGES_DROPPED
 from shoal_core.protocol.records import Record
 from shoal_core.protocol.verbs import REPLIES
 from shoal_core.protocol.wire import decode, decode_reply, encode
@@ -59,6 +60,7 @@ from shoal_core.service.discovery import Discovery
 from shoal_core.service.metrics import Metrics
 from shoal_core.service.routes import Route, Served, wildcard_position
 from shoal_core.service.stores import perform_load, perform_store
+from shoal_core.service.vitals import Vitals
 
 logger = logging.getLogger("shoal.service")
 
@@ -125,7 +127,8 @@ class Engine:
         self._subscriptions: list[Subscription] = []
         self._watches: list[Watch] = []
         self._work: set[asyncio.Task[None]] = set()
-        self._dropped = self.metrics.counter("messages_dropped_total", "Messages that could not be sent.")
+        self._dropped = self.metrics.counter(MESSAGES_DROPPED)
+        self._vitals = Vitals(bus, name, self.metrics)
 
     @property
     def ready(self) -> bool:
@@ -139,7 +142,10 @@ class Engine:
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
-        self._guard = self._group.create_task(self._raise_failure())
+        self._guards = [
+            self._group.create_task(self._raise_failure()),
+            self._group.create_task(self._vitals.keep_looking()),
+        ]
         try:
             await self._open()
         except BaseException as error:
@@ -194,7 +200,7 @@ class Engine:
             if self.peers is not None:
                 await self.peers.__aexit__(kind, error, trace)
         finally:
-            for task in (self._guard, *self._work):
+            for task in (*self._guards, *self._work):
                 task.cancel()
             # Only a cancellation concerns the group (it may be its own); other errors pass it by unwrapped.
             await self._group.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
@@ -247,6 +253,7 @@ class Engine:
         self.inject(Received(peer, records))
 
     def _on_connection(self, connected: bool) -> None:
+        self._vitals.connection_changed(connected)
         self.inject(Connected(connected))
 
     def _watcher(self, bucket: str) -> Callable[[Entry | Deleted], None]:

@@ -81,5 +81,5 @@ def _answer(method: str, path: str, served: Served | None) -> Answer:
             return HTTPStatus.OK, PLAIN, b"ready\n"
         return HTTPStatus.SERVICE_UNAVAILABLE, PLAIN, b"starting, draining, or cut off from the broker\n"
     if path == "/metrics":
-        return HTTPStatus.OK, CONTENT_TYPE, served.metrics.exposition() if served is not None else b""
+        return HTTPStatus.OK, CONTENT_TYPE, served.metrics.exposition(process=True) if served is not None else b""
     return HTTPStatus.NOT_FOUND, PLAIN, b"there are /healthz, /readyz and /metrics\n"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.messages import Message
+from shoal_core.protocol.metrics import MESSAGES_RECEIVED, REQUEST_SECONDS, REQUESTS_REFUSED
 from shoal_core.service.metrics import Metrics
 
 
@@ -38,9 +39,9 @@ class Served:
         self.queue = route.queue
         self.endpoint = endpoint_name(route.subject)
         self.last_error = ""
-        self.requests = metrics.counter("messages_received_total", "Messages that arrived.", endpoint=self.endpoint)
-        self.errors = metrics.counter("requests_refused_total", "Messages refused.", endpoint=self.endpoint)
-        self.seconds = metrics.histogram("request_seconds", "From request to answer.", endpoint=self.endpoint)
+        self.requests = metrics.counter(MESSAGES_RECEIVED, endpoint=self.endpoint)
+        self.errors = metrics.counter(REQUESTS_REFUSED, endpoint=self.endpoint)
+        self.seconds = metrics.histogram(REQUEST_SECONDS, endpoint=self.endpoint)
 
     def fail(self, error: ShoalError) -> None:
         """Count a message that was refused."""

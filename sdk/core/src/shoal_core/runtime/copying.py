@@ -1,0 +1,102 @@
+"""Copying large buffers: by several threads at once, since one core alone does not use all of the memory's bandwidth.
+
+Python's own copies hold the interpreter's lock; ``memmove`` called by ``ctypes`` does not. So other threads of this
+process go on meanwhile, and a large buffer is divided among a few threads that live for this one copy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import threading
+from collections.abc import Sequence
+
+from shoal_core.machine import cpu_count
+
+STEP_BYTES = 16 * 1024 * 1024
+"""What is done in steps of so much lets a signal be heard in between: gigabytes take seconds."""
+SHARED_BYTES = 8 * 1024 * 1024
+"""What each thread gets at least; to start one takes as long as to copy a megabyte."""
+MOST_THREADS = 4
+
+
+def copy(target: memoryview, source: memoryview) -> None:
+    """Copy ``source``, which is contiguous, to the beginning of ``target``, which is writable and one of bytes.
+
+    It returns, or raises an interruption that came meanwhile, when no thread writes to ``target`` any more.
+    """
+    size = source.nbytes
+    if size < 2 * SHARED_BYTES:
+        target[:size] = _flat(source)
+        return
+    to, of = _address(target, writable=True), _address(source, writable=False)
+    count = min(size // SHARED_BYTES, MOST_THREADS, cpu_count())
+    ends = [size * index // count for index in range(count + 1)]
+    parts = list(itertools.pairwise(ends))
+    threads = [threading.Thread(target=_move, args=(to, of, *part), name="shoal-copy") for part in parts[1:]]
+    try:
+        for thread in threads:
+            thread.start()
+        _move(to, of, *parts[0])
+    finally:
+        _wait(threads)
+
+
+def _move(to: int, of: int, start: int, stop: int) -> None:
+    for position in range(start, stop, STEP_BYTES):
+        ctypes.memmove(to + position, of + position, min(STEP_BYTES, stop - position))
+
+
+def _wait(threads: Sequence[threading.Thread]) -> None:
+    """Wait for all threads that were started, whatever interrupts that; an interruption is raised afterwards."""
+    interruption: BaseException | None = None
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except BaseException as error:
+                interruption = error
+    if interruption is not None:
+        raise interruption
+
+
+class _Buffer(ctypes.Structure):
+    """CPython's ``Py_buffer``."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int)
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
+_WRITABLE = 1  # PyBUF_WRITABLE; 0 is PyBUF_SIMPLE: contiguous bytes
+
+
+def _flat(view: memoryview) -> memoryview:
+    """Return a view as one of bytes."""
+    if not view.nbytes:
+        return memoryview(b"")  # there is no shape to cast
+    return view if view.ndim == 1 and view.format == "B" else view.cast("B")
+
+
+def _address(view: memoryview, *, writable: bool) -> int:
+    """Return where the bytes of a view lie; they lie there while the view lives, which is the caller's to see to."""
+    buffer = _Buffer()
+    _get_buffer(_flat(view), buffer, _WRITABLE if writable else 0)
+    try:
+        return int(buffer.buf)
+    finally:
+        _release_buffer(buffer)
