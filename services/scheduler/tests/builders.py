@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from services.scheduler.tests.simulation import JOB, cpus
-from shoal_core.protocol.ids import NodeId, SlotId
+from shoal_core.protocol.groups import GroupDemand, GroupDescription, GroupStrategy
+from shoal_core.protocol.ids import NodeId, PlacementGroupId, SlotId
 from shoal_core.protocol.messages import Demand, DemandEntry, LeaseSummary, NodeAnnouncement
+from shoal_core.protocol.placement import Conditions
 from shoal_core.protocol.resources import Resources
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.demand import Wanted
@@ -91,3 +93,30 @@ def announced(
         free=total if free is None else free,
         leases=list(leases),
     )
+
+
+def group_demand(
+    bundles: Sequence[Resources],
+    strategy: GroupStrategy = GroupStrategy.PACK,
+    *,
+    number: int = 1,
+    attempt: int = 0,
+    there: Sequence[int | None] = (),
+    selectors: Sequence[Conditions] = (),
+    target: int | None = None,
+    priority: int = 0,
+    created_at: float = 0.0,
+) -> GroupDemand:
+    """Return what is stated of the ``number``-th group; ``there`` are the numbers of the nodes where bundles lie."""
+    about = GroupDescription(
+        group_id=PlacementGroupId(f"{number:032x}"),
+        job_id=JOB,
+        owner=process_id(1, 0),
+        bundles=list(bundles),
+        strategy=strategy,
+        selectors=list(selectors),
+        soft_target=None if target is None else node_id(target),
+        priority=priority,
+    )
+    nodes = [None if node is None else node_id(node) for node in there or [None] * len(bundles)]
+    return GroupDemand(description=about, attempt=attempt, nodes=nodes, created_at=created_at)

@@ -352,7 +352,7 @@ def explain(demand: GroupDemand, nodes: Iterable[NodeView]) -> str:
 def _in_words(demand: GroupDemand) -> str:
     count = demand.nodes.count(None)
     also = "" if count == len(demand.nodes) else f" of its {len(demand.nodes)}"
-    return f"{count}{also} bundle{'s' * (count != 1)} ({demand.description.strategy})"
+    return f"{count}{also} bundle{'s' * (bool(also) or count != 1)} ({demand.description.strategy})"
 
 
 def _explain_infeasible(demand: GroupDemand, nodes: Sequence[NodeView]) -> str:
