@@ -666,9 +666,15 @@ def test_a_key_of_a_group_that_was_forgotten_is_used_again() -> None:
     world.end(world.grant(key.index, slot))
     world.pass_time(IDLE_SECONDS)
     assert world.submission.find(key.index) is None
+    world.submit(IN_GROUP, "f", 0)
+    again = world.submission.key_for(IN_GROUP)
+    worker = world.grant(again.index, next(iter(again.slots)))
+    world.end(worker)
+    world.lose(worker, 0)
+    assert world.submission.find(again.index) is None
     world.grant(key.index, slot)
     assert not world.workers, "a grant that comes late goes back"
-    wire = Task(TaskNumber(2), 0, LeaseId(0), 0, FunctionId("f"), "f", 1, Inline(b""))
+    wire = Task(TaskNumber(3), 0, LeaseId(0), 0, FunctionId("f"), "f", 1, Inline(b""))
     world.fates[wire.number] = Fate(PendingTask(wire, key, 0), 0)
     world.submission.enqueue(world.fates[wire.number].task)
     world.turn()

@@ -403,7 +403,6 @@ class Submission:
                     self._touched[key] = None
             elif not key.queue and now - lease.since >= IDLE_SECONDS:
                 self._return(place)
-                self._touched[key] = None
         if now >= self._repeat_at:
             self.demand_changed = True
         for key in list(self._by_index.values()):
@@ -551,7 +550,10 @@ class Submission:
 
     def _remove(self, node: NodeId, number: LeaseId) -> Lease | None:
         key = self._lease_keys.pop((node, number), None)
-        return None if key is None else key.leases.pop((node, number))
+        if key is None:
+            return None
+        self._touched[key] = None
+        return key.leases.pop((node, number))
 
 
 def argument_bytes(wire: Task) -> dict[NodeId, int]:
