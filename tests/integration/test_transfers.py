@@ -21,6 +21,7 @@ from shoal.memory import read_memory
 from shoal.status import Target
 from shoal_core.bus.credentials import Credentials
 from shoal_core.protocol.errors import ObjectLostError, ShoalError
+from tests.integration.stores import stores
 from tests.integration.waiting import get, until
 
 MB = 1_000_000
@@ -84,9 +85,7 @@ def on(index: int) -> dict[str, dict[str, float]]:
 
 def segments(of: int | None = None) -> list[Path]:
     """Return the objects in the shared memory of this cluster's nodes: files that are not kept warm have a pin."""
-    mine = {process.pid for process in psutil.Process().children(recursive=True)}
-    folders = [folder for folder in Path("/dev/shm").glob("shoal-*") if int(folder.name.split("-")[1]) in mine]
-    return [file for folder in folders for file in folder.glob("o*") if of is None or file.stat().st_size >= of]
+    return [file for folder in stores() for file in folder.glob("o*") if of is None or file.stat().st_size >= of]
 
 
 def node_process(node: ClusterNode) -> psutil.Process:

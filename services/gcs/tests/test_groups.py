@@ -163,7 +163,7 @@ REMOVE = RemoveGroup(group_id=GROUP, reason="told to")
 
 def has_bundle(node: NodeId, *, committed: bool, index: int = 0) -> Event:
     """Return the announcement of a node that has a bundle of the group."""
-    summary = BundleSummary(group_id=GROUP, index=index, total=ONE, free=ONE, committed=committed)
+    summary = BundleSummary(group_id=GROUP, index=index, job_id=job_id(1), total=ONE, free=ONE, committed=committed)
     return Event(announcement(node).model_copy(update={"bundles": [summary]}), node)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from services.scheduler.tests.simulation import JOB, cpus
+from services.scheduler.tests.simulation import cpus, job_id
 from shoal_core.protocol.groups import GroupDemand, GroupDescription, GroupStrategy
 from shoal_core.protocol.ids import NodeId, PlacementGroupId, SlotId
 from shoal_core.protocol.messages import Demand, DemandEntry, LeaseSummary, NodeAnnouncement
-from shoal_core.protocol.placement import Conditions
+from shoal_core.protocol.placement import DEFAULT, Conditions, Strategy
 from shoal_core.protocol.resources import Resources
 from shoal_core.testing.builders import node_id, process_id
+from shoal_scheduler.candidates import Candidates, shape_of
+from shoal_scheduler.cluster import Cluster
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.policy import NodeView
 
@@ -35,13 +37,32 @@ def view(
     )
 
 
+def clustered(nodes: Iterable[NodeView]) -> Cluster:
+    """Return a cluster of nodes."""
+    cluster = Cluster()
+    for node in nodes:
+        cluster.add(node)
+    return cluster
+
+
+def among(nodes: Iterable[NodeView], resources: Resources, strategy: Strategy = DEFAULT) -> Candidates:
+    """Return which of the nodes could hold a lease."""
+    return clustered(nodes).candidates(shape_of(resources, strategy))
+
+
 def summary(
-    owner: int, count: int, resources: Resources | None = None, *, blocked: int = 0, recalled: int = 0
+    owner: int,
+    count: int,
+    resources: Resources | None = None,
+    *,
+    blocked: int = 0,
+    recalled: int = 0,
+    job: int = 0,
 ) -> LeaseSummary:
-    """Return what a node says of one owner's leases."""
+    """Return what a node says of one owner's leases; its job has its number if none is named."""
     return LeaseSummary(
         owner=process_id(owner, 0),
-        job_id=JOB,
+        job_id=job_id(job or owner),
         resources=resources or cpus(1),
         count=count,
         blocked=blocked,
@@ -50,7 +71,13 @@ def summary(
 
 
 def entry(
-    slots: Sequence[int], resources: Resources | None = None, *, key: int = 0, depth: int = 0, wanted: int | None = None
+    slots: Sequence[int],
+    resources: Resources | None = None,
+    *,
+    key: int = 0,
+    depth: int = 0,
+    priority: int = 0,
+    wanted: int | None = None,
 ) -> DemandEntry:
     """Return what an owner wants for one key."""
     return DemandEntry(
@@ -60,20 +87,28 @@ def entry(
         wanted=len(slots) if wanted is None else wanted,
         slots=[SlotId(slot) for slot in slots],
         depth=depth,
+        priority=priority,
     )
 
 
 def demand(owner: int, version: int, *entries: DemandEntry) -> Demand:
-    """Return all that an owner wants."""
-    return Demand(owner=process_id(owner, 0), job_id=JOB, version=version, entries=list(entries))
+    """Return all that an owner wants; its job has its number."""
+    return Demand(owner=process_id(owner, 0), job_id=job_id(owner), version=version, entries=list(entries))
 
 
 def waiting(
-    owner: int, slots: Sequence[int], resources: Resources | None = None, *, served_at: float = 0.0, depth: int = 0
+    owner: int,
+    slots: Sequence[int],
+    resources: Resources | None = None,
+    *,
+    served_at: float = 0.0,
+    depth: int = 0,
+    priority: int = 0,
+    job: int = 0,
 ) -> Wanted:
     """Return open demand as a scheduler keeps it."""
-    stated = entry(slots, resources, depth=depth)
-    wanted = Wanted(process_id(owner, 0), JOB, stated, served_at, served_at, served_at)
+    stated = entry(slots, resources, depth=depth, priority=priority)
+    wanted = Wanted(process_id(owner, 0), job_id(job or owner), stated, served_at, served_at, served_at)
     wanted.open = dict.fromkeys(stated.slots, served_at)
     return wanted
 
@@ -110,7 +145,7 @@ def group_demand(
     """Return what is stated of the ``number``-th group; ``there`` are the numbers of the nodes where bundles lie."""
     about = GroupDescription(
         group_id=PlacementGroupId(f"{number:032x}"),
-        job_id=JOB,
+        job_id=job_id(1),
         owner=process_id(1, 0),
         bundles=list(bundles),
         strategy=strategy,

@@ -21,6 +21,7 @@ from shoal_core.protocol.messages import (
     DemandNotice,
     Done,
     GetPending,
+    JobTerms,
     LeaseAnswer,
     LeaseRequest,
     LeaseSummary,
@@ -37,10 +38,15 @@ from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.core import Begin, Scheduler
 
-JOB = JobId("00000001")
 CPU = 10_000
 SUBJECTS = Subjects("test")
 ENDLESS = 10**9
+NO_TERMS = JobTerms()
+
+
+def job_id(number: int) -> JobId:
+    """Return the id of a test's ``number``-th job."""
+    return JobId(f"{number:08x}")
 
 
 def cpus(count: float) -> Resources:
@@ -172,7 +178,7 @@ class NodeModel:
             leases=[
                 LeaseSummary(
                     owner=owner,
-                    job_id=JOB,
+                    job_id=leases[0].owner.job_id,
                     resources=dict(resources),
                     count=len(leases),
                     recalled=sum(lease.recalled for lease in leases),
@@ -202,9 +208,11 @@ class Queue:
 class OwnerModel:
     """An owner that repeats what it wants, and gives back what it does not."""
 
-    def __init__(self, world: World, number: int, queues: list[Queue]) -> None:
+    def __init__(self, world: World, number: int, queues: list[Queue], job: int, terms: JobTerms) -> None:
         self.world = world
         self.owner = process_id(number, 0)
+        self.job_id = job_id(job)
+        self.terms = terms
         self.queues = {queue.key: queue for queue in queues}
         self.surplus = 0
         self._version = 0
@@ -295,7 +303,7 @@ class OwnerModel:
             for queue in self.queues.values()
             if queue.slots
         ]
-        demand = Demand(owner=self.owner, job_id=JOB, version=self._version, entries=entries)
+        demand = Demand(owner=self.owner, job_id=self.job_id, version=self._version, entries=entries, terms=self.terms)
         self.world.broadcast(demand, self.owner)
 
     def _repeat(self) -> None:
@@ -416,10 +424,10 @@ class World:
         node.die()
         self.after(1.0, lambda: self.broadcast(NodeDied(node_id=node.node_id, reason="killed"), "gcs"))
 
-    def add_owner(self, *queues: Queue) -> OwnerModel:
-        """Start an owner."""
+    def add_owner(self, *queues: Queue, job: int = 0, terms: JobTerms = NO_TERMS) -> OwnerModel:
+        """Start an owner, of a job of its own if none is named."""
         number = len(self.owners) + 1
-        owner = OwnerModel(self, number, list(queues))
+        owner = OwnerModel(self, number, list(queues), job or number, terms)
         self.owners[owner.owner] = owner
         return owner
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from services.scheduler.tests.builders import announced, demand, entry, summary
-from services.scheduler.tests.simulation import JOB, SUBJECTS, cpus
+from services.scheduler.tests.simulation import SUBJECTS, cpus, job_id
 from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event, Publish, WakeAt
 from shoal_core.protocol.errors import NoRespondersError
 from shoal_core.protocol.ids import ServiceId, SlotId
@@ -23,10 +23,12 @@ from shoal_core.protocol.messages import (
     SchedulerPresence,
 )
 from shoal_core.protocol.resources import Resources
+from shoal_core.protocol.traces import Attributes, Spanned
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.core import ASK_AGAIN_SECONDS, AVOID_SECONDS, SILENT_SECONDS, Begin, Scheduler
 
 OWNER = process_id(1, 0)
+JOB = job_id(1)
 
 
 class Driven:
@@ -69,7 +71,25 @@ def test_demand_becomes_one_ask_to_a_node_that_has_room() -> None:
     assert ask.message == LeaseRequest(
         scheduler="me", owner=OWNER, job_id=JOB, key=0, slots=[SlotId(1), SlotId(2)], resources=cpus(1)
     )
+    assert ask.span is None, "nobody traces"
     assert driven.asks(demand(1, 2, entry([1, 2])), 1.0) == [], "it is under way"
+
+
+def test_asking_is_part_of_the_trace_of_a_task_that_waits() -> None:
+    driven = Driven()
+    driven(announced(1, 1, cpus(1)), 0.0)
+    traced = entry([1, 2]).model_copy(update={"trace": "00-1-2-01", "name": "f"})
+    (ask,) = driven.asks(demand(1, 1, traced), 2.0)
+    about: Attributes = {
+        "shoal.node.id": node_id(1),
+        "shoal.lease.slots": 1,
+        "shoal.lease.wanted": 2,
+        "shoal.queue.seconds": 0.0,
+    }
+    assert ask.span == Spanned("schedule f", "00-1-2-01", 2.0, about)
+    (ask,) = driven.asks(announced(2, 1, cpus(1)), 5.5)
+    assert ask.span is not None
+    assert (ask.span.began_at, ask.span.attributes["shoal.queue.seconds"]) == (2.0, 3.5), "since it was wanted"
 
 
 def test_demand_in_anothers_name_is_ignored() -> None:
@@ -86,7 +106,9 @@ def test_what_is_asked_counts_as_used_until_the_node_answers() -> None:
     assert driven.asks(demand(2, 1, entry([1])), 0.0) == []
     assert driven.asks(announced(1, 2, cpus(2)), 0.1) == [], "the node does not know yet of what is on its way"
     (second,) = driven.asks(answer(ask, [1], [2], cpus(1), 2), 0.2)
-    assert second.message == ask.message.model_copy(update={"owner": process_id(2, 0), "slots": [SlotId(1)]})
+    assert second.message == ask.message.model_copy(
+        update={"owner": process_id(2, 0), "job_id": job_id(2), "slots": [SlotId(1)]}
+    )
     assert driven.core.nodes[node_id(1)].free == cpus(0)
 
 

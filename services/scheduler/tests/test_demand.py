@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from services.scheduler.tests.builders import demand, entry
-from services.scheduler.tests.simulation import JOB
-from shoal_core.protocol.ids import JobId, SlotId
+from services.scheduler.tests.simulation import job_id
+from shoal_core.protocol.ids import SlotId
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.demand import FORGET_SECONDS, GRANTED_SECONDS, HELP_SECONDS, DemandTable, Wanted
 
 OWNER = process_id(1, 0)
+JOB = job_id(1)
 ONE, TWO, THREE = SlotId(1), SlotId(2), SlotId(3)
 NODE = node_id(1)
 
@@ -82,13 +83,15 @@ def test_a_refused_slot_opens_again_for_the_ask_it_belongs_to_only() -> None:
 def test_a_slot_is_overdue_once_its_owner_has_repeated_it() -> None:
     demands, wanted = table(1)
     demands.update(demand(1, 2, entry([1, 2])), HELP_SECONDS)
-    assert wanted.overdue() == [ONE]
+    assert wanted.next_slot() == ONE
+    wanted.ours = False
+    assert wanted.next_slot() == ONE, "the only one that its owner repeated"
 
 
 def test_demand_that_is_withdrawn_is_gone() -> None:
     demands, _ = table(1)
     demands.update(demand(1, 2), 1.0)
-    assert (len(demands), demands.owners(), demands.find(OWNER, 0)) == (0, [], None)
+    assert (len(demands), demands.find(OWNER, 0)) == (0, None)
     demands.update(demand(1, 3, entry([2], wanted=0)), 2.0)
     assert len(demands) == 0, "wanted 0 withdraws, whatever the slots"
 
@@ -118,11 +121,11 @@ def test_the_dead_want_nothing() -> None:
     demands, _ = table(1)
     on_node = process_id(5, 1)
     demands.update(demand(2, 1, entry([1])).model_copy(update={"owner": on_node}), 0.0)
-    demands.update(demand(3, 1, entry([1])).model_copy(update={"job_id": JobId("00000002")}), 0.0)
+    demands.update(demand(3, 1, entry([1])).model_copy(update={"job_id": job_id(2)}), 0.0)
     demands.drop_node(node_id(1))
-    assert demands.owners() == [OWNER, process_id(3, 0)]
+    assert [wanted.owner for wanted in demands] == [OWNER, process_id(3, 0)]
     demands.drop_job(JOB)
-    assert demands.owners() == [process_id(3, 0)]
+    assert [wanted.owner for wanted in demands] == [process_id(3, 0)]
     demands.drop_owner(process_id(3, 0))
     assert demands.known() == []
 

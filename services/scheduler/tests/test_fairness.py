@@ -8,33 +8,36 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.tests.builders import summary, view, waiting
-from services.scheduler.tests.simulation import cpus
+from services.scheduler.tests.builders import clustered, summary, view, waiting
+from services.scheduler.tests.simulation import cpus, job_id
+from shoal_core.protocol.messages import JobTerms, LeaseSummary
 from shoal_core.protocol.resources import fits
 from shoal_core.testing.builders import node_id, process_id
+from shoal_scheduler.cluster import Cluster
 from shoal_scheduler.demand import Wanted
-from shoal_scheduler.fairness import (
-    KEEP_SECONDS,
-    PATIENCE_SECONDS,
-    Holdings,
-    Placement,
-    Unmet,
-    Victim,
-    find_victim,
-    holdings,
-    plan,
-)
-from shoal_scheduler.policy import NodeView, able
+from shoal_scheduler.fairness import KEEP_SECONDS, Placement, keeps_room, plan
+from shoal_scheduler.policy import NodeView
+from shoal_scheduler.recall import Victim, find_victims
+from shoal_scheduler.waiting import PATIENCE_SECONDS, Waiting
 
 SOON = PATIENCE_SECONDS - 0.1
 LATE = PATIENCE_SECONDS + 0.1
 
 
+def with_terms(cluster: Cluster, terms: dict[int, JobTerms] | None) -> Cluster:
+    for number, job_terms in (terms or {}).items():
+        cluster.jobs.get(job_id(number)).terms = job_terms
+    return cluster
+
+
 def planned(
-    demand: Sequence[Wanted], nodes: list[NodeView], held: Holdings | None = None, now: float = SOON
-) -> tuple[list[Placement], list[Unmet]]:
-    open_slots = [(wanted, list(wanted.open)) for wanted in demand]
-    return plan(open_slots, nodes, Counter() if held is None else held, now)
+    demand: Sequence[Wanted], nodes: list[NodeView], now: float = SOON, terms: dict[int, JobTerms] | None = None
+) -> list[Placement]:
+    cluster = with_terms(clustered(nodes), terms)
+    lines = Waiting(cluster)
+    for wanted in demand:
+        lines.put(wanted, now)
+    return plan(cluster, lines, now)
 
 
 def placed(placements: list[Placement]) -> dict[str, int]:
@@ -44,67 +47,117 @@ def placed(placements: list[Placement]) -> dict[str, int]:
     return dict(counts)
 
 
-def test_slots_are_dealt_to_whoever_holds_fewest() -> None:
-    held = Counter({process_id(1, 0): 3})
+def test_slots_are_dealt_to_the_job_with_the_smallest_share() -> None:
     one, two = waiting(1, range(10)), waiting(2, range(10))
-    placements, unmet = planned([one, two], [view(1, cpus(7))], held)
+    nodes = [view(1, cpus(10), cpus(7), leases=[summary(1, 3)])]
+    placements = planned([one, two], nodes)
     assert placed(placements) == {one.owner: 2, two.owner: 5}
-    assert held == {one.owner: 5, two.owner: 5}
-    assert {each.wanted.owner for each in unmet} == {one.owner, two.owner}
+    assert (len(one.open), len(two.open)) == (8, 5)
 
 
-def test_deeper_demand_goes_before_an_equal_share() -> None:
-    shallow, deep = waiting(1, range(3)), waiting(2, range(3), depth=1)
-    placements, _ = planned([shallow, deep], [view(1, cpus(4))])
-    assert placed(placements) == {shallow.owner: 1, deep.owner: 3}
+def test_a_share_is_of_the_resource_of_which_a_job_has_most() -> None:
+    total = {**cpus(10), "GPU": 40_000}
+    nodes = [view(1, total, {**cpus(8), "GPU": 20_000}, leases=[summary(1, 2, {"CPU": 10_000, "GPU": 10_000})])]
+    has_half_of_the_gpus, has_nothing = waiting(1, range(9)), waiting(2, range(4))
+    placements = planned([has_half_of_the_gpus, has_nothing], nodes)
+    assert placed(placements) == {has_half_of_the_gpus.owner: 4, has_nothing.owner: 4}
+    assert placed(planned([waiting(1, range(9)), waiting(2, range(9))], [nodes[0]])) == {}
 
 
-def test_demand_that_waited_too_long_gets_one_slot_before_all_others() -> None:
+def test_a_share_is_divided_by_the_weight() -> None:
+    one, three = waiting(1, range(20)), waiting(3, range(20))
+    placements = planned([one, three], [view(1, cpus(8))], terms={3: JobTerms(weight=3)})
+    assert placed(placements) == {one.owner: 2, three.owner: 6}
+
+
+def test_a_job_of_a_higher_priority_goes_first() -> None:
+    one, two = waiting(1, range(4)), waiting(2, range(4))
+    placements = planned([one, two], [view(1, cpus(5))], terms={2: JobTerms(priority=1)})
+    assert placed(placements) == {one.owner: 1, two.owner: 4}
+
+
+def test_no_job_gets_more_than_its_quota() -> None:
+    one, two = waiting(1, range(9)), waiting(2, range(9), {"GPU": 10_000})
+    nodes = [view(1, {**cpus(8), "GPU": 40_000}, leases=[summary(1, 1)])]
+    terms = {1: JobTerms(quotas=cpus(3)), 2: JobTerms(quotas=cpus(0))}
+    assert placed(planned([one, two], nodes, terms=terms)) == {one.owner: 2, two.owner: 4}
+
+
+def test_within_a_job_priority_goes_before_depth_and_depth_before_an_equal_share() -> None:
+    shallow, deep = waiting(1, range(3)), waiting(2, range(3), depth=1, job=1)
+    urgent = waiting(3, range(2), job=1, priority=1)
+    placements = planned([shallow, deep, urgent], [view(1, cpus(6))])
+    assert placed(placements) == {shallow.owner: 1, deep.owner: 3, urgent.owner: 2}
+
+
+def test_within_a_job_the_owner_with_the_fewest_leases_goes_first() -> None:
+    one, two = waiting(1, range(10)), waiting(2, range(10), job=1)
+    placements = planned([one, two], [view(1, cpus(10), cpus(7), leases=[summary(1, 3)])])
+    assert placed(placements) == {one.owner: 2, two.owner: 5}
+
+
+def test_depth_does_not_go_before_the_share_of_another_job() -> None:
+    shallow, deep = waiting(1, range(4)), waiting(2, range(4), depth=1)
+    assert placed(planned([shallow, deep], [view(1, cpus(4))])) == {shallow.owner: 2, deep.owner: 2}
+
+
+def test_what_waited_too_long_gets_one_slot_before_all_others() -> None:
     deep, patient, old = (
         waiting(1, range(9), served_at=1.0, depth=5),
-        waiting(2, range(9), served_at=1.0),
-        waiting(3, range(9)),
+        waiting(2, range(9), served_at=1.0, job=1),
+        waiting(3, range(9), job=1),
     )
-    placements, _ = planned([deep, patient, old], [view(1, cpus(3))], now=LATE)
+    placements = planned([deep, patient, old], [view(1, cpus(3))], now=LATE)
     assert placed(placements) == {deep.owner: 2, old.owner: 1}
 
 
+def test_a_job_gets_no_more_than_its_share_by_having_much_that_waited_too_long() -> None:
+    many = [waiting(number, [1], job=1) for number in range(1, 9)]
+    fresh = waiting(9, range(9), served_at=LATE)
+    placements = planned([*many, fresh], [view(1, cpus(8))], now=LATE)
+    assert placed(placements)[fresh.owner] == 4
+
+
 def test_one_ask_carries_all_slots_of_a_demand_for_a_node() -> None:
-    placements, unmet = planned([waiting(1, range(4))], [view(1, cpus(4))])
+    placements = planned([waiting(1, range(4))], [view(1, cpus(4))])
     assert [(placement.node.node_id, len(placement.slots)) for placement in placements] == [(node_id(1), 4)]
-    assert unmet == []
 
 
 def test_a_node_that_refused_this_demand_is_left_alone_by_it_only() -> None:
     one, two = waiting(1, [1]), waiting(2, [1])
     one.avoid[node_id(1)] = SOON + 1
-    placements, unmet = planned([one, two], [view(1, cpus(4))])
-    assert placed(placements) == {two.owner: 1}
-    assert [each.wanted for each in unmet] == [one]
+    assert placed(planned([one, two], [view(1, cpus(4))])) == {two.owner: 1}
+    assert list(one.open) == [1]
 
 
 def test_room_is_kept_for_large_demand_that_waited_too_long() -> None:
     large, small = waiting(1, [1], cpus(4)), waiting(2, range(9), served_at=1.0)
     node = view(1, cpus(4), cpus(2))
-    placements, unmet = planned([large, small], [node], now=LATE)
-    assert placed(placements) == {}
-    assert [each.kept for each in unmet if each.wanted is large] == [node]
+    assert placed(planned([large, small], [node], now=LATE)) == {}
     assert node.free == cpus(2), "what was kept is only counted during the round"
 
 
 def test_room_is_kept_on_one_node_and_every_other_period_only() -> None:
     large, small = waiting(1, [1], cpus(4)), waiting(2, range(9), served_at=KEEP_SECONDS)
     nodes = [view(1, cpus(4), cpus(2)), view(2, cpus(4), cpus(1))]
-    placements, _ = planned([large, small], nodes, now=LATE)
+    placements = planned([large, small], nodes, now=LATE)
     assert [placement.node for placement in placements] == [nodes[1]]
+    large, small = waiting(1, [1], cpus(4)), waiting(2, range(9), served_at=KEEP_SECONDS)
     nodes = [view(1, cpus(4), cpus(2)), view(2, cpus(4), cpus(1))]
-    placements, _ = planned([large, small], nodes, now=LATE + KEEP_SECONDS)
+    placements = planned([large, small], nodes, now=LATE + KEEP_SECONDS)
     assert placed(placements) == {small.owner: 3}
+
+
+def test_room_is_kept_for_twice_as_long_each_time() -> None:
+    changes = [at for at in range(1, 600) if keeps_room(at) != keeps_room(at - 1)]
+    assert changes == [30, 60, 120, 180, 300, 420]
+    assert keeps_room(0)
+    assert not keeps_room(-1)
 
 
 def test_kept_room_is_open_to_deeper_demand() -> None:
     large, deep = waiting(1, [1], cpus(4)), waiting(2, [1], served_at=1.0, depth=1)
-    placements, _ = planned([large, deep], [view(1, cpus(4), cpus(2))], now=LATE)
+    placements = planned([large, deep], [view(1, cpus(4), cpus(2))], now=LATE)
     assert placed(placements) == {deep.owner: 1}
 
 
@@ -125,7 +178,7 @@ def test_a_plan_fits_the_nodes_and_leaves_nothing_that_fits(
         waiting(owner * 10 + index, range(slots), cpus(amount), served_at=served_at, depth=depth)
         for index, (owner, amount, slots, depth, served_at) in enumerate(demand)
     ]
-    placements, unmet = planned(all_wanted, nodes, now=40.0)
+    placements = planned(all_wanted, nodes, now=40.0)
     used: Counter[str] = Counter()
     slots: Counter[tuple[str, int]] = Counter()
     for placement in placements:
@@ -134,63 +187,91 @@ def test_a_plan_fits_the_nodes_and_leaves_nothing_that_fits(
     for node in nodes:
         assert node.free.get("CPU", 0) == node.total["CPU"] - used[node.node_id] >= 0
     assert all(count == 1 for count in slots.values())
-    left = {wanted.owner for wanted in all_wanted if len(wanted.open) > placed(placements).get(wanted.owner, 0)}
-    assert {each.wanted.owner for each in unmet} == left
-    if not any(each.kept for each in unmet):
-        assert not any(fits(each.wanted.entry.resources, node.free) for each in unmet for node in nodes)
+    left = [wanted for wanted in all_wanted if wanted.open]
+    if not any(wanted.served_at <= 40.0 - PATIENCE_SECONDS for wanted in left):
+        assert not any(fits(wanted.entry.resources, node.free) for wanted in left for node in nodes)
 
 
 # ------------------------------------------------------------------------------------ victims
 
 
-def victim(wanted: Wanted, node: NodeView, rivals: int, *, kept: bool = False) -> Victim | None:
-    groups = able(wanted.entry.resources, wanted.entry.strategy, [node])
-    return find_victim(Unmet(wanted, node if kept else None), groups, holdings([node]), rivals, SOON)
+def victims(
+    wanted: Wanted, nodes: list[NodeView], terms: dict[int, JobTerms] | None = None, *, kept: bool = False
+) -> list[Victim]:
+    cluster = with_terms(clustered(nodes), terms)
+    lines = Waiting(cluster)
+    lines.put(wanted, SOON)
+    (line,) = lines
+    return find_victims(line, wanted, cluster, 1, SOON, kept=nodes[0] if kept else None, is_head=kept)
 
 
-def test_blocked_leases_do_not_count_as_held() -> None:
-    nodes = [
-        view(1, cpus(4), leases=[summary(1, 3, blocked=2)]),
-        view(2, cpus(4), leases=[summary(1, 1), summary(2, 1)]),
-    ]
-    assert holdings(nodes) == {process_id(1, 0): 2, process_id(2, 0): 1}
+def victim(wanted: Wanted, node: NodeView, terms: dict[int, JobTerms] | None = None, *, kept: bool = False) -> str:
+    return "".join(found.lease.owner for found in victims(wanted, [node], terms, kept=kept))
 
 
-def test_who_holds_most_beyond_an_equal_share_is_asked() -> None:
-    node = view(1, cpus(6), {}, leases=[summary(1, 2), summary(2, 4)])
-    found = victim(waiting(3, [1]), node, 3)
-    assert found is not None
-    assert found.lease.owner == process_id(2, 0)
+def full(*leases: LeaseSummary, count: int = 6) -> NodeView:
+    return view(1, cpus(count), {}, leases=leases)
 
 
-def test_nobody_is_asked_by_an_owner_with_its_share() -> None:
-    node = view(1, cpus(4), {}, leases=[summary(1, 2), summary(2, 2)])
-    assert victim(waiting(1, [9]), node, 2) is None
-    node = view(1, cpus(5), {}, leases=[summary(1, 2), summary(2, 3)])
-    assert victim(waiting(1, [9]), node, 2) is None, "a lease that is over cannot be shared"
+def test_leases_that_wait_count_as_held_but_for_their_cpu() -> None:
+    shape = {**cpus(1), "GPU": 10_000}
+    jobs = clustered([view(1, cpus(4), leases=[summary(1, 3, shape, blocked=2)])]).jobs
+    job = jobs.get(job_id(1))
+    assert job.used == {**cpus(1), "GPU": 30_000}
+    assert job.owners == {process_id(1, 0): 1}
 
 
-def test_an_owner_with_no_more_than_its_share_is_asked_only_for_one_that_has_nothing() -> None:
-    node = view(1, cpus(6), {}, leases=[summary(1, 1), summary(2, 2), summary(3, 2)])
-    assert victim(waiting(1, [9]), node, 2) is None
-    node = view(1, cpus(6), {}, leases=[summary(1, 1), summary(2, 2), summary(3, 3)])
-    found = victim(waiting(1, [9]), node, 3)
-    assert found is not None
-    assert found.lease.owner == process_id(3, 0)
-    node = view(1, cpus(2), {}, leases=[summary(1, 1), summary(2, 1)])
-    assert victim(waiting(3, [1]), node, 3) is not None
+def test_the_job_that_holds_most_is_asked() -> None:
+    assert victim(waiting(3, [1]), full(summary(1, 2), summary(2, 4))) == process_id(2, 0)
+
+
+def test_nobody_is_asked_by_a_job_with_its_share() -> None:
+    assert victim(waiting(1, [9]), full(summary(1, 2), summary(2, 2), count=4)) == ""
+    node = full(summary(1, 2), summary(2, 3), count=5)
+    assert victim(waiting(1, [9]), node) == "", "a lease that is over cannot be shared"
+
+
+def test_a_job_with_no_more_than_its_share_is_asked_only_for_one_that_has_nothing() -> None:
+    assert victim(waiting(1, [9]), full(summary(1, 1), summary(2, 2), summary(3, 2))) == ""
+    assert victim(waiting(1, [9]), full(summary(1, 1), summary(2, 2), summary(3, 3))) == process_id(3, 0)
+    assert victim(waiting(3, [1]), full(summary(1, 1), summary(2, 1), count=2)) != ""
+
+
+def test_weights_and_priorities_decide_who_is_asked() -> None:
+    held = full(summary(1, 2), summary(2, 4))
+    assert victim(waiting(1, [9]), held, {2: JobTerms(weight=2)}) == ""
+    assert victim(waiting(1, [9]), full(summary(1, 3), summary(2, 3)), {1: JobTerms(priority=1)}) == process_id(2, 0)
+    assert victim(waiting(1, [9]), held, {2: JobTerms(priority=1)}) == ""
+    assert victim(waiting(3, [1]), full(summary(1, 2), summary(2, 2)), {1: JobTerms(priority=-1)}) == process_id(1, 0)
+    assert victim(waiting(1, [9]), held, {1: JobTerms(quotas=cpus(2))}) == "", "more than its quota it cannot get"
+
+
+def test_within_a_job_the_owner_that_holds_most_is_asked() -> None:
+    node = full(summary(1, 1), summary(2, 2, job=1), summary(3, 3, job=1))
+    assert victim(waiting(1, [9]), node) == process_id(3, 0)
+    assert victim(waiting(2, [9], job=1), node) == ""
+    assert victim(waiting(4, [9], job=1), node) == process_id(3, 0)
 
 
 def test_leases_that_wait_or_are_asked_back_already_are_not_asked_for() -> None:
-    assert victim(waiting(2, [1]), view(1, cpus(2), {}, leases=[summary(1, 2, recalled=2)]), 2) is None
-    assert victim(waiting(2, [1]), view(1, cpus(2), {}, leases=[summary(1, 2, blocked=1, recalled=1)]), 2) is None
-    assert victim(waiting(2, [1]), view(1, cpus(2), {}, leases=[summary(1, 2, recalled=1)]), 2) is not None
+    assert victim(waiting(2, [1]), full(summary(1, 2, recalled=2))) == ""
+    assert victim(waiting(2, [1]), full(summary(1, 2, blocked=1, recalled=1))) == ""
+    assert victim(waiting(2, [1]), full(summary(1, 3, recalled=1))) == "", "what comes back is enough"
+    assert victim(waiting(2, [1]), full(summary(1, 6, recalled=1))) == process_id(1, 0)
+
+
+def test_in_a_large_cluster_many_leases_are_asked_for_at_once_but_not_too_many() -> None:
+    nodes = [view(number, cpus(1), {}, leases=[summary(1, 1)]) for number in range(1, 65)]
+    assert len(victims(waiting(2, range(64)), nodes)) == 5
+    nodes = [view(number, cpus(1), {}, leases=[summary(1, 1)]) for number in range(1, 65)]
+    assert len(victims(waiting(2, range(2)), nodes)) == 2
 
 
 def test_a_lease_is_asked_for_only_where_its_return_helps() -> None:
     node = view(1, cpus(4), {}, leases=[summary(1, 4)])
-    assert victim(waiting(2, [1], cpus(2)), node, 2) is None, "one lease is not room enough"
-    assert victim(waiting(2, [1], cpus(2)), node, 2, kept=True) is not None, "but where room is kept, it is a beginning"
-    assert victim(waiting(2, [1], {"GPU": 10_000}), node, 2, kept=True) is None
-    assert victim(waiting(2, [1]), view(1, cpus(4), cpus(1), leases=[summary(1, 3)]), 2) is None, "there is room"
-    assert victim(waiting(2, [1]), view(1, cpus(4), {}, draining=True, leases=[summary(1, 4)]), 2) is None
+    assert victim(waiting(2, [1], cpus(2)), node) == "", "one lease is not room enough"
+    assert victim(waiting(2, [1], cpus(2)), node, kept=True) != "", "but where room is kept, it is a beginning"
+    node = view(1, cpus(4), {}, leases=[summary(1, 4)])
+    assert victim(waiting(2, [1], {"GPU": 10_000}), node, kept=True) == ""
+    assert victim(waiting(2, [1]), view(1, cpus(4), cpus(1), leases=[summary(1, 3)])) == "", "there is room"
+    assert victim(waiting(2, [1]), view(1, cpus(4), {}, draining=True, leases=[summary(1, 4)])) == ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from services.scheduler.tests.builders import announced, demand, entry, group_demand, summary
-from services.scheduler.tests.simulation import JOB, SUBJECTS, cpus
+from services.scheduler.tests.simulation import SUBJECTS, cpus, job_id
 from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event, Publish, Reply, Request
 from shoal_core.protocol.errors import DeclaredDeadError, RequestTimeoutError, ShoalError
 from shoal_core.protocol.groups import (
@@ -39,8 +39,10 @@ from shoal_core.protocol.resources import Resources
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.core import Begin, Scheduler
 from shoal_scheduler.demand import FORGET_SECONDS
-from shoal_scheduler.groups import KEEP_SECONDS, PATIENCE_SECONDS
+from shoal_scheduler.fairness import KEEP_SECONDS
+from shoal_scheduler.groups import PATIENCE_SECONDS
 
+JOB = job_id(1)
 APART = GroupStrategy.STRICT_SPREAD
 GROUP = group_demand([cpus(1)]).description.group_id
 M = TypeVar("M", bound=Message)
@@ -94,8 +96,8 @@ def test_a_group_is_prepared_on_all_its_nodes_and_then_committed() -> None:
     wanted = group_demand([cpus(3), cpus(2)], APART)
     first, second = asks(driven(wanted, 1.0), PrepareBundles)
     assert first.subject == SUBJECTS.node_from_scheduler(node_id(1), "prepare")
-    assert first.message == PrepareBundles(plan="me.1", group_id=GROUP, attempt=1, bundles={0: cpus(3)})
-    assert second.message == PrepareBundles(plan="me.1", group_id=GROUP, attempt=1, bundles={1: cpus(2)})
+    assert first.message == PrepareBundles(plan="me.1", group_id=GROUP, job_id=JOB, attempt=1, bundles={0: cpus(3)})
+    assert second.message == PrepareBundles(plan="me.1", group_id=GROUP, job_id=JOB, attempt=1, bundles={1: cpus(2)})
     assert asks(driven(wanted, 2.0), PrepareBundles) == [], "it is under way"
     assert driven.prepared(first, 2.0) == []
     (commit,) = driven.prepared(second, 2.0)
@@ -254,7 +256,7 @@ def test_small_tasks_do_not_starve_a_group_that_waits() -> None:
     assert asks(driven(demand(2, 1, entry([1])), late), LeaseRequest) == [], "the room is kept"
     effects = busy(driven, late, 4, summary(1, 1), free=3)
     assert [ask.message for ask in asks(effects, PrepareBundles)] == [
-        PrepareBundles(plan="me.1", group_id=GROUP, attempt=1, bundles={0: cpus(3)})
+        PrepareBundles(plan="me.1", group_id=GROUP, job_id=JOB, attempt=1, bundles={0: cpus(3)})
     ]
 
 
@@ -314,7 +316,7 @@ def announced_bundle(
 ) -> NodeAnnouncement:
     """Return the announcement of a node with bundles: index, total, free and whether it is committed."""
     summaries = [
-        BundleSummary(group_id=GROUP, index=index, total=cpus(total), free=cpus(free), committed=committed)
+        BundleSummary(group_id=GROUP, index=index, job_id=JOB, total=cpus(total), free=cpus(free), committed=committed)
         for index, total, free, committed in bundles
     ]
     return announced(node, sequence, cpus(4), cpus(1), leases).model_copy(update={"bundles": summaries})
@@ -340,7 +342,11 @@ def test_any_bundle_of_the_group_that_has_room_will_do() -> None:
     driven(announced_bundle(1, 1, (0, 2, 1, True), (2, 2, 2, False)), 0.0)
     driven(announced_bundle(2, 1, (1, 1, 1, True)), 0.0)
     given = asks(driven(demand(1, 1, in_bundle([1, 2, 3])), 0.0), LeaseRequest)
-    places = [(ask.context.node, ask.context.bundle.index) for ask in given]
+    places = [
+        (ask.context.node, ask.message.bundle.index)
+        for ask in given
+        if isinstance(ask.message, LeaseRequest) and ask.message.bundle
+    ]
     assert sorted(places) == [(node_id(1), 0), (node_id(2), 1)], "those that are committed"
 
 
@@ -363,7 +369,8 @@ def test_demand_for_a_bundle_waits_quietly_for_its_group_and_is_told_if_no_bundl
     assert told(driven.core.tick(5.0)) == [], "its group has no place yet"
     (row,) = pending(driven, 5.0)
     assert "waits until bundle 0 of placement group" in row.why
-    (notice,) = told(driven(announced_bundle(1, 3, (0, 1, 1, True)), 5.0))
+    driven(announced_bundle(1, 3, (0, 1, 1, True)), 5.0)
+    (notice,) = told(driven.core.tick(5.1))
     assert "can never hold it: the nearest, on node 0000000000000001, lacks CPU 2 (it has 1)" in notice.why
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.tests.builders import summary, view, waiting
+from services.scheduler.tests.builders import among, summary, view, waiting
 from services.scheduler.tests.simulation import cpus
 from shoal_core.protocol.messages import ResourceView
 from shoal_core.protocol.placement import DEFAULT, SPREAD, Strategy
 from shoal_core.protocol.resources import Resources, fits
 from shoal_core.testing.builders import node_id
 from shoal_scheduler.answers import pending_list, resource_view
-from shoal_scheduler.policy import HALF_FULL, NodeView, able, choose, explain, is_feasible, nearest
+from shoal_scheduler.candidates import HALF_FULL
+from shoal_scheduler.policy import NodeView, explain, is_feasible
 
 GPU = {"GPU": 10_000}
 
@@ -23,7 +24,7 @@ def chosen(nodes: list[NodeView], count: float = 1, strategy: Strategy = DEFAULT
 
 
 def place(resources: Resources, strategy: Strategy, nodes: list[NodeView], now: float = 0.0) -> NodeView | None:
-    return choose(resources, strategy, able(resources, strategy, nodes), now)
+    return among(nodes, resources, strategy).choose(now)
 
 
 def test_default_packs_nodes_up_to_half_then_takes_the_emptiest() -> None:
@@ -46,6 +47,7 @@ def test_what_needs_no_resources_goes_where_the_fewest_leases_are() -> None:
         node = place({}, DEFAULT, nodes)
         assert node is not None
         node.asked[number] = {}
+        node.touch()
         where.append(node.node_id)
     assert where == [node_id(1), node_id(2), node_id(1), node_id(2)]
 
@@ -114,9 +116,8 @@ def test_the_nearest_is_the_node_where_the_least_must_come_free() -> None:
         view(3, cpus(2)),
         view(4, cpus(8), {}, draining=True),
     ]
-    found = nearest(cpus(4), able(cpus(4), DEFAULT, nodes))
-    assert found is nodes[1]
-    assert nearest(cpus(9), able(cpus(9), DEFAULT, nodes)) is None
+    assert among(nodes, cpus(4)).nearest() is nodes[1]
+    assert among(nodes, cpus(9)).nearest() is None
 
 
 def test_the_explanation_says_what_is_lacking_and_where() -> None:
@@ -144,13 +145,6 @@ def test_a_view_counts_what_is_asked_on_top_of_what_a_node_says() -> None:
     assert node.free == cpus(2)
     assert node.utilisation(cpus(1)) == 0.75
     assert node.utilisation({}) == 0.0
-
-
-def test_a_lease_that_is_asked_back_is_marked() -> None:
-    leases = [summary(1, 3), summary(2, 1)]
-    node = view(1, cpus(4), leases=leases)
-    node.mark_recalled(leases[0])
-    assert [lease.recalled for lease in node.leases] == [1, 0]
 
 
 def test_what_waits_is_listed_longest_first_with_the_reason() -> None:

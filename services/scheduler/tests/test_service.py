@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from services.scheduler.tests.builders import announced, demand, entry
-from services.scheduler.tests.simulation import JOB, cpus
+from services.scheduler.tests.simulation import cpus, job_id
 from shoal_core.bus import Bus
 from shoal_core.bus.interface import Message as BusMessage
 from shoal_core.bus.memory import MemoryBroker
@@ -86,7 +86,12 @@ async def test_demand_becomes_a_request_for_leases_which_a_node_grants() -> None
         world.owner.publish(SUBJECTS.demand(OWNER), encode(demand(1, 1, entry([1, 2]))))
         await until(lambda: len(world.requests) == 1)
         assert world.requests[0] == LeaseRequest(
-            scheduler="scheduler-0", owner=OWNER, job_id=JOB, key=0, slots=[SlotId(1), SlotId(2)], resources=cpus(1)
+            scheduler="scheduler-0",
+            owner=OWNER,
+            job_id=job_id(1),
+            key=0,
+            slots=[SlotId(1), SlotId(2)],
+            resources=cpus(1),
         )
         await until(lambda: not world.cores[0].asks and not len(world.cores[0].demand))
 

@@ -25,7 +25,8 @@ from shoal_core.protocol.placement import (
 )
 from shoal_core.testing.builders import node_id
 from shoal_scheduler.core import NOTICE_SECONDS, SETTLE_SECONDS
-from shoal_scheduler.fairness import KEEP_SECONDS, PATIENCE_SECONDS
+from shoal_scheduler.fairness import KEEP_SECONDS
+from shoal_scheduler.waiting import PATIENCE_SECONDS
 
 BAD = Network(loss=0.2, duplication=0.2, longest_delay=0.5)
 GOOD = Network()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.tests.builders import view
+from services.scheduler.tests.builders import among, view
 from services.scheduler.tests.simulation import cpus
 from shoal_core.protocol.ids import NodeId, PlacementGroupId
 from shoal_core.protocol.placement import (
@@ -26,7 +26,7 @@ from shoal_core.protocol.placement import (
 )
 from shoal_core.protocol.resources import Resources, fits
 from shoal_core.testing.builders import node_id
-from shoal_scheduler.policy import NodeView, able, choose, explain, is_feasible, nearest
+from shoal_scheduler.policy import NodeView, explain, is_feasible
 
 
 def place(
@@ -36,7 +36,7 @@ def place(
     near: Mapping[NodeId, int] | None = None,
     avoid: Mapping[NodeId, float] | None = None,
 ) -> str | None:
-    node = choose(resources, strategy, able(resources, strategy, nodes), 0.0, near=near or {}, avoid=avoid or {})
+    node = among(nodes, resources, strategy).choose(0.0, near=near or {}, avoid=avoid or {})
     return None if node is None else node.node_id
 
 
@@ -237,7 +237,7 @@ def test_room_is_kept_only_where_it_may_be_used(
     nodes: list[tuple[int, int, dict[str, str], bool]], strategy: Strategy, wanted: int
 ) -> None:
     resources = {"CPU": wanted} if wanted else {}
-    near = nearest(resources, able(resources, strategy, views(nodes)))
+    near = among(views(nodes), resources, strategy).nearest()
     if near is not None:
         assert is_allowed(strategy, near)
         assert not near.draining

@@ -80,7 +80,9 @@ class Node:
         return replies[0].message
 
     def prepare(self, *bundles: Resources, attempt: int = 1, plan: str = "a") -> bool:
-        request = PrepareBundles(plan=plan, group_id=GROUP, attempt=attempt, bundles=dict(enumerate(bundles)))
+        request = PrepareBundles(
+            plan=plan, group_id=GROUP, job_id=JOB, attempt=attempt, bundles=dict(enumerate(bundles))
+        )
         answer = self.ask(request)
         assert isinstance(answer, BundlesPrepared)
         assert answer.granted == (not answer.reason)
@@ -148,8 +150,8 @@ def test_what_a_bundle_reserves_is_free_for_nobody_else(node: Node) -> None:
     assert node.prepare(TWO, ONE)
     assert node.core.leases.free == to_resources({"CPU": 1, "GPU": 2, "custom": 1})
     assert node.announced().bundles == [
-        BundleSummary(group_id=GROUP, index=0, total=TWO, free=TWO, committed=False),
-        BundleSummary(group_id=GROUP, index=1, total=ONE, free=ONE, committed=False),
+        BundleSummary(group_id=GROUP, index=0, job_id=JOB, total=TWO, free=TWO, committed=False),
+        BundleSummary(group_id=GROUP, index=1, job_id=JOB, total=ONE, free=ONE, committed=False),
     ]
 
 

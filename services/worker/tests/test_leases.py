@@ -151,6 +151,15 @@ def test_summaries_count_an_owners_leases_by_resources() -> None:
     ]
 
 
+def test_what_actors_hold_is_counted_by_their_jobs() -> None:
+    leases = table(CPU=5)
+    grant(leases, 1)
+    for slot in (2, 3):
+        assert leases.grant(OTHER, JOB, 0, SlotId(slot), ONE_CPU, actor=True) is not None
+    assert leases.grant(OTHER, JOB, 0, SlotId(4), {}, actor=True) is not None
+    assert leases.held_by_actors() == {JOB: to_resources({"CPU": 2})}
+
+
 def test_a_lease_that_gets_no_gpu_reserves_nothing() -> None:
     leases = table(CPU=2, GPU=2)
     grant(leases, 1, to_resources({"GPU": 0.6}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, overload
 
@@ -165,7 +166,7 @@ def _is_of_object(member: Any, name: str) -> bool:
 def _create(
     actor_class: ActorClass[Any, Any], current: Runtime, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ActorHandle[Any]:
-    options, cls = actor_class._resolved, actor_class._cls
+    options, cls, began_ns = actor_class._resolved, actor_class._cls, time.time_ns()
     namespace = (options.namespace or current.namespace) if options.name else ""
     if options.get_if_exists and (existing := _find(options.name, namespace, current)) is not None:
         return handle_of(existing)
@@ -206,6 +207,7 @@ def _create(
         strategy=strategy,
         max_restarts=options.max_restarts,
         methods=_bounded(handle_description, MOST_METHODS_BYTES, f"the methods of {cls.__name__}"),
+        trace=current.trace_of_actor(cls.__name__, actor, job, began_ns),
     )
     encoded = _bounded(spec, MOST_SPEC_BYTES, f"what {cls.__name__} is made of")
     return _request(current, options, description, encoded, holds, ref, handle_description, signatures)

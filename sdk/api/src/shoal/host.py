@@ -31,6 +31,7 @@ from shoal_core.protocol.subjects import Role
 from shoal_core.service.health import Served, serve_health
 from shoal_core.service.logs import set_up_logs
 from shoal_core.service.main import Service, run
+from shoal_core.telemetry import exporting
 from shoal_gcs.service import SERVICE as GCS
 from shoal_objectstore.service import SERVICE as OBJECTSTORE
 from shoal_scheduler.service import SERVICE as SCHEDULER
@@ -143,7 +144,7 @@ def main() -> None:
         factory = None
     else:
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with exporting("host", str(os.getpid()), orders.cluster), asyncio.Runner(loop_factory=factory) as runner:
         runner.run(serve(orders))
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
 from shoal.driver import DriverOptions, driver_session
-from shoal_core import __version__
+from shoal_core import __version__, telemetry
 from shoal_core.bus.credentials import Credentials, TlsFiles
+from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.errors import ClusterUnreachableError
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session
@@ -159,6 +160,8 @@ def init(
             undo.pop_all()
         _membership.session = session
         current = session.runtime
+        if ENABLED:
+            telemetry.set_up("driver", current.local, where.cluster, {"shoal.job.id": current.job})
         _membership.context = Context(
             {
                 "address": where.address,
@@ -185,6 +188,7 @@ def shutdown(*, wait_for_processes: bool = True) -> None:
         _membership.context = None
         try:
             if session is not None:
+                session.runtime.send_spans()
                 session.__exit__(None, None, None)
         finally:
             if host is not None:

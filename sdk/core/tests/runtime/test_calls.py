@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from shoal_core.protocol.actors import ActorChanged, ActorDeath, ActorState
 from shoal_core.protocol.ids import ProcessId, TaskNumber, actor_id
 from shoal_core.protocol.records import Task, TaskDone
+from shoal_core.protocol.traces import UNRECORDED, TraceParent
 from shoal_core.runtime.calls import ASK_SECONDS, GRACE_SECONDS, MISSING_SECONDS, WINDOW, Calls, PendingCall
 from shoal_core.testing.builders import inline, process_id, task
 
@@ -85,6 +86,23 @@ def test_calls_wait_for_the_actor_and_go_in_their_order() -> None:
     assert one.sent() == []
     one.hear(news(ActorState.ALIVE, 0, FIRST))
     assert one.sent() == [1, 2, 3]
+
+
+def test_of_a_traced_call_that_is_made_again_is_told_why() -> None:
+    one = One()
+    for number, trace in ((1, str(TraceParent(1, 2))), (2, UNRECORDED), (3, "")):
+        pending = call(number, retries=-1)
+        pending.wire.trace = trace
+        one.calls.enqueue(pending)
+    one.hear(news(ActorState.ALIVE, 0, FIRST))
+    assert one.sent() == [1, 2, 3]
+    assert one.calls.again == []
+    one.hear(news(ActorState.RESTARTING, 1))
+    one.wait(GRACE_SECONDS)
+    [(again, failure)] = one.calls.again
+    assert again.wire.number == 1
+    assert failure is not None
+    assert failure.code == "actor_unavailable"
 
 
 def test_a_call_whose_argument_is_late_holds_up_those_behind_it() -> None:

@@ -22,6 +22,7 @@ from shoal_core.protocol.records import (
     TasksReturned,
     WorkerLost,
 )
+from shoal_core.protocol.traces import UNRECORDED, TraceParent, is_recorded
 from shoal_core.runtime.submission import (
     CANCELLED,
     IDLE_SECONDS,
@@ -42,6 +43,8 @@ IN_GROUP = SchedulingClass((("CPU", 10_000),), Bundle(PlacementGroupId("a" * 32)
 CLASSES = (SchedulingClass((("CPU", 10_000),)), SchedulingClass((("GPU", 10_000),), SPREAD), IN_GROUP)
 NODES = (node_id(1), node_id(2))
 Place = tuple[NodeId, LeaseId]
+TRACE = str(TraceParent(1, 2))
+TRACES = ("", TRACE, UNRECORDED)
 
 
 @dataclass
@@ -89,6 +92,8 @@ class World:
         self.gone: list[Worker] = []
         self.leases: Counter[NodeId] = Counter()
         self.old_slots: list[tuple[int, SlotId]] = []
+        self.traced: set[TaskNumber] = set()
+        """The traced tasks that wait, as far as it was told."""
 
     # ------------------------------------------------------------------------------- inputs
 
@@ -99,6 +104,9 @@ class World:
         number = TaskNumber(len(self.fates) + 1)
         wire = Task(number, 0, LeaseId(0), 0, FunctionId(function), function, 1, Inline(b""))
         wire.dependencies = [Stored(node, f"o{number}", size) for node, size in large]
+        wire.trace = TRACES[number % len(TRACES)]
+        if is_recorded(wire.trace):
+            self.traced.add(number)
         task = PendingTask(wire, self.submission.key_for(scheduling_class), max_retries)
         fate = self.fates[number] = Fate(task, max_retries)
         self.submission.enqueue(task)
@@ -227,6 +235,10 @@ class World:
             assert task.retries == 0
             assert fate.cancelled or failure.code != CANCELLED
             fate.ended += 1
+        again, submission.again = submission.again, []
+        for task, _ in again:
+            assert task.wire.number not in self.traced, "what waits again was sent before"
+            self.traced.add(task.wire.number)
         outgoing, submission.outgoing = submission.outgoing, []
         for peer, record in outgoing:
             self._sent(peer, record)
@@ -245,6 +257,8 @@ class World:
         assert not any((worker.blocked, worker.recalled, worker.gave_back))
         assert record.position > worker.last_position
         worker.last_position = record.position
+        assert is_recorded(record.trace) == (record.number in self.traced), "of each traced task is told that it waits"
+        self.traced.discard(record.number)
         assert not self.fates[record.number].cancelled, "what was cancelled is never pushed again"
         worker.tasks.append(Pushed(record.number, record.attempt, record.position))
 
@@ -259,6 +273,7 @@ class World:
                 assert len(lease.in_flight) <= MOST_IN_FLIGHT
                 places.update(lease.in_flight.keys())
             self._check_demand(key)
+            assert key.traced is None or (key.traced in key.queue and is_recorded(key.traced.wire.trace))
         for number, fate in self.fates.items():
             assert fate.ended in (0, 1), "a task ends once"
             assert places[number] + fate.ended == 1, "a task is in one place, until it ends"
@@ -498,6 +513,26 @@ def test_demand_names_what_waits_and_is_repeated() -> None:
     submission.tick(world.now + REPEAT_SECONDS)
     assert submission.demand_changed
     assert submission.demand(world.now) == entries
+
+
+def test_demand_names_the_trace_of_a_task_that_waits() -> None:
+    world = World()
+    traced = world.submit(CLASSES[0], "f", 0)
+    world.submit(CLASSES[0], "f", 0)
+    assert [entry.trace for entry in world.submission.demand(world.now)] == [traced.task.wire.trace] == [TRACE]
+    world.grant(*world.slots()[0])
+    assert [entry.trace for entry in world.submission.demand(world.now)] == [""], "it waits no more"
+
+
+def test_of_a_traced_task_whose_attempt_was_lost_is_told_how() -> None:
+    world = World()
+    fate = world.submit(CLASSES[0], "f", 1)
+    worker = world.grant(*world.slots()[0])
+    world.submission.lost(worker.node, WorkerLost(worker.lease, 1, "it was killed"))
+    [(task, failure)] = world.submission.again
+    assert task is fate.task
+    assert failure is not None
+    assert failure.code == "worker_crashed"
 
 
 def test_a_crash_is_told_in_words() -> None:

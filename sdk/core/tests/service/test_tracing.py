@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, ClassVar
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.context import attach, detach
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
 
 from shoal_core.bus import tracing
 from shoal_core.bus.interface import Message
 from shoal_core.bus.memory import MemoryBroker, MemoryBus
-from shoal_core.bus.tracing import TRACEPARENT, current_traceparent, handling, message_headers, span
+from shoal_core.bus.spans import UNRECORDED_CONTEXT, opened
+from shoal_core.bus.tracing import asking, current_trace, handling, message_headers
 from shoal_core.protocol.effects import Answered, Ask, Effect, Publish, Reply, Request
 from shoal_core.protocol.messages import Echo, KvGet, KvValue
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.protocol.traces import TRACEPARENT, UNRECORDED, Attributes, Spanned, parse, trace_of
 from shoal_core.protocol.wire import encode
-from shoal_core.service import Engine, Route, telemetry
+from shoal_core.service import Engine, Route
 from shoal_core.service.logs import JsonFormatter
-from shoal_core.service.telemetry import set_up_tracing
 from shoal_core.testing.buses import CLUSTER
 
 SUBJECTS = Subjects(CLUSTER)
 FIRST, SECOND = SUBJECTS.gcs("first"), SUBJECTS.gcs("second")
 REQUEST = KvGet(namespace="", key="")
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Have a core begin to ask."""
+
+    trace: str
 
 
 class Asks:
@@ -63,74 +74,117 @@ async def asker() -> AsyncIterator[MemoryBus]:
         yield asker
 
 
-@pytest.fixture(scope="module")
-def exporter() -> InMemorySpanExporter:
-    """Set up the SDK, which a process can do once."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    return exporter
+def by_name(recorded: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    return {finished.name: finished for finished in recorded.get_finished_spans()}
 
 
-@pytest.fixture
-def spans(exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    monkeypatch.setattr(tracing, "ENABLED", True)
-    exporter.clear()
-    yield exporter
-    exporter.clear()
-
-
-def parent_of(finished: ReadableSpan) -> str:
+def parent_of(finished: ReadableSpan) -> int:
     assert finished.parent is not None
-    return f"{finished.parent.span_id:016x}"
+    return finished.parent.span_id
 
 
-async def test_one_trace_goes_through_a_request_and_what_it_asks(asker: MemoryBus, spans: InMemorySpanExporter) -> None:
+async def test_one_trace_goes_through_a_request_and_what_it_asks(
+    asker: MemoryBus, recorded: InMemorySpanExporter
+) -> None:
     told: list[Message] = []
     asker.subscribe(SUBJECTS.event(Role.GCS, "*", "told"), told.append)
-    with span("asking", "CLIENT"):
-        traceparent = current_traceparent()
+    with opened("asking", "CLIENT", "", {}) as outer:
         reply = await asker.request(FIRST, encode(REQUEST), timeout_seconds=5, headers=message_headers())
-    by_name = {finished.name: finished for finished in spans.get_finished_spans()}
-    assert set(by_name) == {"asking", f"process {FIRST}", f"process {SECOND}"}
-    _, trace_id, asking_id, _ = traceparent.split("-")
-    assert {f"{finished.context.trace_id:032x}" for finished in by_name.values()} == {trace_id}
-    assert parent_of(by_name[f"process {FIRST}"]) == asking_id
-    first_id = f"{by_name[f'process {FIRST}'].context.span_id:016x}"
-    assert parent_of(by_name[f"process {SECOND}"]) == first_id
-    assert by_name[f"process {FIRST}"].kind is trace.SpanKind.CONSUMER
+    made = by_name(recorded)
+    assert set(made) == {"asking", "process first", "process second"}
+    trace_id = outer.get_span_context().trace_id
+    assert {finished.context.trace_id for finished in made.values()} == {trace_id}
+    assert parent_of(made["process first"]) == outer.get_span_context().span_id
+    assert parent_of(made["process second"]) == made["process first"].context.span_id
+    assert made["process first"].kind is SpanKind.CONSUMER
     [event] = told
-    assert event.headers is not None
-    assert event.headers[TRACEPARENT].split("-")[1:3] == [trace_id, first_id]
-    assert reply.headers is not None
-    assert reply.headers[TRACEPARENT].split("-")[1] == trace_id
+    parent, answered = parse(trace_of(event.headers)), parse(trace_of(reply.headers))
+    assert parent is not None
+    assert (parent.trace_id, parent.span_id) == (trace_id, made["process first"].context.span_id)
+    assert answered is not None
+    assert answered.trace_id == trace_id
 
 
-async def test_a_log_line_of_a_span_says_which(spans: InMemorySpanExporter) -> None:
+async def test_a_core_names_the_span_of_what_it_asks_for(recorded: InMemorySpanExporter) -> None:
+    class Plans(Asks):
+        def handle(self, message: Any, now: float) -> list[Effect]:
+            if isinstance(message, Begin):
+                about: Attributes = {"shoal.node.id": "n"}
+                inner = KvGet(namespace="", key="inner")
+                return [Ask(SECOND, inner, None, span=Spanned("schedule f", message.trace, now - 1.5, about))]
+            if isinstance(message, Answered):
+                answered.set()
+                return []
+            return super().handle(message, now)
+
+    answered = asyncio.Event()
+    broker = MemoryBroker()
+    with opened("submit f", "PRODUCER", "", {}) as submitted:
+        trace = current_trace()
+    async with (
+        broker.connect(role=Role.GCS, identity="g", cluster=CLUSTER) as bus,
+        Engine(Plans(), bus, name="gcs", routes=[Route(SECOND, KvGet)], first=[Begin(trace)], clock=time.monotonic),
+    ):
+        await asyncio.wait_for(answered.wait(), 5)
+    made = by_name(recorded)
+    assert parent_of(made["schedule f"]) == submitted.get_span_context().span_id
+    assert parent_of(made["process second"]) == made["schedule f"].context.span_id
+    assert made["schedule f"].attributes == {"shoal.node.id": "n"}
+    began, ended = made["schedule f"].start_time, made["schedule f"].end_time
+    assert began is not None
+    assert ended is not None
+    assert ended - began >= 1.5e9, "it began when the core says, by whatever clock"
+
+
+async def test_an_error_that_leaves_is_noted(recorded: InMemorySpanExporter) -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("it says nothing")
+
+    with pytest.raises(Silent), opened("work", "INTERNAL", "", {}):
+        raise Silent
+    work = by_name(recorded)["work"]
+    assert work.status.status_code is StatusCode.ERROR
+    assert work.attributes is not None
+    assert str(work.attributes["error.type"]).endswith("Silent")
+    assert work.status.description == "<str() raised RuntimeError>"
+    assert [event.name for event in work.events] == ["exception"]
+
+
+async def test_what_is_not_recorded_costs_no_span(asker: MemoryBus, recorded: InMemorySpanExporter) -> None:
+    token = attach(UNRECORDED_CONTEXT)
+    assert current_trace() == UNRECORDED
+    assert message_headers({"other": "header"}) == {"other": "header"}
+    reply = await asker.request(FIRST, encode(REQUEST), timeout_seconds=5, headers=message_headers())
+    detach(token)
+    assert reply.headers is None
+    await asker.request(FIRST, encode(REQUEST), timeout_seconds=5)
+    assert recorded.get_finished_spans() == (), "nor does what nobody traces"
+
+
+async def test_a_log_line_of_a_span_says_which(recorded: InMemorySpanExporter) -> None:
     record = logging.LogRecord("shoal", logging.INFO, "", 0, "text", (), None)
-    with span("outer"):
-        assert f'"traceparent": "{current_traceparent()}"' in JsonFormatter("gcs", "g").format(record)
+    with opened("outer", "INTERNAL", "", {}):
+        assert f'"traceparent": "{current_trace()}"' in JsonFormatter("gcs", "g").format(record)
     assert "traceparent" not in JsonFormatter("gcs", "g").format(record)
 
 
-async def test_while_it_is_off_nothing_is_added(asker: MemoryBus, exporter: InMemorySpanExporter) -> None:
+async def test_while_it_is_off_nothing_is_added(asker: MemoryBus) -> None:
     assert not tracing.ENABLED
-    exporter.clear()
-    with span("asking"):
-        assert current_traceparent() == ""
+    with opened("asking", "CLIENT", "", {}):
+        assert current_trace() == ""
         assert message_headers() is None
         reply = await asker.request(FIRST, encode(REQUEST), timeout_seconds=5, headers=message_headers())
     assert reply.headers is None
-    assert span("a") is span("b") is handling("subject", {TRACEPARENT: "x"}), "no object is made for it"
-    assert exporter.get_finished_spans() == ()
+    trace = {TRACEPARENT: f"00-{1:032x}-{1:016x}-01"}
+    assert handling("subject", "verb", trace) is asking(None, 0.0), "no object is made for it"
 
 
 def test_while_it_is_off_nothing_of_it_is_imported() -> None:
     code = (
-        "import sys, shoal_core.service.main, shoal_core.service.engine; "
-        "from shoal_core.service.telemetry import set_up_tracing\n"
-        "with set_up_tracing('gcs', 'g'): pass\n"
+        "import sys, shoal_core.service.main, shoal_core.service.engine, shoal_core.runtime.process\n"
+        "from shoal_core.telemetry import exporting\n"
+        "with exporting('gcs', 'g', 'cluster'): pass\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={})
@@ -147,57 +201,10 @@ def test_while_it_is_off_nothing_of_it_is_imported() -> None:
         ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
         ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector"}, False),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector/v1/traces"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector", "OTEL_SDK_DISABLED": "true"}, False),
+        ({"SHOAL_TRACING": "1", "OTEL_SDK_DISABLED": "TRUE"}, False),
     ],
 )
 def test_the_environment_turns_it_on(environment: dict[str, str], on: bool) -> None:
     assert tracing.wanted(environment) == on
-
-
-class Exporter(InMemorySpanExporter):
-    """What an installed exporter would be."""
-
-    made: ClassVar[list[Exporter]] = []
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.closed = False
-        self.made.append(self)
-
-    def shutdown(self) -> None:
-        self.closed = True
-
-
-@pytest.fixture
-def providers(monkeypatch: pytest.MonkeyPatch) -> list[TracerProvider]:
-    """Keep the process's provider, and return those that would have replaced it."""
-    providers: list[TracerProvider] = []
-    monkeypatch.setattr(trace, "set_tracer_provider", providers.append)
-    return providers
-
-
-def test_spans_are_flushed_to_the_exporter_on_leaving(
-    providers: list[TracerProvider], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = type(sys)("exporters")
-    module.OTLPSpanExporter = Exporter  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "exporters", module)
-    monkeypatch.setattr(telemetry, "EXPORTER_MODULE", "exporters")
-    with set_up_tracing("gcs", "replica", enabled=True):
-        [provider] = providers
-        with provider.get_tracer("test").start_as_current_span("work"):
-            pass
-    [exporter] = Exporter.made
-    [work] = exporter.get_finished_spans()
-    assert work.name == "work"
-    assert work.resource.attributes["service.name"] == "shoal-gcs"
-    assert work.resource.attributes["service.instance.id"] == "replica"
-    assert exporter.closed
-
-
-def test_without_an_exporter_a_line_says_what_to_install(
-    providers: list[TracerProvider], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(telemetry, "EXPORTER_MODULE", "shoal_core.no_such_exporter")
-    with set_up_tracing("gcs", "replica", enabled=True):
-        assert len(providers) == 1
-    assert "pip install opentelemetry-exporter-otlp-proto-http" in caplog.text

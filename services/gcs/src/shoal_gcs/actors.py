@@ -161,6 +161,7 @@ class Actors:
                 wanted=1,
                 slots=[slot],
                 actor=start,
+                trace=about.trace,
             )
             entries.append(entry)
         owner = ProcessId(about.actor_id)

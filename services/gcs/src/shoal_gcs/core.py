@@ -349,15 +349,16 @@ class ControlStore:
                 case EndJob():
                     effects += self._tell_job(operation.job_id)
             if outcome.bucket == CONTROL and outcome.value is not None:
-                told, stores = self._told(outcome.key, outcome.revision, now)
+                told, stores = self._told(outcome, now)
                 effects = [*told, *effects, *stores]  # telling waits for no write that follows, nor does an answer
         return effects
 
-    def _told(self, key: str, revision: int, now: float) -> tuple[list[Effect], list[Effect]]:
+    def _told(self, outcome: Stored, now: float) -> tuple[list[Effect], list[Effect]]:
         """Tell of the record of an actor or a group that this replica has changed; and return what follows from it."""
+        key = outcome.key
         if key.startswith(ACTOR_PREFIX):
             actor = ActorId(key.removeprefix(ACTOR_PREFIX))
-            if (held := self.state.actors.get(actor)) is not None and held.revision == revision:
+            if (held := self.state.actors.get(actor)) is not None and held.revision == outcome.revision:
                 self.counts.wrote(held.value)
             return self._actors.told(actor, now), []
         if not key.startswith(GROUP_PREFIX):

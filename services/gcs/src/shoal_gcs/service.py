@@ -56,7 +56,7 @@ def count(metrics: Metrics, core: ControlStore) -> None:
     metrics.read(NODES, lambda: by_state(NodeState, (held.value.record.state for held in state.nodes.values())))
     metrics.read(JOBS, lambda: by_state(JobState, (held.value.record.state for held in state.jobs.values())))
     metrics.read(ACTORS, lambda: by_state(SHOWN_STATES, (held.value.state for held in state.actors.values())))
-    metrics.read(PLACEMENT_GROUPS, lambda: by_state(SHOWN_GROUPS, (one.value.state for one in state.groups.values())))
+    metrics.read(PLACEMENT_GROUPS, lambda: by_state(SHOWN_GROUPS, (held.value.state for held in state.groups.values())))
     metrics.read(ACTOR_RESTARTS, lambda: counts.actor_restarts)
     metrics.read(ACTOR_DEATHS, lambda: {labels(cause=cause): n for cause, n in counts.actor_deaths.items()})
     metrics.read(NODE_DEATHS, lambda: {labels(cause=cause): n for cause, n in counts.node_deaths.items()})

@@ -8,14 +8,14 @@ from shoal_core.protocol.messages import PendingDemand, PendingList, ResourceVie
 from shoal_core.protocol.resources import Resources, add
 from shoal_scheduler import gangs
 from shoal_scheduler.demand import Wanted
-from shoal_scheduler.groups import Waiting
+from shoal_scheduler.groups import WaitingGroup
 from shoal_scheduler.policy import NodeView, explain, is_feasible
 
 
 def pending_list(
-    demand: Iterable[Wanted], groups: Iterable[Waiting], nodes: Collection[NodeView], now: float
+    demand: Iterable[Wanted], groups: Iterable[WaitingGroup], nodes: Collection[NodeView], now: float
 ) -> PendingList:
-    """Return all demand that waits, longest first, with the reason."""
+    """Return all demand that waits, longest first, with the reason. The views are those of nodes and of bundles."""
     rows = [
         PendingDemand(
             owner=wanted.owner,
@@ -33,8 +33,9 @@ def pending_list(
     return PendingList(pending=sorted(rows, key=lambda row: -row.waiting_seconds))
 
 
-def _pending_group(waiting: Waiting, nodes: Collection[NodeView], now: float) -> PendingDemand:
+def _pending_group(waiting: WaitingGroup, nodes: Iterable[NodeView], now: float) -> PendingDemand:
     demand, about = waiting.demand, waiting.demand.description
+    nodes = [node for node in nodes if node.bundle is None]
     missing = [bundle for bundle, node in zip(about.bundles, demand.nodes, strict=True) if node is None]
     together: Resources = {}
     for bundle in missing:

@@ -5,20 +5,23 @@ says who acts first; the others act on what its owner repeats about a second lat
 of a node counts as used until it answers. A node that refuses costs one round trip and nothing else, so replicas need
 not agree; an owner that is granted a slot twice gives one lease back.
 
-When demand waits that would fit if a lease came back, its owner's competitors are asked for leases, beginning with who
-holds most beyond an equal share: so that an owner with endless work shares with one that has just begun (``fairness``).
+What is known of the nodes is kept in order (``cluster``, ``candidates``), and so is what waits (``waiting``): an input
+changes a few places in them, and decisions are made at their heads (``fairness``). When demand waits that would fit if
+a lease came back, leases are asked back, beginning with the job that holds most (``recall``).
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event, Publish, Reply, Request, WakeAt
 from shoal_core.protocol.groups import GroupChanged, GroupDemand
-from shoal_core.protocol.ids import NodeId, ProcessId, ServiceId, SlotId
+from shoal_core.protocol.ids import JobId, NodeId, ProcessId, ServiceId, SlotId
 from shoal_core.protocol.messages import (
     Demand,
     DemandNotice,
@@ -34,13 +37,18 @@ from shoal_core.protocol.messages import (
     SchedulerPresence,
 )
 from shoal_core.protocol.placement import Bundle, NodeAffinity
+from shoal_core.protocol.resources import fits
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.protocol.traces import Attributes, Spanned
 from shoal_scheduler.answers import pending_list, resource_view
+from shoal_scheduler.cluster import Cluster, Granted
 from shoal_scheduler.counts import Counts
 from shoal_scheduler.demand import DemandTable, Wanted
-from shoal_scheduler.fairness import Holdings, Placement, Unmet, find_victim, holdings, plan
+from shoal_scheduler.fairness import Placement, keeps_room, plan
 from shoal_scheduler.groups import CommitAsk, GroupTable, PrepareAsk
-from shoal_scheduler.policy import NodeView, able, explain
+from shoal_scheduler.policy import NodeView, PlaceId, explain
+from shoal_scheduler.recall import find_victims
+from shoal_scheduler.waiting import Head, Line, Waiting
 
 PRESENCE_SECONDS = 1.0
 SILENT_SECONDS = 3.0
@@ -58,8 +66,9 @@ class LeaseAsk:
 
     number: int
     node: NodeId
-    bundle: Bundle | None
+    place: PlaceId
     owner: ProcessId
+    job_id: JobId
     key: int
     slots: tuple[SlotId, ...]
     resources: tuple[tuple[str, int], ...]
@@ -81,9 +90,10 @@ class Scheduler:
     """The core of one replica."""
 
     def __init__(self, subjects: Subjects, identity: ServiceId) -> None:
-        self.nodes: dict[NodeId, NodeView] = {}
+        self.cluster = Cluster()
         self.demand = DemandTable()
-        self.groups = GroupTable(subjects, identity)
+        self.waiting = Waiting(self.cluster)
+        self.groups = GroupTable(self.cluster, subjects, identity)
         self.asks: dict[int, LeaseAsk] = {}
         self.counts = Counts()
         self._subjects = subjects
@@ -93,7 +103,14 @@ class Scheduler:
         self._connected = True
         self._hears_since = -math.inf
         self._presence_at = -math.inf
-        self._wake_at = math.inf
+        self._attended_at = -math.inf
+        self._wakes: list[float] = []
+        """When what is left alone for a moment, or told later, is due: a heap."""
+
+    @property
+    def nodes(self) -> Mapping[NodeId, NodeView]:
+        """What is believed of the nodes."""
+        return self.cluster.nodes
 
     # ------------------------------------------------------------------------------- inputs
 
@@ -105,32 +122,32 @@ class Scheduler:
                 # Whoever may speak for an owner is for the broker to say, by the subject.
                 if demand.owner != source:
                     return []
-                self.demand.update(demand, now)
+                self._stated(demand, now)
             case Event(NodeAnnouncement() as announcement):
-                self._announced(announcement, now)
+                self.cluster.announced(announcement, now)
             case Event(SchedulerPresence(scheduler=scheduler)):
-                if scheduler != self._identity:
-                    self._replicas[scheduler] = now
+                self._heard_of(scheduler, now)
                 return []
             case Event(GroupDemand() as stated):
-                effects = self.groups.stated(stated, self.nodes, now)
+                effects = self.groups.stated(stated, now)
             case Event(GroupChanged() as news):
-                return self.groups.changed(news, self.nodes)
+                return self.groups.changed(news)
             case Event(NodeDied(node_id=node)):
-                effects = self._node_died(node, now)
+                self._node_died(node, now)
+                effects = self.groups.node_died(node, now)
             case Event(ProcessDied(process_id=process)):
-                self.demand.drop_owner(process)
+                self._requeue(self.demand.drop_owner(process), now)
             case Event(JobFinished() as finished):
-                self.demand.drop_job(finished.job_id)
-                self.demand.drop_owner(finished.driver)
+                self._requeue(self.demand.drop_job(finished.job_id), now)
+                self._requeue(self.demand.drop_owner(finished.driver), now)
             case Answered(LeaseAsk() as ask, answer):
                 self._answered(ask, answer, now)
             case Answered(PrepareAsk() | CommitAsk() as ask, answer):
-                effects = self.groups.answered(ask, answer, self.nodes, now)
+                effects = self.groups.answered(ask, answer, now)
                 if not self.groups.has_plans_to_make():
                     return effects
             case Request(GetPending(), token):
-                return [Reply(token, pending_list(self.demand, self.groups, self.nodes.values(), now))]
+                return [Reply(token, pending_list(self.demand, self.groups, self.cluster.views(), now))]
             case Request(GetResources(), token):
                 return [Reply(token, resource_view(self.nodes.values()))]
             case Begin():
@@ -156,17 +173,25 @@ class Scheduler:
             subject = self._subjects.event(Role.SCHEDULER, self._identity, "presence")
             effects.append(Publish(subject, SchedulerPresence(scheduler=self._identity)))
             if self._connected:
-                self._replicas = {r: at for r, at in self._replicas.items() if now - at < SILENT_SECONDS}
-                self.nodes = {n: view for n, view in self.nodes.items() if now - view.heard_at < SILENT_SECONDS}
-                self.demand.forget_silent(now)
-                effects += self.groups.forget_silent(self.nodes, now)
-                if now >= self._settled_at():
-                    effects += self.groups.notices(self.nodes.values(), self._acts_first, now - NOTICE_SECONDS)
+                self._forget_silent(now)
+                effects += self.groups.forget_silent(now)
+            if now >= self._settled_at():
+                effects += self.groups.notices(self._acts_first, now - NOTICE_SECONDS)
         for ask in list(self.asks.values()):
             if now - ask.asked_at < ASK_AGAIN_SECONDS:
                 break
             self._unanswered(ask, now)
         return [*effects, *self._plan(now)]
+
+    def _forget_silent(self, now: float) -> None:
+        living = {replica: at for replica, at in self._replicas.items() if now - at < SILENT_SECONDS}
+        if len(living) < len(self._replicas):
+            self._replicas = living
+            self._share_out(now)
+        for node in [node for node in self.nodes.values() if now - node.heard_at >= SILENT_SECONDS]:
+            self.cluster.remove(node.node_id)
+        self._requeue(self.demand.forget_silent(now), now)
+        self.cluster.jobs.forget_idle({wanted.job_id for wanted in self.demand})
 
     def _connection_changed(self, connected: bool, now: float) -> None:
         """While nothing can be heard, silence means nothing; afterwards everyone has a full new period."""
@@ -180,29 +205,30 @@ class Scheduler:
             for node in self.nodes.values():
                 node.heard_at = now
 
-    def _announced(self, announcement: NodeAnnouncement, now: float) -> None:
-        node = self.nodes.get(announcement.node_id)
-        if node is None:
-            node = NodeView(announcement.node_id, announcement.total, {})
-            self.nodes[announcement.node_id] = node
-        elif announcement.sequence <= node.sequence:
+    def _heard_of(self, scheduler: str, now: float) -> None:
+        if scheduler == self._identity:
             return
-        node.total = announcement.total
-        node.labels = announcement.labels
-        node.draining = announcement.draining
-        node.learn_bundles(announcement.bundles, announcement.leases)
-        node.actors = announcement.actors
-        node.sequence = announcement.sequence
-        node.heard_at = now
-        node.learn(announcement.free)
+        is_new = scheduler not in self._replicas
+        self._replicas[scheduler] = now
+        if is_new:
+            self._share_out(now)
 
-    def _node_died(self, node: NodeId, now: float) -> list[Effect]:
-        self.nodes.pop(node, None)
-        self.demand.drop_node(node)
+    def _stated(self, demand: Demand, now: float) -> None:
+        job = self.cluster.jobs.get(demand.job_id)
+        if job.terms != demand.terms:
+            job.terms = demand.terms
+            self._share_out(now)
+        changed = self.demand.update(demand, now)
+        for wanted in changed:
+            wanted.ours = self._is_first(wanted)
+        self._requeue(changed, now)
+
+    def _node_died(self, node: NodeId, now: float) -> None:
+        self.cluster.remove(node)
+        self._requeue(self.demand.drop_node(node), now)
         for ask in [ask for ask in self.asks.values() if ask.node == node]:
             self._settle(ask)
             self._reopen(ask, ask.slots, now)
-        return self.groups.node_died(node, self.nodes, now)
 
     def _answered(self, ask: LeaseAsk, answer: Any, now: float) -> None:
         """Take in what a node answered; of an ask that was given up before, only what it granted counts."""
@@ -212,7 +238,9 @@ class Scheduler:
             return
         self.counts.answer_seconds.observe(now - ask.asked_at)
         self._settle(ask)
-        node, view = self.nodes.get(ask.node), self._view(ask)
+        resources = dict(ask.resources)
+        self.cluster.granted(ask.node, Granted(answer.sequence, ask.job_id, ask.owner, resources, len(answer.granted)))
+        node, view = self.nodes.get(ask.node), self.cluster.find(ask.place)
         if node is not None and view is not None and answer.sequence >= node.sequence:
             view.learn(answer.free)
         self._reopen(ask, answer.refused, now)
@@ -220,167 +248,191 @@ class Scheduler:
         if wanted is None:
             return
         if answer.refused:
-            able = all(answer.free.get(name, 0) >= units for name, units in ask.resources)
+            able = fits(resources, answer.free)
             self.counts.refusals["able" if able else "conflict"] += len(answer.refused)
             if able:
                 wanted.avoid[ask.node] = now + AVOID_SECONDS
+                heapq.heappush(self._wakes, now + AVOID_SECONDS)
         self.demand.met(wanted, answer.granted, ask.node, now)
+        self.waiting.put(wanted, now)
 
     def _unanswered(self, ask: LeaseAsk, now: float) -> None:
         """Leave the node alone for a moment, and ask again: perhaps another one."""
         self.counts.refusals["silent"] += len(ask.slots)
         self._settle(ask)
         self._reopen(ask, ask.slots, now)
-        view = self._view(ask)
+        view = self.cluster.find(ask.place)
         if view is not None:
             view.avoid_until = now + AVOID_SECONDS
-
-    def _view(self, ask: LeaseAsk) -> NodeView | None:
-        """Return what is believed of the node, or the bundle, that was asked."""
-        node = self.nodes.get(ask.node)
-        return None if node is None else node.view(ask.bundle)
+            heapq.heappush(self._wakes, view.avoid_until)
 
     def _settle(self, ask: LeaseAsk) -> None:
         """An ask is over: what it would have taken counts no more."""
-        self.asks.pop(ask.number, None)
-        view = self._view(ask)
-        if view is not None and view.asked.pop(ask.number, None) is not None:
-            view.take(dict(ask.resources), -len(ask.slots))
+        if self.asks.pop(ask.number, None) is not None:
+            self.cluster.settle(ask.number, ask.place, ask.job_id, ask.owner, dict(ask.resources), len(ask.slots))
 
     def _reopen(self, ask: LeaseAsk, slots: tuple[SlotId, ...] | list[SlotId], now: float) -> None:
         wanted = self.demand.find(ask.owner, ask.key)
         if wanted is not None:
             wanted.reopen(slots, ask.number, now)
+            self.waiting.put(wanted, now)
+
+    # ------------------------------------------------------------------------------- who acts
+
+    def _share_out(self, now: float) -> None:
+        """See anew which demand is this replica's to place, since the replicas have changed, or what goes by jobs."""
+        everything = list(self.demand)
+        for wanted in everything:
+            wanted.ours = self._is_first(wanted)
+        self._requeue(everything, now)
+
+    def _is_first(self, wanted: Wanted) -> bool:
+        """Tell whether this replica is the one to act on a demand. One acts for a whole job that has quotas."""
+        by_job = bool(self.cluster.jobs.get(wanted.job_id).terms.quotas)
+        return self._acts_first(f"{wanted.job_id}/" if by_job else f"{wanted.owner}/{wanted.entry.key}/")
+
+    def _acts_first(self, name: str) -> bool:
+        """Tell whether this replica is the one to act on what has this name."""
+        if len(self._replicas) == 1:
+            return True
+        first = max(self._replicas, key=lambda r: (hashlib.blake2b((name + r).encode(), digest_size=8).digest(), r))
+        return first == self._identity
+
+    def _requeue(self, changed: Iterable[Wanted], now: float) -> None:
+        for wanted in changed:
+            self.waiting.put(wanted, now)
 
     # ------------------------------------------------------------------------------- decisions
 
     def _plan(self, now: float) -> list[Effect]:
         """Ask nodes for all that fits; see to what does not; say when to look again."""
-        self._wake_at = self._presence_at
+        while self._wakes and self._wakes[0] <= now:
+            heapq.heappop(self._wakes)
         effects: list[Effect] = []
+        wake_at = self._presence_at
+        for owner in self.cluster.jobs.recounted:
+            self.waiting.recount(owner, now)
         if self._connected:
-            nodes = list(self.nodes.values())
-            effects += self.groups.plan(nodes, self._acts_first, now)
-            self._wake(self.groups.wake_at)
-            held = self._holdings()
-            waiting = [(wanted, slots) for wanted in self.demand if (slots := self._slots_for_us(wanted))]
-            placements, unmet = plan(waiting, nodes, held, now)
-            effects += [self._ask(placement, now) for placement in placements]
-            rivals = len({*(owner for owner, count in held.items() if count > 0), *self.demand.owners()})
-            for demand in unmet:
-                effects += self._see_to(demand, held, rivals, now)
+            effects += self.groups.plan(self._acts_first, now)
+            wake_at = min(wake_at, self.groups.wake_at)
+            effects += [self._ask(placement, now) for placement in plan(self.cluster, self.waiting, now)]
+            self.cluster.jobs.recounted.clear()  # what was placed has its new place already
+            if len(self.waiting):
+                if now >= self._attended_at + RECALL_SECONDS:
+                    self._attended_at = now
+                    effects += self._attend(now)
+                else:
+                    wake_at = min(wake_at, self._attended_at + RECALL_SECONDS)
             self.groups.release_room()
         if self.asks:
-            self._wake(next(iter(self.asks.values())).asked_at + ASK_AGAIN_SECONDS)
-        return [*effects, WakeAt(self._wake_at)]
+            wake_at = min(wake_at, next(iter(self.asks.values())).asked_at + ASK_AGAIN_SECONDS)
+        if self._wakes:
+            wake_at = min(wake_at, self._wakes[0])
+        return [*effects, WakeAt(wake_at)]
 
     def _wake(self, at: float) -> None:
-        self._wake_at = min(self._wake_at, at)
-
-    def _holdings(self) -> Holdings:
-        """Count what each owner holds, and what is being asked for it."""
-        held = holdings(self.nodes.values())
-        for ask in self.asks.values():
-            held[ask.owner] += len(ask.slots)
-        return held
-
-    def _slots_for_us(self, wanted: Wanted) -> list[SlotId]:
-        """Return the open slots that this replica should place: all where it is first, else those that need help."""
-        return list(wanted.open) if self._is_first(wanted) else wanted.overdue()
-
-    def _is_first(self, wanted: Wanted) -> bool:
-        """Tell whether this replica is the one to act on a demand."""
-        return len(self._replicas) == 1 or self._acts_first(f"{wanted.owner}/{wanted.entry.key}")
-
-    def _acts_first(self, name: str) -> bool:
-        """Tell whether this replica is the one to act on what has this name."""
-        hashed = {replica: hashlib.blake2b(f"{name}/{replica}".encode(), digest_size=8) for replica in self._replicas}
-        return max(hashed, key=lambda replica: (hashed[replica].digest(), replica)) == self._identity
+        if not self._wakes or at < self._wakes[0]:
+            heapq.heappush(self._wakes, at)
 
     def _ask(self, placement: Placement, now: float) -> Effect:
         """Ask a node for leases."""
         node, wanted, slots = placement.node, placement.wanted, placement.slots
+        entry = wanted.entry
         self._last_ask += 1
         self.counts.decisions += len(slots)
-        resources = wanted.entry.resources
+        amounts = tuple(entry.resources.items())
         ask = LeaseAsk(
             self._last_ask,
             node.node_id,
-            node.bundle,
+            node.place,
             wanted.owner,
-            wanted.entry.key,
+            wanted.job_id,
+            entry.key,
             tuple(slots),
-            tuple(resources.items()),
+            amounts,
             now,
         )
         self.asks[ask.number] = ask
-        node.asked[ask.number] = {name: units * len(slots) for name, units in resources.items()}
-        for slot in slots:
-            del wanted.open[slot]
-            wanted.asked[slot] = ask.number
+        node.asked[ask.number] = {name: units * len(slots) for name, units in amounts}
+        node.touch()
+        wanted.asked.update(dict.fromkeys(slots, ask.number))
         request = LeaseRequest(
             scheduler=self._identity,
             owner=wanted.owner,
             job_id=wanted.job_id,
-            key=wanted.entry.key,
+            key=entry.key,
             slots=slots,
-            resources=resources,
-            actor=wanted.entry.actor,
+            resources=entry.resources,
+            actor=entry.actor,
             bundle=node.bundle,
         )
-        return Ask(self._subjects.node_from_scheduler(node.node_id, "lease"), request, ask, ASK_AGAIN_SECONDS)
+        subject = self._subjects.node_from_scheduler(node.node_id, "lease")
+        return Ask(subject, request, ask, ASK_AGAIN_SECONDS, _span(wanted, node.node_id, len(slots), now))
 
-    def _see_to(self, unmet: Unmet, held: Holdings, rivals: int, now: float) -> list[Effect]:
+    def _attend(self, now: float) -> list[Effect]:
         """Do what can be done for demand that fits nowhere now: say so if it never will, else ask for leases back."""
-        wanted = unmet.wanted
-        nodes = able(wanted.entry.resources, wanted.entry.strategy, self.nodes.values())
-        if not nodes and isinstance(wanted.entry.strategy, Bundle) and not self._has_place(wanted.entry.strategy):
-            return []  # its group waits, and its owner is told of that
-        if not nodes or (isinstance(wanted.entry.strategy, NodeAffinity) and wanted.entry.strategy.fail):
-            return self._notice(wanted, now)
-        self._wake_when_avoided_no_more(wanted, now)
-        recall_at = max(wanted.served_at, wanted.recalled_at) + RECALL_SECONDS
+        effects: list[Effect] = []
+        heads = {head.line: head for head in self.waiting.heads(now)}
+        askers = self.waiting.count_jobs()
+        for line in self.waiting:
+            strategy = line.candidates.strategy
+            if line.candidates.have_room:
+                continue
+            if not len(line.candidates) or (isinstance(strategy, NodeAffinity) and strategy.fail):
+                if isinstance(strategy, Bundle) and not self._has_place(strategy):
+                    continue  # its group waits, and its owner is told of that
+                for wanted in list(line.untold.values()):
+                    effects += self._notice(wanted, line, now)
+            else:
+                effects += self._recall(line, heads.get(line), askers, now)
+        return effects
+
+    def _recall(self, line: Line, head: Head | None, askers: int, now: float) -> list[Effect]:
+        """Ask for leases back for a line, unless some have just come."""
+        recall_at = max(line.served_at, line.recalled_at) + RECALL_SECONDS
         if now < recall_at:
             self._wake(recall_at)
             return []
-        victim = find_victim(unmet, nodes, held, rivals, now)
-        if victim is None:
+        wanted = head.wanted if head is not None else line.turns.first
+        kept = line.candidates.nearest() if head is not None and keeps_room(now - head.since) else None
+        victims = find_victims(line, wanted, self.cluster, askers, now, kept=kept, is_head=head is not None)
+        if not victims:
             return []
-        wanted.recalled_at = now
-        self.counts.recalls += 1
+        line.recalled_at = now
+        self.counts.recalls += len(victims)
         self._wake(now + RECALL_SECONDS)
-        victim.node.mark_recalled(victim.lease)
-        lease = victim.lease
-        request = RecallLeases(owner=lease.owner, resources=lease.resources, count=1, bundle=victim.node.bundle)
-        subject = self._subjects.node_from_scheduler(victim.node.node_id, "recall")
-        return [Ask(subject, request, RecallAsk(victim.node.node_id))]
+        return [
+            Ask(
+                self._subjects.node_from_scheduler(victim.node.node_id, "recall"),
+                RecallLeases(
+                    owner=victim.lease.owner, resources=victim.lease.resources, count=1, bundle=victim.node.bundle
+                ),
+                RecallAsk(victim.node.node_id),
+            )
+            for victim in victims
+        ]
 
-    def _wake_when_avoided_no_more(self, wanted: Wanted, now: float) -> None:
-        wanted.avoid = {node: until for node, until in wanted.avoid.items() if until > now}
-        for until in (*wanted.avoid.values(), *(node.avoid_until for node in self.nodes.values())):
-            if until > now:
-                self._wake(until)
-
-    def _has_place(self, bundle: Bundle) -> bool:
+    def _has_place(self, wish: Bundle) -> bool:
         """Tell whether a placement group has all its bundles, as far as this replica can tell."""
-        seen = any(held.group == bundle.group for node in self.nodes.values() for held in node.bundles)
-        return seen and bundle.group not in self.groups
+        seen = any(
+            view.bundle is not None and view.bundle.group == wish.group for view in self.cluster.bundles.values()
+        )
+        return seen and wish.group not in self.groups
 
     def _settled_at(self) -> float:
         """Return from when on what was not heard of is not there."""
         return self._hears_since + (SETTLE_SECONDS if self.nodes else NO_NODES_SECONDS)
 
-    def _notice(self, wanted: Wanted, now: float) -> list[Effect]:
+    def _notice(self, wanted: Wanted, line: Line, now: float) -> list[Effect]:
         """Tell the owner, once, that nothing in the cluster can meet its demand."""
-        if wanted.noticed or not self._is_first(wanted):
-            return []
         notice_at = max(wanted.since + NOTICE_SECONDS, self._settled_at())
         if now < notice_at:
             self._wake(notice_at)
             return []
         wanted.noticed = True
+        del line.untold[wanted.name]
         entry = wanted.entry
-        why = explain(entry.resources, entry.strategy, self.nodes.values())
+        why = explain(entry.resources, entry.strategy, self.cluster.views())
         if entry.actor is not None:
             told, text = entry.actor.owner, f"Actor {entry.name} waits: {why}. It is placed when such a node joins."
         else:
@@ -389,3 +441,17 @@ class Scheduler:
         actor = None if entry.actor is None else entry.actor.actor_id
         notice = DemandNotice(key=entry.key, name=entry.name, text=text, why=why, actor=actor)
         return [Publish(self._subjects.notice(self._identity, told), notice)]
+
+
+def _span(wanted: Wanted, node: NodeId, slots: int, now: float) -> Spanned | None:
+    """Return the span of asking a node for leases, from when they were wanted, if somebody who waits is traced."""
+    entry = wanted.entry
+    if not entry.trace:
+        return None
+    about: Attributes = {
+        "shoal.node.id": node,
+        "shoal.lease.slots": slots,
+        "shoal.lease.wanted": entry.wanted,
+        "shoal.queue.seconds": round(now - wanted.since, 6),
+    }
+    return Spanned(f"schedule {entry.name}", entry.trace, wanted.since, about)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId, SlotId, node_of
 from shoal_core.protocol.messages import Demand, DemandEntry
+from shoal_scheduler.candidates import Shape, shape_of
 
 FORGET_SECONDS = 10.0
 """Owners repeat unmet demand every second; what was not repeated for so long is no longer wanted."""
@@ -33,7 +34,8 @@ class Wanted:
 
     ``open`` maps slots to the time they became open, ``asked`` to the number of the ask under way. ``served_at`` is
     when a slot was last granted or withdrawn, at first when the demand was first heard. ``avoid`` names nodes that
-    refused although they have the room, and until when not to ask them again.
+    refused although they have the room, and until when not to ask them again. ``ours``: this replica is the first to
+    act on it. ``served_before`` is what ``served_at`` was when the demand last took its place among what waits.
     """
 
     owner: ProcessId
@@ -46,15 +48,32 @@ class Wanted:
     asked: dict[SlotId, int] = field(default_factory=dict)
     avoid: dict[NodeId, float] = field(default_factory=dict)
     noticed: bool = False
-    recalled_at: float = 0.0
+    ours: bool = True
+    shape: Shape = field(init=False)
+    served_before: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shape = shape_of(self.entry.resources, self.entry.strategy)
+        self.served_before = self.served_at
+
+    @property
+    def name(self) -> tuple[ProcessId, int]:
+        """What identifies it."""
+        return self.owner, self.entry.key
+
+    def next_slot(self) -> SlotId | None:
+        """Return the open slot that this replica should place next, if any: others help where slots are overdue."""
+        if self.ours:
+            return next(iter(self.open), None)
+        return next((slot for slot, opened_at in self.open.items() if self._is_overdue(opened_at)), None)
+
+    def _is_overdue(self, opened_at: float) -> bool:
+        """Tell whether the owner has repeated a slot: whoever should have asked for it has not."""
+        return self.stated_at - opened_at >= HELP_SECONDS
 
     def unmet(self) -> int:
         """Return how many leases are asked for and not granted."""
         return len(self.open) + len(self.asked)
-
-    def overdue(self) -> list[SlotId]:
-        """Return the open slots that the owner has repeated: whoever should have asked for them has not."""
-        return [slot for slot, opened_at in self.open.items() if self.stated_at - opened_at >= HELP_SECONDS]
 
     def reopen(self, slots: Sequence[SlotId], number: int, now: float) -> None:
         """Open slots again that ask ``number`` did not get."""
@@ -94,15 +113,11 @@ class DemandTable:
         """Return the owners that are remembered, also those that want nothing now."""
         return list(self._owners)
 
-    def owners(self) -> list[ProcessId]:
-        """Return the owners that want something."""
-        return [owner for owner, record in self._owners.items() if record.wanted]
-
-    def update(self, demand: Demand, now: float) -> None:
-        """Take in an owner's demand, unless a newer version is known."""
+    def update(self, demand: Demand, now: float) -> list[Wanted]:
+        """Take in an owner's demand, unless a newer version is known; return all that it wanted or wants."""
         record = self._owners.setdefault(demand.owner, _Owner())
         if demand.version <= record.version:
-            return
+            return []
         record.version = demand.version
         record.stated_at = now
         listed = {slot for entry in demand.entries for slot in entry.slots}
@@ -117,6 +132,12 @@ class DemandTable:
             _restate(wanted, entry, record, now)
             if wanted.unmet():
                 record.wanted[entry.key] = wanted
+        gone = [wanted for key, wanted in before.items() if key not in record.wanted]
+        for wanted in gone:
+            wanted.served_at = now
+            wanted.open.clear()
+            wanted.asked.clear()
+        return [*record.wanted.values(), *gone]
 
     def met(self, wanted: Wanted, slots: Sequence[SlotId], node: NodeId, now: float) -> None:
         """Close slots that a node granted."""
@@ -129,28 +150,34 @@ class DemandTable:
         if not wanted.unmet():
             record.wanted.pop(wanted.entry.key, None)
 
-    def drop_owner(self, owner: ProcessId) -> None:
-        """Forget an owner that is dead."""
-        self._owners.pop(owner, None)
+    def drop_owner(self, owner: ProcessId) -> list[Wanted]:
+        """Forget an owner that is dead; return what it wanted."""
+        record = self._owners.pop(owner, None)
+        dropped = list(record.wanted.values()) if record is not None else []
+        for wanted in dropped:
+            wanted.open.clear()
+            wanted.asked.clear()
+        return dropped
 
-    def drop_job(self, job: JobId) -> None:
-        """Forget the owners of a job that has ended."""
-        for owner in {wanted.owner for wanted in self if wanted.job_id == job}:
-            self.drop_owner(owner)
+    def drop_job(self, job: JobId) -> list[Wanted]:
+        """Forget the owners of a job that has ended; return what they wanted."""
+        owners = {wanted.owner for wanted in self if wanted.job_id == job}
+        return [wanted for owner in owners for wanted in self.drop_owner(owner)]
 
-    def drop_node(self, node: NodeId) -> None:
-        """Forget the owners on a node that is dead, and what it granted to others."""
+    def drop_node(self, node: NodeId) -> list[Wanted]:
+        """Forget the owners on a node that is dead, and what it granted to others; return what they wanted."""
+        dropped: list[Wanted] = []
         for owner, record in list(self._owners.items()):
             if node_of(owner) == node:
-                self.drop_owner(owner)
+                dropped += self.drop_owner(owner)
             else:
                 record.granted = {slot: grant for slot, grant in record.granted.items() if grant[0] != node}
+        return dropped
 
-    def forget_silent(self, now: float) -> None:
-        """Drop what was not repeated."""
-        for owner, record in list(self._owners.items()):
-            if now - record.stated_at > FORGET_SECONDS:
-                self.drop_owner(owner)
+    def forget_silent(self, now: float) -> list[Wanted]:
+        """Drop what was not repeated, and return it."""
+        silent = [owner for owner, record in self._owners.items() if now - record.stated_at > FORGET_SECONDS]
+        return [wanted for owner in silent for wanted in self.drop_owner(owner)]
 
     def renew(self, now: float) -> None:
         """Give every owner a full new period to repeat itself, since nobody could be heard for a while."""
@@ -166,6 +193,7 @@ def _restate(wanted: Wanted, entry: DemandEntry, record: _Owner, now: float) -> 
     if len(asked) < len(wanted.asked) or any(slot not in slots for slot in wanted.open):
         wanted.served_at = now
     wanted.entry = entry
+    wanted.shape = shape_of(entry.resources, entry.strategy)
     wanted.stated_at = now
     wanted.open = {
         slot: wanted.open.get(slot, now) for slot in slots if slot not in asked and slot not in record.granted

@@ -31,7 +31,8 @@ from shoal_core.protocol.groups import GroupDemand, GroupStrategy
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.placement import Conditions, all_met
 from shoal_core.protocol.resources import GPU, Resources, add, fits, from_units, to_amounts
-from shoal_scheduler.policy import NOWHERE, NodeView
+from shoal_scheduler.candidates import NOWHERE
+from shoal_scheduler.policy import NodeView
 
 Plan = dict[int, NodeId]
 FreeOf = Callable[[NodeView], Resources]

@@ -12,15 +12,15 @@ is given up before is never committed. When plans of several groups are in each 
 far as nodes have refused, and tried again after a pause that is different for each, so that one comes through.
 
 Groups are served by priority, then by age. The first of them that does not fit keeps room: what it needs on the nodes
-where it could be if leases came back counts as used by it, and those leases are asked back. Room is kept only every
-other ``KEEP_SECONDS``, as for leases (see ``fairness``), since what is in the way may last for ever.
+where it could be if leases came back counts as used by it, and those leases are asked back. Room is kept for a time,
+then for as long not, and so on, as it is for leases (``fairness``), since what is in the way may last for ever.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.effects import Ask, Effect, Publish
@@ -39,7 +39,9 @@ from shoal_core.protocol.ids import NodeId, PlacementGroupId, ServiceId
 from shoal_core.protocol.messages import DemandNotice, LeaseSummary, Message, RecallLeases
 from shoal_core.protocol.resources import Resources, add, fits
 from shoal_core.protocol.subjects import Subjects
+from shoal_scheduler.cluster import Cluster
 from shoal_scheduler.demand import FORGET_SECONDS, HELP_SECONDS
+from shoal_scheduler.fairness import keeps_room
 from shoal_scheduler.gangs import Plan, explain, free_without_leases, is_feasible, place
 from shoal_scheduler.policy import NodeView
 
@@ -50,12 +52,10 @@ PAUSE_SECONDS = 0.02
 LONGEST_PAUSE_SECONDS = 1.0
 AVOID_SECONDS = 0.5
 PATIENCE_SECONDS = 0.5
-KEEP_SECONDS = 30.0
 MOST_REMEMBERED = 10_000
 MOST_TRIED, TRY_SECONDS = 8, 1.0
 """After so many kinds of groups that do not fit, each of the others is tried only so often."""
 
-Nodes = Mapping[NodeId, NodeView]
 ActsFirst = Callable[[str], bool]
 """Tells of a name whether this scheduler is the one to act on it."""
 
@@ -98,7 +98,7 @@ class UnderWay:
 
 
 @dataclass(slots=True)
-class Waiting:
+class WaitingGroup:
     """A group that has bundles without a place.
 
     ``since`` is when this was first heard, ``opened_at`` when the attempt that is to be made was. ``retry_at`` is when
@@ -138,24 +138,24 @@ class Waiting:
 class GroupTable:
     """All groups that wait, as one scheduler knows them.
 
-    Of the ``nodes`` that its methods are given it changes what is free, as what is asked of them and what is kept does.
-    ``wake_at`` is when to plan again, as far as this table can tell.
+    It changes what is believed to be free of nodes, as what is asked of them and what is kept there does. ``wake_at``
+    is when to plan again, as far as this table can tell.
     """
 
-    def __init__(self, subjects: Subjects, identity: ServiceId) -> None:
-        self.plans = 0
-        self.refusals = 0
+    def __init__(self, cluster: Cluster, subjects: Subjects, identity: ServiceId) -> None:
         self.wake_at = math.inf
-        self._idle: dict[PlacementGroupId, Waiting] = {}
+        self._idle: dict[PlacementGroupId, WaitingGroup] = {}
+        self._cluster = cluster
         self._subjects = subjects
         self._identity = identity
-        self._waiting: dict[PlacementGroupId, Waiting] = {}
+        self._waiting: dict[PlacementGroupId, WaitingGroup] = {}
         self._unsure: dict[PlacementGroupId, float] = {}
         self._over: dict[PlacementGroupId, float] = {}
         self._kept: list[tuple[NodeView, Resources]] = []
         self._last_ask = 0
+        self._plans = 0
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[WaitingGroup]:
         return iter(self._waiting.values())
 
     def __len__(self) -> int:
@@ -166,7 +166,7 @@ class GroupTable:
 
     # ------------------------------------------------------------------------------- what is heard
 
-    def stated(self, demand: GroupDemand, nodes: Nodes, now: float) -> list[Effect]:
+    def stated(self, demand: GroupDemand, now: float) -> list[Effect]:
         """Take in which bundles of a group have no place."""
         group = demand.description.group_id
         if demand.attempt < self._over.get(group, 0):
@@ -175,13 +175,13 @@ class GroupTable:
         if known is not None and demand.attempt <= known.demand.attempt:
             known.stated_at = now
             return []
-        effects = [] if known is None else self._drop(known, nodes)
-        new = self._idle[group] = self._waiting[group] = Waiting(demand, now, now, now, now)
+        effects = [] if known is None else self._drop(known)
+        new = self._idle[group] = self._waiting[group] = WaitingGroup(demand, now, now, now, now)
         if known is not None:
             new.since, new.noticed = known.since, known.noticed
         return effects
 
-    def changed(self, news: GroupChanged, nodes: Nodes) -> list[Effect]:
+    def changed(self, news: GroupChanged) -> list[Effect]:
         """Take in that a record has changed. Where something still waits, its statement is on its way."""
         group = news.group_id
         over = math.inf if news.state is GroupState.REMOVED else news.attempt
@@ -190,69 +190,65 @@ class GroupTable:
         is_settled = news.state in (GroupState.CREATED, GroupState.REMOVED)
         if known is None or known.demand.attempt >= over or not is_settled:
             return []
-        return self._drop(known, nodes)
+        return self._drop(known)
 
-    def answered(
-        self, ask: PrepareAsk | CommitAsk, answer: Message | ShoalError, nodes: Nodes, now: float
-    ) -> list[Effect]:
+    def answered(self, ask: PrepareAsk | CommitAsk, answer: Message | ShoalError, now: float) -> list[Effect]:
         """Take in what a node or the control store has answered."""
         if isinstance(ask, PrepareAsk):
-            _settle(ask, nodes)
+            self._settle(ask)
             if isinstance(answer, BundlesPrepared):
-                node = nodes.get(ask.node)
+                node = self._cluster.nodes.get(ask.node)
                 if node is not None and answer.sequence >= node.sequence:
                     node.learn(answer.free)
         known = self._waiting.get(ask.group)
         if known is None or known.under_way is None or known.under_way.name != ask.plan:
             return []  # that plan was given up
         if isinstance(ask, PrepareAsk):
-            return self._prepared(known, known.under_way, ask, answer, nodes, now)
-        return self._committed(known, known.under_way, answer, nodes, now)
+            return self._prepared(known, known.under_way, ask, answer, now)
+        return self._committed(known, known.under_way, answer, now)
 
     def _prepared(
         self,
-        waiting: Waiting,
+        waiting: WaitingGroup,
         plan: UnderWay,
         ask: PrepareAsk,
         answer: Message | ShoalError,
-        nodes: Nodes,
         now: float,
     ) -> list[Effect]:
         del plan.asked[ask.node]
         if isinstance(answer, BundlesPrepared) and answer.granted:
             return [] if plan.asked else [self._ask_commit(waiting, plan)]
-        node = nodes.get(ask.node)
+        node = self._cluster.nodes.get(ask.node)
         if isinstance(answer, BundlesPrepared):
-            self.refusals += 1
             if fits(_needs(waiting, plan.places).get(ask.node, {}), answer.free):
                 waiting.avoid[ask.node] = now + AVOID_SECONDS
         elif node is not None:
             node.avoid_until = now + AVOID_SECONDS
-        return self._fail(waiting, nodes, now)
+        return self._fail(waiting, now)
 
     def _committed(
-        self, waiting: Waiting, plan: UnderWay, answer: Message | ShoalError, nodes: Nodes, now: float
+        self, waiting: WaitingGroup, plan: UnderWay, answer: Message | ShoalError, now: float
     ) -> list[Effect]:
         if isinstance(answer, GroupRecord):
             self._note_over(waiting.group, math.inf if answer.state is GroupState.REMOVED else answer.attempt)
         elif not isinstance(answer, RequestRefusedError):
             self._unsure[waiting.group] = now + PAUSE_SECONDS  # it may have been heard: asked again until that is known
             return []
-        return self._drop(waiting, nodes)
+        return self._drop(waiting)
 
-    def node_died(self, node: NodeId, nodes: Nodes, now: float) -> list[Effect]:
+    def node_died(self, node: NodeId, now: float) -> list[Effect]:
         """Give up what needs a node that is dead."""
         effects: list[Effect] = []
         for waiting in self._waiting.values():
             plan = waiting.under_way
             if plan is not None and not plan.committing and node in plan.places.values():
-                effects += self._fail(waiting, nodes, now)
+                effects += self._fail(waiting, now)
         return effects
 
-    def forget_silent(self, nodes: Nodes, now: float) -> list[Effect]:
+    def forget_silent(self, now: float) -> list[Effect]:
         """Drop what was not stated again."""
         silent = [waiting for waiting in self if now - waiting.stated_at > FORGET_SECONDS]
-        return [effect for waiting in silent for effect in self._drop(waiting, nodes)]
+        return [effect for waiting in silent for effect in self._drop(waiting)]
 
     def renew(self, now: float) -> None:
         """Give every group a full new period to be stated again, since nothing could be heard for a while."""
@@ -271,7 +267,7 @@ class GroupTable:
         """Tell whether there is anything to do for ``plan``."""
         return bool(self._idle or self._unsure)
 
-    def plan(self, nodes: Sequence[NodeView], acts_first: ActsFirst, now: float) -> list[Effect]:
+    def plan(self, acts_first: ActsFirst, now: float) -> list[Effect]:
         """Begin plans for all that fit, and keep room for the first that does not; ``release_room`` ends that."""
         self.wake_at = math.inf
         effects = self._ask_again(now)
@@ -283,15 +279,15 @@ class GroupTable:
             if waiting.shape in full or (len(full) >= MOST_TRIED and now - waiting.tried_at < TRY_SECONDS):
                 continue
             ours = waiting.is_overdue() or acts_first(f"group/{waiting.group}")
-            places = place(waiting.demand, nodes, now, avoid=waiting.avoid)
+            places = place(waiting.demand, self._cluster.nodes.values(), now, avoid=waiting.avoid)
             if places is None:
                 waiting.tried_at = now
-                effects += self._wait(waiting, nodes, now, ours=ours, first=not full)
+                effects += self._wait(waiting, now, ours=ours, first=not full)
                 full.add(waiting.shape)
             elif ours:
-                effects += self._begin(waiting, places, nodes, now)
+                effects += self._begin(waiting, places)
             else:
-                self._keep(waiting, places, nodes)  # another scheduler is about to ask for it
+                self._keep(waiting, places)  # another scheduler is about to ask for it
         return effects
 
     def _ask_again(self, now: float) -> list[Effect]:
@@ -313,38 +309,39 @@ class GroupTable:
             node.take(resources, -1)
         self._kept.clear()
 
-    def _begin(self, waiting: Waiting, places: Plan, nodes: Sequence[NodeView], now: float) -> list[Effect]:
+    def _begin(self, waiting: WaitingGroup, places: Plan) -> list[Effect]:
         """Ask all nodes of a plan to reserve."""
-        self.plans += 1
-        plan = UnderWay(f"{self._identity}.{self.plans}", waiting.demand.attempt + 1, places)
+        self._plans += 1
+        plan = UnderWay(f"{self._identity}.{self._plans}", waiting.demand.attempt + 1, places)
         waiting.under_way = plan
         del self._idle[waiting.group]
-        views = {node.node_id: node for node in nodes}
+        nodes = self._cluster.nodes
         bundles = waiting.demand.description.bundles
         effects: list[Effect] = []
         for node, resources in _needs(waiting, places).items():
             self._last_ask -= 1
             ask = plan.asked[node] = PrepareAsk(self._last_ask, node, waiting.group, plan.name)
-            views[node].asked[ask.number] = resources
-            views[node].take(resources)
+            nodes[node].asked[ask.number] = resources
+            nodes[node].take(resources)
             request = PrepareBundles(
                 plan=plan.name,
                 group_id=waiting.group,
+                job_id=waiting.demand.description.job_id,
                 attempt=plan.attempt,
                 bundles={index: bundles[index] for index, place in places.items() if place == node},
             )
             effects.append(Ask(self._subjects.node_from_scheduler(node, "prepare"), request, ask, PREPARE_SECONDS))
         return effects
 
-    def _ask_commit(self, waiting: Waiting, plan: UnderWay) -> Effect:
+    def _ask_commit(self, waiting: WaitingGroup, plan: UnderWay) -> Effect:
         plan.committing = True
         request = CommitGroup(group_id=waiting.group, attempt=plan.attempt, nodes=plan.places)
         subject = self._subjects.gcs_from_scheduler("commit_group")
         return Ask(subject, request, CommitAsk(waiting.group, plan.name), COMMIT_SECONDS)
 
-    def _fail(self, waiting: Waiting, nodes: Nodes, now: float) -> list[Effect]:
+    def _fail(self, waiting: WaitingGroup, now: float) -> list[Effect]:
         """Give a plan up, and make another one after a pause that is different for each group."""
-        effects = self._give_back(waiting, nodes)
+        effects = self._give_back(waiting)
         waiting.failures += 1
         seed = f"{self._identity}/{waiting.group}/{waiting.failures}".encode()
         fraction = int.from_bytes(hashlib.blake2b(seed, digest_size=4).digest(), "big") / 2**32
@@ -353,13 +350,13 @@ class GroupTable:
         waiting.avoid = {node: until for node, until in waiting.avoid.items() if until > now}
         return effects
 
-    def _drop(self, waiting: Waiting, nodes: Nodes) -> list[Effect]:
+    def _drop(self, waiting: WaitingGroup) -> list[Effect]:
         """Have nothing more to do with a group, until it is stated anew."""
-        effects = self._give_back(waiting, nodes)
+        effects = self._give_back(waiting)
         del self._waiting[waiting.group], self._idle[waiting.group]
         return effects
 
-    def _give_back(self, waiting: Waiting, nodes: Nodes) -> list[Effect]:
+    def _give_back(self, waiting: WaitingGroup) -> list[Effect]:
         """Have nodes free what they reserved for a plan, unless its commit was asked for: then the record decides."""
         plan = waiting.under_way
         waiting.under_way = None
@@ -367,7 +364,7 @@ class GroupTable:
         if plan is None:
             return []
         for ask in plan.asked.values():
-            _settle(ask, nodes)
+            self._settle(ask)
         if plan.committing:
             self._unsure.pop(waiting.group, None)
             return []
@@ -377,53 +374,55 @@ class GroupTable:
             for node in sorted(set(plan.places.values()))
         ]
 
-    def notices(self, nodes: Collection[NodeView], acts_first: ActsFirst, before: float) -> list[Effect]:
+    def notices(self, acts_first: ActsFirst, before: float) -> list[Effect]:
         """Tell owners, once, of groups that were there ``before`` and that nothing in the cluster can ever hold."""
         effects: list[Effect] = []
         for waiting in self:
             about = waiting.demand.description
             mute = waiting.noticed or waiting.since > before or not acts_first(f"group/{waiting.group}")
-            if mute or is_feasible(waiting.demand, nodes):
+            if mute or is_feasible(waiting.demand, self._cluster.nodes.values()):
                 continue
             waiting.noticed = True
             name = about.name or about.group_id
-            why = explain(waiting.demand, nodes)
+            why = explain(waiting.demand, self._cluster.nodes.values())
             text = f"Placement group {name} waits: {why}. It is placed when such nodes join."
             notice = DemandNotice(key=0, name=name, text=text, why=why, group=about.group_id)
             effects.append(Publish(self._subjects.notice(self._identity, about.owner), notice))
         return effects
 
+    def _settle(self, ask: PrepareAsk) -> None:
+        """An ask is over: what it would have taken counts no more."""
+        node = self._cluster.nodes.get(ask.node)
+        if node is not None and (resources := node.asked.pop(ask.number, None)) is not None:
+            node.take(resources, -1)
+
     # ------------------------------------------------------------------------------- keeping room
 
-    def _wait(
-        self, waiting: Waiting, nodes: Sequence[NodeView], now: float, *, ours: bool, first: bool
-    ) -> list[Effect]:
+    def _wait(self, waiting: WaitingGroup, now: float, *, ours: bool, first: bool) -> list[Effect]:
         """Keep room for a group that does not fit, if it is the first; have leases asked back that are in its way."""
         patient_until = waiting.since + PATIENCE_SECONDS
         if now < patient_until:
             self._wake(patient_until)
             return []
-        if not first or (now - patient_until) // KEEP_SECONDS % 2:
+        if not first or not keeps_room(now - patient_until):
             return []
-        places = place(waiting.demand, nodes, now, free_without_leases, waiting.avoid)
+        places = place(waiting.demand, self._cluster.nodes.values(), now, free_without_leases, waiting.avoid)
         if places is None:
             return []
-        effects = self._recall(waiting, places, nodes) if ours else []
-        self._keep(waiting, places, nodes)
+        effects = self._recall(waiting, places) if ours else []
+        self._keep(waiting, places)
         return effects
 
-    def _keep(self, waiting: Waiting, places: Plan, nodes: Sequence[NodeView]) -> None:
-        needs = _needs(waiting, places)
-        for node in nodes:
-            if resources := needs.get(node.node_id):
-                node.take(resources)
-                self._kept.append((node, resources))
+    def _keep(self, waiting: WaitingGroup, places: Plan) -> None:
+        for node_id, resources in _needs(waiting, places).items():
+            node = self._cluster.nodes[node_id]
+            node.take(resources)
+            self._kept.append((node, resources))
 
-    def _recall(self, waiting: Waiting, places: Plan, nodes: Sequence[NodeView]) -> list[Effect]:
+    def _recall(self, waiting: WaitingGroup, places: Plan) -> list[Effect]:
+        nodes = self._cluster.nodes
         needs = _needs(waiting, places)
-        return [
-            effect for node in nodes if node.node_id in needs for effect in self._recall_on(node, needs[node.node_id])
-        ]
+        return [effect for node, resources in needs.items() for effect in self._recall_on(nodes[node], resources)]
 
     def _recall_on(self, node: NodeView, needed: Resources) -> list[Effect]:
         """Ask for as many leases of a node as are needed, from whoever has most of a kind there."""
@@ -437,7 +436,7 @@ class GroupTable:
                 coming = add(coming, lease.resources)
                 count += 1
             if count:
-                node.mark_recalled(lease, count)
+                self._cluster.mark_recalled(node, lease, count)
                 request = RecallLeases(owner=lease.owner, resources=lease.resources, count=count)
                 effects.append(Ask(self._subjects.node_from_scheduler(node.node_id, "recall"), request, Unneeded()))
         return effects
@@ -446,20 +445,13 @@ class GroupTable:
         self.wake_at = min(self.wake_at, at)
 
 
-def _needs(waiting: Waiting, places: Plan) -> dict[NodeId, Resources]:
+def _needs(waiting: WaitingGroup, places: Plan) -> dict[NodeId, Resources]:
     """Return what a plan takes of each node."""
     bundles = waiting.demand.description.bundles
     needs: dict[NodeId, Resources] = {}
     for index, node in places.items():
         needs[node] = add(needs.get(node, {}), bundles[index])
     return needs
-
-
-def _settle(ask: PrepareAsk, nodes: Nodes) -> None:
-    """An ask is over: what it would have taken counts no more."""
-    node = nodes.get(ask.node)
-    if node is not None and (resources := node.asked.pop(ask.number, None)) is not None:
-        node.take(resources, -1)
 
 
 def _helps(lease: LeaseSummary, needed: Resources, coming: Resources) -> bool:

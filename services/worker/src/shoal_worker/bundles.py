@@ -31,7 +31,7 @@ from shoal_core.protocol.groups import (
     PrepareBundles,
     ReturnBundles,
 )
-from shoal_core.protocol.ids import NodeId, PlacementGroupId
+from shoal_core.protocol.ids import JobId, NodeId, PlacementGroupId
 from shoal_core.protocol.messages import BundleSummary
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import to_amounts
@@ -49,6 +49,7 @@ class Reserved:
     """A bundle that is reserved here. ``plans`` maps those that count on it to their attempt, and when it was asked."""
 
     bundle: Bundle
+    job_id: JobId
     plans: dict[str, tuple[int, float]] = field(default_factory=dict)
     committed: bool = False
 
@@ -94,7 +95,8 @@ class BundleTable:
                     self._leases.release(Bundle(group, done))
                 return f"bundle {index} does not fit: only {to_amounts(self._leases.free)} is free"
         for index in request.bundles:
-            reserved = self._groups.setdefault(group, {}).setdefault(index, Reserved(Bundle(group, index)))
+            new_one = Reserved(Bundle(group, index), request.job_id)
+            reserved = self._groups.setdefault(group, {}).setdefault(index, new_one)
             reserved.plans[request.plan] = (request.attempt, now)
         return ""
 
@@ -186,6 +188,7 @@ class BundleTable:
             BundleSummary(
                 group_id=reserved.bundle.group,
                 index=reserved.bundle.index,
+                job_id=reserved.job_id,
                 total=pool.total,
                 free=pool.free,
                 committed=reserved.committed,

@@ -310,6 +310,14 @@ class LeaseTable:
             for (owner, bundle, resources), leases in groups.items()
         ]
 
+    def held_by_actors(self) -> dict[JobId, Resources]:
+        """Return what actors hold, by their jobs; those that hold nothing are left out."""
+        held: dict[JobId, Resources] = {}
+        for lease in self._leases.values():
+            if lease.actor and lease.held:
+                held[lease.job] = add(held.get(lease.job, {}), lease.held)
+        return held
+
     def sanity_check(self) -> None:
         """State the invariants."""
         whole = {name: units for name, units in self.total.items() if units}

@@ -221,6 +221,7 @@ class NodeCore:
             draining=self.draining,
             leases=self.leases.summaries(),
             bundles=self.bundles.summaries(),
+            held_by_actors=self.leases.held_by_actors(),
             worker_processes=len(self.processes),
             actors=len(self.actors),
         )

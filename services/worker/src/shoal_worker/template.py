@@ -24,6 +24,8 @@ from typing import NoReturn
 import msgspec
 from setproctitle import setproctitle
 
+from shoal_core import telemetry
+from shoal_core.bus.tracing import ENABLED
 from shoal_core.runtime.output import MarkedStream
 from shoal_core.runtime.process import WorkerConfig, main
 from shoal_core.runtime.work import running_name
@@ -156,6 +158,8 @@ def warm_up() -> None:
     for module in ("shoal_core.bus.fast", "shoal_core.bus.peers", "asyncio", "uvloop"):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    if ENABLED:
+        telemetry.preload()
     gc.collect()
     gc.freeze()
 

@@ -6,8 +6,10 @@ import asyncio
 import time
 
 from shoal_core.bus.interface import Bus
+from shoal_core.bus.tracing import message_headers
 from shoal_core.protocol.errors import DisconnectedError, NoRespondersError, RequestTimeoutError
 from shoal_core.protocol.messages import Message
+from shoal_core.protocol.traces import headers_of
 from shoal_core.protocol.verbs import REPLIES
 from shoal_core.protocol.wire import decode_reply, encode
 
@@ -16,14 +18,21 @@ LONGEST_PAUSE_SECONDS = 0.5
 
 
 async def ask(
-    bus: Bus, subject: str, message: Message, timeout_seconds: float = 10.0, attempts: int | None = None
+    bus: Bus,
+    subject: str,
+    message: Message,
+    timeout_seconds: float = 10.0,
+    attempts: int | None = None,
+    trace: str = "",
 ) -> Message:
     """Send a request and return its answer; sent again until ``timeout_seconds`` are over or ``attempts`` were made.
 
     What makes it send again is a lost connection, nobody who listens, or no answer in its share of the time (an equal
-    part of it where ``attempts`` is given, else 2 s). Raises the service's refusal, or the last of those errors.
+    part of it where ``attempts`` is given, else 2 s). Raises the service's refusal, or the last of those errors. The
+    request belongs to ``trace``, or to what happens here now.
     """
     data = encode(message)
+    headers = headers_of(trace) if trace else message_headers()
     deadline = time.monotonic() + timeout_seconds
     share_seconds = timeout_seconds / attempts if attempts else 2.0
     pause_seconds = FIRST_PAUSE_SECONDS
@@ -31,7 +40,8 @@ async def ask(
     while True:
         left_seconds = deadline - time.monotonic()
         try:
-            answer = await bus.request(subject, data, timeout_seconds=max(0.001, min(share_seconds, left_seconds)))
+            patience_seconds = max(0.001, min(share_seconds, left_seconds))
+            answer = await bus.request(subject, data, timeout_seconds=patience_seconds, headers=headers)
             return decode_reply(REPLIES[type(message)], answer.data)
         except (DisconnectedError, NoRespondersError, RequestTimeoutError):
             made += 1

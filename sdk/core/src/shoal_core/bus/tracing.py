@@ -1,74 +1,74 @@
-"""The tracing context that travels with messages: W3C ``traceparent`` in headers and in task records.
+"""Whether this process traces, and the traces of the messages that it sends and gets.
 
-Off unless ``SHOAL_TRACING=1`` or an OpenTelemetry exporter is configured (``OTEL_EXPORTER_OTLP_ENDPOINT``,
-``OTEL_TRACES_EXPORTER``); while it is off nothing of OpenTelemetry is imported, and everything here costs one test of
-a constant. The environment is read once, when this module is imported.
+Off unless an OpenTelemetry exporter is configured (``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_TRACES_EXPORTER``) or
+``SHOAL_TRACING=1``; ``OTEL_SDK_DISABLED=true`` turns it off in any case. While it is off nothing of OpenTelemetry is
+imported, and everything here costs one test of a constant. The environment is read once, when this module is imported.
+
+What is done while it is on is in ``spans``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
-TRACEPARENT = "traceparent"
+from shoal_core.protocol.traces import Spanned, headers_of, is_recorded, trace_of
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_NO = ("0", "false", "no", "off")
 
 
 def wanted(environment: Mapping[str, str]) -> bool:
     """Tell whether an environment asks for tracing."""
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
     switch = environment.get("SHOAL_TRACING", "").lower()
     if switch:
-        return switch not in ("0", "false", "no", "off")
+        return switch not in _NO
     exporter = environment.get("OTEL_TRACES_EXPORTER", "")
-    return bool(environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or exporter) and exporter != "none"
+    return any(environment.get(name) for name in (*_ENDPOINTS, "OTEL_TRACES_EXPORTER")) and exporter != "none"
 
 
 ENABLED = wanted(os.environ)
 _NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
 
 
-def current_traceparent() -> str:
-    """Return the context of the span that is open here, "" if there is none."""
+def current_trace() -> str:
+    """Return the trace of what happens here now (see ``protocol.traces``)."""
     if not ENABLED:
         return ""
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    from shoal_core.bus import spans
 
-    carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier)
-    return carrier.get(TRACEPARENT, "")
+    return spans.current_trace()
 
 
 def message_headers(headers: dict[str, str] | None = None) -> dict[str, str] | None:
-    """Return headers for a message that goes out now: ``headers``, and the context if there is one."""
-    traceparent = current_traceparent()
-    return {**(headers or {}), TRACEPARENT: traceparent} if traceparent else headers
-
-
-def span(name: str, kind: str = "INTERNAL", traceparent: str = "", **attributes: Any) -> AbstractContextManager[Any]:
-    """Open a span as a context manager; its parent is ``traceparent``, else the span that is open here.
-
-    ``kind`` is one of OpenTelemetry's: INTERNAL, PRODUCER, CONSUMER, CLIENT, SERVER.
-    """
-    return _open_span(name, kind, traceparent, attributes) if ENABLED else _NOTHING
-
-
-def handling(subject: str, headers: Mapping[str, str] | None) -> AbstractContextManager[Any]:
-    """Open the span in which a message that arrived is handled."""
+    """Return headers for a message that goes out now: ``headers``, and those of the trace if it is recorded."""
     if not ENABLED:
+        return headers
+    traced = headers_of(current_trace())
+    return {**(headers or {}), **traced} if traced else headers
+
+
+def handling(subject: str, verb: str, headers: Mapping[str, str] | None) -> AbstractContextManager[Any]:
+    """Open the span in which a request that arrived is handled, if it belongs to a trace that is recorded."""
+    if not ENABLED or not is_recorded(trace := trace_of(headers)):
         return _NOTHING
-    return span(f"process {subject}", "CONSUMER", (headers or {}).get(TRACEPARENT, ""), **{"messaging.system": "nats"})
+    from shoal_core.bus import spans
+
+    about = {"messaging.operation.name": "process", "messaging.operation.type": "process"}
+    return spans.opened(f"process {verb}", "CONSUMER", trace, about | {"messaging.destination.name": subject})
 
 
-@contextmanager
-def _open_span(name: str, kind: str, traceparent: str, attributes: Mapping[str, Any]) -> Iterator[Any]:
-    from opentelemetry import trace
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+def asking(span: Spanned | None, now: float) -> AbstractContextManager[Any]:
+    """Open the span of what a core asks for (``now``, by its clock), if it is part of a trace that is recorded."""
+    if not ENABLED or span is None or not is_recorded(span.trace):
+        return _NOTHING
+    from shoal_core.bus import spans
 
-    parent = TraceContextTextMapPropagator().extract({TRACEPARENT: traceparent}) if traceparent else None
-    tracer = trace.get_tracer("shoal")
-    with tracer.start_as_current_span(
-        name, context=parent, kind=trace.SpanKind[kind], attributes=dict(attributes)
-    ) as opened:
-        yield opened
+    began_ns = time.time_ns() - int((now - span.began_at) * 1e9)
+    return spans.opened(span.name, "INTERNAL", span.trace, span.attributes, began_ns)

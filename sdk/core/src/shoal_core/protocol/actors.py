@@ -78,6 +78,7 @@ class ActorDescription(Message):
     strategy: Strategy = DEFAULT
     max_restarts: int = Field(default=0, description="How often it is started again; -1: without end.")
     methods: bytes = Field(default=b"", description="What a handle needs to know of the class; opaque to services.")
+    trace: str = Field(default="", description="What its making belongs to (see ``traces``).")
 
 
 class ActorDeath(Message):

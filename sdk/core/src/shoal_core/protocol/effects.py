@@ -25,6 +25,7 @@ from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.ids import PeerId
 from shoal_core.protocol.messages import Message
 from shoal_core.protocol.records import Record
+from shoal_core.protocol.traces import Spanned
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,13 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send a request; its answer comes back as ``Answered`` with the same ``context``."""
+    """Send a request; its answer comes back as ``Answered`` with the same ``context``. ``span`` lasts until then."""
 
     subject: str
     message: Message
     context: Any
     timeout_seconds: float = 2.0
+    span: Spanned | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,6 +184,7 @@ class PrepareBundles(Message):
 
     plan: str = Field(description="Drawn for this plan; no other has the same.")
     group_id: PlacementGroupId
+    job_id: JobId
     attempt: int
     bundles: dict[int, Resources] = Field(description="By their index in the group.")
 

@@ -155,6 +155,7 @@ class BundleSummary(Message):
 
     group_id: PlacementGroupId
     index: int
+    job_id: JobId = Field(description="The group's, which so holds them.")
     total: Resources
     free: Resources = Field(description="Of that, what no lease holds.")
     committed: bool = Field(description="The group's record names this node: leases may come out of the bundle.")
@@ -170,6 +171,7 @@ class NodeAnnouncement(Message):
     labels: dict[str, str] = {}
     draining: bool = False
     leases: list[LeaseSummary] = []
+    held_by_actors: dict[JobId, Resources] = Field(default={}, description="Beside the leases, by the actors' jobs.")
     bundles: list[BundleSummary] = []
     worker_processes: int = 0
     actors: int = Field(default=0, description="Actors that are or are about to be there; many hold no resources.")
@@ -218,6 +220,14 @@ class JobState(StrEnum):
     FAILED = "FAILED"
 
 
+class JobTerms(Message):
+    """What a job may claim beside other jobs."""
+
+    priority: int = Field(default=0, description="Jobs of a higher one go first, as long as the others do not starve.")
+    weight: float = Field(default=1.0, gt=0, description="Of its share: twice the weight, twice the share.")
+    quotas: Resources = Field(default={}, description="At most so much of these it holds at any time.")
+
+
 class JobConfig(Message):
     """What a driver's worker processes need to know of it."""
 
@@ -227,7 +237,7 @@ class JobConfig(Message):
     environment: dict[str, str] = {}
     metadata: dict[str, str] = {}
     log_to_driver: bool = True
-    priority: int = 0
+    terms: JobTerms = JobTerms()
 
 
 class RegisterJob(Message):
@@ -416,8 +426,10 @@ class DemandEntry(Message):
     near: dict[NodeId, int] = Field(default={}, description="Bytes of large arguments, by the node where they lie.")
     wanted: int = Field(description="How many tasks wait; 0 withdraws the demand.")
     slots: list[SlotId] = Field(description="Ids of the leases asked for and not yet granted.")
-    depth: int = Field(default=0, description="How deep the owner is nested; deeper demand goes first.")
+    depth: int = Field(default=0, description="How deep the owner is nested; deeper demand of a job goes first.")
+    priority: int = Field(default=0, description="Demand of a higher one goes before other demand of the same job.")
     actor: ActorStart | None = Field(default=None, description="The one slot is for this incarnation of an actor.")
+    trace: str = Field(default="", description="That of a task that waits for the slots (see ``traces``).")
 
 
 class Demand(Message):
@@ -427,6 +439,7 @@ class Demand(Message):
     job_id: JobId
     version: int
     entries: list[DemandEntry]
+    terms: JobTerms = Field(default=JobTerms(), description="The job's.")
 
 
 class LeaseRequest(Message):

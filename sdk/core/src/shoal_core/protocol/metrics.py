@@ -59,11 +59,9 @@ MESSAGES_DROPPED = _counter("messages_dropped", ALL, "Messages that could not be
 NODES = _gauge("nodes", (GCS,), "Nodes by state; those that are DEAD stay on record.", "state")
 JOBS = _gauge("jobs", (GCS,), "Jobs by state; those that have ended stay on record.", "state")
 ACTORS = _gauge("actors", (GCS,), "Actors by state; the dead are forgotten after ten minutes.", "state")
-PLACEMENT_GROUPS = _gauge(
-    "placement_groups", (GCS,), "Placement groups by state; the removed are forgotten after ten minutes.", "state"
-)
 ACTOR_RESTARTS = _counter("actor_restarts", (GCS,), "Incarnations of actors that ended and are followed by another.")
 ACTOR_DEATHS = _counter("actor_deaths", (GCS,), "Actors that ended for good.", "cause")
+PLACEMENT_GROUPS = _gauge("placement_groups", (GCS,), "Placement groups by state; removed ones are forgotten.", "state")
 NODE_DEATHS = _counter("node_deaths", (GCS,), "Nodes that were declared dead, or left.", "cause")
 
 # ----------------------------------------------------------------------------------- scheduler
@@ -81,7 +79,7 @@ PENDING_RESOURCES = _gauge(
     "resource",
 )
 PENDING_SECONDS = _gauge("pending_seconds", (SCHEDULER,), "How long the oldest demand has been waiting.")
-PENDING_GROUPS = _gauge("pending_placement_groups", (SCHEDULER,), "Placement groups of which bundles have no place.")
+PENDING_GROUPS = _gauge("pending_placement_groups", (SCHEDULER,), "Placement groups that have bundles without a node.")
 SCHEDULER_DECISIONS = _counter("scheduler_decisions", (SCHEDULER,), "Leases for which a node was chosen and asked.")
 SCHEDULER_REFUSALS = _counter(
     "scheduler_refusals",
@@ -97,7 +95,7 @@ SCHEDULER_ANSWER = _histogram("scheduler_answer_seconds", (SCHEDULER,), "From as
 
 RESOURCE_CAPACITY = _gauge("resource_capacity", (WORKER,), "What the node offers; memory in bytes.", "resource")
 RESOURCE_USED = _gauge(
-    "resource_used", (WORKER,), "What is promised to leases; above the capacity in overdraft.", "resource"
+    "resource_used", (WORKER,), "What is promised to leases and bundles; above the capacity in overdraft.", "resource"
 )
 LEASES = _gauge("leases", (WORKER,), "Leases by state: starting, running, blocked.", "state")
 WORKER_PROCESSES = _gauge("worker_processes", (WORKER,), "Worker processes by state.", "state")
@@ -107,7 +105,7 @@ WORKER_PROCESS_ENDS = _counter(
 )
 DRIVERS = _gauge("drivers", (WORKER,), "Drivers that are attached to the node.")
 HOSTED_ACTORS = _gauge("hosted_actors", (WORKER,), "Actors whose process is on the node.")
-BUNDLES = _gauge("bundles", (WORKER,), "Bundles of placement groups that are reserved on the node.")
+BUNDLES = _gauge("bundles", (WORKER,), "Bundles of placement groups for which the node has reserved resources.")
 GPU_LEASED = _gauge("gpu_leased_ratio", (WORKER,), "How much of a GPU is leased (1: all).", "index", "uuid")
 GPU_UTILIZATION = _gauge("gpu_utilization_ratio", (WORKER,), "How busy a GPU is (1: always).", "index", "uuid")
 GPU_MEMORY_USED = _gauge("gpu_memory_used_bytes", (WORKER,), "Memory of a GPU in use.", "index", "uuid")

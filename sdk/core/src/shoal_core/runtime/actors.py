@@ -204,10 +204,10 @@ class Actors:
 
     async def _create(self, command: Create) -> None:
         request = CreateActor(description=command.description, spec=command.spec)
-        actor = command.description.actor_id
+        actor, trace = command.description.actor_id, command.description.trace
         while True:
             try:
-                record = await ask(self._bus, self._subjects.gcs("create_actor"), request)
+                record = await ask(self._bus, self._subjects.gcs("create_actor"), request, trace=trace)
             except BusClosedError:
                 return
             except (BusError, ServiceError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -92,10 +93,12 @@ _here = _ThreadInbox()
 async def ready(ref: ObjectRef[Any]) -> None:
     """Wait until the object of a reference is ready; raise why, where it will not be."""
     state = ref._state
+    began_ns = time.time_ns()
     while state.value is None:
         await until_told(state, asyncio.get_running_loop())
         if state.value is None:  # there is a reason, or it was lost
             state.home.check()
+    state.home.awaited(state, began_ns)
 
 
 def until_told(state: ObjectState, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:

@@ -16,8 +16,9 @@ To an actor that runs one call after the other, at most ``WINDOW`` calls are in 
 their memory is their caller's. To one that runs several at once all are sent: any of them may be what others wait for.
 
 What the control store says comes as hints (``changed``) and as answers to ``questions``; an actor that somebody waits
-for is asked about again and again. What is to be sent collects in ``outgoing``, what failed in ``failed``; whoever
-calls the core empties all three.
+for is asked about again and again. What is to be sent collects in ``outgoing``, what failed in ``failed``, and of calls
+that are traced ``again`` says which wait once more, and what ended their last attempt if no process tells of it;
+whoever calls the core empties all four.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 from shoal_core.protocol.actors import ActorChanged, ActorDeath, ActorState
 from shoal_core.protocol.ids import ActorId, PeerId, ProcessId, TaskNumber
 from shoal_core.protocol.records import Failed, Record, Task, TaskDone
+from shoal_core.protocol.traces import is_recorded
 from shoal_core.runtime.tally import LOST, Tally
 
 GRACE_SECONDS = 0.03
@@ -165,6 +167,7 @@ class Calls:
         self._tally = tally or Tally()
         self.outgoing: list[tuple[PeerId, Record]] = []
         self.failed: list[tuple[PendingCall, Failed]] = []
+        self.again: list[tuple[PendingCall, Failed | None]] = []
         self.questions: list[ActorId] = []
         self._callees: dict[ActorId, Callee] = {}
         self._by_process: dict[ProcessId, Callee] = {}
@@ -254,6 +257,7 @@ class Calls:
             self._touched[callee] = None
         if result.retryable and call.retries:
             self._tally.retries["raised"] += 1
+            self._note_again(call, None)
             _next_attempt(call)
             callee.queue.appendleft(call)
             self._touched[callee] = None
@@ -398,12 +402,18 @@ class Calls:
                 self.failed.append((call, callee.died()))
             elif call.retries:
                 self._tally.retries[LOST] += 1
+                self._note_again(call, callee.unavailable())
                 _next_attempt(call)
                 again.append(call)
             else:
                 self.failed.append((call, callee.unavailable()))
         callee.in_flight.clear()
         callee.queue.extendleft(reversed(again))
+
+    def _note_again(self, call: PendingCall, failure: Failed | None) -> None:
+        """Say of a call that is traced that it waits once more."""
+        if is_recorded(call.wire.trace):
+            self.again.append((call, failure))
 
     def _ask(self, callee: Callee, now: float) -> None:
         self.questions.append(callee.actor)

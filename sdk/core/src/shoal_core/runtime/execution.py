@@ -25,7 +25,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from shoal_core.bus.tracing import ENABLED
 from shoal_core.machine import death_with_parent, die_with_parent
 from shoal_core.protocol.ids import FunctionId, LeaseId
 from shoal_core.protocol.messages import JobConfig
@@ -211,15 +210,12 @@ class Execution:
             definition = self._runtime.function(task.function)
             exhausted = self._is_last_call(task.function, definition.max_calls)
             args, kwargs = work.arguments()
+            work.runs()
             try:
                 accepted.interruptible = True
                 if accepted.cancelled:
                     raise TaskInterrupt
-                if ENABLED:
-                    with work.traced():
-                        result = definition.function(*args, **kwargs)
-                else:
-                    result = definition.function(*args, **kwargs)
+                result = definition.function(*args, **kwargs)
             finally:
                 accepted.interruptible = False
                 del args, kwargs

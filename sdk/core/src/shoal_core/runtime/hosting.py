@@ -41,6 +41,8 @@ from shoal_core.runtime.work import Accepted, Work, begin, fill_in
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
+if TYPE_CHECKING or ENABLED:
+    from shoal_core.runtime import spans
 
 DEFAULT_GROUP = ""
 ASYNC_CONCURRENCY = 1000
@@ -166,6 +168,20 @@ class Hosting:
             self._groups = {name: _Pool(limit, name, self.run) for name, limit in limits.items()}
 
     def _instantiate(self, cls: type[Any]) -> None:
+        opened = spans.of_actor(self.record) if ENABLED else None
+        if opened is None:
+            self._fill(cls, None)
+            return
+        try:
+            opened.fetch()
+            self._fill(cls, opened)
+        except BaseException as error:
+            opened.end(error)
+            raise
+        opened.end(None)
+
+    def _fill(self, cls: type[Any], opened: spans.Processing | None) -> None:
+        """Make the instance of its arguments; what is ``opened`` is told when the user's code begins."""
         spec, runtime = self._spec, self._runtime
         if spec.whole is not None:
             (args, kwargs) = runtime.get([runtime.objects.restore(spec.whole)], None)[0]
@@ -176,6 +192,8 @@ class Hosting:
         if spec.dependencies:
             refs = [runtime.objects.restore(reference) for reference in spec.dependencies]
             args, kwargs = fill_in(args, kwargs, runtime.get(refs, None))
+        if opened is not None:
+            opened.run()
         self.instance = cls(*args, **kwargs)
         if any("__repr__" in vars(base) for base in cls.__mro__[:-1]):
             self.label = repr(self.instance)
@@ -209,12 +227,9 @@ class Hosting:
             with work:
                 method = self._method(accepted)
                 args, kwargs = work.arguments()
+                work.runs()
                 try:
-                    if ENABLED:
-                        with work.traced():
-                            result = method(*args, **kwargs)
-                    else:
-                        result = method(*args, **kwargs)
+                    result = method(*args, **kwargs)
                 finally:
                     del args, kwargs, method
                 work.succeed(result)
@@ -299,19 +314,14 @@ class Hosting:
             with work:
                 method = self._method(accepted)
                 if work.has_large_arguments:
-                    args, kwargs = await asyncio.get_running_loop().run_in_executor(None, work.arguments)
+                    args, kwargs = await asyncio.to_thread(work.arguments)
                 else:
                     args, kwargs = work.arguments()
+                work.runs()
                 try:
-                    if ENABLED:
-                        with work.traced():
-                            result = method(*args, **kwargs)
-                            if inspect.isawaitable(result):
-                                result = await result
-                    else:
-                        result = method(*args, **kwargs)
-                        if inspect.isawaitable(result):
-                            result = await result
+                    result = method(*args, **kwargs)
+                    if inspect.isawaitable(result):
+                        result = await result
                 finally:
                     del args, kwargs, method
                 if accepted.producer is not None:

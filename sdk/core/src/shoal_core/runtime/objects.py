@@ -14,6 +14,7 @@ import asyncio
 import concurrent.futures
 import secrets
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -66,6 +67,9 @@ class Home(Protocol):
 
     def load(self, state: ObjectState) -> Any:
         """Return the value of an object, or raise its error, or why it will not be ready; waits where it was lost."""
+
+    def awaited(self, state: ObjectState, began_ns: int) -> None:
+        """An object was awaited, since ``began_ns`` (by the clock on the wall), until it was ready."""
 
     def check(self) -> None:
         """Raise why nothing becomes ready, if there is a reason."""
@@ -236,7 +240,9 @@ class ObjectRef(Generic[T_co]):
         loop = asyncio.get_running_loop()
         home, state = self._state.home, self._state
         if state.value is None:
+            began_ns = time.time_ns()
             yield from until_told(state, loop)
+            home.awaited(state, began_ns)
         if type(state.value) not in (Inline, Failed):  # to map or fetch it takes a while, in which the loop should turn
             return (yield from loop.run_in_executor(None, home.load, state))  # type: ignore[no-any-return]
         return home.load(state)  # type: ignore[no-any-return]
@@ -282,6 +288,9 @@ class _Nowhere:
 
     def load(self, state: ObjectState) -> NoReturn:
         raise ObjectLostError(NO_OBJECT)
+
+    def awaited(self, state: ObjectState, began_ns: int) -> None:
+        """Nothing is awaited here."""
 
     def check(self) -> NoReturn:
         raise ObjectLostError(NO_OBJECT)

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import msgspec
 
+from shoal_core import telemetry
 from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.interface import Bus
+from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.errors import BusError, RequestTimeoutError
 from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, TaskNumber, node_of, task_of
 from shoal_core.protocol.records import (
@@ -54,6 +56,9 @@ from shoal_core.runtime.session import Address, Session
 from shoal_core.runtime.streams import STREAMING, Producer
 from shoal_core.runtime.submission import cancelled
 from shoal_core.runtime.work import Accepted, Awaits, Ended, Running, Yielded, cancel, current
+
+if ENABLED:
+    from shoal_core.runtime import spans
 
 OVERRUN_SECONDS = 0.05
 """A task that runs so long holds up those behind it: they go back to their owners."""
@@ -104,6 +109,7 @@ class Service:
         self._left = False
         self._held: list[ObjectRef[object]] = []
         self._overrun: asyncio.TimerHandle | None = None
+        self._sending: asyncio.TimerHandle | None = None
         self._reactor.records_by_type |= {
             Task: self._task,
             LeaseAssigned: self._assigned,
@@ -387,6 +393,8 @@ class Service:
         """Answer the owners of tasks that ended (after releases were counted, so that ``kept`` is exact)."""
         if not self._ended:
             return
+        if ENABLED:
+            self._send_spans_soon()
         ended, self._ended = self._ended, []
         self._unanswered += len(ended)
         self._runtime.reporter.task_ended()
@@ -426,6 +434,18 @@ class Service:
         self._unanswered -= 1
         if self._leaving:
             self._leave_if_answered()
+
+    def _send_spans_soon(self) -> None:
+        if spans.unsent and self._sending is None:
+            self._sending = asyncio.get_running_loop().call_later(telemetry.IDLE_SECONDS, self._send_spans)
+
+    def _send_spans(self) -> None:
+        """Have spans be sent, if there is no work that makes more of them."""
+        self._sending = None
+        if self._accepted:
+            return  # its end leads here again
+        spans.unsent = False
+        telemetry.flush()
 
     # ------------------------------------------------------------------------------- ends
 
@@ -469,6 +489,9 @@ class _Blocked:
 def main(config: WorkerConfig) -> None:
     """Serve leases until the node ends this process, or lets it go."""
     logging.basicConfig(level=config.log_level, format="%(levelname)s %(name)s: %(message)s")
+    if ENABLED:
+        about = {"shoal.node.id": config.node_id, "faas.instance": config.process_id}
+        telemetry.set_up("process", config.process_id, config.cluster, about)
     page = BegunPage(Path(config.begun_page))
     holder: list[Execution] = []
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.peers import Peers
+from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.ids import (
     JobId,
     NodeId,
@@ -66,6 +68,9 @@ from shoal_core.runtime.sharing import Sharing
 from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingKey, Submission, cancelled
 from shoal_core.runtime.tally import MOST_LISTED, Tally
+
+if TYPE_CHECKING or ENABLED:
+    from shoal_core.runtime import spans
 
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
@@ -121,6 +126,10 @@ class Reactor:
         self._subjects = subjects
         self._table = table
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.Context()
+        """That of nobody: what a turn of the loop does is not done for whoever happened to wake it."""
+        self.traced = spans.Waiting() if ENABLED else None
+        """Where this process traces: its tasks that have not ended, as far as they are traced."""
         self._awake = False
         self._tick: asyncio.TimerHandle | None = None
         self._version = 0
@@ -183,7 +192,7 @@ class Reactor:
         """Have the loop look at the queues soon; cheap when it is going to anyway (any thread)."""
         if not self._awake:
             self._awake = True
-            self._loop.call_soon_threadsafe(self.drain)
+            self._loop.call_soon_threadsafe(self.drain, context=self._context)
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Have something done on the I/O thread after some seconds (any thread)."""
@@ -248,6 +257,9 @@ class Reactor:
                 self.fail(task, failure)
             self.finish()
             return
+        if submission.again or calls.again:
+            self._trace_again([*submission.again, *calls.again])
+            submission.again, calls.again = [], []
         if submission.outgoing:
             self._send_all(submission.outgoing)
         if calls.outgoing:
@@ -291,9 +303,17 @@ class Reactor:
 
     def _send_all(self, outgoing: list[tuple[PeerId, Record]]) -> None:
         send = self.peers.send
+        if self.traced is not None:
+            self.traced.sent(outgoing)
         for peer, record in outgoing:
             send(peer, record)
         outgoing.clear()
+
+    def _trace_again(self, again: Sequence[tuple[PendingTask | PendingCall, Failed | None]]) -> None:
+        """Note which tasks that are traced wait once more, and why."""
+        for task, failure in again:
+            if self.traced is not None:
+                self.traced.again(task.wire, failure)
 
     def _on_tick(self) -> None:
         self._tick = None
@@ -345,6 +365,8 @@ class Reactor:
     def _submit(self, task: PendingTask) -> None:
         """Queue a task as soon as the objects it depends on are ready."""
         self.tasks[task.wire.number] = task
+        if self.traced is not None:
+            self.traced.queued(task.wire)
         if not task.dependencies:
             task.ready_at = time.monotonic()
             self.submission.enqueue(task)
@@ -355,6 +377,8 @@ class Reactor:
                 return
             if failure is None:
                 task.ready_at = time.monotonic()
+                if self.traced is not None:
+                    self.traced.resolved(task.wire)
                 self.submission.enqueue(task)
             else:
                 self.fail(task, failure)
@@ -365,12 +389,16 @@ class Reactor:
         """Queue a call of an actor at once, since its place among others is fixed now."""
         calls = self.actors.calls
         self.tasks[call.wire.number] = call
+        if self.traced is not None:
+            self.traced.queued(call.wire)
         calls.enqueue(call)
         if not call.dependencies:
             return
 
         def resolved(failure: Failed | None) -> None:
             if failure is None:
+                if self.traced is not None:
+                    self.traced.resolved(call.wire)
                 calls.resolved(call)
             elif calls.withdraw(call):
                 self.fail(call, failure)
@@ -466,6 +494,8 @@ class Reactor:
         """End a task without a result of its own, unless it has ended: all it would return is this error."""
         if self.tasks.get(task.wire.number) is not task:
             return
+        if self.traced is not None:
+            self.traced.failed(task.wire, failure)
         self._settle_returns(task, [failure] * abs(task.wire.returns), self.local)
 
     def _task_done(self, worker: ProcessId, result: TaskDone, now: float) -> None:
@@ -515,6 +545,8 @@ class Reactor:
             self.tally.failed(task.wire.name, error.code)
         else:
             self.tally.names.append(task.wire.name)
+        if self.traced is not None:
+            self.traced.ended(number)
         if task.remade:
             values = [self.recovery.outcome(task, value) for value in values]
         if task.wire.returns == STREAMING:

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from shoal_core import telemetry
 from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
-from shoal_core.bus.tracing import ENABLED, current_traceparent, span
+from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.actors import ActorDescription, ActorRecord, CreateActor, KillActor
 from shoal_core.protocol.errors import (
     BusError,
@@ -80,6 +81,8 @@ from shoal_core.runtime.work import Ended, current
 
 if TYPE_CHECKING:
     from shoal_core.runtime.hosting import Hosting
+if TYPE_CHECKING or ENABLED:
+    from shoal_core.runtime import spans
 
 T = TypeVar("T")
 
@@ -162,6 +165,8 @@ class Runtime:
         self.puts_durably = False
         """Whether what is put here is durable unless it is said not to be: so in the process of a detached actor."""
         self.obstacle: Callable[[], ShoalError] | None = None
+        self.results = spans.Results(local) if ENABLED else None
+        """Where this process traces: which traces its tasks belong to."""
         self._numbers = itertools.count(1)
         self._actor_numbers = itertools.count(1)
         self._group_numbers = itertools.count(1)
@@ -241,9 +246,10 @@ class Runtime:
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
         number = self._draw_number()
+        began_ns = time.time_ns() if ENABLED else 0
         if args or kwargs:
             arguments, dependencies, nested = self._arguments(call.name, number, args, kwargs)
-        wire = self._wire(number, call.function, call.name, call.returns, arguments, call.retry_on)
+        wire = self._wire(number, call.function, call.name, call.returns, arguments, call.retry_on, began_ns)
         wire.in_group = call.in_group
         refs = self._returns(wire, call.ahead)
         self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested, _parent()))
@@ -272,10 +278,13 @@ class Runtime:
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
         number = TaskNumber(self._draw_number() + 1)  # odd: a call (see ``ids``)
+        began_ns = time.time_ns() if ENABLED else 0
         try:
             if args or kwargs:
                 arguments, dependencies, nested = self._arguments(call.name, number, args, kwargs)
-            wire = self._wire(number, FunctionId(call.method), call.name, call.returns, arguments, call.retry_on)
+            wire = self._wire(
+                number, FunctionId(call.method), call.name, call.returns, arguments, call.retry_on, began_ns
+            )
         except BaseException:
             if counter is not None:
                 counter.fall()
@@ -303,12 +312,19 @@ class Runtime:
         return TaskNumber(2 * next(self._numbers))
 
     def _wire(
-        self, number: TaskNumber, function: FunctionId, name: str, returns: int, arguments: Value, retry_on: bytes
+        self,
+        number: TaskNumber,
+        function: FunctionId,
+        name: str,
+        returns: int,
+        arguments: Value,
+        retry_on: bytes,
+        began_ns: int,
     ) -> Task:
-        """Return a new task as it travels."""
+        """Return a new task as it travels; its submission began at ``began_ns``, as far as it is traced."""
         self._check_open()
         running = current.get()
-        return Task(
+        wire = Task(
             number,
             0,
             LeaseId(0),
@@ -319,9 +335,13 @@ class Runtime:
             arguments,
             [],
             retry_on,
-            _submit_span(name) if ENABLED else "",
+            "",
             0 if running is None else running.task.depth + 1,
         )
+        if self.results is not None:
+            wire.trace = spans.submitted(wire, self.local, self.job, began_ns)
+            self.results.note(wire)
+        return wire
 
     def _returns(self, wire: Task, ahead: int) -> list[Any]:
         """Make the references to what a task will return, or its generator."""
@@ -367,6 +387,10 @@ class Runtime:
             ) from error
 
     # ------------------------------------------------------------------------------- actors
+
+    def trace_of_actor(self, class_name: str, actor: ActorId, job: JobId, began_ns: int) -> str:
+        """Return the trace of an actor's making, which was begun at ``began_ns``; "" where this process traces none."""
+        return "" if self.results is None else spans.created(class_name, actor, job, began_ns)
 
     def new_actor(self) -> tuple[ActorId, ObjectRef[Any]]:
         """Draw the id of an actor that this process creates, and make its creation object."""
@@ -513,6 +537,12 @@ class Runtime:
     def put(self, value: Any, *, durable: bool | None = None, keep_seconds: float | None = None) -> ObjectRef[Any]:
         """Make an object of a value and return a reference to it; see ``shoal.put`` for durable ones."""
         serialized = self.codec.dump(value)
+        if ENABLED:
+            with spans.putting(serialized.size_bytes):
+                return self._put_as(serialized, durable, keep_seconds)
+        return self._put_as(serialized, durable, keep_seconds)
+
+    def _put_as(self, serialized: Serialized, durable: bool | None, keep_seconds: float | None) -> ObjectRef[Any]:
         if durable or (durable is None and self.puts_durably):
             return self._put_durably(serialized, keep_seconds)
         return self._put(serialized)
@@ -541,7 +571,11 @@ class Runtime:
 
         A copy that turns out to be lost is waited for until it has come again.
         """
-        return self._get([ref._state for ref in refs], timeout_seconds)
+        states = [ref._state for ref in refs]
+        if self.results is None:
+            return self._get(states, timeout_seconds)
+        with self.results.retrieving("get", states):
+            return self._get(states, timeout_seconds)
 
     def _get(self, states: Sequence[ObjectState], timeout_seconds: float | None) -> list[Any]:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -626,6 +660,14 @@ class Runtime:
         self, refs: Sequence[ObjectRef[Any]], count: int, timeout_seconds: float | None
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """Return the first ``count`` references that are ready and the others, both in the order given."""
+        if self.results is None:
+            return self._wait_for(refs, count, timeout_seconds)
+        with self.results.retrieving("wait", [ref._state for ref in refs]):
+            return self._wait_for(refs, count, timeout_seconds)
+
+    def _wait_for(
+        self, refs: Sequence[ObjectRef[Any]], count: int, timeout_seconds: float | None
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while True:
             split = _split(refs, count)
@@ -744,11 +786,23 @@ class Runtime:
             return self.values.of(state)
         return self._get([state], None)[0]
 
+    def awaited(self, state: ObjectState, began_ns: int) -> None:
+        """An object was awaited, which is traced like a ``get`` (any thread)."""
+        if self.results is not None:
+            self.results.retrieved(state, began_ns)
+
     def check(self) -> None:
         """Raise why nothing becomes ready, if there is a reason (any thread)."""
         self._check_open()
         if self.obstacle is not None:
             raise self.obstacle()
+
+    def send_spans(self) -> None:
+        """Have spans be sent, here and by idle worker processes, which the end of the job would kill (user threads)."""
+        if self.reactor.traced is not None:
+            sent_at = self.reactor.traced.ended_at + telemetry.SENT_SECONDS
+            telemetry.flush(telemetry.SECONDS)
+            time.sleep(max(0.0, sent_at - time.monotonic()))
 
     def close(self, reason: Failed = LEFT) -> None:
         """Stop handling anything; ``reason`` is what becomes of all that is not ready (I/O thread)."""
@@ -793,12 +847,6 @@ def _parent() -> int:
     """Return the order of the task that runs in this thread, 0 where none does."""
     running = current.get()
     return 0 if running is None else running.order
-
-
-def _submit_span(name: str) -> str:
-    """Open and end the span of a submission; return its context, for the task to carry."""
-    with span(f"submit {name}", "PRODUCER"):
-        return current_traceparent()
 
 
 def _split(refs: Sequence[ObjectRef[Any]], count: int) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:

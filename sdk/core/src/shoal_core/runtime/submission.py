@@ -20,7 +20,8 @@ if it wants one. Otherwise work without end under one key would hold all there i
 never have its turn. Where that does not help, it happens half as often each time.
 
 A slot is the id of one lease asked for. A grant for a slot that is no longer wanted goes back at once. The core
-collects what is to be sent in ``outgoing`` and what has failed in ``failed``; whoever calls it empties both.
+collects what is to be sent in ``outgoing``, what has failed in ``failed``, and of tasks that are traced in ``again``
+which wait once more, with what ended their last attempt if no process tells of it; whoever calls it empties all three.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ from shoal_core.protocol.records import (
     WorkerLost,
 )
 from shoal_core.protocol.resources import Resources
+from shoal_core.protocol.traces import is_recorded
 from shoal_core.runtime.tally import LOST, Tally
 
 WINDOW_SECONDS = 0.010
@@ -162,7 +164,8 @@ class Lease:
 class SchedulingKey:
     """The queue, the leases and the open slots of one scheduling class.
 
-    ``alike`` are the keys whose classes differ in nothing but where they want to be, this one among them.
+    ``alike`` are the keys whose classes differ in nothing but where they want to be, this one among them. ``traced`` is
+    a task in the queue whose trace is recorded: the demand names it.
     """
 
     __slots__ = (
@@ -175,6 +178,7 @@ class SchedulingKey:
         "scheduling_class",
         "seconds",
         "slots",
+        "traced",
         "turn_at",
         "turn_seconds",
     )
@@ -191,6 +195,7 @@ class SchedulingKey:
         self.turn_at = math.inf
         self.turn_seconds = TURN_SECONDS
         self.name = ""
+        self.traced: PendingTask | None = None
 
     def window(self, function: str) -> int:
         """Return how many tasks of a function may be at one worker."""
@@ -214,6 +219,7 @@ class Submission:
     def __init__(self, tally: Tally | None = None) -> None:
         self.outgoing: list[tuple[PeerId, Record]] = []
         self.failed: list[tuple[PendingTask, Failed]] = []
+        self.again: list[tuple[PendingTask, Failed | None]] = []
         self.keys: dict[SchedulingClass, SchedulingKey] = {}
         self.demand_changed = False
         self.tally = tally or Tally()
@@ -261,6 +267,8 @@ class Submission:
             self._by_index[key.index] = key
             self.keys.setdefault(key.scheduling_class, key)
         key.queue.append(task)
+        if wire.trace and key.traced is None and is_recorded(wire.trace):
+            key.traced = task
         self._touched[key] = None
 
     def _nearer(self, key: SchedulingKey, wire: Task) -> SchedulingKey:
@@ -322,7 +330,9 @@ class Submission:
         lease.stalled = True
         tasks = [lease.in_flight.pop(number) for number in returned.numbers if number in lease.in_flight]
         self.failed += [(task, cancelled(task.wire.name)) for task in tasks if task.cancelled]
-        key.queue.extendleft(task for task in reversed(tasks) if not task.cancelled)
+        tasks = [task for task in tasks if not task.cancelled]
+        key.queue.extendleft(reversed(tasks))
+        self._note_again(tasks)
         self._touched[key] = None
 
     def cancel(self, task: PendingTask) -> ProcessId | None:
@@ -335,6 +345,8 @@ class Submission:
                 return lease.worker
         if task in key.queue:
             key.queue.remove(task)
+            if task is key.traced:
+                key.traced = None
             self._touched[key] = None
         return None
 
@@ -346,6 +358,7 @@ class Submission:
         """Return the queued tasks of a key, which are queued no more: no node can ever run them."""
         tasks = list(key.queue)
         key.queue.clear()
+        key.traced = None
         self._touched[key] = None
         return tasks
 
@@ -376,9 +389,11 @@ class Submission:
                 if task.cancelled:
                     self.failed.append((task, cancelled(task.wire.name)))
                 else:
+                    self._note_again([task])
                     again.append(task)
             elif task.retries:
                 self.tally.retries[LOST] += 1
+                self._note_again([task], _crash(task, loss))
                 self._next_attempt(task)
                 again.append(task)
             else:
@@ -456,6 +471,7 @@ class Submission:
                 near=argument_bytes(key.queue[0].wire) if key.queue and key.scheduling_class.near != NO_NODE else {},
                 wanted=len(key.queue),
                 slots=list(key.slots),
+                trace="" if key.traced is None else key.traced.wire.trace,
             )
             for key in self.waiting()
         ]
@@ -492,6 +508,8 @@ class Submission:
                 if len(in_flight) >= min(fair, key.window(wire.function)):
                     break
                 queue.popleft()
+                if task is key.traced:
+                    key.traced = None
                 if not in_flight:
                     lease.since = now
                 lease.positions += 1
@@ -535,7 +553,15 @@ class Submission:
                 for place in [place for place, lease in other.leases.items() if not lease.in_flight]:
                     self._return(place)
 
+    def _note_again(self, tasks: Sequence[PendingTask], failure: Failed | None = None) -> None:
+        """Say of those that are traced that they wait once more."""
+        for task in tasks:
+            if is_recorded(task.wire.trace):
+                task.key.traced = task.key.traced or task
+                self.again.append((task, failure))
+
     def _try_again(self, task: PendingTask) -> None:
+        self._note_again([task])
         self._next_attempt(task)
         self.enqueue(task)
 

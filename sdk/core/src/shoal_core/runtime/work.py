@@ -11,14 +11,13 @@ import pickle
 import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shoal_core.bus.tracing import span
+from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.errors import TaskCancelledError, TaskError
 from shoal_core.protocol.ids import MAX_RETURNS, ProcessId, object_key
-from shoal_core.protocol.records import Inline, LeaseAssigned, Reference, Stored, Task, Value
+from shoal_core.protocol.records import Failed, Inline, LeaseAssigned, Reference, Stored, Task, Value
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
@@ -28,6 +27,8 @@ from shoal_core.runtime.values import CopyUnavailable
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
+if TYPE_CHECKING or ENABLED:
+    from shoal_core.runtime import spans
 
 ALL_EXCEPTIONS = b"*"
 MOST_ITEMS = MAX_RETURNS - 2
@@ -147,6 +148,7 @@ class Work:
 
     Entering makes the task the current one and notes the time; an exception that leaves the block is the task's
     failure, and goes no further. What ``lets_pass`` names does. ``actor`` is what people are shown of an actor.
+    ``runs`` is to be called before the function.
     """
 
     __slots__ = (
@@ -157,6 +159,7 @@ class Work:
         "_lets_pass",
         "_name",
         "_runtime",
+        "_spans",
         "_token",
         "accepted",
         "ended",
@@ -187,27 +190,53 @@ class Work:
         self._token = current.set(
             Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label, accepted)
         )
+        self._spans = self._open_spans() if ENABLED else None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        passes = error is not None and isinstance(error, self._lets_pass)
+        if self._spans is not None:
+            self._end_spans(self._spans, None if passes else error)
         current.reset(self._token)
-        if error is None:
-            return True
-        if isinstance(error, self._lets_pass):
-            return False
+        if error is None or passes:
+            return not passes
         task = self.accepted.task
         returns = max(1, task.returns)
         if isinstance(error, ArgumentsUnavailable):
             self._end([], [], False)
             self.ended.missing = error.missing
             return True
-        if self.accepted.cancelled and isinstance(error, CANCELLATIONS):
+        if self._was_cancelled_by(error):
             self._end([cancelled(self._name)] * returns, [], False)
         else:
             retryable = _is_retryable(task, error)
             failed, pickled = failure(self._runtime.codec, self._name, error)
             self._end([failed] * returns, [pickled] * returns, retryable)
         return True
+
+    def _was_cancelled_by(self, error: BaseException) -> bool:
+        return self.accepted.cancelled and isinstance(error, CANCELLATIONS)
+
+    def _open_spans(self) -> spans.Processing | None:
+        task, runtime, hosting = self.accepted.task, self._runtime, self._runtime.hosting
+        known = hosting is not None or runtime.functions.known(runtime.job, task.function) is not None
+        opened = spans.of_task(task, self.accepted.owner, None if hosting is None else hosting.record, known)
+        if opened is not None:
+            opened.fetch()
+        return opened
+
+    def _end_spans(self, opened: spans.Processing, error: BaseException | None) -> None:
+        if isinstance(error, ArgumentsUnavailable):
+            opened.end(None, Failed("arguments_unavailable", "copies of its arguments are gone; it goes to its owner"))
+        elif error is not None and self._was_cancelled_by(error):
+            opened.end(None, cancelled(self._name))
+        else:
+            opened.end(error)
+
+    def runs(self) -> None:
+        """The arguments are there, and the function is called next."""
+        if self._spans is not None:
+            self._spans.run()
 
     def arguments(self) -> tuple[Sequence[Any], dict[str, Any]]:
         """Return the task's positional and keyword arguments.
@@ -262,6 +291,8 @@ class Work:
         if self.accepted.producer is not None:
             self._stream(result, self.accepted.producer)
             return
+        if self._spans is not None:
+            self._spans.store()
         if task.returns == 1:
             results = [runtime.codec.dump(result)]
         elif task.returns == 0:
@@ -332,12 +363,12 @@ class Work:
     def _hand_on(self, index: int, item: Any) -> None:
         if index > MOST_ITEMS:
             raise ValueError(f"{self._name} yielded more than {MOST_ITEMS:,} items; yield them in batches.")
+        began_ns = time.time_ns() if ENABLED else 0
         serialized = self._runtime.codec.dump(item)
-        self._runtime.command(Yielded(self.accepted, index, self._place(index, serialized), serialized))
-
-    def traced(self) -> AbstractContextManager[Any]:
-        """Open the span in which the function runs; its parent is the submission."""
-        return span(f"run {self.accepted.task.name}", "CONSUMER", self.accepted.task.trace)
+        value = self._place(index, serialized)
+        if self._spans is not None:
+            self._spans.item(began_ns, value)
+        self._runtime.command(Yielded(self.accepted, index, value, serialized))
 
     def _end(self, values: list[Value], results: list[Serialized], retryable: bool) -> None:
         seconds = time.perf_counter() - self._began

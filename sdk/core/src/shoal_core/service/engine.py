@@ -27,7 +27,7 @@ from shoal_core.bus.interface import Bus, Subscription
 from shoal_core.bus.interface import Message as BusMessage
 from shoal_core.bus.keyvalue import Deleted, Entry, KeyValue
 from shoal_core.bus.peers import Peers
-from shoal_core.bus.tracing import handling, message_headers
+from shoal_core.bus.tracing import asking, handling, message_headers
 from shoal_core.bus.watch import Watch
 from shoal_core.protocol.effects import (
     Answered,
@@ -293,7 +293,7 @@ class Engine:
             return
         self._last_token += 1
         self._askers[self._last_token] = (message.reply, served, self._loop.time())
-        with handling(route.subject, message.headers):
+        with handling(route.subject, served.endpoint, message.headers):
             self.inject(Request(request, self._last_token))
 
     def _on_event(self, route: Route, served: Served, position: int | None, message: BusMessage) -> None:
@@ -305,8 +305,7 @@ class Engine:
             logger.warning("an event on %s was dropped: %s", message.subject, error)
             return
         source = message.subject.split(".")[position] if position is not None else ""
-        with handling(route.subject, message.headers):
-            self.inject(Event(event, source))
+        self.inject(Event(event, source))
 
     # -------------------------------------------------------------------------------- effects
 
@@ -360,13 +359,14 @@ class Engine:
         """Ask another service once; whatever comes of it goes to the core."""
         answer: Message | ShoalError
         try:
-            reply = await self.bus.request(
-                effect.subject,
-                encode(effect.message),
-                timeout_seconds=effect.timeout_seconds,
-                headers=message_headers(),
-            )
-            answer = decode_reply(REPLIES[type(effect.message)], reply.data)
+            with asking(effect.span, self._clock()):
+                reply = await self.bus.request(
+                    effect.subject,
+                    encode(effect.message),
+                    timeout_seconds=effect.timeout_seconds,
+                    headers=message_headers(),
+                )
+                answer = decode_reply(REPLIES[type(effect.message)], reply.data)
         except ShoalError as error:
             answer = error
         self.inject(Answered(effect.context, answer))

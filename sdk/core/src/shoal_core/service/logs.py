@@ -8,7 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from shoal_core.bus.tracing import current_traceparent
+from shoal_core.bus.tracing import current_trace
+from shoal_core.protocol.traces import headers_of
 
 TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -32,8 +33,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if traceparent := current_traceparent():
-            fields["traceparent"] = traceparent
+        fields |= headers_of(current_trace())
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         fields.update({name: value for name, value in vars(record).items() if name not in _ORDINARY})

@@ -30,7 +30,7 @@ from shoal_core.protocol.subjects import Role
 from shoal_core.service.health import Served, serve_health
 from shoal_core.service.logs import set_up_logs
 from shoal_core.service.settings import ServiceSettings, SettingsError, read_settings
-from shoal_core.service.telemetry import set_up_tracing
+from shoal_core.telemetry import exporting
 
 logger = logging.getLogger("shoal.service")
 
@@ -68,7 +68,7 @@ def run(service: Service[S], arguments: Sequence[str] | None = None) -> int:
     service.prepare()
     identity = settings.identity or service.draw_identity()
     set_up_logs(service.name, identity, settings.log_level, settings.log_format)
-    with set_up_tracing(service.name, identity), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with exporting(service.name, identity, settings.cluster), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
             runner.run(_serve(service, settings, identity))
         except ConnectionFailedError as error:

@@ -1,0 +1,174 @@
+"""Spans, by OpenTelemetry's API: imported only where tracing is on (see ``tracing``).
+
+Whose provider it is makes no difference here: the one that ``shoal_core.telemetry`` sets up, or the user's own. Where
+it is ours, whether a trace that begins here is recorded is decided before any span is made, since most are not:
+``sampling`` is there then.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from opentelemetry import trace as api
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace.span import TraceState
+
+from shoal_core import __version__
+from shoal_core.protocol.errors import TaskError
+from shoal_core.protocol.traces import ID_LIMIT, UNRECORDED, Attributes, TraceParent, parse
+
+MOST_TEXT_CHARACTERS = 1_000
+MOST_TRACEBACK_CHARACTERS = 10_000
+
+tracer = api.get_tracer("shoal", __version__)
+UNRECORDED_CONTEXT = api.set_span_in_context(
+    NonRecordingSpan(SpanContext(1, 1, is_remote=True, trace_flags=TraceFlags(0))), Context()
+)
+"""In here nothing is recorded, by the rule that a span is recorded if its parent is. The ids mean nothing."""
+
+
+class RootSampling(threading.local):
+    """Decides whether a trace that begins in this process is recorded, and chooses its id; our provider takes it."""
+
+    chosen = 0
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+
+    def draw(self) -> bool:
+        """Choose the id of the next trace; tell whether it is recorded."""
+        trace_id = random.getrandbits(128)
+        if trace_id % ID_LIMIT >= self._bound:
+            return False
+        self.chosen = trace_id
+        return True
+
+    def take(self) -> int:
+        """Return the id that was chosen for the trace that begins now; 0 where none was."""
+        chosen, self.chosen = self.chosen, 0
+        return chosen
+
+
+sampling: RootSampling | None = None
+
+
+def is_wanted() -> bool:
+    """Tell whether what begins here now is to be recorded: as what is open here, else as the sampling decides."""
+    span = api.get_current_span()
+    if span is api.INVALID_SPAN:
+        return sampling is None or sampling.draw()
+    return bool(span.get_span_context().trace_flags & TraceFlags.SAMPLED)
+
+
+def parent_of(span: Span) -> TraceParent | None:
+    """Return how a span is named to others; None where it is not recorded."""
+    context = span.get_span_context()
+    if not context.trace_flags.sampled or not context.is_valid:
+        return None
+    return TraceParent(context.trace_id, context.span_id, context.trace_flags, context.trace_state.to_header())
+
+
+def trace_below(span: Span) -> str:
+    """Return the trace of what hangs below a span."""
+    parent = parent_of(span)
+    return UNRECORDED if parent is None else str(parent)
+
+
+def current_trace() -> str:
+    """Return the trace of what happens here now: "" where no span is open."""
+    span = api.get_current_span()
+    return "" if span is api.INVALID_SPAN else trace_below(span)
+
+
+def span_context(trace: str) -> SpanContext | None:
+    """Return the span that a trace names as OpenTelemetry has it; None where it is not recorded."""
+    parent = parse(trace)
+    if parent is None:
+        return None
+    state = TraceState.from_header([parent.state]) if parent.state else None
+    return SpanContext(parent.trace_id, parent.span_id, True, TraceFlags(parent.flags), state)
+
+
+def context_of(trace: str) -> Context:
+    """Return the context in which what is made hangs below the span that a trace names."""
+    parent = span_context(trace)
+    return UNRECORDED_CONTEXT if parent is None else api.set_span_in_context(NonRecordingSpan(parent), Context())
+
+
+def start(
+    name: str,
+    kind: str,
+    context: Context | None,
+    attributes: Attributes,
+    began_ns: int | None = None,
+    links: Sequence[Link] = (),
+) -> Span:
+    """Begin a span, which whoever asks has to end; ``context`` None: below the one that is open here."""
+    about = attributes if kind == "INTERNAL" else {"messaging.system": "nats", **attributes}
+    return tracer.start_span(name, context, SpanKind[kind], about, links, began_ns)
+
+
+@contextmanager
+def opened(
+    name: str, kind: str, trace: str, attributes: Attributes, began_ns: int | None = None, links: Sequence[Link] = ()
+) -> Iterator[Span]:
+    """Open a span below the one that a trace names ("": the one that is open here); an error that leaves is noted."""
+    span = start(name, kind, context_of(trace) if trace else None, attributes, began_ns, links)
+    try:
+        with api.use_span(span, record_exception=False, set_status_on_exception=False):
+            yield span
+    except BaseException as error:
+        fail(span, error)
+        raise
+    finally:
+        span.end()
+
+
+def record(
+    name: str,
+    kind: str,
+    context: Context | None,
+    attributes: Attributes,
+    began_ns: int,
+    failure: tuple[str, str] | None = None,
+    links: Sequence[Link] = (),
+) -> Span:
+    """Record a span that ends now; ``failure`` is its ``error.type`` and what is said of it."""
+    span = start(name, kind, context, attributes, began_ns, links)
+    if failure is not None:
+        fail_with(span, *failure)
+    span.end()
+    return span
+
+
+def fail(span: Span, error: BaseException) -> None:
+    """Note that an exception left what a span stands for."""
+    kind, text = error_type(error), said(error)
+    trace = "".join(traceback.format_exception(error))[-MOST_TRACEBACK_CHARACTERS:]
+    span.add_event("exception", {"exception.type": kind, "exception.message": text, "exception.stacktrace": trace})
+    fail_with(span, kind, text)
+
+
+def fail_with(span: Span, error_type: str, text: str) -> None:
+    """Note that what a span stands for has failed."""
+    span.set_attribute("error.type", error_type)
+    span.set_status(Status(StatusCode.ERROR, text[:MOST_TEXT_CHARACTERS]))
+
+
+def error_type(error: BaseException) -> str:
+    """Return the name of an exception's class, as ``error.type`` has it; of the error of a task, that of its cause."""
+    kind = type(error.cause if isinstance(error, TaskError) else error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def said(error: BaseException) -> str:
+    """Return what an exception says, which user code may have its own ideas of."""
+    try:
+        return str(error)[:MOST_TEXT_CHARACTERS]
+    except Exception as worse:
+        return f"<str() raised {type(worse).__name__}>"

@@ -1,0 +1,343 @@
+"""The spans of a task's life, in the processes that take part in it; imported only where tracing is on.
+
+::
+
+    submit f            its owner, in the user's thread: .remote()
+    ├── queue f         its owner: until it is sent to a worker process, once for each time it is sent
+    ├── schedule f      a scheduler, for the leases it waits for; below it the node that is asked
+    ├── process f       the worker process: fetch arguments, run f (below it the user's own spans), store result
+    ├── lost f          its owner: an attempt whose process died, since that process tells of nothing more
+    └── get             whoever gets its result, where no span of the user's is open
+
+The user's open span at ``.remote()`` is the parent of ``submit``. Whether all this is recorded is decided there, once;
+what is not recorded costs its owner a look at what is open, and the worker process the same for what the user may open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+from opentelemetry import trace as api
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import Link, Span
+
+from shoal_core.bus.spans import (
+    UNRECORDED_CONTEXT,
+    context_of,
+    current_trace,
+    error_type,
+    fail,
+    fail_with,
+    is_wanted,
+    opened,
+    record,
+    said,
+    span_context,
+    start,
+    trace_below,
+)
+from shoal_core.protocol.actors import ActorRecord
+from shoal_core.protocol.ids import ActorId, JobId, PeerId, ProcessId, TaskNumber, task_id_bytes, task_of
+from shoal_core.protocol.records import Failed, Inline, Record, Stored, Task, Value
+from shoal_core.protocol.traces import UNRECORDED, Attributes, is_recorded
+from shoal_core.runtime.objects import ObjectState
+
+MOST_RESULTS = 10_000
+"""Of so many traced tasks a process knows which trace their results belong to; of older ones it does not any more."""
+MOST_LINKS = 64
+MOST_ITEMS = 100
+"""So many items of one generator have a span of their own."""
+
+
+# ------------------------------------------------------------------------------------ .remote()
+
+
+def submitted(task: Task, owner: ProcessId, job: JobId, began_ns: int) -> str:
+    """Record the submission of a task that began at ``began_ns``, if that is wanted; return the task's trace."""
+    if not is_wanted():
+        return UNRECORDED
+    about = _task(task, owner) | {
+        "messaging.operation.name": "submit",
+        "messaging.operation.type": "create",
+        "messaging.message.body.size": _size_bytes(task.arguments),
+        "shoal.job.id": job,
+    }
+    return trace_below(record(f"submit {task.name}", "PRODUCER", None, about, began_ns))
+
+
+def created(class_name: str, actor: ActorId, job: JobId, began_ns: int) -> str:
+    """Record that an actor was asked for, if that is wanted; return its trace, which its making belongs to."""
+    if not is_wanted():
+        return UNRECORDED
+    about = {
+        "messaging.destination.name": class_name,
+        "messaging.operation.name": "create",
+        "messaging.operation.type": "create",
+        "shoal.actor.id": actor,
+        "shoal.job.id": job,
+    }
+    return trace_below(record(f"create {class_name}", "PRODUCER", None, about, began_ns))
+
+
+class Waiting:
+    """The tasks and calls of this process that are traced and have not ended (I/O thread only)."""
+
+    def __init__(self) -> None:
+        self._queued: dict[TaskNumber, int] = {}
+        self._resolved: dict[TaskNumber, int] = {}
+        self._sent: dict[TaskNumber, tuple[int, PeerId]] = {}
+        self.ended_at = 0.0
+        """When a task ended last that some process had begun (``time.monotonic``)."""
+
+    def queued(self, task: Task) -> None:
+        """A task waits from now on: for its arguments, for a place, for its turn."""
+        if is_recorded(task.trace):
+            self._queued[task.number] = time.time_ns()
+
+    def resolved(self, task: Task) -> None:
+        """The arguments of a task are all there."""
+        if task.number in self._queued:
+            self._resolved[task.number] = time.time_ns()
+
+    def sent(self, outgoing: Sequence[tuple[PeerId, Record]]) -> None:
+        """Records go out now; those among them that are tasks wait no more."""
+        for peer, task in outgoing:
+            if type(task) is Task and (began_ns := self._queued.pop(task.number, 0)):
+                self._sent[task.number] = time.time_ns(), peer
+                about: Attributes = {"shoal.task.attempt": task.attempt, "shoal.process.id": peer}
+                self._record("queue", task, began_ns, about)
+
+    def again(self, task: Task, failure: Failed | None) -> None:
+        """A task that was sent waits again; ``failure`` is what ended the attempt, where no process tells of that."""
+        self._lost(task, failure, task.attempt - 1)
+        self.queued(task)
+
+    def failed(self, task: Task, failure: Failed) -> None:
+        """A task ends without its process telling of it."""
+        if began_ns := self._queued.pop(task.number, 0):
+            self._record("queue", task, began_ns, {"shoal.task.attempt": task.attempt}, failure)
+        self._lost(task, failure, task.attempt)
+        self.ended(task.number)
+
+    def ended(self, number: TaskNumber) -> None:
+        """A task has ended."""
+        if self._sent.pop(number, None) is not None:
+            self.ended_at = time.monotonic()
+        self._queued.pop(number, None)
+        self._resolved.pop(number, None)
+
+    def _lost(self, task: Task, failure: Failed | None, attempt: int) -> None:
+        sent = self._sent.pop(task.number, None)
+        if sent is not None and failure is not None:
+            began_ns, peer = sent
+            about: Attributes = {"shoal.task.attempt": attempt, "shoal.process.id": peer}
+            self._record("lost", task, began_ns, about, failure)
+
+    def _record(self, what: str, task: Task, began_ns: int, about: Attributes, failure: Failed | None = None) -> None:
+        waited: dict[str, float] = {}
+        if (resolved_ns := self._resolved.pop(task.number, None)) is not None:
+            waited["shoal.queue.arguments_seconds"] = (resolved_ns - began_ns) / 1e9
+        told = None if failure is None else (failure.code, failure.text)
+        record(f"{what} {task.name}", "INTERNAL", context_of(task.trace), {**about, **waited}, began_ns, told)
+
+
+# ------------------------------------------------------------------------------------ the worker process
+
+
+class Processing:
+    """The spans of one run of a task: ``process``, and below it one phase after the other.
+
+    Whatever the user's code opens hangs below the phase in which it runs; nothing of it is recorded if the task is not.
+    """
+
+    __slots__ = ("_context", "_items", "_name", "_phase", "_phase_token", "_process", "_token")
+
+    def __init__(self, name: str, trace: str, attributes: Attributes) -> None:
+        self._name = name
+        self._items = 0
+        self._process: Span | None = None
+        self._phase: Span | None = None
+        if not is_recorded(trace):
+            self._token = attach(UNRECORDED_CONTEXT)
+            return
+        about = {"messaging.operation.name": "process", "messaging.operation.type": "process", "faas.trigger": "pubsub"}
+        self._process = start(f"process {name}", "CONSUMER", context_of(trace), {**about, **attributes})
+        self._context = api.set_span_in_context(self._process, Context())
+        self._token = attach(self._context)
+
+    def fetch(self) -> None:
+        """The function and its arguments are fetched from now on."""
+        self._enter("fetch arguments")
+
+    def run(self) -> None:
+        """The user's code runs from now on."""
+        self._enter(f"run {self._name}")
+
+    def store(self) -> None:
+        """What the user's code returned is stored from now on."""
+        self._enter("store result")
+
+    def item(self, began_ns: int, value: Value) -> None:
+        """An item of a generator was stored; the code that makes the next one goes on."""
+        self._items += 1
+        if self._process is not None and self._items <= MOST_ITEMS:
+            about = {"shoal.item.index": self._items, "messaging.message.body.size": _size_bytes(value)}
+            record("store item", "INTERNAL", self._context, about, began_ns)
+
+    def end(self, error: BaseException | None, failure: Failed | None = None) -> None:
+        """The run has ended: well, by an exception, or with a failure that is not the user's code's."""
+        global unsent
+        phase, process = self._phase, self._process
+        if process is not None:
+            if failure is not None:
+                fail_with(process, failure.code, failure.text)
+            elif error is not None:
+                fail(process if phase is None else phase, error)
+                fail_with(process, error_type(error), said(error))
+            if self._items:
+                process.set_attribute("shoal.items", self._items)
+            self._leave()
+            process.end()
+            unsent = True
+        detach(self._token)
+
+    def _enter(self, name: str) -> None:
+        if self._process is not None:
+            self._leave()
+            self._phase = phase = start(name, "INTERNAL", self._context, {})
+            self._phase_token = attach(api.set_span_in_context(phase, self._context))
+
+    def _leave(self) -> None:
+        if self._phase is not None:
+            self._phase.end()
+            self._phase = None
+            detach(self._phase_token)
+
+
+unsent = False
+"""Whether a run has ended whose spans may still wait in this process for being sent."""
+
+
+def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: bool) -> Processing | None:
+    """Return the spans of a task that begins here, None where nobody traces; ``known``: its function was run before."""
+    if not task.trace:
+        return None
+    if not is_recorded(task.trace):
+        return Processing(task.name, task.trace, {})
+    about: dict[str, str | int | bool] = {
+        **_task(task, owner),
+        "faas.invocation_id": _id(task, owner),
+        "faas.coldstart": not known,
+        "shoal.task.attempt": task.attempt,
+    }
+    if actor is not None:
+        about["shoal.actor.id"] = actor.description.actor_id
+    return Processing(task.name, task.trace, about)
+
+
+def of_actor(record: ActorRecord) -> Processing | None:
+    """Return the spans of making an actor's instance here; None where nobody traces."""
+    about = record.description
+    if not about.trace:
+        return None
+    attributes: Attributes = {
+        "messaging.destination.name": about.class_name,
+        "faas.invocation_id": about.actor_id,
+        "faas.coldstart": True,
+        "shoal.actor.id": about.actor_id,
+        "shoal.actor.incarnation": record.incarnation,
+    }
+    return Processing(f"{about.class_name}.__init__", about.trace, attributes)
+
+
+# ------------------------------------------------------------------------------------ get, wait, put
+
+
+class Results:
+    """Which traces the results of this process's tasks belong to (any thread)."""
+
+    def __init__(self, local: ProcessId) -> None:
+        self._local = local
+        self._traces: OrderedDict[TaskNumber, str] = OrderedDict()
+
+    def note(self, task: Task) -> None:
+        """Remember the trace of a task that was submitted, if it is recorded."""
+        if is_recorded(task.trace):
+            self._traces[task.number] = task.trace
+            if len(self._traces) > MOST_RESULTS:
+                self._traces.popitem(last=False)
+
+    @contextlib.contextmanager
+    def retrieving(self, what: str, states: Sequence[ObjectState]) -> Iterator[None]:
+        """Open the span of a ``get`` or ``wait``, if it belongs to a trace that is recorded."""
+        place = self._place(states)
+        if place is None:
+            yield
+            return
+        trace, links = place
+        about: Attributes = {"messaging.operation.name": what, "shoal.objects": len(states)}
+        with opened(what, "CLIENT", trace, about, links=links):
+            yield
+
+    def retrieved(self, state: ObjectState, began_ns: int) -> None:
+        """Record that an object was awaited, which is the same as a ``get`` of it."""
+        if (place := self._place((state,))) is not None:
+            trace, links = place
+            about: Attributes = {"messaging.operation.name": "get", "shoal.objects": 1}
+            record("get", "CLIENT", context_of(trace) if trace else None, about, began_ns, links=links)
+
+    def _place(self, states: Sequence[ObjectState]) -> tuple[str, list[Link]] | None:
+        """Return below which trace a ``get`` hangs ("": what is open here), with which links; None if below none.
+
+        Where a span is open, it hangs there, with links to the tasks; else below the first of the tasks.
+        """
+        here = current_trace()
+        if here == UNRECORDED:
+            return None
+        traces = self._of(states)
+        if not (here or traces):
+            return None
+        below, linked = ("", traces) if here else (traces[0], traces[1:])
+        return below, [Link(context) for trace in linked if (context := span_context(trace)) is not None]
+
+    def _of(self, states: Sequence[ObjectState]) -> list[str]:
+        """Return the traces that are known of the tasks whose results these are, each once."""
+        known = self._traces
+        if not known:
+            return []
+        found: dict[str, None] = {}
+        for state in states:
+            if state.owner == self._local and (trace := known.get(task_of(state.key))) is not None:
+                found[trace] = None
+                if len(found) == MOST_LINKS:
+                    break
+        return list(found)
+
+
+@contextlib.contextmanager
+def putting(size_bytes: int) -> Iterator[None]:
+    """Open the span of a ``put``, if a span that is recorded is open here."""
+    if not is_recorded(current_trace()):
+        yield
+        return
+    about: Attributes = {"messaging.operation.name": "put", "messaging.message.body.size": size_bytes}
+    with opened("put", "CLIENT", "", about):
+        yield
+
+
+def _task(task: Task, owner: ProcessId) -> dict[str, str | int | bool]:
+    return {"messaging.destination.name": task.name, "messaging.message.id": _id(task, owner)}
+
+
+def _id(task: Task, owner: ProcessId) -> str:
+    return task_id_bytes(owner, task.number).hex()
+
+
+def _size_bytes(value: Value) -> int:
+    """Return how many bytes a value has, wherever they lie."""
+    if type(value) is Inline:
+        return len(value.data) + sum(map(len, value.buffers))
+    return value.size_bytes if type(value) is Stored else 0

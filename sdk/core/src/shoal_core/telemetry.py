@@ -1,0 +1,215 @@
+"""Where spans go: OpenTelemetry's SDK with its exporters, set up once by each process: services, drivers, workers.
+
+Nothing of it is imported while tracing is off (see ``bus.tracing``). All that OpenTelemetry's own variables say holds:
+``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_TRACES_SAMPLER``, ``OTEL_TRACES_EXPORTER`` and
+``OTEL_EXPORTER_OTLP_*``. A provider that the program has set before is left alone, and used.
+
+Sending never holds up a process for long: it happens beside, and is waited for at most ``SECONDS``. Its threads do not
+come along through a fork, so a worker process sets its own provider up after it was forked.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copyreg
+import importlib
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from shoal_core import __version__
+from shoal_core.bus.tracing import ENABLED
+from shoal_core.protocol.traces import sampling_bound
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import Tracer, TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+logger = logging.getLogger("shoal.telemetry")
+
+SECONDS = 2.0
+"""So long a process waits at its end for its spans to be sent."""
+IDLE_SECONDS = 0.1
+"""A worker process without work for so long has its spans sent: before its lease goes back, or it may be killed."""
+SENT_SECONDS = 0.25
+"""So long after the end of a task its worker process has sent the spans, if it is idle and the collector is there."""
+PACKAGES = {
+    "http/protobuf": "opentelemetry-exporter-otlp-proto-http",
+    "grpc": "opentelemetry-exporter-otlp-proto-grpc",
+}
+
+
+class Telemetry:
+    """This process's provider, and the thread that has it send when it is told to.
+
+    The thread is there from the start, since none can be started while the interpreter ends.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._orders: queue.SimpleQueue[tuple[Callable[[], object], threading.Event]] = queue.SimpleQueue()
+        self._pid = os.getpid()
+        threading.Thread(target=self._serve, name="shoal-telemetry", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            work, done = self._orders.get()
+            try:
+                work()
+            except Exception:
+                logger.exception("spans could not be sent")
+            done.set()
+
+    def flush(self, wait_seconds: float) -> None:
+        """Have what was not sent yet be sent; wait for that so long."""
+        self._order(self._provider.force_flush, wait_seconds)
+
+    def end(self, wait_seconds: float) -> None:
+        """Have what was not sent yet be sent, and nothing any more afterwards; wait for that so long."""
+        self._order(self._provider.shutdown, wait_seconds)
+
+    def _order(self, work: Callable[[], object], wait_seconds: float) -> None:
+        if self._pid != os.getpid():
+            return  # a copy of the process, made by a fork, which has not got the thread
+        done = threading.Event()
+        self._orders.put((work, done))
+        done.wait(wait_seconds)
+
+
+_telemetry: Telemetry | None = None
+
+
+def set_up(name: str, identity: str, cluster: str, attributes: Mapping[str, str] | None = None) -> bool:
+    """Send this process's spans to where the environment says; tell whether this set it up now.
+
+    ``name`` is what the process is called where the environment does not say; ``attributes`` say more of it.
+    """
+    global _telemetry
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import Tracer
+
+    copyreg.pickle(Tracer, _reduce_tracer)
+    if _telemetry is not None or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return False
+    about = {"service.name": f"shoal-{name}", "service.instance.id": identity, "shoal.cluster": cluster}
+    provider = _new_provider({**about, **(attributes or {})})
+    _telemetry = Telemetry(provider)
+    trace.set_tracer_provider(provider)
+    atexit.register(end)
+    return True
+
+
+def _reduce_tracer(tracer: Tracer) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Have a tracer that a task refers to travel by its name: where the task runs, it is that process's own."""
+    from opentelemetry import trace
+
+    about = tracer.instrumentation_info
+    return trace.get_tracer, (about.name, about.version, None, about.schema_url)
+
+
+def preload() -> None:
+    """Import what ``set_up`` imports, for those who will do that after they were forked."""
+    importlib.import_module("opentelemetry.sdk.trace.export")
+    importlib.import_module("shoal_core.bus.spans")
+    for name in exporters_wanted(os.environ):
+        exporter_module(name)
+
+
+@contextmanager
+def exporting(name: str, identity: str, cluster: str, enabled: bool = ENABLED) -> Iterator[None]:
+    """Have what ``set_up`` does done while this is open; what was not sent by then is sent on leaving."""
+    mine = enabled and set_up(name, identity, cluster)
+    try:
+        yield
+    finally:
+        if mine:
+            end()
+
+
+def flush(wait_seconds: float = 0.0) -> None:
+    """Have what was not sent yet be sent, beside; wait for that so long."""
+    if _telemetry is not None:
+        _telemetry.flush(wait_seconds)
+
+
+def end() -> None:
+    """Send what was not sent yet, and nothing any more afterwards; takes at most ``SECONDS``."""
+    if _telemetry is not None:
+        _telemetry.end(SECONDS)
+
+
+def _new_provider(attributes: Mapping[str, str]) -> TracerProvider:
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+    from shoal_core.bus import spans
+
+    sampling = spans.sampling = spans.RootSampling(sampling_bound(os.environ))
+
+    class ChosenIds(RandomIdGenerator):
+        """Begins a trace under the id for which it was decided to record it."""
+
+        def generate_trace_id(self) -> int:
+            return sampling.take() or super().generate_trace_id()
+
+    provider = TracerProvider(
+        resource=Resource.create(resource_attributes(attributes, os.environ)),
+        id_generator=ChosenIds(),
+        shutdown_on_exit=False,
+    )
+    for exporter in _exporters(os.environ):
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider
+
+
+def resource_attributes(attributes: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str | int]:
+    """Return what is said of this process, but for what the environment says itself, which has precedence."""
+    said = {entry.partition("=")[0].strip() for entry in environment.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",")}
+    if environment.get("OTEL_SERVICE_NAME"):
+        said.add("service.name")
+    own: dict[str, str | int] = {
+        "service.version": __version__,
+        "host.name": socket.gethostname(),
+        "process.pid": os.getpid(),
+        **attributes,
+    }
+    return {key: value for key, value in own.items() if key not in said}
+
+
+def exporters_wanted(environment: Mapping[str, str]) -> list[str]:
+    """Return which exporters the environment names: ``console``, and of OTLP the protocol."""
+    named = [name.strip() for name in environment.get("OTEL_TRACES_EXPORTER", "").split(",") if name.strip()]
+    protocol = (
+        environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+        or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        or "http/protobuf"
+    )
+    return [protocol if name == "otlp" else name for name in named or ["otlp"] if name != "none"]
+
+
+def _exporters(environment: Mapping[str, str]) -> Iterator[SpanExporter]:
+    for name in exporters_wanted(environment):
+        if name == "console":
+            yield importlib.import_module("opentelemetry.sdk.trace.export").ConsoleSpanExporter()
+        elif name not in PACKAGES:
+            logger.warning("tracing is on, but %r is no exporter: there are otlp and console, by %s", name, [*PACKAGES])
+        elif (module := exporter_module(name)) is None:
+            logger.warning("tracing is on, but no exporter for %s is installed: pip install %s", name, PACKAGES[name])
+        else:
+            yield module.OTLPSpanExporter()
+
+
+def exporter_module(protocol: str) -> Any:
+    """Return the module of the exporter for a protocol of OTLP; None where it is not installed."""
+    kind = protocol.partition("/")[0]
+    try:
+        return importlib.import_module(f"opentelemetry.exporter.otlp.proto.{kind}.trace_exporter")
+    except ImportError:
+        return None

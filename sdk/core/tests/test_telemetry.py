@@ -1,0 +1,184 @@
+"""Where spans go: the provider of a process, by OpenTelemetry's own variables; sending that holds nobody up."""
+
+from __future__ import annotations
+
+import atexit
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import cloudpickle
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from shoal_core import telemetry
+from shoal_core.bus import spans
+from shoal_core.bus.spans import RootSampling
+from shoal_core.protocol.traces import ID_LIMIT
+from shoal_core.telemetry import exporters_wanted, exporting, resource_attributes, set_up
+
+
+class Exporter(InMemorySpanExporter):
+    """What an installed exporter would be; ``stuck`` where nobody answers it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+        self.stuck: threading.Event | None = None
+
+    def shutdown(self) -> None:
+        self.closed = True
+        if self.stuck is not None:
+            self.stuck.wait()
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Exporter]:
+    """Keep the process's own provider, and have what would replace it send here."""
+    exporter = Exporter()
+    module = type(sys)("exporters")
+    module.OTLPSpanExporter = lambda: exporter  # type: ignore[attr-defined]
+    monkeypatch.setattr(telemetry, "exporter_module", lambda protocol: module)
+    monkeypatch.setattr(telemetry, "_telemetry", None)
+    monkeypatch.setattr(atexit, "register", lambda work: None)
+    monkeypatch.setattr(spans, "sampling", None)
+    monkeypatch.setattr(trace, "set_tracer_provider", made.append)
+    yield exporter
+    made.clear()
+
+
+made: list[TracerProvider] = []
+
+
+def test_spans_are_sent_on_leaving(exporter: Exporter) -> None:
+    with exporting("gcs", "replica", "cluster", enabled=True):
+        [provider] = made
+        with provider.get_tracer("test").start_as_current_span("work"):
+            pass
+    [work] = exporter.get_finished_spans()
+    assert work.name == "work"
+    assert work.resource.attributes["service.name"] == "shoal-gcs"
+    assert work.resource.attributes["service.instance.id"] == "replica"
+    assert work.resource.attributes["shoal.cluster"] == "cluster"
+    assert exporter.closed
+
+
+def test_a_process_has_one_provider(exporter: Exporter) -> None:
+    assert set_up("driver", "first", "cluster")
+    assert not set_up("driver", "second", "cluster")
+    assert len(made) == 1
+    telemetry.end()
+
+
+def test_a_provider_of_the_users_own_is_left_alone(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "get_tracer_provider", TracerProvider)
+    assert not set_up("driver", "d", "cluster")
+    assert made == []
+    assert spans.sampling is None
+
+
+def test_a_collector_that_does_not_answer_holds_up_nobody(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "SECONDS", 0.05)
+    exporter.stuck = threading.Event()
+    set_up("driver", "d", "cluster")
+    began = time.monotonic()
+    telemetry.end()
+    assert time.monotonic() - began < 5, "it would wait for ever"
+    exporter.stuck.set()
+
+
+def test_the_trace_that_was_drawn_is_the_one_that_begins(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.01")
+    set_up("driver", "d", "cluster")
+    [provider] = made
+    assert spans.sampling is not None
+    while not spans.sampling.draw():
+        pass
+    drawn = spans.sampling.chosen
+    span = provider.get_tracer("test").start_span("submit f")
+    assert span.get_span_context().trace_id == drawn
+    assert span.is_recording(), "our own decision is the sampler's"
+    assert provider.get_tracer("test").start_span("other").get_span_context().trace_id != drawn
+    telemetry.end()
+
+
+@pytest.mark.parametrize(("bound", "drawn"), [(0, False), (ID_LIMIT, True)])
+def test_all_or_none(bound: int, drawn: bool) -> None:
+    sampling = RootSampling(bound)
+    assert {sampling.draw() for _ in range(100)} == {drawn}
+
+
+def test_a_tracer_travels_by_its_name(exporter: Exporter) -> None:
+    set_up("driver", "d", "cluster")
+    [provider] = made
+    tracer = provider.get_tracer("the user's", "1.2")
+    travelled: Any = pickle.loads(cloudpickle.dumps(tracer))
+    assert isinstance(travelled, trace.Tracer)
+    assert travelled is not tracer
+    telemetry.end()
+
+
+@pytest.mark.parametrize(
+    ("environment", "names"),
+    [
+        ({}, ["http/protobuf"]),
+        ({"OTEL_TRACES_EXPORTER": "otlp, console"}, ["http/protobuf", "console"]),
+        ({"OTEL_TRACES_EXPORTER": "none"}, []),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ["grpc"]),
+        (
+            {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"},
+            ["http/protobuf"],
+        ),
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, ["zipkin"]),
+    ],
+)
+def test_the_environment_names_the_exporters(environment: dict[str, str], names: list[str]) -> None:
+    assert exporters_wanted(environment) == names
+
+
+def test_what_the_environment_says_of_the_process_holds() -> None:
+    own = {"service.name": "shoal-gcs", "service.instance.id": "g"}
+    assert resource_attributes(own, {}).items() >= own.items()
+    assert "service.name" not in resource_attributes(own, {"OTEL_SERVICE_NAME": "mine"})
+    said = resource_attributes(own, {"OTEL_RESOURCE_ATTRIBUTES": "service.name=mine, service.instance.id=7"})
+    assert not said.keys() & own.keys()
+
+
+def test_without_an_exporter_a_line_says_what_to_install(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(telemetry, "exporter_module", lambda protocol: None)
+    with exporting("gcs", "replica", "cluster", enabled=True):
+        assert len(made) == 1
+    assert "pip install opentelemetry-exporter-otlp-proto-http" in caplog.text
+
+
+def test_an_exporter_that_there_is_not_is_named(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
+    with exporting("gcs", "replica", "cluster", enabled=True):
+        pass
+    assert "'zipkin' is no exporter" in caplog.text
+
+
+def test_a_copy_of_a_process_sends_nothing_at_its_end() -> None:
+    code = (
+        "import os\n"
+        "from shoal_core import telemetry\n"
+        "telemetry.set_up('driver', 'd', 'cluster')\n"
+        "if os.fork() == 0:\n"
+        "    telemetry.SECONDS = 1000.0\n"
+        "    raise SystemExit\n"
+        "print(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+    environment = {"OTEL_TRACES_EXPORTER": "console"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, env=environment)
+    assert done.stdout.strip() == "0", done.stderr

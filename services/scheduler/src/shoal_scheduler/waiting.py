@@ -1,0 +1,192 @@
+"""What waits for leases, in the order in which it has its turn: lines of demand, by job and by what they ask of a node.
+
+A *line* holds the demand of one job that asks the same of a node and has the same priority and depth. In it whoever
+holds the fewest leases comes first, then who has been asked for the least, then who was served longest ago. So what has
+its turn next is found among the heads of lines, however much waits behind them.
+
+A job's *head* is the demand of it that has waited longest, if that is longer than ``PATIENCE_SECONDS`` and no other
+head of the job was served within that time. There is one head a job, and it goes before everything else: so nobody
+waits for ever, and yet a job cannot get more than its share by having much that waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from shoal_core.protocol.ids import ProcessId
+from shoal_core.protocol.placement import Bundle
+from shoal_scheduler.candidates import Candidates
+from shoal_scheduler.cluster import Cluster
+from shoal_scheduler.demand import Wanted
+from shoal_scheduler.jobs import Job
+from shoal_scheduler.ordering import Ordering
+
+PATIENCE_SECONDS = 2.0
+"""Demand that got nothing for so long has waited too long."""
+
+Urgency = tuple[int, int]
+
+
+@dataclass(eq=False)
+class Line:
+    """Demand that waits. ``turns`` is by whose turn it is, ``ages`` by who waits longest of those not asked for.
+
+    ``untold`` is what this replica would have to tell the owners of, if no node can ever hold it.
+    """
+
+    job: Job
+    candidates: Candidates
+    urgency: Urgency
+    turns: Ordering[Wanted] = field(default_factory=Ordering)
+    ages: Ordering[Wanted] = field(default_factory=Ordering)
+    untold: dict[tuple[ProcessId, int], Wanted] = field(default_factory=dict)
+    served_at: float = 0.0
+    recalled_at: float = 0.0
+
+    @property
+    def is_over_quota(self) -> bool:
+        """Whether one more lease would take the job beyond a quota. What is out of a bundle it holds already."""
+        if isinstance(self.candidates.strategy, Bundle):
+            return False
+        return bool(self.job.over_quota(self.candidates.resources))
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The demand of a job that goes before everything else, and since when it does."""
+
+    since: float
+    wanted: Wanted
+    line: Line
+
+
+def urgency_of(wanted: Wanted) -> Urgency:
+    """Return a demand's place among those of its job: by priority, then by depth, since the deeper holds up others."""
+    return -wanted.entry.priority, -wanted.entry.depth
+
+
+class Waiting:
+    """All lines."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._lines: dict[tuple[Candidates, Job, Urgency], Line] = {}
+        self._by_job: dict[Job, dict[Line, None]] = {}
+        self._line_of: dict[tuple[ProcessId, int], Line] = {}
+        self._of: dict[ProcessId, dict[int, Wanted]] = {}
+        self._due: dict[Job, float] = {}
+        self._under_way: dict[Job, Wanted] = {}
+
+    def __iter__(self) -> Iterator[Line]:
+        return iter(self._lines.values())
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def count_jobs(self) -> int:
+        """Return how many jobs have demand that waits."""
+        return len(self._by_job)
+
+    def recount(self, owner: ProcessId, now: float) -> None:
+        """The number of an owner's leases has changed: what it wants gets the place that it has now."""
+        for wanted in list(self._of.get(owner, {}).values()):
+            self.put(wanted, now)
+
+    def put(self, wanted: Wanted, now: float) -> None:
+        """Give a demand the place that it has now; none, if there is nothing of it that this replica should place."""
+        job = self._cluster.jobs.get(wanted.job_id)
+        line = self._line_of.get(wanted.name)
+        if wanted.served_at > wanted.served_before:
+            self._note_service(wanted, job, now)
+        if line is not None:
+            moved = (line.candidates.resources, line.candidates.strategy) != (
+                wanted.entry.resources,
+                wanted.entry.strategy,
+            )
+            if wanted.next_slot() is None or moved or line.urgency != urgency_of(wanted):
+                self._take_out(wanted, line)
+                line = None
+        if wanted.next_slot() is None:
+            return
+        if line is None:
+            line = self._line_of[wanted.name] = self._line_for(wanted, job)
+            self._of.setdefault(wanted.owner, {})[wanted.entry.key] = wanted
+        name = wanted.name
+        line.turns.put(name, (job.owners.get(wanted.owner, 0), len(wanted.asked), wanted.served_at, *name), wanted)
+        if wanted.asked:
+            line.ages.discard(name)
+        else:
+            line.ages.put(name, (wanted.served_at, *name), wanted)
+        if wanted.ours and not wanted.noticed:
+            line.untold[name] = wanted
+        else:
+            line.untold.pop(name, None)
+        self._due[job] = -math.inf
+
+    def _note_service(self, wanted: Wanted, job: Job, now: float) -> None:
+        job.served_at = now
+        if wanted.served_at - wanted.served_before >= PATIENCE_SECONDS:
+            job.precedence_at = now
+        wanted.served_before = wanted.served_at
+        line = self._line_of.get(wanted.name)
+        if line is not None:
+            line.served_at = now
+
+    def _line_for(self, wanted: Wanted, job: Job) -> Line:
+        candidates = self._cluster.candidates(wanted.shape)
+        key = (candidates, job, urgency_of(wanted))
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = Line(job, candidates, key[2], served_at=wanted.served_at)
+            self._by_job.setdefault(job, {})[line] = None
+        return line
+
+    def _take_out(self, wanted: Wanted, line: Line) -> None:
+        del self._line_of[wanted.name]
+        of_owner = self._of[wanted.owner]
+        del of_owner[wanted.entry.key]
+        if not of_owner:
+            del self._of[wanted.owner]
+        line.turns.discard(wanted.name)
+        line.ages.discard(wanted.name)
+        line.untold.pop(wanted.name, None)
+        self._due[line.job] = -math.inf
+        if not line.turns:
+            del self._lines[(line.candidates, line.job, line.urgency)]
+            del self._by_job[line.job][line]
+            if not self._by_job[line.job]:
+                del self._by_job[line.job], self._due[line.job]
+
+    # ------------------------------------------------------------------------------- heads
+
+    def heads(self, now: float) -> list[Head]:
+        """Return the heads of all jobs that have one, longest-waiting first."""
+        found: list[Head] = []
+        for job, due in self._due.items():
+            if due > now:
+                continue
+            under_way = self._under_way.get(job)
+            if under_way is not None:
+                if under_way.asked:
+                    continue
+                del self._under_way[job]
+            head = self._head(job)
+            if head is None or head.since > now:
+                self._due[job] = head.since if head is not None else -math.inf
+            else:
+                found.append(head)
+        return sorted(found, key=lambda head: (head.since, head.wanted.served_at, *head.wanted.name))
+
+    def _head(self, job: Job) -> Head | None:
+        lines = [line for line in self._by_job[job] if line.ages and len(line.candidates) and not line.is_over_quota]
+        line = min(lines, key=lambda line: line.ages.keys[0], default=None)
+        if line is None:
+            return None
+        wanted = line.ages.first
+        return Head(max(wanted.served_at, job.precedence_at) + PATIENCE_SECONDS, wanted, line)
+
+    def begun(self, head: Head) -> None:
+        """A node is asked for a head: until it has answered, its job has no other."""
+        self._under_way[head.line.job] = head.wanted
