@@ -369,6 +369,20 @@ def get_actor(ray: Any, effort: Effort) -> Measured:
     return Measured([1000 / sample for sample in measured.samples])
 
 
+def placement_groups(ray: Any, effort: Effort, count: int = 100) -> Measured:
+    """Create a hundred placement groups of one bundle, wait for each, and remove each."""
+    util = importlib.import_module(f"{ray.__name__}.util")
+
+    def create_and_remove() -> None:
+        groups = [util.placement_group([{"CPU": 0.001}]) for _ in range(count)]
+        for group in groups:
+            group.wait(timeout_seconds=30)
+        for group in groups:
+            util.remove_placement_group(group)
+
+    return rate(effort, create_and_remove, count)
+
+
 # Streaming generators and asyncio
 
 
@@ -572,6 +586,7 @@ PROGRAMS: dict[str, Callable[..., Measured]] = {
         queue_pairs_many,
         actor_pool_map,
         get_actor,
+        placement_groups,
         stream_items,
         stream_first_item,
         stream_large,

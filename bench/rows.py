@@ -99,6 +99,7 @@ ROWS: tuple[Row, ...] = (
     Row("queue_pairs_many", "Queue put and get, 200 at once", "1/s", times_ray=10),
     Row("actor_pool_map", "ActorPool.map over 2 actors", "1/s", times_ray=5),
     Row("get_actor", "an actor by its name", "ms", higher_is_better=False, systems=("shoal",), limit=2.0),
+    Row("placement_groups", "placement groups made and removed", "1/s", times_ray=5),
     Row("stream_items", "items of a generator, one by one", "1/s", times_ray=10),
     Row("stream_first_item", "first item, in times of a task", "x", higher_is_better=False, limit=2.0),
     Row("stream_large", "80 MB items of a generator", "GB/s", times_ray=2),

@@ -49,6 +49,15 @@ SAYS = {
         "where its data lies: c",
         "nowhere: Task zone() cannot run",
     ],
+    "placement_groups.py": [
+        "all bundles are reserved: True",
+        "nodes of the gang: 3",
+        "their tasks run in the group: [True, True, True, True]",
+        "another gang has no room: False",
+        "found by its name: True",
+        "now it has: True",
+        "the trainers ended with their group, which is REMOVED",
+    ],
     "generators.py": [
         "came: 0",
         "came: 2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -112,9 +113,11 @@ def test_options_that_do_not_go_together_are_errors() -> None:
     assert change(max_task_retries=1, max_restarts=1)
 
 
-def test_none_means_the_default() -> None:
+def test_none_means_the_default_and_of_a_placement_group_that_there_is_none() -> None:
     options = dict.fromkeys(ACTOR_OPTIONS)
     check_actor(options)
+    assert resolve_actor(options) == replace(resolve_actor({}), group=None)
+    del options["placement_group"]
     assert resolve_actor(options) == resolve_actor({})
 
 

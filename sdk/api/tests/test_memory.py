@@ -286,7 +286,7 @@ def test_rows_have_rays_columns_and_are_read_by_attribute_and_by_key() -> None:
     row = state.list_objects()[0]
     columns = ["object_id", "object_size", "task_status", "reference_type", "call_site", "type", "pid", "ip"]
     assert list(row)[:8] == columns
-    assert set(row) == set(state.COLUMNS)
+    assert set(row) == set(state.OBJECT_COLUMNS)
     assert [row[name] for name in columns] == [
         ID,
         9,
@@ -297,7 +297,12 @@ def test_rows_have_rays_columns_and_are_read_by_attribute_and_by_key() -> None:
         42,
         "127.0.0.1",
     ]
-    assert (row.object_size, row.get("nothing", 3), row.asdict()["pid"], len(row)) == (9, 3, 42, len(state.COLUMNS))
+    assert (row.object_size, row.get("nothing", 3), row.asdict()["pid"], len(row)) == (
+        9,
+        3,
+        42,
+        len(state.OBJECT_COLUMNS),
+    )
     assert "object_size=9" in repr(row)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,9 +124,12 @@ def test_max_calls_belongs_into_the_decorator(use: Use) -> None:
         use(max_calls=1)
 
 
-def test_every_option_may_be_none_which_means_the_default() -> None:
-    check(dict.fromkeys(TASK_OPTIONS))
-    assert resolve(dict.fromkeys(TASK_OPTIONS), "f") == resolve({}, "f")
+def test_every_option_may_be_none_which_means_the_default_and_of_a_placement_group_that_there_is_none() -> None:
+    options = dict.fromkeys(TASK_OPTIONS)
+    check(options)
+    assert resolve(options, "f") == replace(resolve({}, "f"), group=None)
+    del options["placement_group"]
+    assert resolve(options, "f") == resolve({}, "f")
 
 
 def test_the_defaults_are_rays() -> None:

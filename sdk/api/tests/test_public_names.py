@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import types
 
 import pytest
 
 import shoal
 from shoal import exceptions
+from shoal.util.placement_group import PlacementGroup
 from shoal_core.protocol import errors
 from shoal_core.protocol.errors import ShoalError
 
 PROGRAMS_RELY_ON = [
     "ObjectID",
     "ObjectRef",
+    "PlacementGroupID",
     "RemoteFunction",
     "ActorID",
     "JobID",
@@ -87,12 +90,17 @@ RAYS_UTIL = [
     "deregister_serializer",
     "disable_log_once_globally",
     "enable_periodic_logging",
+    "get_current_placement_group",
     "get_node_ip_address",
+    "get_placement_group",
     "inspect_serializability",
     "list_named_actors",
     "log_once",
+    "placement_group",
+    "placement_group_table",
     "queue",
     "register_serializer",
+    "remove_placement_group",
     "state",
 ]
 
@@ -122,6 +130,13 @@ def test_util_offers_what_programs_rely_on() -> None:
     assert set(RAYS_UTIL) <= set(shoal.util.__all__)
     assert all(hasattr(shoal.util, name) for name in shoal.util.__all__)
     assert len(set(shoal.util.__all__)) == len(shoal.util.__all__)
+
+
+def test_placement_group_is_a_function_and_a_module() -> None:
+    module = importlib.import_module("shoal.util.placement_group")
+    assert shoal.util.placement_group is module.placement_group
+    assert set(module.__all__) == public(module)
+    assert [module.PlacementGroup, module.PlacementGroupID] == [PlacementGroup, shoal.PlacementGroupID]
 
 
 @pytest.mark.parametrize("name", RAYS_NAMES_OF_REFERENCES)
@@ -199,6 +214,7 @@ def test_the_tree_of_errors_has_its_branches(lower: str, upper: str) -> None:
         ("RayChannelTimeoutError", TimeoutError),
         ("ReferenceCountingAssertionError", AssertionError),
         ("ActorAlreadyExistsError", ValueError),
+        ("PlacementGroupAlreadyExistsError", ValueError),
     ],
 )
 def test_errors_are_caught_by_the_builtin_classes_that_mean_them(name: str, builtin: type[Exception]) -> None:

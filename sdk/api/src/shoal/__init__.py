@@ -24,7 +24,7 @@ from shoal.runtime_context import get_gpu_ids, get_runtime_context
 from shoal.session import Context, init, is_initialized, shutdown
 from shoal.state import available_resources, cluster_resources, nodes
 from shoal_core import __version__
-from shoal_core.runtime.identities import ActorID, JobID, NodeID, TaskID, WorkerID
+from shoal_core.runtime.identities import ActorID, JobID, NodeID, PlacementGroupID, TaskID, WorkerID
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.streams import ObjectRefGenerator
 
@@ -41,6 +41,7 @@ __all__ = [
     "ObjectID",
     "ObjectRef",
     "ObjectRefGenerator",
+    "PlacementGroupID",
     "RemoteFunction",
     "TaskID",
     "WorkerID",

@@ -23,6 +23,7 @@ from shoal.handle import (
     handle_of,
     new_handle,
 )
+from shoal.placement import place
 from shoal.session import runtime
 from shoal.signature import Arguments
 from shoal_core.protocol.actors import (
@@ -38,6 +39,9 @@ from shoal_core.protocol.actors import (
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import JobId
 from shoal_core.protocol.messages import JobRecord
+from shoal_core.protocol.placement import Strategy
+from shoal_core.protocol.records import InGroup
+from shoal_core.protocol.resources import to_amounts
 from shoal_core.runtime.hosting import ActorExit, ActorSpec, is_async
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
@@ -167,6 +171,7 @@ def _create(
     if options.get_if_exists and (existing := _find(options.name, namespace, current)) is not None:
         return handle_of(existing)
     methods, signatures = actor_class.members()
+    strategy, in_group = _place(options, cls.__name__, current)
     actor, ref = current.new_actor()
     job = _open_job(current, actor) if options.detached else current.job
     arguments, dependencies, whole, holds = current.made_of(cls.__name__, args, kwargs)
@@ -177,6 +182,7 @@ def _create(
         whole=whole,
         concurrency=options.concurrency,
         groups=options.groups,
+        in_group=in_group,
     )
     handle_description = HandleDescription(
         class_name=cls.__name__,
@@ -198,7 +204,7 @@ def _create(
         detached=options.detached,
         placement=options.placement,
         resources=options.resources,
-        strategy=options.strategy,
+        strategy=strategy,
         max_restarts=options.max_restarts,
         methods=_bounded(handle_description, MOST_METHODS_BYTES, f"the methods of {cls.__name__}"),
         trace=current.trace_of_actor(cls.__name__, actor, job, began_ns),
@@ -230,6 +236,13 @@ def _request(
         current.create_actor(description, spec, holds)
     handle._shoal_signatures = signatures
     return handle
+
+
+def _place(options: ActorOptions, name: str, current: Runtime) -> tuple[Strategy, InGroup | None]:
+    """Return where an actor is to be placed, and the placement group it is then in."""
+    resources, placement = to_amounts(options.resources), to_amounts(options.placement)
+    placed = place(options.group, current.in_group, name, resources, placement)
+    return (options.strategy, None) if placed is None else placed
 
 
 def _open_job(current: Runtime, actor: Any) -> JobId:

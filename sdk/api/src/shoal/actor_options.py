@@ -16,7 +16,7 @@ from shoal.options import (
     retry_exceptions,
     returns,
 )
-from shoal.placement import strategy_of
+from shoal.placement import GroupWish, group_wish, strategy_of
 from shoal_core.protocol.placement import NodeAffinity, Strategy
 from shoal_core.protocol.resources import CPU, Resources, to_resources
 
@@ -100,6 +100,7 @@ class ActorOptions:
     placement: Resources
     resources: Resources
     strategy: Strategy
+    group: GroupWish | None
     name: str
     namespace: str
     detached: bool
@@ -131,6 +132,7 @@ def resolve_actor(options: Mapping[str, Any]) -> ActorOptions:
         placement=placement,
         resources=resources,
         strategy=strategy,
+        group=group_wish(options),
         name=given.get("name", ""),
         namespace=given.get("namespace", ""),
         detached=given.get("lifetime") == "detached",

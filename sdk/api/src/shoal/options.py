@@ -13,9 +13,20 @@ from typing import Any
 
 import cloudpickle
 
-from shoal.placement import check_fallback, check_selector, check_strategy, strategy_of
+from shoal.amounts import check_amount
+from shoal.placement import (
+    GroupWish,
+    check_bundle_index,
+    check_capture,
+    check_fallback,
+    check_group,
+    check_selector,
+    check_strategy,
+    group_wish,
+    strategy_of,
+)
 from shoal_core.protocol.ids import MAX_RETURNS
-from shoal_core.protocol.resources import CPU, GPU, MEMORY, UNIT, to_units
+from shoal_core.protocol.resources import CPU, GPU, MEMORY, to_units
 from shoal_core.runtime.streams import STREAMING
 from shoal_core.runtime.submission import SchedulingClass
 from shoal_core.runtime.work import ALL_EXCEPTIONS
@@ -25,14 +36,7 @@ ACCELERATOR_AMOUNT = 0.001
 
 
 def _amount(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"The type of option {name} is {type(value).__name__}; it must be a number, such as 1 or 0.5.")
-    try:
-        units = to_units(value)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"The value of option {name} is wrong: {error}.") from None
-    if name == "num_gpus" and units > UNIT and units % UNIT:
-        raise ValueError(f"The value of option num_gpus is {value}; above 1 it must be a whole number.")
+    check_amount(f"option {name}", value, devices=name == "num_gpus")
 
 
 def integer(lowest: int) -> Callable[[str, Any], None]:
@@ -114,11 +118,14 @@ COMMON_OPTIONS: dict[str, Callable[[str, Any], None]] = {
     "scheduling_strategy": check_strategy,
     "label_selector": check_selector,
     "fallback_strategy": check_fallback,
+    "placement_group": check_group,
+    "placement_group_bundle_index": check_bundle_index,
+    "placement_group_capture_child_tasks": check_capture,
     "enable_task_events": anything,
     "_metadata": anything,
     "_labels": anything,
 }
-"""The options that tasks and actors share."""
+"""The options that tasks and actors share. Where ``placement_group`` is None there is to be none."""
 
 TASK_OPTIONS: dict[str, Callable[[str, Any], None]] = {
     **COMMON_OPTIONS,
@@ -158,6 +165,7 @@ class TaskOptions:
     """The options of a call in the form in which they are used."""
 
     scheduling_class: SchedulingClass
+    group: GroupWish | None
     name: str
     returns: int
     retries: int
@@ -174,6 +182,7 @@ def resolve(options: Mapping[str, Any], function_name: str, *, generator: bool =
     resources = tuple(sorted((name, to_units(amount)) for name, amount in amounts.items() if amount))
     return TaskOptions(
         scheduling_class=SchedulingClass(resources, strategy_of(given)),
+        group=group_wish(options),
         name=given.get("name", function_name),
         returns=returns_of(given.get("num_returns"), generator=generator),
         retries=given.get("max_retries", DEFAULT_RETRIES),

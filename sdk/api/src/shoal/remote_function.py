@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Generic, Never, ParamSpec, TypeVar, overload
 
 from shoal import options as option_table
 from shoal.exports import Export, Known
 from shoal.generators import collected
+from shoal.placement import place
 from shoal.session import runtime
 from shoal.signature import Arguments
+from shoal_core.protocol.records import InGroup
+from shoal_core.protocol.resources import to_amounts
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Call, Runtime
 from shoal_core.runtime.streams import ObjectRefGenerator
@@ -36,7 +40,7 @@ class RemoteFunction(Generic[P, R]):
         self._resolved = _resolve(function, options)
         self._exported = self._new_export()
         self._arguments = Arguments(function, _name(function))
-        self._call: tuple[Runtime, Call] | None = None
+        self._call: tuple[Runtime, InGroup | None, Call] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Raise ``TypeError``: remote functions are not called directly."""
@@ -80,9 +84,10 @@ class RemoteFunction(Generic[P, R]):
         self._arguments.check(args, kwargs)
         call = self._call
         current = runtime()
-        if call is None or call[0] is not current:
-            call = self._call = (current, self._prepare(current))
-        refs = current.submit(call[1], args, kwargs)
+        inside = None if self._resolved.group is None else current.in_group
+        if call is None or call[0] is not current or call[1] != inside:
+            call = self._call = (current, inside, self._prepare(current, inside))
+        refs = current.submit(call[2], args, kwargs)
         if len(refs) == 1:
             return refs[0]
         return refs or None
@@ -106,16 +111,23 @@ class RemoteFunction(Generic[P, R]):
             function = collected(function)
         return Export(function, self._resolved.max_calls, known)
 
-    def _prepare(self, current: Runtime) -> Call:
+    def _prepare(self, current: Runtime, inside: InGroup | None) -> Call:
+        """Return what calls share that are made in this placement group, or (None) in none."""
         resolved = self._resolved
+        scheduling_class, in_group = resolved.scheduling_class, None
+        resources = to_amounts(dict(scheduling_class.resources))
+        if (placed := place(resolved.group, inside, f"{resolved.name}()", resources)) is not None:
+            bundle, in_group = placed
+            scheduling_class = replace(scheduling_class, strategy=bundle)
         return Call(
             function=self._exported.to(current, current.job),
             name=resolved.name,
             returns=resolved.returns,
-            key=current.scheduling_key(resolved.scheduling_class),
+            key=current.scheduling_key(scheduling_class),
             retries=resolved.retries,
             retry_on=resolved.retry_on,
             ahead=resolved.ahead,
+            in_group=in_group,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -81,6 +81,17 @@ class RuntimeContext:
         current = runtime()
         return {} if current.node == NO_NODE else labels_of(current.node)
 
+    def get_placement_group_id(self) -> str | None:
+        """Return the id of the placement group that this task or actor is in; None where it is in none."""
+        inside = runtime().in_group
+        return None if inside is None else inside.group
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """Whether what is submitted here is placed in the placement group that this is in."""
+        inside = runtime().in_group
+        return inside is not None and inside.captures
+
     def get_runtime_env_string(self) -> str:
         """Return the runtime environment as JSON."""
         return "{}"

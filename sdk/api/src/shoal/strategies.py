@@ -9,9 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shoal.placement_groups import PlacementGroup
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.labels import check_key, check_value
-from shoal_core.protocol.placement import Condition, Conditions, NodeAffinity, NodeLabels, Operator, Strategy
+from shoal_core.protocol.placement import (
+    ANY_BUNDLE,
+    Condition,
+    Conditions,
+    NodeAffinity,
+    NodeLabels,
+    Operator,
+    Strategy,
+)
 
 
 class NodeAffinitySchedulingStrategy:
@@ -129,7 +138,46 @@ class NodeLabelSchedulingStrategy:
         return f"NodeLabelSchedulingStrategy({self.hard!r}, soft={self.soft!r})"
 
 
-SchedulingStrategyT = str | NodeAffinitySchedulingStrategy | NodeLabelSchedulingStrategy | None
+class PlacementGroupSchedulingStrategy:
+    """Run in a bundle of a placement group: the one of this index (from 0), or with -1 any that has room.
+
+    ``placement_group_capture_child_tasks``: what the task or actor submits is placed in the group too, unless it says
+    otherwise; None: if that is so where this is submitted. ``placement_group=None`` is how a child says otherwise.
+    """
+
+    def __init__(
+        self,
+        placement_group: PlacementGroup | None,
+        placement_group_bundle_index: int = ANY_BUNDLE,
+        placement_group_capture_child_tasks: bool | None = None,
+    ) -> None:
+        check_in_group(placement_group, placement_group_bundle_index, placement_group_capture_child_tasks)
+        self.placement_group = placement_group
+        self.placement_group_bundle_index = placement_group_bundle_index
+        self.placement_group_capture_child_tasks = placement_group_capture_child_tasks
+
+    def __repr__(self) -> str:
+        return (
+            f"PlacementGroupSchedulingStrategy({self.placement_group!r}, {self.placement_group_bundle_index}, "
+            f"{self.placement_group_capture_child_tasks})"
+        )
+
+
+def check_in_group(group: Any, index: Any, captures: Any) -> None:
+    """Check what is said of a placement group, without asking for its bundles; None stands for not said."""
+    if group is not None and not isinstance(group, PlacementGroup):
+        raise TypeError(f"placement_group must be a PlacementGroup or None, got {type(group).__name__}.")
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise TypeError(f"placement_group_bundle_index must be an int, got {type(index).__name__}.")
+    if index < ANY_BUNDLE:
+        raise ValueError(f"placement_group_bundle_index must be at least -1, which is any bundle, got {index}.")
+    if captures is not None and not isinstance(captures, bool):
+        raise TypeError(f"placement_group_capture_child_tasks must be a bool, got {type(captures).__name__}.")
+
+
+SchedulingStrategyT = (
+    str | NodeAffinitySchedulingStrategy | NodeLabelSchedulingStrategy | PlacementGroupSchedulingStrategy | None
+)
 """What the option ``scheduling_strategy`` takes."""
 
 

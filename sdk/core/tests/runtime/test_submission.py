@@ -39,7 +39,8 @@ from shoal_core.runtime.submission import (
 )
 from shoal_core.testing.builders import node_id, process_id
 
-CLASSES = (SchedulingClass((("CPU", 10_000),)), SchedulingClass((("GPU", 10_000),), SPREAD))
+IN_GROUP = SchedulingClass((("CPU", 10_000),), Bundle(PlacementGroupId("a" * 32), 0))
+CLASSES = (SchedulingClass((("CPU", 10_000),)), SchedulingClass((("GPU", 10_000),), SPREAD), IN_GROUP)
 NODES = (node_id(1), node_id(2))
 Place = tuple[NodeId, LeaseId]
 TRACE = str(TraceParent(1, 2))
@@ -308,6 +309,7 @@ class World:
         assert not self.workers, "every lease goes back"
         self.pass_time(REPEAT_SECONDS + 0.001)
         assert self.submission.quiet()
+        assert IN_GROUP not in self.submission.keys, "what groups leave behind is forgotten"
 
 
 index = st.integers(0, 1000)
@@ -689,6 +691,30 @@ def test_leases_inside_a_group_and_outside_make_no_room_for_each_other() -> None
     world.submit(first, "inside too", 0)
     world.pass_time(TURN_SECONDS * 1.1)
     assert key.leases[worker.node, worker.lease].recalled
+
+
+def test_a_key_of_a_group_that_was_forgotten_is_used_again() -> None:
+    world = World()
+    world.submit(IN_GROUP, "f", 0)
+    key = world.submission.key_for(IN_GROUP)
+    (slot,) = key.slots
+    world.end(world.grant(key.index, slot))
+    world.pass_time(IDLE_SECONDS)
+    assert world.submission.find(key.index) is None
+    world.submit(IN_GROUP, "f", 0)
+    again = world.submission.key_for(IN_GROUP)
+    worker = world.grant(again.index, next(iter(again.slots)))
+    world.end(worker)
+    world.lose(worker, 0)
+    assert world.submission.find(again.index) is None
+    world.grant(key.index, slot)
+    assert not world.workers, "a grant that comes late goes back"
+    wire = Task(TaskNumber(3), 0, LeaseId(0), 0, FunctionId("f"), "f", 1, Inline(b""))
+    world.fates[wire.number] = Fate(PendingTask(wire, key, 0), 0)
+    world.submission.enqueue(world.fates[wire.number].task)
+    world.turn()
+    assert world.submission.key_for(IN_GROUP) is key
+    world.settle()
 
 
 def test_what_no_turn_helps_asks_for_one_less_and_less_often() -> None:

@@ -11,6 +11,7 @@ from shoal.strategies import (
     NodeAffinitySchedulingStrategy,
     NodeLabelSchedulingStrategy,
     NotIn,
+    PlacementGroupSchedulingStrategy,
     SchedulingStrategyT,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "NodeAffinitySchedulingStrategy",
     "NodeLabelSchedulingStrategy",
     "NotIn",
+    "PlacementGroupSchedulingStrategy",
     "SchedulingStrategyT",
 ]

@@ -11,7 +11,7 @@ id                    chars  made of
 ``ProcessId``         24     its node's 16 (zeros for a driver without one) + 32 random bits
 ``JobId``             8      a counter of the cluster
 ``ActorId``           32     its creator's process id + the actor's number in it (32 bits)
-``PlacementGroupId``  32     its creator's process id + 32 random bits
+``PlacementGroupId``  32     its creator's process id + the group's number in it (32 bits)
 ``TaskId``            40     the owner's process id + the task's number in it (64 bits)
 ``ObjectId``          48     the task's id + the return index (32 bits); 0 is an object made by put
 ====================  =====  ===========================================================
@@ -58,9 +58,9 @@ def actor_id(creator: ProcessId, number: int) -> ActorId:
     return ActorId(f"{creator}{number:08x}")
 
 
-def new_group_id(creator: ProcessId) -> PlacementGroupId:
-    """Draw the id of a placement group that a process creates."""
-    return PlacementGroupId(creator + secrets.token_hex(4))
+def group_id(creator: ProcessId, number: int) -> PlacementGroupId:
+    """Return the id of the ``number``-th placement group that a process creates."""
+    return PlacementGroupId(f"{creator}{number:08x}")
 
 
 def new_service_id() -> ServiceId:

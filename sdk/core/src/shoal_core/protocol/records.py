@@ -17,6 +17,7 @@ from shoal_core.protocol.ids import (
     LeaseId,
     NodeId,
     ObjectKey,
+    PlacementGroupId,
     ProcessId,
     SlotId,
     TaskNumber,
@@ -65,6 +66,16 @@ def contained_in(value: Value) -> Sequence[Reference]:
     return value.contained
 
 
+class InGroup(msgspec.Struct, array_like=True, frozen=True):
+    """The placement group that a task or an actor is in.
+
+    ``captures``: what it submits is placed there too, unless that says otherwise.
+    """
+
+    group: PlacementGroupId
+    captures: bool
+
+
 class Task(msgspec.Struct, array_like=True, tag=1):
     """Owner → worker: run this. Tasks of one lease run in the order of their positions.
 
@@ -90,6 +101,7 @@ class Task(msgspec.Struct, array_like=True, tag=1):
     group: str = ""
     ahead: int = 0
     origins: list[Reference] = []
+    in_group: InGroup | None = None
 
 
 class TaskDone(msgspec.Struct, array_like=True, tag=2):

@@ -34,7 +34,7 @@ from setproctitle import setproctitle
 from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.actors import MOST_ERROR_BYTES, ActorRecord
 from shoal_core.protocol.ids import FunctionId
-from shoal_core.protocol.records import ActorAssigned, Inline, LeaseAssigned, Reference
+from shoal_core.protocol.records import ActorAssigned, InGroup, Inline, LeaseAssigned, Reference
 from shoal_core.runtime.failures import lasting_failure
 from shoal_core.runtime.session import new_event_loop
 from shoal_core.runtime.work import Accepted, Work, begin, fill_in
@@ -57,7 +57,7 @@ class ActorSpec(msgspec.Struct, array_like=True, frozen=True):
 
     ``arguments`` are the pickled ``(args, kwargs)``, in which a ``Dependency`` stands for each of ``dependencies``;
     where they are too large to be kept in a record they are an object, ``whole``. ``concurrency`` is how many calls
-    run at once outside the groups, 0 where nothing was said.
+    run at once outside the groups, 0 where nothing was said. ``in_group`` is the placement group it is made in.
     """
 
     function: FunctionId
@@ -66,6 +66,7 @@ class ActorSpec(msgspec.Struct, array_like=True, frozen=True):
     whole: Reference | None = None
     concurrency: int = 0
     groups: dict[str, int] = {}
+    in_group: InGroup | None = None
 
 
 @dataclass(slots=True)
@@ -91,6 +92,7 @@ class Hosting:
         self.lease: LeaseAssigned = assigned.lease
         self.instance: Any = None
         self._spec = spec = msgspec.msgpack.decode(assigned.spec, type=ActorSpec)
+        self.in_group = spec.in_group
         self.references = [*spec.arguments.contained, *spec.dependencies]
         if spec.whole is not None:
             self.references.append(spec.whole)

@@ -102,6 +102,13 @@ class ActorID(BaseID):
     SIZE = 16
 
 
+class PlacementGroupID(BaseID):
+    """The id of a placement group."""
+
+    __slots__ = ()
+    SIZE = 16
+
+
 class TaskID(BaseID):
     """The id of a task."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from shoal_core.bus.interface import Message
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import BusError, NotFoundError
-from shoal_core.protocol.ids import NodeId
+from shoal_core.protocol.ids import NodeId, PlacementGroupId
 from shoal_core.protocol.messages import DemandNotice, GetNode, NodeRecord, NodeState
 from shoal_core.protocol.placement import NodeAffinity
 from shoal_core.protocol.resources import Resources, fits, to_amounts
@@ -43,22 +43,25 @@ def heeding_notices(runtime: Runtime) -> Iterator[None]:
 class Notices:
     """What was said about this process's demand (I/O thread).
 
-    What was warned of is remembered for ever: a number for each key, and for each actor that nobody can place.
+    What was warned of is remembered for ever: a number for each key, and for each actor that nobody can place, and the
+    id of each such placement group.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._warned: set[int] = set()
+        self._warned: set[int | PlacementGroupId] = set()
         self._judged: set[SchedulingKey] = set()
 
     def hear(self, message: Message) -> None:
         """Take in one notice."""
         notice = decode(DemandNotice, message.data)
-        key = None if notice.actor is not None else self._runtime.reactor.submission.find(notice.key)
+        about = notice.group or notice.key
+        is_of_task = notice.actor is None and notice.group is None
+        key = self._runtime.reactor.submission.find(notice.key) if is_of_task else None
         affinity = None if key is None else key.scheduling_class.strategy
         if key is None or not isinstance(affinity, NodeAffinity) or affinity.soft:
-            if notice.key not in self._warned:
-                self._warned.add(notice.key)
+            if about not in self._warned:
+                self._warned.add(about)
                 logger.warning("%s", notice.text)
         elif affinity.fail:
             self._give_up(key, notice.why)

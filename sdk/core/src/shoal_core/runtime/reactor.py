@@ -62,6 +62,7 @@ from shoal_core.runtime.commands import Cancel, Notify, Persisted, Say, StreamMo
 from shoal_core.runtime.durable import Restoring
 from shoal_core.runtime.nodes import NodeWatch
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
+from shoal_core.runtime.placement_groups import AwaitGroup, DropGroup, MakeGroup, PlacementGroups
 from shoal_core.runtime.recovery import Recovery
 from shoal_core.runtime.sharing import Sharing
 from shoal_core.runtime.streams import STREAMING, Stream
@@ -105,6 +106,8 @@ class Reactor:
         self.borrowing = self.sharing.borrowing
         self.actors = Actors(bus, subjects, self._dead, self.tally)
         self.actors.turn = self._finish_unless_closed
+        self.groups = PlacementGroups(bus, subjects)
+        self.groups.turn = self._finish_unless_closed
         self.pinned: list[ObjectRef[Any]] = []
         self.streams: dict[TaskNumber, Stream] = {}
         self.tasks: dict[TaskNumber, PendingTask | PendingCall] = {}
@@ -151,6 +154,9 @@ class Reactor:
             Abandon: self.actors.abandon,
             Create: self.actors.create,
             Created: self.actors.created,
+            MakeGroup: self.groups.make,
+            AwaitGroup: self.groups.await_ready,
+            DropGroup: self.groups.drop,
             Notify: self._notify,
             Withdraw: self._withdraw,
             Want: lambda want: self.sharing.want(want.states),
@@ -232,6 +238,9 @@ class Reactor:
         """End a turn: wake who waits, push what can be pushed, send what is to be sent."""
         if self.closed is not None:
             return
+        groups = self.groups.core
+        if groups.settled or groups.given_up:
+            self._take_from_groups()
         while self._settled or self.recovery.work_off():  # what is settled may settle others: tasks that need it
             settled, self._settled = self._settled, []
             if self._dead:
@@ -260,16 +269,33 @@ class Reactor:
         self.sharing.flush()
         if submission.demand_changed:
             self._publish_demand()
-        if self._tick is None and not (submission.quiet() and calls.quiet()):
+        if groups.questions or groups.unheard:
+            self.groups.work_off()
+        if self._tick is None and not (submission.quiet() and calls.quiet() and groups.quiet()):
             self._tick = self._loop.call_later(TICK_SECONDS, self._on_tick)
 
     def _finish_unless_closed(self) -> None:
         if self.closed is None:
             self.finish()
 
+    def _take_from_groups(self) -> None:
+        """Settle what has waited for placement groups."""
+        groups = self.groups.core
+        self._settled += groups.settled
+        groups.settled = []
+        given_up, groups.given_up = groups.given_up, []
+        for key, failure in given_up:
+            for task in self.submission.give_up(key):
+                self.fail(task, failure)
+
     def is_dead(self, peer: PeerId) -> bool:
         """Tell whether a node or process is known to be dead."""
         return peer in self._dead
+
+    def reread(self) -> None:
+        """The broker was away: news of actors and placement groups may have been missed."""
+        self.actors.reread()
+        self.groups.reread()
 
     def send(self, peer: PeerId, record: Record) -> None:
         """Send a record on the channel to a peer."""
@@ -294,11 +320,14 @@ class Reactor:
         now = time.monotonic()
         self.submission.tick(now)
         self.actors.calls.tick(now)
+        self.groups.core.tick(now)
         self.finish()
 
     def _publish_demand(self) -> None:
         self._version += 1
-        entries = self.submission.demand(time.monotonic())
+        now = time.monotonic()
+        entries = self.submission.demand(now)
+        self.groups.core.demanded(self.submission.waiting(), now)
         entries = [entry.model_copy(update={"depth": self.depth}) for entry in entries]
         demand = Demand(owner=self.local, job_id=self.job, version=self._version, entries=entries)
         self._bus.publish(self._subjects.demand(self.local), encode(demand))
@@ -639,6 +668,7 @@ class Reactor:
         self.restoring.forget(state)
         if state in self.actors.handles:
             self.actors.released(state)
+        self.groups.core.released(state)
         if state.owner == self.local:
             self.recovery.forgotten(state)
 

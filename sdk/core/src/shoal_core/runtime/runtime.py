@@ -31,15 +31,18 @@ from shoal_core.protocol.errors import (
     PendingCallsLimitExceeded,
     ShoalError,
 )
+from shoal_core.protocol.groups import GroupDescription
 from shoal_core.protocol.ids import (
     ActorId,
     FunctionId,
     JobId,
     LeaseId,
     ObjectKey,
+    PlacementGroupId,
     ProcessId,
     TaskNumber,
     actor_id,
+    group_id,
     is_call,
     node_of,
     object_key,
@@ -51,7 +54,7 @@ from shoal_core.protocol.messages import (
     JobRecord,
     Message,
 )
-from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Task, Value
+from shoal_core.protocol.records import Failed, InGroup, Inline, Reference, Stored, Task, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import decode
 from shoal_core.runtime import objects
@@ -66,6 +69,7 @@ from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.holdings import Holdings
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
 from shoal_core.runtime.pending import PendingCounter
+from shoal_core.runtime.placement_groups import AwaitGroup, DropGroup, MakeGroup
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.reporting import Reporter
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
@@ -101,6 +105,7 @@ class Call:
     retries: int
     retry_on: bytes
     ahead: int = 0
+    in_group: InGroup | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,7 @@ class Runtime:
         """Where this process traces: which traces its tasks belong to."""
         self._numbers = itertools.count(1)
         self._actor_numbers = itertools.count(1)
+        self._group_numbers = itertools.count(1)
         self._commands = self.reactor.commands
         self._thread = threading.get_ident()
 
@@ -244,6 +250,7 @@ class Runtime:
         if args or kwargs:
             arguments, dependencies, nested = self._arguments(call.name, number, args, kwargs)
         wire = self._wire(number, call.function, call.name, call.returns, arguments, call.retry_on, began_ns)
+        wire.in_group = call.in_group
         refs = self._returns(wire, call.ahead)
         self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested, _parent()))
         self.reactor.wake()
@@ -439,6 +446,47 @@ class Runtime:
     def own_actor(self, description: ActorDescription, handle: ObjectRef[Any]) -> None:
         """Have an actor of this process go when nobody refers to its creation object any more."""
         self.command(Own(description.actor_id, handle._state))
+
+    # ------------------------------------------------------------------------------- placement groups
+
+    @property
+    def in_group(self) -> InGroup | None:
+        """The placement group in which runs what this context belongs to, None if it is in none."""
+        if self.hosting is not None:
+            return self.hosting.in_group
+        running = current.get()
+        return None if running is None else running.task.in_group
+
+    def new_group(self) -> PlacementGroupId:
+        """Draw the id of a placement group that this process makes."""
+        return group_id(self.local, next(self._group_numbers))
+
+    def make_group(self, description: GroupDescription) -> None:
+        """Have a group without a name made; never waits. What goes wrong comes out of what waits for the group."""
+        self._check_open()
+        self.command(MakeGroup(description))
+
+    def await_group(self, group: PlacementGroupId, value: Inline) -> ObjectRef[Any]:
+        """Return a reference to an object of this value, which is ready as soon as a group is."""
+        self._check_open()
+        ref = self.objects.create(object_key(self._draw_number(), 0))
+        self.command(AwaitGroup(group, ref._state, value))
+        return ref
+
+    def remove_group(self, group: PlacementGroupId, reason: str) -> None:
+        """Have a group removed; never waits."""
+        self._check_open()
+        self.command(DropGroup(group, reason))
+
+    def ask_about_groups(self, verb: str, message: Message, timeout_seconds: float = REQUEST_SECONDS) -> Message:
+        """Ask the control store about groups, after all that was done to them here (user threads only)."""
+        return self.call(self.reactor.groups.ask(verb, message, timeout_seconds))
+
+    def groups_told(self) -> None:
+        """Return when the control store has heard of the groups that were made here (user threads only)."""
+        self.call(self.reactor.groups.told(REQUEST_SECONDS))
+
+    # ------------------------------------------------------------------------------- what the control store knows
 
     def ask_gcs(self, verb: str, message: Message) -> Message:
         """Ask the control store something and wait for the answer (user threads only)."""

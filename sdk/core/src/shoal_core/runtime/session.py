@@ -148,6 +148,7 @@ class Session:
                     with heeding_notices(runtime):
                         self._ready.set_result(runtime)
                         await self._stop.wait()
+                    await runtime.reactor.groups.told(LEAVE_SECONDS)
                     await runtime.reporter.finish()
                     runtime.close()
                     with contextlib.suppress(BusError):
@@ -260,6 +261,7 @@ async def watch_deaths(runtime: Runtime) -> AsyncIterator[None]:
         if connected:
             for node in {runtime.node, *(NodeId(peer[:16]) for peer in reactor.peers.known())}:
                 inquire(node)
+            reactor.reread()
 
     def inquire(node: NodeId) -> None:
         if node != NO_NODE and node not in asking:

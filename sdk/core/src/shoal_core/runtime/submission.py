@@ -77,6 +77,8 @@ LARGE_BYTES = 1024 * 1024
 MOST_NEAR = 4
 CANCELLED = "task_cancelled"
 """The code of the error that stands for what a cancelled task would have returned."""
+GROUP_REMOVED = "task_group_removed"
+"""The code of the error of what cannot run, since its placement group was removed."""
 
 
 class PendingTask:
@@ -242,6 +244,17 @@ class Submission:
             alike.append(key)
         return key
 
+    def _forget_if_idle(self, key: SchedulingKey) -> None:
+        """Forget a key of a placement group that has nothing to do, until it is used again.
+
+        Groups come and go, and may never be used again. Other keys are few, and stay.
+        """
+        if group_of(key.scheduling_class.strategy) is None or key.queue or key.leases or key.slots:
+            return
+        if self._by_index.pop(key.index, None) is not None and self.keys.get(key.scheduling_class) is key:
+            del self.keys[key.scheduling_class]
+            self._alike.pop(key.scheduling_class, None)
+
     # ------------------------------------------------------------------------------- inputs
 
     def enqueue(self, task: PendingTask) -> None:
@@ -249,10 +262,14 @@ class Submission:
         wire = task.wire
         if wire.dependencies or type(wire.arguments) is Stored:
             task.key = self._nearer(task.key, wire)
-        task.key.queue.append(task)
-        if wire.trace and task.key.traced is None and is_recorded(wire.trace):
-            task.key.traced = task
-        self._touched[task.key] = None
+        key = task.key
+        if key.index not in self._by_index:  # it was forgotten
+            self._by_index[key.index] = key
+            self.keys.setdefault(key.scheduling_class, key)
+        key.queue.append(task)
+        if wire.trace and key.traced is None and is_recorded(wire.trace):
+            key.traced = task
+        self._touched[key] = None
 
     def _nearer(self, key: SchedulingKey, wire: Task) -> SchedulingKey:
         """Return the key for where a task's arguments lie, if it may run anywhere and they are large."""
@@ -267,8 +284,8 @@ class Submission:
 
     def granted(self, node: NodeId, grant: LeaseGranted, now: float) -> None:
         """A node gave us a worker process."""
-        key = self._by_index[grant.key]
-        if grant.slot not in key.slots:
+        key = self._by_index.get(grant.key)
+        if key is None or grant.slot not in key.slots:
             self.outgoing.append((node, LeaseReturned(grant.lease)))
             return
         del key.slots[grant.slot]
@@ -366,7 +383,9 @@ class Submission:
             return
         again = []
         for task in lease.in_flight.values():
-            if task.wire.position > loss.begun:
+            if loss.group_removed:
+                self.failed.append((task, Failed(GROUP_REMOVED, f"Task {task.wire.name}() was ended: {loss.reason}.")))
+            elif task.wire.position > loss.begun:
                 if task.cancelled:
                     self.failed.append((task, cancelled(task.wire.name)))
                 else:
@@ -419,7 +438,7 @@ class Submission:
             for place, other in self._lease_keys.items()
             if not ((lease := other.leases[place]).recalled or lease.blocked)
             and (place[0] == wanted or not _is_hard(strategy))
-            and _group_of(other.scheduling_class.strategy) == _group_of(strategy)
+            and group_of(other.scheduling_class.strategy) == group_of(strategy)  # what returns there helps no others
         ]
         if candidates:
             _, _, _, lease, other = max(candidates, key=lambda candidate: candidate[:3])
@@ -438,6 +457,7 @@ class Submission:
                 if not lease.in_flight and lease.recalled:
                     self._return(place)
             self._want(key, now)
+            self._forget_if_idle(key)
 
     def demand(self, now: float) -> list[DemandEntry]:
         """Return the whole demand as it is to be published now."""
@@ -453,11 +473,14 @@ class Submission:
                 slots=list(key.slots),
                 trace="" if key.traced is None else key.traced.wire.trace,
             )
-            for key in list(self._by_index.values())
-            if key.slots
+            for key in self.waiting()
         ]
         self._repeat_at = now + REPEAT_SECONDS if entries else math.inf
         return entries
+
+    def waiting(self) -> list[SchedulingKey]:
+        """Return the keys that want leases."""
+        return [key for key in list(self._by_index.values()) if key.slots]
 
     def quiet(self) -> bool:
         """Tell whether there is nothing that time alone could change."""
@@ -553,7 +576,10 @@ class Submission:
 
     def _remove(self, node: NodeId, number: LeaseId) -> Lease | None:
         key = self._lease_keys.pop((node, number), None)
-        return None if key is None else key.leases.pop((node, number))
+        if key is None:
+            return None
+        self._touched[key] = None
+        return key.leases.pop((node, number))
 
 
 def argument_bytes(wire: Task) -> dict[NodeId, int]:
@@ -566,8 +592,8 @@ def argument_bytes(wire: Task) -> dict[NodeId, int]:
     return {node: size for node, size in large if size >= LARGE_BYTES}
 
 
-def _group_of(strategy: Strategy) -> PlacementGroupId | None:
-    """Return the placement group in whose bundles leases are, if they are: what returns there helps nobody else."""
+def group_of(strategy: Strategy) -> PlacementGroupId | None:
+    """Return the placement group in whose bundles leases are, if they are in one."""
     return strategy.group if isinstance(strategy, Bundle) else None
 
 
