@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.scheduler.tests.builders import group_demand
 from services.scheduler.tests.simulation import ENDLESS, Network, OwnerModel, Queue, World, cpus
+from shoal_core.protocol.groups import GroupState, GroupStrategy
 from shoal_core.protocol.placement import (
     DEFAULT,
     SPREAD,
@@ -278,3 +280,27 @@ def test_what_an_owner_stated_last_is_forgotten_when_its_withdrawal_was_lost() -
     assert len(world.replicas[0].core.demand) == 1
     assert world.run_until(world.is_quiet, 12.0)
     assert world.replicas[0].core.demand.known() == []
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize("network", [GOOD, Network(loss=0.1, duplication=0.1, longest_delay=0.05)])
+def test_an_endless_stream_of_small_tasks_does_not_starve_groups_nor_these_the_tasks(
+    replicas: int, network: Network
+) -> None:
+    world = World(5, replicas)
+    world.network = network
+    for _ in range(3):
+        world.add_node(cpus(4))
+    owners = [world.add_owner(Queue(0, cpus(1), ENDLESS, 0.3)) for _ in range(3)]
+    world.run(3.0)
+    strategies = (GroupStrategy.STRICT_SPREAD, GroupStrategy.STRICT_PACK, GroupStrategy.PACK)
+    bundles = ([cpus(4)] * 3, [cpus(2)] * 2, [cpus(4)] * 2)
+    for number, (strategy, wanted) in enumerate(zip(strategies, bundles, strict=True), 1):
+        group = world.add_group(group_demand(wanted, strategy, number=number))
+        assert world.run_until(lambda group=group: world.groups[group].state is GroupState.CREATED, 10.0)  # type: ignore[misc]
+        world.run(1.0)
+        world.remove_group(group)
+        assert world.run_until(lambda: all(owner.leases >= 2 for owner in owners), 10.0)
+    world.run(5.0)
+    assert not any(node.reserved for node in world.nodes)
+    assert not any(len(replica.core.groups) for replica in world.replicas)

@@ -152,6 +152,7 @@ class GroupTable:
         self._unsure: dict[PlacementGroupId, float] = {}
         self._over: dict[PlacementGroupId, float] = {}
         self._kept: list[tuple[NodeView, Resources]] = []
+        self._has_kept = False
         self._last_ask = 0
         self._plans = 0
 
@@ -275,6 +276,7 @@ class GroupTable:
         for waiting in sorted(self._idle.values(), key=lambda waiting: waiting.rank):
             if waiting.retry_at > now:
                 self._wake(waiting.retry_at)
+                effects += self._wait(waiting, now, ours=True)
                 continue
             if waiting.shape in full or (len(full) >= MOST_TRIED and now - waiting.tried_at < TRY_SECONDS):
                 continue
@@ -282,7 +284,7 @@ class GroupTable:
             places = place(waiting.demand, self._cluster.nodes.values(), now, avoid=waiting.avoid)
             if places is None:
                 waiting.tried_at = now
-                effects += self._wait(waiting, now, ours=ours, first=not full)
+                effects += self._wait(waiting, now, ours=ours)
                 full.add(waiting.shape)
             elif ours:
                 effects += self._begin(waiting, places)
@@ -308,6 +310,7 @@ class GroupTable:
         for node, resources in self._kept:
             node.take(resources, -1)
         self._kept.clear()
+        self._has_kept = False
 
     def _begin(self, waiting: WaitingGroup, places: Plan) -> list[Effect]:
         """Ask all nodes of a plan to reserve."""
@@ -398,19 +401,21 @@ class GroupTable:
 
     # ------------------------------------------------------------------------------- keeping room
 
-    def _wait(self, waiting: WaitingGroup, now: float, *, ours: bool, first: bool) -> list[Effect]:
-        """Keep room for a group that does not fit, if it is the first; have leases asked back that are in its way."""
+    def _wait(self, waiting: WaitingGroup, now: float, *, ours: bool) -> list[Effect]:
+        """Keep room for a group that has to wait, if it is the first; have leases asked back that are in its way."""
         patient_until = waiting.since + PATIENCE_SECONDS
         if now < patient_until:
             self._wake(patient_until)
             return []
-        if not first or not keeps_room(now - patient_until):
+        if self._has_kept or not keeps_room(now - patient_until):
             return []
-        places = place(waiting.demand, self._cluster.nodes.values(), now, free_without_leases, waiting.avoid)
+        # Nodes that are left alone for a moment are asked again soon.
+        places = place(waiting.demand, self._cluster.nodes.values(), math.inf, free_without_leases)
         if places is None:
             return []
         effects = self._recall(waiting, places) if ours else []
         self._keep(waiting, places)
+        self._has_kept = True
         return effects
 
     def _keep(self, waiting: WaitingGroup, places: Plan) -> None:
