@@ -5,6 +5,7 @@ That no node promises more than it has is checked in the model at every grant.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from services.scheduler.tests.builders import group_demand
 from services.scheduler.tests.simulation import ENDLESS, Network, OwnerModel, Queue, World, cpus
 from shoal_core.protocol.groups import GroupState, GroupStrategy
+from shoal_core.protocol.ids import PlacementGroupId
 from shoal_core.protocol.placement import (
     DEFAULT,
     SPREAD,
@@ -304,3 +306,29 @@ def test_an_endless_stream_of_small_tasks_does_not_starve_groups_nor_these_the_t
     world.run(5.0)
     assert not any(node.reserved for node in world.nodes)
     assert not any(len(replica.core.groups) for replica in world.replicas)
+
+
+def test_an_endless_stream_of_groups_does_not_starve_a_large_task() -> None:
+    world = World(5, 2)
+    world.add_node(cpus(4))
+    numbers = itertools.count(1)
+
+    def another() -> None:
+        group = world.add_group(group_demand([cpus(2)], number=next(numbers)))
+        world.after(0.7, lambda: finish(group))
+
+    def finish(group: PlacementGroupId) -> None:
+        if world.groups[group].state is GroupState.CREATED:
+            world.remove_group(group)
+            another()
+        else:
+            world.after(0.1, lambda: finish(group))
+
+    another()
+    world.after(0.3, another)
+    world.run(3.0)
+    owner = world.add_owner(Queue(0, cpus(4), 1, 0.1))
+    assert world.run_until(lambda: not owner.unfinished, 15.0)
+    count = next(numbers)
+    world.run(10.0)
+    assert next(numbers) > count + 10, "and the groups go on"

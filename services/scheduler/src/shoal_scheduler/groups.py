@@ -268,6 +268,10 @@ class GroupTable:
         """Tell whether there is anything to do for ``plan``."""
         return bool(self._idle or self._unsure)
 
+    def waiting_since(self) -> float | None:
+        """Return since when the oldest group waits for which nothing is under way; None: there is none."""
+        return min((waiting.since for waiting in self._idle.values()), default=None)
+
     def plan(self, acts_first: ActsFirst, now: float) -> list[Effect]:
         """Begin plans for all that fit, and keep room for the first that does not; ``release_room`` ends that."""
         self.wake_at = math.inf

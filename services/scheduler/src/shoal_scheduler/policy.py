@@ -41,8 +41,8 @@ class NodeView:
 
     ``asked`` holds, by the number of the ask, what a request under way would take; no answer is out of date about it
     for long, since each ask is settled when its own answer comes. ``lasting`` is what cannot be asked back: what actors
-    hold and bundles reserve. What changes where a lease should go is noted in
-    ``journal``, where there is one: by the methods here, and by ``touch`` for what is set from outside.
+    hold and bundles reserve. What changes where a lease should go is noted in ``journal``, where there is one: by the
+    methods here, and by ``touch`` for what is set from outside.
 
     A bundle of a placement group, out of which leases may come as out of a node, is a view of its own; ``bundle`` says
     which one it is.
