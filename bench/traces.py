@@ -61,6 +61,7 @@ def traced_tasks(system: str, effort: Effort) -> Measured:
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
             "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
             "OTEL_TRACES_SAMPLER_ARG": SHARE,
+            "NO_PROXY": "127.0.0.1",
         }
         for _ in range(effort.repetitions):
             plain.append(_rate(system, effort, own))

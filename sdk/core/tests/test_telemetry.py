@@ -93,6 +93,31 @@ def test_a_collector_that_does_not_answer_holds_up_nobody(exporter: Exporter, mo
     exporter.stuck.set()
 
 
+def test_who_has_waited_in_vain_does_not_wait_again(exporter: Exporter) -> None:
+    released = threading.Event()
+    orders: list[str] = []
+
+    class Provider(TracerProvider):
+        def force_flush(self, timeout_millis: int = 0) -> bool:
+            orders.append("flush")
+            return released.wait()
+
+        def shutdown(self) -> None:
+            orders.append("end")
+
+    sending = telemetry.Telemetry(Provider(shutdown_on_exit=False))
+    sending.flush(0.01)
+    began = time.monotonic()
+    sending.flush(0.0)
+    sending.end(1000.0)
+    assert time.monotonic() - began < 50
+    assert orders == ["flush"], "nor does what it asks for pile up"
+    released.set()
+    sending._last.wait()
+    sending.end(1000.0)
+    assert orders == ["flush", "end"]
+
+
 def test_the_trace_that_was_drawn_is_the_one_that_begins(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.01")
