@@ -19,7 +19,8 @@ from typing import Any
 from bench import objects
 from bench.measuring import Effort, Measured, rate
 from bench.memory import PeakMemory, pss_by_process, wait_until_at_rest
-from bench.transfers import CLUSTER_PROGRAMS
+from bench.traces import traced_tasks
+from bench.transfers import broadcast, transfer
 
 CPUS = 2
 SPILLED_BYTES = 64 * 1024 * 1024
@@ -595,6 +596,10 @@ PROGRAMS: dict[str, Callable[..., Measured]] = {
         *objects.ROWS,
     )
 }
+CLUSTER_PROGRAMS: dict[str, Callable[[str, Effort], Measured]] = {
+    program.__name__: program for program in (transfer, broadcast, traced_tasks)
+}
+"""Programs that start clusters themselves."""
 DASK_PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
     "tasks_sync": dask_tasks_sync,
     "tasks_async": dask_tasks_async,

@@ -123,6 +123,15 @@ ROWS: tuple[Row, ...] = (
     Row("put_in_copies", "put, in times of a plain copy", "x", higher_is_better=False, systems=("shoal",), limit=1.5),
     Row("task_result_80mb", "results of 80 MB", "GB/s", times_ray=3),
     Row("task_argument_80mb", "arguments of 80 MB", "GB/s", times_ray=3),
+    Row(
+        "traced_tasks",
+        "tasks, 1 % traced, in times of none",
+        "x",
+        higher_is_better=False,
+        systems=("shoal",),
+        limit=1.1,
+        timeout_seconds=300.0,
+    ),
     Row("await_10k", "await of 10,000, in times of get", "x", higher_is_better=False, limit=1.2),
 )
 

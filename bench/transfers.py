@@ -89,7 +89,3 @@ def broadcast(system: str, effort: Effort, size_bytes: int = OBJECT_BYTES, reade
         return Measured(
             [seconds / one for seconds in all_of_them], {"one_seconds": one, "all_seconds": min(all_of_them)}
         )
-
-
-CLUSTER_PROGRAMS: dict[str, Callable[[str, Effort], Measured]] = {"transfer": transfer, "broadcast": broadcast}
-"""Programs that start a cluster of several nodes themselves."""

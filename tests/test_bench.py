@@ -19,9 +19,8 @@ import shoal
 from bench import __main__ as bench
 from bench.measuring import Effort, rate, seconds
 from bench.memory import MARK, PeakMemory, marked_processes, pss_by_process
-from bench.program import DASK_PROGRAMS, PROGRAMS
+from bench.program import CLUSTER_PROGRAMS, DASK_PROGRAMS, PROGRAMS
 from bench.rows import ROWS, Row, System, find_rows
-from bench.transfers import CLUSTER_PROGRAMS
 
 
 def test_every_row_has_a_program_on_each_of_its_systems() -> None:

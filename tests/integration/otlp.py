@@ -20,8 +20,9 @@ WAIT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class ReceivedSpan:
-    """One span as it arrived; ``resource`` are the attributes of the process that made it."""
+    """One span as it arrived; ``scope`` is who made it, ``resource`` the attributes of its process."""
 
+    scope: str
     name: str
     trace_id: str
     span_id: str
@@ -70,6 +71,7 @@ def read_spans(request: ExportTraceServiceRequest) -> Iterator[ReceivedSpan]:
         for scope in group.scope_spans:
             for span in scope.spans:
                 yield ReceivedSpan(
+                    scope=scope.scope.name,
                     name=span.name,
                     trace_id=span.trace_id.hex(),
                     span_id=span.span_id.hex(),

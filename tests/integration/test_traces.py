@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -75,7 +76,7 @@ def all_workers_sent(spans: list[ReceivedSpan]) -> bool:
 def running(receiver: Receiver, *arguments: str, **environment: str) -> Iterator[None]:
     """Run the program, with its spans sent to the receiver, and have it leave its cluster at the end of the block."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    own = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, **environment}
+    own = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "NO_PROXY": "127.0.0.1", **environment}
     command = [sys.executable, str(PROGRAM), *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=inherited | own) as process:
         try:
@@ -193,6 +194,16 @@ def test_every_span_but_those_of_a_process_that_died_has_its_parent(traced: Trac
     orphans = [span for span in traced.spans if span.parent_id and span.parent_id not in known]
     crash = traced.tree("crash").root.trace_id
     assert {span.trace_id for span in orphans} <= {crash}
+
+
+def test_the_guide_names_every_span_that_there_is(traced: Traced) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
+    rows = re.findall(r"^\| (`[^|]+) \| (?:producer|internal|consumer|client) \|", guide, re.MULTILINE)
+    documented = {name.split()[0] for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    own = [span for span in traced.spans if span.scope == "shoal"]
+    assert documented == {span.name.split()[0] for span in own}
+    attributes = {name for span in own for name in span.attributes if name.startswith("shoal.")}
+    assert [name for name in sorted(attributes) if f"`{name}`" not in guide] == []
 
 
 def test_what_is_not_sampled_is_recorded_nowhere() -> None:

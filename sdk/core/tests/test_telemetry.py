@@ -93,6 +93,31 @@ def test_a_collector_that_does_not_answer_holds_up_nobody(exporter: Exporter, mo
     exporter.stuck.set()
 
 
+def test_who_has_waited_in_vain_does_not_wait_again(exporter: Exporter) -> None:
+    released = threading.Event()
+    orders: list[str] = []
+
+    class Provider(TracerProvider):
+        def force_flush(self, timeout_millis: int = 0) -> bool:
+            orders.append("flush")
+            return released.wait()
+
+        def shutdown(self) -> None:
+            orders.append("end")
+
+    sending = telemetry.Telemetry(Provider(shutdown_on_exit=False))
+    sending.flush(0.01)
+    began = time.monotonic()
+    sending.flush(0.0)
+    sending.end(1000.0)
+    assert time.monotonic() - began < 50
+    assert orders == ["flush"], "nor does what it asks for pile up"
+    released.set()
+    sending._last.wait()
+    sending.end(1000.0)
+    assert orders == ["flush", "end"]
+
+
 def test_the_trace_that_was_drawn_is_the_one_that_begins(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.01")
@@ -101,11 +126,12 @@ def test_the_trace_that_was_drawn_is_the_one_that_begins(exporter: Exporter, mon
     assert spans.sampling is not None
     while not spans.sampling.draw():
         pass
-    drawn = spans.sampling.chosen
-    span = provider.get_tracer("test").start_span("submit f")
-    assert span.get_span_context().trace_id == drawn
-    assert span.is_recording(), "our own decision is the sampler's"
-    assert provider.get_tracer("test").start_span("other").get_span_context().trace_id != drawn
+    tracer = provider.get_tracer("test")
+    assert tracer.start_span("submit f").is_recording(), "our own decision is the sampler's"
+    spans.sampling.draw()
+    taken = spans.sampling.take()
+    assert spans.sampling.take() == 0, "an id is for one trace"
+    assert taken == 0 or taken % ID_LIMIT < ID_LIMIT // 50
     telemetry.end()
 
 
@@ -113,6 +139,14 @@ def test_the_trace_that_was_drawn_is_the_one_that_begins(exporter: Exporter, mon
 def test_all_or_none(bound: int, drawn: bool) -> None:
     sampling = RootSampling(bound)
     assert {sampling.draw() for _ in range(100)} == {drawn}
+
+
+def test_the_id_of_what_is_recorded_is_one_that_any_sampler_would_record() -> None:
+    sampling = RootSampling(ID_LIMIT // 4)
+    drawn = [sampling.take() for _ in range(1000) if sampling.draw()]
+    assert 150 < len(drawn) < 350
+    assert all(0 < trace_id % ID_LIMIT < ID_LIMIT // 4 for trace_id in drawn)
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_a_tracer_travels_by_its_name(exporter: Exporter) -> None:

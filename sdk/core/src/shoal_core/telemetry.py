@@ -18,6 +18,7 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -47,12 +48,16 @@ PACKAGES = {
 class Telemetry:
     """This process's provider, and the thread that has it send when it is told to.
 
-    The thread is there from the start, since none can be started while the interpreter ends.
+    The thread is there from the start, since none can be started while the interpreter ends. It does one thing at a
+    time: what is asked for while it is stuck with a collector that does not answer is left undone.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._orders: queue.SimpleQueue[tuple[Callable[[], object], threading.Event]] = queue.SimpleQueue()
+        self._last = threading.Event()
+        self._last.set()
+        self._stuck = False
         self._pid = os.getpid()
         threading.Thread(target=self._serve, name="shoal-telemetry", daemon=True).start()
 
@@ -76,9 +81,13 @@ class Telemetry:
     def _order(self, work: Callable[[], object], wait_seconds: float) -> None:
         if self._pid != os.getpid():
             return  # a copy of the process, made by a fork, which has not got the thread
-        done = threading.Event()
-        self._orders.put((work, done))
-        done.wait(wait_seconds)
+        deadline = time.monotonic() + wait_seconds
+        if not self._last.wait(0 if self._stuck else wait_seconds):
+            return
+        self._last = threading.Event()
+        self._orders.put((work, self._last))
+        done = self._last.wait(max(0.0, deadline - time.monotonic()))
+        self._stuck = wait_seconds > 0 and not done
 
 
 _telemetry: Telemetry | None = None

@@ -16,7 +16,18 @@ from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, TaskNumber, obj
 from shoal_core.protocol.records import Failed, Stored, Task
 from shoal_core.protocol.traces import ID_LIMIT, UNRECORDED, is_recorded
 from shoal_core.runtime.objects import ObjectState
-from shoal_core.runtime.spans import MOST_ITEMS, MOST_RESULTS, Processing, Results, Waiting, of_task, putting, submitted
+from shoal_core.runtime.spans import (
+    MOST_ITEMS,
+    MOST_RESULTS,
+    Processing,
+    Results,
+    Waiting,
+    enter_unrecorded,
+    leave_unrecorded,
+    of_task,
+    putting,
+    submitted,
+)
 from shoal_core.testing.builders import node_id, process_id, task
 
 OWNER, WORKER, JOB = process_id(1), process_id(2), JobId("1")
@@ -83,20 +94,13 @@ def test_what_was_decided_holds_for_all_that_comes_of_it(
     wire = submit()
     assert wire.trace == UNRECORDED
     monkeypatch.setattr(bus_spans, "sampling", RootSampling(ID_LIMIT))  # where it runs, all would be recorded
-    running = of_task(wire, OWNER, None, known=True)
-    assert running is not None
-    running.fetch()
-    running.run()
+    token = enter_unrecorded()
     assert submit(4).trace == UNRECORDED
     with putting(1), opened("the user's", "INTERNAL", "", {}) as users:
         assert not users.is_recording()
-    running.end(None)
+    leave_unrecorded(token)
     assert names(recorded) == []
     assert is_recorded(submit(6).trace), "and for nothing else"
-
-
-def test_who_does_not_trace_decides_nothing(recorded: InMemorySpanExporter) -> None:
-    assert of_task(task(2), OWNER, None, known=True) is None
 
 
 # ------------------------------------------------------------------------------------ the owner
@@ -160,7 +164,6 @@ def test_nothing_is_kept_of_what_is_not_recorded_or_has_ended() -> None:
 def test_a_run_has_its_phases_and_what_the_user_opens_hangs_below(recorded: InMemorySpanExporter) -> None:
     wire = submit()
     running = of_task(wire, OWNER, None, known=False)
-    assert running is not None
     running.fetch()
     running.run()
     with opened("the user's", "INTERNAL", "", {}):

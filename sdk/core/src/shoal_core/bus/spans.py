@@ -32,25 +32,29 @@ UNRECORDED_CONTEXT = api.set_span_in_context(
 """In here nothing is recorded, by the rule that a span is recorded if its parent is. The ids mean nothing."""
 
 
-class RootSampling(threading.local):
-    """Decides whether a trace that begins in this process is recorded, and chooses its id; our provider takes it."""
+class RootSampling:
+    """Decides whether a trace that begins in this process is recorded, and chooses its id; our provider takes it.
 
-    chosen = 0
+    A trace is recorded if the lower half of its id lies below ``bound``. So in that share of all cases it is, and gets
+    an id of that kind: drawing the id of every trace that is not recorded would cost more than all the rest.
+    """
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
+        self._share = bound / ID_LIMIT
+        self._of_thread = threading.local()
 
     def draw(self) -> bool:
-        """Choose the id of the next trace; tell whether it is recorded."""
-        trace_id = random.getrandbits(128)
-        if trace_id % ID_LIMIT >= self._bound:
+        """Decide whether the trace that begins now is recorded."""
+        if random.random() >= self._share:
             return False
-        self.chosen = trace_id
+        self._of_thread.chosen = random.getrandbits(64) * ID_LIMIT + random.randrange(self._bound)
         return True
 
     def take(self) -> int:
-        """Return the id that was chosen for the trace that begins now; 0 where none was."""
-        chosen, self.chosen = self.chosen, 0
+        """Return the id that was chosen in this thread for the trace that begins now; 0 where none was."""
+        chosen: int = getattr(self._of_thread, "chosen", 0)
+        self._of_thread.chosen = 0
         return chosen
 
 

@@ -168,17 +168,11 @@ class Hosting:
             self._groups = {name: _Pool(limit, name, self.run) for name, limit in limits.items()}
 
     def _instantiate(self, cls: type[Any]) -> None:
-        opened = spans.of_actor(self.record) if ENABLED else None
-        if opened is None:
+        if not ENABLED:
             self._fill(cls, None)
             return
-        try:
-            opened.fetch()
+        with spans.making(self.record) as opened:
             self._fill(cls, opened)
-        except BaseException as error:
-            opened.end(error)
-            raise
-        opened.end(None)
 
     def _fill(self, cls: type[Any], opened: spans.Processing | None) -> None:
         """Make the instance of its arguments; what is ``opened`` is told when the user's code begins."""

@@ -55,6 +55,7 @@ from shoal_core.protocol.records import (
     contained_in,
 )
 from shoal_core.protocol.subjects import Subjects
+from shoal_core.protocol.traces import UNRECORDED
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, Own
 from shoal_core.runtime.calls import PendingCall
@@ -365,7 +366,7 @@ class Reactor:
     def _submit(self, task: PendingTask) -> None:
         """Queue a task as soon as the objects it depends on are ready."""
         self.tasks[task.wire.number] = task
-        if self.traced is not None:
+        if self.traced is not None and task.wire.trace != UNRECORDED:
             self.traced.queued(task.wire)
         if not task.dependencies:
             task.ready_at = time.monotonic()
@@ -389,7 +390,7 @@ class Reactor:
         """Queue a call of an actor at once, since its place among others is fixed now."""
         calls = self.actors.calls
         self.tasks[call.wire.number] = call
-        if self.traced is not None:
+        if self.traced is not None and call.wire.trace != UNRECORDED:
             self.traced.queued(call.wire)
         calls.enqueue(call)
         if not call.dependencies:
@@ -545,7 +546,7 @@ class Reactor:
             self.tally.failed(task.wire.name, error.code)
         else:
             self.tally.names.append(task.wire.name)
-        if self.traced is not None:
+        if self.traced is not None and task.wire.trace != UNRECORDED:
             self.traced.ended(number)
         if task.remade:
             values = [self.recovery.outcome(task, value) for value in values]

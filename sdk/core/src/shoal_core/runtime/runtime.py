@@ -56,6 +56,7 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.records import Failed, InGroup, Inline, Reference, Stored, Task, Value
 from shoal_core.protocol.subjects import Subjects
+from shoal_core.protocol.traces import UNRECORDED
 from shoal_core.protocol.wire import decode
 from shoal_core.runtime import objects
 from shoal_core.runtime.actors import Abandon, Create, Created, Follow, Own
@@ -340,7 +341,8 @@ class Runtime:
         )
         if self.results is not None:
             wire.trace = spans.submitted(wire, self.local, self.job, began_ns)
-            self.results.note(wire)
+            if wire.trace != UNRECORDED:
+                self.results.note(wire)
         return wire
 
     def _returns(self, wire: Task, ahead: int) -> list[Any]:

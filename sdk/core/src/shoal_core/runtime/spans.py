@@ -19,6 +19,7 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextvars import Token
 
 from opentelemetry import trace as api
 from opentelemetry.context import Context, attach, detach
@@ -40,7 +41,7 @@ from shoal_core.bus.spans import (
     trace_below,
 )
 from shoal_core.protocol.actors import ActorRecord
-from shoal_core.protocol.ids import ActorId, JobId, PeerId, ProcessId, TaskNumber, task_id_bytes, task_of
+from shoal_core.protocol.ids import INDEX_BITS, ActorId, JobId, PeerId, ProcessId, TaskNumber, task_id_bytes
 from shoal_core.protocol.records import Failed, Inline, Record, Stored, Task, Value
 from shoal_core.protocol.traces import UNRECORDED, Attributes, is_recorded
 from shoal_core.runtime.objects import ObjectState
@@ -150,7 +151,7 @@ class Waiting:
 class Processing:
     """The spans of one run of a task: ``process``, and below it one phase after the other.
 
-    Whatever the user's code opens hangs below the phase in which it runs; nothing of it is recorded if the task is not.
+    Whatever the user's code opens hangs below the phase in which it runs.
     """
 
     __slots__ = ("_context", "_items", "_name", "_phase", "_phase_token", "_process", "_token")
@@ -158,11 +159,7 @@ class Processing:
     def __init__(self, name: str, trace: str, attributes: Attributes) -> None:
         self._name = name
         self._items = 0
-        self._process: Span | None = None
         self._phase: Span | None = None
-        if not is_recorded(trace):
-            self._token = attach(UNRECORDED_CONTEXT)
-            return
         about = {"messaging.operation.name": "process", "messaging.operation.type": "process", "faas.trigger": "pubsub"}
         self._process = start(f"process {name}", "CONSUMER", context_of(trace), {**about, **attributes})
         self._context = api.set_span_in_context(self._process, Context())
@@ -183,7 +180,7 @@ class Processing:
     def item(self, began_ns: int, value: Value) -> None:
         """An item of a generator was stored; the code that makes the next one goes on."""
         self._items += 1
-        if self._process is not None and self._items <= MOST_ITEMS:
+        if self._items <= MOST_ITEMS:
             about = {"shoal.item.index": self._items, "messaging.message.body.size": _size_bytes(value)}
             record("store item", "INTERNAL", self._context, about, began_ns)
 
@@ -191,24 +188,22 @@ class Processing:
         """The run has ended: well, by an exception, or with a failure that is not the user's code's."""
         global unsent
         phase, process = self._phase, self._process
-        if process is not None:
-            if failure is not None:
-                fail_with(process, failure.code, failure.text)
-            elif error is not None:
-                fail(process if phase is None else phase, error)
-                fail_with(process, error_type(error), said(error))
-            if self._items:
-                process.set_attribute("shoal.items", self._items)
-            self._leave()
-            process.end()
-            unsent = True
+        if failure is not None:
+            fail_with(process, failure.code, failure.text)
+        elif error is not None:
+            fail(process if phase is None else phase, error)
+            fail_with(process, error_type(error), said(error))
+        if self._items:
+            process.set_attribute("shoal.items", self._items)
+        self._leave()
+        process.end()
+        unsent = True
         detach(self._token)
 
     def _enter(self, name: str) -> None:
-        if self._process is not None:
-            self._leave()
-            self._phase = phase = start(name, "INTERNAL", self._context, {})
-            self._phase_token = attach(api.set_span_in_context(phase, self._context))
+        self._leave()
+        self._phase = phase = start(name, "INTERNAL", self._context, {})
+        self._phase_token = attach(api.set_span_in_context(phase, self._context))
 
     def _leave(self) -> None:
         if self._phase is not None:
@@ -221,12 +216,18 @@ unsent = False
 """Whether a run has ended whose spans may still wait in this process for being sent."""
 
 
-def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: bool) -> Processing | None:
-    """Return the spans of a task that begins here, None where nobody traces; ``known``: its function was run before."""
-    if not task.trace:
-        return None
-    if not is_recorded(task.trace):
-        return Processing(task.name, task.trace, {})
+def enter_unrecorded() -> Token[Context]:
+    """Have nothing be recorded here of what a task does that is not traced; return what ends that."""
+    return attach(UNRECORDED_CONTEXT)
+
+
+def leave_unrecorded(token: Token[Context]) -> None:
+    """Undo ``enter_unrecorded``."""
+    detach(token)
+
+
+def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: bool) -> Processing:
+    """Return the spans of a task that is traced and begins here; ``known``: its function was run before."""
     about: dict[str, str | int | bool] = {
         **_task(task, owner),
         "faas.invocation_id": _id(task, owner),
@@ -238,19 +239,34 @@ def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: bool
     return Processing(task.name, task.trace, about)
 
 
-def of_actor(record: ActorRecord) -> Processing | None:
-    """Return the spans of making an actor's instance here; None where nobody traces."""
+@contextlib.contextmanager
+def making(record: ActorRecord) -> Iterator[Processing | None]:
+    """Have the making of an actor's instance be traced here as its creation is; yield its spans, if it is recorded."""
     about = record.description
     if not about.trace:
-        return None
-    attributes: Attributes = {
-        "messaging.destination.name": about.class_name,
-        "faas.invocation_id": about.actor_id,
-        "faas.coldstart": True,
-        "shoal.actor.id": about.actor_id,
-        "shoal.actor.incarnation": record.incarnation,
-    }
-    return Processing(f"{about.class_name}.__init__", about.trace, attributes)
+        yield None
+    elif about.trace == UNRECORDED:
+        token = enter_unrecorded()
+        try:
+            yield None
+        finally:
+            leave_unrecorded(token)
+    else:
+        attributes: Attributes = {
+            "messaging.destination.name": about.class_name,
+            "faas.invocation_id": about.actor_id,
+            "faas.coldstart": True,
+            "shoal.actor.id": about.actor_id,
+            "shoal.actor.incarnation": record.incarnation,
+        }
+        opened = Processing(f"{about.class_name}.__init__", about.trace, attributes)
+        opened.fetch()
+        try:
+            yield opened
+        except BaseException as error:
+            opened.end(error)
+            raise
+        opened.end(None)
 
 
 # ------------------------------------------------------------------------------------ get, wait, put
@@ -309,8 +325,10 @@ class Results:
         if not known:
             return []
         found: dict[str, None] = {}
+        local = self._local
         for state in states:
-            if state.owner == self._local and (trace := known.get(task_of(state.key))) is not None:
+            trace = known.get(state.key >> INDEX_BITS)  # type: ignore[call-overload]
+            if trace is not None and state.owner == local:
                 found[trace] = None
                 if len(found) == MOST_LINKS:
                     break

@@ -18,6 +18,7 @@ from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.errors import TaskCancelledError, TaskError
 from shoal_core.protocol.ids import MAX_RETURNS, ProcessId, object_key
 from shoal_core.protocol.records import Failed, Inline, LeaseAssigned, Reference, Stored, Task, Value
+from shoal_core.protocol.traces import UNRECORDED
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
@@ -26,6 +27,10 @@ from shoal_core.runtime.submission import cancelled
 from shoal_core.runtime.values import CopyUnavailable
 
 if TYPE_CHECKING:
+    from contextvars import Token
+
+    from opentelemetry.context import Context
+
     from shoal_core.runtime.runtime import Runtime
 if TYPE_CHECKING or ENABLED:
     from shoal_core.runtime import spans
@@ -161,11 +166,14 @@ class Work:
         "_runtime",
         "_spans",
         "_token",
+        "_unrecorded",
         "accepted",
         "ended",
     )
 
     ended: Ended
+    _spans: spans.Processing | None
+    _unrecorded: Token[Context] | None
 
     def __init__(
         self,
@@ -190,13 +198,17 @@ class Work:
         self._token = current.set(
             Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label, accepted)
         )
-        self._spans = self._open_spans() if ENABLED else None
+        self._spans = self._unrecorded = None
+        if ENABLED and accepted.task.trace:
+            self._open_spans(accepted.task)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         passes = error is not None and isinstance(error, self._lets_pass)
         if self._spans is not None:
             self._end_spans(self._spans, None if passes else error)
+        elif self._unrecorded is not None:
+            spans.leave_unrecorded(self._unrecorded)
         current.reset(self._token)
         if error is None or passes:
             return not passes
@@ -217,13 +229,15 @@ class Work:
     def _was_cancelled_by(self, error: BaseException) -> bool:
         return self.accepted.cancelled and isinstance(error, CANCELLATIONS)
 
-    def _open_spans(self) -> spans.Processing | None:
-        task, runtime, hosting = self.accepted.task, self._runtime, self._runtime.hosting
+    def _open_spans(self, task: Task) -> None:
+        if task.trace == UNRECORDED:
+            self._unrecorded = spans.enter_unrecorded()
+            return
+        runtime, hosting = self._runtime, self._runtime.hosting
         known = hosting is not None or runtime.functions.known(runtime.job, task.function) is not None
         opened = spans.of_task(task, self.accepted.owner, None if hosting is None else hosting.record, known)
-        if opened is not None:
-            opened.fetch()
-        return opened
+        opened.fetch()
+        self._spans = opened
 
     def _end_spans(self, opened: spans.Processing, error: BaseException | None) -> None:
         if isinstance(error, ArgumentsUnavailable):
