@@ -26,6 +26,7 @@ from shoal_core.runtime.spans import (
     leave_unrecorded,
     of_task,
     putting,
+    retrieving,
     submitted,
 )
 from shoal_core.testing.builders import node_id, process_id, task
@@ -96,7 +97,8 @@ def test_what_was_decided_holds_for_all_that_comes_of_it(
     monkeypatch.setattr(bus_spans, "sampling", RootSampling(ID_LIMIT))  # where it runs, all would be recorded
     token = enter_unrecorded()
     assert submit(4).trace == UNRECORDED
-    with putting(1), opened("the user's", "INTERNAL", "", {}) as users:
+    assert noted(wire).place([state(2)]) is None
+    with opened("the user's", "INTERNAL", "", {}) as users:
         assert not users.is_recording()
     leave_unrecorded(token)
     assert names(recorded) == []
@@ -243,7 +245,9 @@ def span_ids(tasks: Sequence[Task]) -> list[int]:
 
 def test_a_get_hangs_below_the_task_where_nothing_is_open(recorded: InMemorySpanExporter) -> None:
     tasks = [submit(2), submit(4)]
-    with noted(*tasks).retrieving("get", [state(2), state(4), state(6)]):
+    place = noted(*tasks).place([state(2), state(4), state(6)])
+    assert place is not None
+    with retrieving("get", place, 3):
         assert get_current_span().is_recording()
     get = made(recorded, "get")
     assert get.parent is not None
@@ -255,7 +259,9 @@ def test_a_get_hangs_below_what_is_open_with_links_to_the_tasks(recorded: InMemo
     tasks = [submit(2), submit(4)]
     results = noted(*tasks)
     with opened("the user's", "INTERNAL", "", {}):
-        with results.retrieving("get", [state(2), state(4)]):
+        place = results.place([state(2), state(4)])
+        assert place is not None
+        with retrieving("get", place, 2):
             pass
         results.retrieved(state(2), 0)
     gets = [span for span in recorded.get_finished_spans() if span.name == "get"]
@@ -270,8 +276,7 @@ def test_an_await_is_a_get(recorded: InMemorySpanExporter) -> None:
 
 def test_a_get_of_what_nobody_traces_has_no_span(recorded: InMemorySpanExporter) -> None:
     results = noted(task(2))
-    with results.retrieving("get", [state(2), state(2, process_id(9))]), putting(5):
-        pass
+    assert results.place([state(2), state(2, process_id(9))]) is None
     results.retrieved(state(2), 0)
     assert names(recorded) == []
 

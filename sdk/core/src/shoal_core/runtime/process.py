@@ -345,6 +345,8 @@ class Service:
         record = self._runtime.hosting.record
         actor, incarnation = record.description.actor_id, record.incarnation
         self._held = []
+        if ENABLED:
+            self._send_spans_soon()
         if not outcome.reason:
             self._reactor.send(self._runtime.node, ActorReady(actor, incarnation, os.getpid()))
             return
