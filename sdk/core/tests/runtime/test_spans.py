@@ -22,8 +22,6 @@ from shoal_core.runtime.spans import (
     Processing,
     Results,
     Waiting,
-    enter_unrecorded,
-    leave_unrecorded,
     of_task,
     putting,
     retrieving,
@@ -95,14 +93,21 @@ def test_what_was_decided_holds_for_all_that_comes_of_it(
     wire = submit()
     assert wire.trace == UNRECORDED
     monkeypatch.setattr(bus_spans, "sampling", RootSampling(ID_LIMIT))  # where it runs, all would be recorded
-    token = enter_unrecorded()
+    running = of_task(wire, OWNER, None, lambda: True)
+    assert running is not None
+    running.run()
     assert submit(4).trace == UNRECORDED
     assert noted(wire).place([state(2)]) is None
     with opened("the user's", "INTERNAL", "", {}) as users:
         assert not users.is_recording()
-    leave_unrecorded(token)
+    running.store()
+    running.end(None)
     assert names(recorded) == []
     assert is_recorded(submit(6).trace), "and for nothing else"
+
+
+def test_who_does_not_trace_decides_nothing(recorded: InMemorySpanExporter) -> None:
+    assert of_task(task(2), OWNER, None, lambda: True) is None
 
 
 # ------------------------------------------------------------------------------------ the owner
@@ -165,8 +170,8 @@ def test_nothing_is_kept_of_what_is_not_recorded_or_has_ended() -> None:
 
 def test_a_run_has_its_phases_and_what_the_user_opens_hangs_below(recorded: InMemorySpanExporter) -> None:
     wire = submit()
-    running = of_task(wire, OWNER, None, known=False)
-    running.fetch()
+    running = of_task(wire, OWNER, None, lambda: False)
+    assert running is not None
     running.run()
     with opened("the user's", "INTERNAL", "", {}):
         pass
@@ -193,7 +198,6 @@ def test_a_run_has_its_phases_and_what_the_user_opens_hangs_below(recorded: InMe
 
 def test_an_exception_is_told_where_it_left_the_users_code(recorded: InMemorySpanExporter) -> None:
     running = Processing("f", submit().trace, {})
-    running.fetch()
     running.run()
     running.end(TaskError("g", "traceback", KeyError("x")))
     for name in ("run f", "process f"):

@@ -266,6 +266,8 @@ class Service:
         """End this process at once, once the owners of what it has done before have heard of that."""
         with contextlib.suppress(BusError, RequestTimeoutError):
             await self._reactor.peers.flush(LAST_WORDS_SECONDS)
+        if ENABLED:
+            await asyncio.to_thread(telemetry.flush, LAST_WORDS_SECONDS)
         os._exit(1)
 
     def _yielded(self, item: Yielded) -> None:

@@ -15,12 +15,10 @@ what is not recorded costs its owner a look at what is open, and the worker proc
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from contextvars import Token
 from dataclasses import dataclass
 
 from opentelemetry import trace as api
@@ -151,7 +149,7 @@ class Waiting:
 
 
 class Processing:
-    """The spans of one run of a task: ``process``, and below it one phase after the other.
+    """The spans of one run of a task: ``process``, and below it one phase after the other, fetching first.
 
     Whatever the user's code opens hangs below the phase in which it runs.
     """
@@ -166,9 +164,6 @@ class Processing:
         self._process = start(f"process {name}", "CONSUMER", context_of(trace), {**about, **attributes})
         self._context = api.set_span_in_context(self._process, Context())
         self._token = attach(self._context)
-
-    def fetch(self) -> None:
-        """The function and its arguments are fetched from now on."""
         self._enter("fetch arguments")
 
     def run(self) -> None:
@@ -218,22 +213,42 @@ unsent = False
 """Whether a run has ended whose spans may still wait in this process for being sent."""
 
 
-def enter_unrecorded() -> Token[Context]:
-    """Have nothing be recorded here of what a task does that is not traced; return what ends that."""
-    return attach(UNRECORDED_CONTEXT)
+class Unrecorded:
+    """What stands in the place of ``Processing`` where a task is not recorded: nor is what the user's code opens."""
+
+    __slots__ = ("_token",)
+
+    def __init__(self) -> None:
+        self._token = attach(UNRECORDED_CONTEXT)
+
+    def run(self) -> None:
+        """Nothing is to be told."""
+
+    store = run
+
+    def item(self, began_ns: int, value: Value) -> None:
+        """Nothing is to be told."""
+
+    def end(self, error: BaseException | None, failure: Failed | None = None) -> None:
+        """From now on it is as before."""
+        detach(self._token)
 
 
-def leave_unrecorded(token: Token[Context]) -> None:
-    """Undo ``enter_unrecorded``."""
-    detach(token)
+def of_task(
+    task: Task, owner: ProcessId, actor: ActorRecord | None, known: Callable[[], bool]
+) -> Processing | Unrecorded | None:
+    """Return the spans of a task that begins here; None where nobody traces.
 
-
-def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: bool) -> Processing:
-    """Return the spans of a task that is traced and begins here; ``known``: its function was run before."""
+    ``known`` tells whether the process has run its function before.
+    """
+    if task.trace == UNRECORDED:
+        return Unrecorded()
+    if not task.trace:
+        return None
     about: dict[str, str | int | bool] = {
         **_task(task, owner),
         "faas.invocation_id": _id(task, owner),
-        "faas.coldstart": not known,
+        "faas.coldstart": not known(),
         "shoal.task.attempt": task.attempt,
     }
     if actor is not None:
@@ -241,34 +256,21 @@ def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: bool
     return Processing(task.name, task.trace, about)
 
 
-@contextlib.contextmanager
-def making(record: ActorRecord) -> Iterator[Processing | None]:
-    """Have the making of an actor's instance be traced here as its creation is; yield its spans, if it is recorded."""
+def of_actor(record: ActorRecord) -> Processing | Unrecorded | None:
+    """Return the spans of making an actor's instance here; None where nobody traces."""
     about = record.description
+    if about.trace == UNRECORDED:
+        return Unrecorded()
     if not about.trace:
-        yield None
-    elif about.trace == UNRECORDED:
-        token = enter_unrecorded()
-        try:
-            yield None
-        finally:
-            leave_unrecorded(token)
-    else:
-        attributes: Attributes = {
-            "messaging.destination.name": about.class_name,
-            "faas.invocation_id": about.actor_id,
-            "faas.coldstart": True,
-            "shoal.actor.id": about.actor_id,
-            "shoal.actor.incarnation": record.incarnation,
-        }
-        opened = Processing(f"{about.class_name}.__init__", about.trace, attributes)
-        opened.fetch()
-        try:
-            yield opened
-        except BaseException as error:
-            opened.end(error)
-            raise
-        opened.end(None)
+        return None
+    attributes: Attributes = {
+        "messaging.destination.name": about.class_name,
+        "faas.invocation_id": about.actor_id,
+        "faas.coldstart": True,
+        "shoal.actor.id": about.actor_id,
+        "shoal.actor.incarnation": record.incarnation,
+    }
+    return Processing(f"{about.class_name}.__init__", about.trace, attributes)
 
 
 # ------------------------------------------------------------------------------------ get, wait, put
