@@ -46,12 +46,16 @@ MOST_REMOVED = 10_000
 
 @dataclass(slots=True)
 class Reserved:
-    """A bundle that is reserved here. ``plans`` maps those that count on it to their attempt, and when it was asked."""
+    """A bundle that is reserved here. ``plans`` maps those that count on it to their attempt, and when it was asked.
+
+    ``told`` is what was announced of it last: with many bundles, most announcements tell the same of most of them.
+    """
 
     bundle: Bundle
     job_id: JobId
     plans: dict[str, tuple[int, float]] = field(default_factory=dict)
     committed: bool = False
+    told: BundleSummary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +188,12 @@ class BundleTable:
 
     def summaries(self) -> list[BundleSummary]:
         """Return what is announced of all bundles."""
-        return [
-            BundleSummary(
+        return list(map(self._summary, self))
+
+    def _summary(self, reserved: Reserved) -> BundleSummary:
+        pool, told = self._leases.pool(reserved.bundle), reserved.told
+        if told is None or told.committed is not reserved.committed or told.free != pool.free:
+            told = reserved.told = BundleSummary(
                 group_id=reserved.bundle.group,
                 index=reserved.bundle.index,
                 job_id=reserved.job_id,
@@ -193,9 +201,7 @@ class BundleTable:
                 free=pool.free,
                 committed=reserved.committed,
             )
-            for reserved in self
-            for pool in [self._leases.pool(reserved.bundle)]
-        ]
+        return told
 
     def sanity_check(self) -> None:
         """State the invariants."""

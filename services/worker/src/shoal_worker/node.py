@@ -275,6 +275,7 @@ class NodeCore:
         """What is known of a group's record has changed something here; these leases go."""
         if ended is not None:
             self.workforce.changed = True
+        if ended:
             self.workforce.group_removed(ended, now)
 
     def _recall(self, request: RecallLeases, token: int, now: float) -> Done:
