@@ -1,8 +1,10 @@
 """Replicas of the scheduler among nodes and owners, on a network that a test may make bad, under a virtual clock.
 
 Nodes and owners are small models. A node grants what is truly free, and repeats its answer to a slot that it knows; its
-words to owners (and back) go by a channel that loses nothing. An owner keeps a queue of tasks for each key, asks for as
-many leases as it could use, and gives back what it cannot. Everything else may be lost, late, doubled and out of order.
+words to owners (and back) go by a channel that loses nothing. It reserves what is free for bundles of groups, and hears
+of their records, which the world keeps, by such a channel, too. An owner keeps a queue of tasks for each key, asks for
+as many leases as it could use, and gives back what it cannot. Everything else may be lost, late, doubled and out of
+order.
 """
 
 from __future__ import annotations
@@ -13,8 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.effects import Answered, Ask, Effect, Event, Publish, Reply, Request, WakeAt
-from shoal_core.protocol.errors import RequestTimeoutError
-from shoal_core.protocol.ids import JobId, ProcessId, ServiceId, SlotId
+from shoal_core.protocol.errors import DeclaredDeadError, RequestTimeoutError, ShoalError
+from shoal_core.protocol.groups import (
+    BundlesPrepared,
+    CommitGroup,
+    GroupChanged,
+    GroupDemand,
+    GroupRecord,
+    GroupState,
+    PrepareBundles,
+    ReturnBundles,
+)
+from shoal_core.protocol.ids import JobId, NodeId, PlacementGroupId, ProcessId, ServiceId, SlotId
 from shoal_core.protocol.messages import (
     Demand,
     DemandEntry,
@@ -86,12 +98,26 @@ class NodeModel:
         self.free = dict(total)
         self.leases: list[Lease] = []
         self.granted: set[tuple[ProcessId, SlotId]] = set()
+        self.reserved: dict[tuple[PlacementGroupId, int], tuple[Resources, set[str]]] = {}
         self.askers: dict[tuple[ProcessId, SlotId], set[str]] = {}
         self.alive = True
         self.draining = False
         self._sequence = 0
         self._announce_is_due = False
         self._announce_every_second()
+
+    def answer(self, request: Message) -> Message:
+        """Answer what a scheduler asks."""
+        match request:
+            case LeaseRequest():
+                return self.lease(request)
+            case RecallLeases():
+                return self.recall(request)
+            case PrepareBundles():
+                return self.prepare(request)
+            case ReturnBundles():
+                return self.return_bundles(request)
+        raise AssertionError(request)
 
     def lease(self, request: LeaseRequest) -> LeaseAnswer:
         """Grant what fits; repeat the answer to what was granted before."""
@@ -137,6 +163,42 @@ class NodeModel:
             self._check()
             self._announce_soon()
 
+    def prepare(self, request: PrepareBundles) -> BundlesPrepared:
+        """Reserve bundles, all or none; what is reserved already is so once for all plans."""
+        new = {index: r for index, r in request.bundles.items() if (request.group_id, index) not in self.reserved}
+        together: Resources = {}
+        for resources in new.values():
+            together = add(together, resources)
+        granted = fits(together, self.free)
+        if granted:
+            self.free = subtract(self.free, together)
+            for index, resources in request.bundles.items():
+                self.reserved.setdefault((request.group_id, index), (resources, set()))[1].add(request.plan)
+        self._check()
+        self._announce_soon()
+        return BundlesPrepared(node_id=self.node_id, granted=granted, free=self.free, sequence=self._sequence)
+
+    def return_bundles(self, request: ReturnBundles) -> Done:
+        """Give back what only this plan wanted."""
+        for (group, index), (_, plans) in list(self.reserved.items()):
+            if group == request.group_id:
+                plans.discard(request.plan)
+                if not plans:
+                    self._free_bundle(group, index)
+        return Done()
+
+    def record_changed(self, record: GroupRecord) -> None:
+        """Keep the bundles for which the record names this node, and no others of the group."""
+        group = record.description.group_id
+        for other, index in list(self.reserved):
+            if other == group and record.nodes[index] != self.node_id:
+                self._free_bundle(group, index)
+
+    def _free_bundle(self, group: PlacementGroupId, index: int) -> None:
+        self.free = add(self.free, self.reserved.pop((group, index))[0])
+        self._check()
+        self._announce_soon()
+
     def die(self) -> None:
         """End with all leases; their owners get their tasks back."""
         self.alive = False
@@ -148,6 +210,8 @@ class NodeModel:
         used: Resources = {}
         for lease in self.leases:
             used = add(used, lease.resources)
+        for resources, _ in self.reserved.values():
+            used = add(used, resources)
         assert fits(used, self.total), "a node never promises more than it has"
         assert add(used, self.free) == add(self.total, {})
 
@@ -359,28 +423,22 @@ class Replica:
                     raise AssertionError(effect)
 
     def _ask(self, ask: Ask) -> None:
-        """Ask a node; the first answer counts, or that none came in time."""
-        node = next(node for node in self.world.nodes if f".{node.node_id}." in ask.subject)
+        """Ask a node, or for a commit; the first answer counts, or that none came in time."""
+        node = next((node for node in self.world.nodes if f".{node.node_id}." in ask.subject), None)
         answered: list[bool] = []
 
-        def settle(answer: object) -> None:
+        def settle(answer: Message | ShoalError) -> None:
             if not answered:
                 answered.append(True)
-                self.handle(Answered(ask.context, answer))  # type: ignore[arg-type]
+                self.handle(Answered(ask.context, answer))
 
-        def at_node() -> None:
-            if node.alive:
-                message = ask.message
-                answer = node.lease(message) if isinstance(message, LeaseRequest) else node.recall(_recall(message))
+        def arrive() -> None:
+            if node is None or node.alive:
+                answer = self.world.commit(ask.message) if node is None else node.answer(ask.message)
                 self.world.send(lambda: settle(answer))
 
-        self.world.send(at_node)
+        self.world.send(arrive)
         self.world.after(ask.timeout_seconds, lambda: settle(RequestTimeoutError("no answer")))
-
-
-def _recall(message: Message) -> RecallLeases:
-    assert isinstance(message, RecallLeases)
-    return message
 
 
 class World:
@@ -394,6 +452,7 @@ class World:
         self.owners: dict[ProcessId, OwnerModel] = {}
         self.replicas: list[Replica] = []
         self.notices: list[tuple[str, str, DemandNotice]] = []
+        self.groups: dict[PlacementGroupId, GroupRecord] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._started = 0
@@ -430,6 +489,50 @@ class World:
         owner = OwnerModel(self, number, list(queues), job or number, terms)
         self.owners[owner.owner] = owner
         return owner
+
+    def add_group(self, demand: GroupDemand) -> PlacementGroupId:
+        """Have a group wait; it is stated every second until it is created."""
+        group = demand.description.group_id
+        self.groups[group] = GroupRecord(
+            description=demand.description, state=GroupState.PENDING, nodes=demand.nodes, created_at=self.now
+        )
+        self._state_group(group)
+        return group
+
+    def _state_group(self, group: PlacementGroupId) -> None:
+        record = self.groups[group]
+        if record.missing:
+            demand = GroupDemand(
+                description=record.description, attempt=0, nodes=record.nodes, created_at=record.created_at
+            )
+            self.broadcast(demand, "gcs")
+            self.after(1.0, lambda: self._state_group(group))
+
+    def commit(self, request: Message) -> Message | ShoalError:
+        """Record where a group lies, if that is not recorded yet."""
+        assert isinstance(request, CommitGroup)
+        record = self.groups[request.group_id]
+        nodes: list[NodeId | None] = [node for _, node in sorted(request.nodes.items())]
+        if record.missing:
+            self._record(record.model_copy(update={"state": GroupState.CREATED, "attempt": 1, "nodes": nodes}))
+        elif record.nodes != nodes:
+            return DeclaredDeadError("it lies elsewhere, or was removed")
+        return self.groups[request.group_id]
+
+    def remove_group(self, group: PlacementGroupId) -> None:
+        """End a group."""
+        record = self.groups[group]
+        nowhere = [None] * len(record.nodes)
+        self._record(record.model_copy(update={"state": GroupState.REMOVED, "nodes": nowhere}))
+
+    def _record(self, record: GroupRecord) -> None:
+        group = record.description.group_id
+        self.groups[group] = record
+        for node in self.nodes:
+            self.channel(lambda node=node: node.record_changed(record))  # type: ignore[misc]
+        self.broadcast(
+            GroupChanged(group_id=group, state=record.state, attempt=record.attempt, nodes=record.nodes), "gcs"
+        )
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Have something happen later."""

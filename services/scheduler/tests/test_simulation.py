@@ -5,6 +5,7 @@ That no node promises more than it has is checked in the model at every grant.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -12,7 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.scheduler.tests.builders import group_demand
 from services.scheduler.tests.simulation import ENDLESS, Network, OwnerModel, Queue, World, cpus
+from shoal_core.protocol.groups import GroupState, GroupStrategy
+from shoal_core.protocol.ids import PlacementGroupId
 from shoal_core.protocol.placement import (
     DEFAULT,
     SPREAD,
@@ -278,3 +282,53 @@ def test_what_an_owner_stated_last_is_forgotten_when_its_withdrawal_was_lost() -
     assert len(world.replicas[0].core.demand) == 1
     assert world.run_until(world.is_quiet, 12.0)
     assert world.replicas[0].core.demand.known() == []
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize("network", [GOOD, Network(loss=0.1, duplication=0.1, longest_delay=0.05)])
+def test_an_endless_stream_of_small_tasks_does_not_starve_groups_nor_these_the_tasks(
+    replicas: int, network: Network
+) -> None:
+    world = World(5, replicas)
+    world.network = network
+    for _ in range(3):
+        world.add_node(cpus(4))
+    owners = [world.add_owner(Queue(0, cpus(1), ENDLESS, 0.3)) for _ in range(3)]
+    world.run(3.0)
+    strategies = (GroupStrategy.STRICT_SPREAD, GroupStrategy.STRICT_PACK, GroupStrategy.PACK)
+    bundles = ([cpus(4)] * 3, [cpus(2)] * 2, [cpus(4)] * 2)
+    for number, (strategy, wanted) in enumerate(zip(strategies, bundles, strict=True), 1):
+        group = world.add_group(group_demand(wanted, strategy, number=number))
+        assert world.run_until(lambda group=group: world.groups[group].state is GroupState.CREATED, 10.0)  # type: ignore[misc]
+        world.run(1.0)
+        world.remove_group(group)
+        assert world.run_until(lambda: all(owner.leases >= 2 for owner in owners), 10.0)
+    world.run(5.0)
+    assert not any(node.reserved for node in world.nodes)
+    assert not any(len(replica.core.groups) for replica in world.replicas)
+
+
+def test_an_endless_stream_of_groups_does_not_starve_a_large_task() -> None:
+    world = World(5, 2)
+    world.add_node(cpus(4))
+    numbers = itertools.count(1)
+
+    def another() -> None:
+        group = world.add_group(group_demand([cpus(2)], number=next(numbers)))
+        world.after(0.7, lambda: finish(group))
+
+    def finish(group: PlacementGroupId) -> None:
+        if world.groups[group].state is GroupState.CREATED:
+            world.remove_group(group)
+            another()
+        else:
+            world.after(0.1, lambda: finish(group))
+
+    another()
+    world.after(0.3, another)
+    world.run(3.0)
+    owner = world.add_owner(Queue(0, cpus(4), 1, 0.1))
+    assert world.run_until(lambda: not owner.unfinished, 15.0)
+    count = next(numbers)
+    world.run(10.0)
+    assert next(numbers) > count + 10, "and the groups go on"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId
 from shoal_core.protocol.messages import LeaseSummary, NodeAnnouncement
 from shoal_core.protocol.placement import Bundle
-from shoal_core.protocol.resources import Resources
+from shoal_core.protocol.resources import Resources, add
 from shoal_scheduler.candidates import Candidates, Shape
 from shoal_scheduler.jobs import JobTable, claims
 from shoal_scheduler.policy import NodeView, PlaceId, place_of
@@ -150,8 +150,10 @@ class Cluster:
         for job_id, resources in told.held_otherwise:
             self.jobs.count_others(job_id, resources, -1)
         told.held_otherwise = _held_otherwise(announcement) if announcement is not None else []
+        node.lasting = {}
         for job_id, resources in told.held_otherwise:
             self.jobs.count_others(job_id, resources, 1)
+            node.lasting = add(node.lasting, resources)
         kept: list[Granted] = []
         for granted in told.granted:
             if announcement is not None and granted.sequence >= announcement.sequence:

@@ -44,7 +44,7 @@ from shoal_scheduler.answers import pending_list, resource_view
 from shoal_scheduler.cluster import Cluster, Granted
 from shoal_scheduler.counts import Counts
 from shoal_scheduler.demand import DemandTable, Wanted
-from shoal_scheduler.fairness import Placement, keeps_room, plan
+from shoal_scheduler.fairness import Placement, free_room, keeps_room, place_heads, plan
 from shoal_scheduler.groups import CommitAsk, GroupTable, PrepareAsk
 from shoal_scheduler.policy import NodeView, PlaceId, explain
 from shoal_scheduler.recall import find_victims
@@ -313,7 +313,7 @@ class Scheduler:
         for owner in self.cluster.jobs.recounted:
             self.waiting.recount(owner, now)
         if self._connected:
-            effects += self.groups.plan(self._acts_first, now)
+            effects += self._plan_groups(now)
             wake_at = min(wake_at, self.groups.wake_at)
             effects += [self._ask(placement, now) for placement in plan(self.cluster, self.waiting, now)]
             self.cluster.jobs.recounted.clear()  # what was placed has its new place already
@@ -329,6 +329,17 @@ class Scheduler:
         if self._wakes:
             wake_at = min(wake_at, self._wakes[0])
         return [*effects, WakeAt(wake_at)]
+
+    def _plan_groups(self, now: float) -> list[Effect]:
+        """Ask nodes to reserve for groups; what has waited for longer than any of them has its turn before."""
+        before = self.groups.waiting_since()
+        if before is None:
+            return self.groups.plan(self._acts_first, now)
+        placements, kept = place_heads(self.cluster, self.waiting, before, now)
+        effects = [self._ask(placement, now) for placement in placements]
+        effects += self.groups.plan(self._acts_first, now)
+        free_room(self.cluster, kept)
+        return effects
 
     def _wake(self, at: float) -> None:
         if not self._wakes or at < self._wakes[0]:

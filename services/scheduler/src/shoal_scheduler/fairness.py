@@ -15,6 +15,8 @@ after it, deeper demand excepted (perhaps it is what those who hold the node wai
 Otherwise small demand would take all that comes free, and large demand would wait for ever. Room is kept for
 ``KEEP_SECONDS``, then for as long not, since what is in the way may last for ever itself; then for twice that time, and
 so on: so that once room is kept for as long as leases last, however long that is.
+
+Placement groups go before all of this (``groups``), but not before heads that wait since before the oldest of them.
 """
 
 from __future__ import annotations
@@ -64,6 +66,29 @@ def plan(cluster: Cluster, waiting: Waiting, now: float) -> list[Placement]:
     return _Round(cluster, waiting, now).run()
 
 
+def place_heads(
+    cluster: Cluster, waiting: Waiting, before: float, now: float
+) -> tuple[list[Placement], list[tuple[Wanted, NodeView]]]:
+    """Return which slots of heads to ask for that wait since ``before`` this, and for which of them room is kept where.
+
+    Whoever asks frees that room again (``free_room``).
+    """
+    heads = [head for head in waiting.heads(now) if head.wanted.served_at < before]
+    for head in heads:
+        cluster.follow(head.line.candidates)
+    placing = _Round(cluster, waiting, now)
+    for head in heads:
+        placing.place_head(head)
+    return list(placing.placements.values()), placing.kept
+
+
+def free_room(cluster: Cluster, kept: list[tuple[Wanted, NodeView]]) -> None:
+    """Count the room that was kept as free again."""
+    for wanted, node in kept:
+        node.take(wanted.entry.resources, -1)
+        cluster.jobs.count(wanted.job_id, wanted.owner, wanted.entry.resources, -1)
+
+
 class _Round:
     """One round of placing; what it keeps room for is counted as free again at its end."""
 
@@ -71,25 +96,24 @@ class _Round:
         self._cluster = cluster
         self._waiting = waiting
         self._now = now
-        self._placements: dict[tuple[PlaceId, ProcessId, int], Placement] = {}
-        self._kept: list[tuple[Wanted, NodeView]] = []
+        self.placements: dict[tuple[PlaceId, ProcessId, int], Placement] = {}
+        self.kept: list[tuple[Wanted, NodeView]] = []
         self._skipped: list[Wanted] = []
 
     def run(self) -> list[Placement]:
         """Place until nothing more fits."""
         for head in self._waiting.heads(self._now):
-            self._place_head(head)
+            self.place_head(head)
             if not any(map(self._may_fit, self._waiting)):
                 break
         self._take_turns()
-        for wanted, node in self._kept:
-            node.take(wanted.entry.resources, -1)
-            self._cluster.jobs.count(wanted.job_id, wanted.owner, wanted.entry.resources, -1)
+        free_room(self._cluster, self.kept)
         for wanted in self._skipped:
             self._waiting.put(wanted, self._now)
-        return list(self._placements.values())
+        return list(self.placements.values())
 
-    def _place_head(self, head: Head) -> None:
+    def place_head(self, head: Head) -> None:
+        """Place one slot of a head; if it fits nowhere, keep room for it."""
         wanted, line = head.wanted, head.line
         if self._place(wanted, line):
             self._waiting.begun(head)
@@ -98,7 +122,7 @@ class _Round:
             if node is not None:
                 node.take(wanted.entry.resources)
                 self._cluster.jobs.count(wanted.job_id, wanted.owner, wanted.entry.resources, 1)
-                self._kept.append((wanted, node))
+                self.kept.append((wanted, node))
 
     def _take_turns(self) -> None:
         lines: dict[Job, list[Line]] = {}
@@ -151,7 +175,7 @@ class _Round:
         del wanted.open[slot]
         wanted.asked[slot] = PLACED
         place = (node.place, *wanted.name)
-        self._placements.setdefault(place, Placement(node, wanted)).slots.append(slot)
+        self.placements.setdefault(place, Placement(node, wanted)).slots.append(slot)
         self._cluster.jobs.count(wanted.job_id, wanted.owner, resources, 1)
         self._waiting.recount(wanted.owner, self._now)
         return True
@@ -159,7 +183,7 @@ class _Round:
     def _choose(self, wanted: Wanted, line: Line) -> NodeView | None:
         """Return a node for one slot; deeper demand may also have what is kept for less deep."""
         entry = wanted.entry
-        passed = [(other, node) for other, node in self._kept if other.entry.depth < entry.depth]
+        passed = [(other, node) for other, node in self.kept if other.entry.depth < entry.depth]
         for other, node in passed:
             node.take(other.entry.resources, -1)
         self._cluster.follow(line.candidates)
@@ -172,4 +196,4 @@ class _Round:
         """Tell whether there may be room for a line: what is free, or what is kept and may be passed."""
         self._cluster.follow(line.candidates)
         depth = -line.urgency[1]
-        return line.candidates.have_room or any(other.entry.depth < depth for other, _ in self._kept)
+        return line.candidates.have_room or any(other.entry.depth < depth for other, _ in self.kept)

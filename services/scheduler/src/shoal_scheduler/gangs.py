@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from shoal_core.protocol.groups import GroupDemand, GroupStrategy
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.placement import Conditions, all_met
-from shoal_core.protocol.resources import GPU, Resources, add, fits, from_units, to_amounts
+from shoal_core.protocol.resources import GPU, Resources, add, fits, from_units, subtract, to_amounts
 from shoal_scheduler.candidates import NOWHERE
 from shoal_scheduler.policy import NodeView
 
@@ -49,12 +49,8 @@ def free_at_best(node: NodeView) -> Resources:
 
 
 def free_without_leases(node: NodeView) -> Resources:
-    """Return what would be free if all leases that are not an actor's came back."""
-    free = dict(node.free)
-    for lease in node.leases:
-        for name, units in lease.resources.items():
-            free[name] = free.get(name, 0) + units * (lease.count - lease.blocked)
-    return free
+    """Return what would be free if all leases but those of actors came back, and what is asked for were not granted."""
+    return subtract(node.total, node.lasting)
 
 
 @dataclass(slots=True)

@@ -152,6 +152,7 @@ class GroupTable:
         self._unsure: dict[PlacementGroupId, float] = {}
         self._over: dict[PlacementGroupId, float] = {}
         self._kept: list[tuple[NodeView, Resources]] = []
+        self._has_kept = False
         self._last_ask = 0
         self._plans = 0
 
@@ -267,6 +268,10 @@ class GroupTable:
         """Tell whether there is anything to do for ``plan``."""
         return bool(self._idle or self._unsure)
 
+    def waiting_since(self) -> float | None:
+        """Return since when the oldest group waits for which nothing is under way; None: there is none."""
+        return min((waiting.since for waiting in self._idle.values()), default=None)
+
     def plan(self, acts_first: ActsFirst, now: float) -> list[Effect]:
         """Begin plans for all that fit, and keep room for the first that does not; ``release_room`` ends that."""
         self.wake_at = math.inf
@@ -275,6 +280,7 @@ class GroupTable:
         for waiting in sorted(self._idle.values(), key=lambda waiting: waiting.rank):
             if waiting.retry_at > now:
                 self._wake(waiting.retry_at)
+                effects += self._wait(waiting, now, ours=True)
                 continue
             if waiting.shape in full or (len(full) >= MOST_TRIED and now - waiting.tried_at < TRY_SECONDS):
                 continue
@@ -282,7 +288,7 @@ class GroupTable:
             places = place(waiting.demand, self._cluster.nodes.values(), now, avoid=waiting.avoid)
             if places is None:
                 waiting.tried_at = now
-                effects += self._wait(waiting, now, ours=ours, first=not full)
+                effects += self._wait(waiting, now, ours=ours)
                 full.add(waiting.shape)
             elif ours:
                 effects += self._begin(waiting, places)
@@ -308,6 +314,7 @@ class GroupTable:
         for node, resources in self._kept:
             node.take(resources, -1)
         self._kept.clear()
+        self._has_kept = False
 
     def _begin(self, waiting: WaitingGroup, places: Plan) -> list[Effect]:
         """Ask all nodes of a plan to reserve."""
@@ -398,19 +405,21 @@ class GroupTable:
 
     # ------------------------------------------------------------------------------- keeping room
 
-    def _wait(self, waiting: WaitingGroup, now: float, *, ours: bool, first: bool) -> list[Effect]:
-        """Keep room for a group that does not fit, if it is the first; have leases asked back that are in its way."""
+    def _wait(self, waiting: WaitingGroup, now: float, *, ours: bool) -> list[Effect]:
+        """Keep room for a group that has to wait, if it is the first; have leases asked back that are in its way."""
         patient_until = waiting.since + PATIENCE_SECONDS
         if now < patient_until:
             self._wake(patient_until)
             return []
-        if not first or not keeps_room(now - patient_until):
+        if self._has_kept or not keeps_room(now - patient_until):
             return []
-        places = place(waiting.demand, self._cluster.nodes.values(), now, free_without_leases, waiting.avoid)
+        # Nodes that are left alone for a moment are asked again soon.
+        places = place(waiting.demand, self._cluster.nodes.values(), math.inf, free_without_leases)
         if places is None:
             return []
         effects = self._recall(waiting, places) if ours else []
         self._keep(waiting, places)
+        self._has_kept = True
         return effects
 
     def _keep(self, waiting: WaitingGroup, places: Plan) -> None:

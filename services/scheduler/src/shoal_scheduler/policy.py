@@ -40,8 +40,9 @@ class NodeView:
     """What a scheduler believes of a node: what it last announced or answered, less what is asked of it.
 
     ``asked`` holds, by the number of the ask, what a request under way would take; no answer is out of date about it
-    for long, since each ask is settled when its own answer comes. What changes where a lease should go is noted in
-    ``journal``, where there is one: by the methods here, and by ``touch`` for what is set from outside.
+    for long, since each ask is settled when its own answer comes. ``lasting`` is what cannot be asked back: what actors
+    hold and bundles reserve. What changes where a lease should go is noted in ``journal``, where there is one: by the
+    methods here, and by ``touch`` for what is set from outside.
 
     A bundle of a placement group, out of which leases may come as out of a node, is a view of its own; ``bundle`` says
     which one it is.
@@ -54,6 +55,7 @@ class NodeView:
     draining: bool = False
     leases: list[LeaseSummary] = field(default_factory=list)
     actors: int = 0
+    lasting: Resources = field(default_factory=dict)
     asked: dict[int, Resources] = field(default_factory=dict)
     sequence: int = 0
     heard_at: float = 0.0
