@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -16,9 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import shoal
 from shoal.cluster import SERVICES
 from shoal.util.metrics import Counter, Gauge, Histogram
-from shoal_core.bus.broker import free_port
 from shoal_core.protocol.metrics import CATALOGUE
-from tests.integration.waiting import until
+from tests.integration.waiting import first_of_free_ports, until
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -33,16 +30,6 @@ def port() -> Iterator[int]:
     first = first_of_free_ports(len(SERVICES))
     with shoal.init("local", num_cpus=2, _metrics_export_port=first):
         yield first
-
-
-def first_of_free_ports(count: int) -> int:
-    """Return the first of so many ports in a row that nobody listens on."""
-    while True:
-        first = free_port()
-        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                held.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first
 
 
 def scrape(port: int) -> Samples:
