@@ -114,29 +114,21 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ports = {service: [first + offset] for offset, service in enumerate(SERVICES)}
     ports["worker"].append(second)
     (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration(ports)))
-    command = [
-        "prometheus",
-        "--config.file",
-        str(folder / "prometheus.yml"),
-        "--storage.tsdb.path",
-        str(folder / "data"),
-    ]
-    command += [
-        "--storage.tsdb.path",
-        str(folder / "data"),
-        "--web.listen-address",
-        f"127.0.0.1:{own}",
-        "--log.level",
-        "warn",
-    ]
+    flags = {
+        "config.file": folder / "prometheus.yml",
+        "storage.tsdb.path": folder / "data",
+        "web.listen-address": f"127.0.0.1:{own}",
+    }
+    command = ["prometheus", *(f"--{name}={value}" for name, value in flags.items())]
     described: dict[str, Any] = {"num_cpus": 2, "resources": {"head": 1}, "object_store_memory": STORE_BYTES}
     with (
         shoal.init("local", _metrics_export_port=first, log_to_driver=False, **described) as context,
         gpu_node(context, second, folder / "node.log"),
-        running(command, folder / "prometheus.log"),
+        running(command, folder / "prometheus.log") as prometheus,
         under_load(folder),
     ):
         yield f"http://127.0.0.1:{own}"
+        assert prometheus.poll() is None, (folder / "prometheus.log").read_text()
 
 
 def unanswered(address: str, wanted: dict[str, str]) -> dict[str, str]:
