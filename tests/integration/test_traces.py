@@ -206,6 +206,16 @@ def test_the_guide_names_every_span_that_there_is(traced: Traced) -> None:
     assert [name for name in sorted(attributes) if f"`{name}`" not in guide] == []
 
 
+def test_while_it_is_off_nothing_of_it_is_imported() -> None:
+    code = (
+        "import sys, shoal, shoal.host, shoal.util.state, shoal_worker.template\n"
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    off = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SHOAL_"))}
+    done = subprocess.run([sys.executable, "-c", code], env=off, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_what_is_not_sampled_is_recorded_nowhere() -> None:
     with receiving() as receiver:
         with running(receiver, OTEL_TRACES_SAMPLER="always_off"):

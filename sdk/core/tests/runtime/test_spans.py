@@ -22,10 +22,9 @@ from shoal_core.runtime.spans import (
     Processing,
     Results,
     Waiting,
-    enter_unrecorded,
-    leave_unrecorded,
     of_task,
     putting,
+    retrieving,
     submitted,
 )
 from shoal_core.testing.builders import node_id, process_id, task
@@ -94,13 +93,21 @@ def test_what_was_decided_holds_for_all_that_comes_of_it(
     wire = submit()
     assert wire.trace == UNRECORDED
     monkeypatch.setattr(bus_spans, "sampling", RootSampling(ID_LIMIT))  # where it runs, all would be recorded
-    token = enter_unrecorded()
+    running = of_task(wire, OWNER, None, lambda: True)
+    assert running is not None
+    running.run()
     assert submit(4).trace == UNRECORDED
-    with putting(1), opened("the user's", "INTERNAL", "", {}) as users:
+    assert noted(wire).place([state(2)]) is None
+    with opened("the user's", "INTERNAL", "", {}) as users:
         assert not users.is_recording()
-    leave_unrecorded(token)
+    running.store()
+    running.end(None)
     assert names(recorded) == []
     assert is_recorded(submit(6).trace), "and for nothing else"
+
+
+def test_who_does_not_trace_decides_nothing(recorded: InMemorySpanExporter) -> None:
+    assert of_task(task(2), OWNER, None, lambda: True) is None
 
 
 # ------------------------------------------------------------------------------------ the owner
@@ -163,8 +170,8 @@ def test_nothing_is_kept_of_what_is_not_recorded_or_has_ended() -> None:
 
 def test_a_run_has_its_phases_and_what_the_user_opens_hangs_below(recorded: InMemorySpanExporter) -> None:
     wire = submit()
-    running = of_task(wire, OWNER, None, known=False)
-    running.fetch()
+    running = of_task(wire, OWNER, None, lambda: False)
+    assert running is not None
     running.run()
     with opened("the user's", "INTERNAL", "", {}):
         pass
@@ -191,7 +198,6 @@ def test_a_run_has_its_phases_and_what_the_user_opens_hangs_below(recorded: InMe
 
 def test_an_exception_is_told_where_it_left_the_users_code(recorded: InMemorySpanExporter) -> None:
     running = Processing("f", submit().trace, {})
-    running.fetch()
     running.run()
     running.end(TaskError("g", "traceback", KeyError("x")))
     for name in ("run f", "process f"):
@@ -243,7 +249,9 @@ def span_ids(tasks: Sequence[Task]) -> list[int]:
 
 def test_a_get_hangs_below_the_task_where_nothing_is_open(recorded: InMemorySpanExporter) -> None:
     tasks = [submit(2), submit(4)]
-    with noted(*tasks).retrieving("get", [state(2), state(4), state(6)]):
+    place = noted(*tasks).place([state(2), state(4), state(6)])
+    assert place is not None
+    with retrieving("get", place, 3):
         assert get_current_span().is_recording()
     get = made(recorded, "get")
     assert get.parent is not None
@@ -255,7 +263,9 @@ def test_a_get_hangs_below_what_is_open_with_links_to_the_tasks(recorded: InMemo
     tasks = [submit(2), submit(4)]
     results = noted(*tasks)
     with opened("the user's", "INTERNAL", "", {}):
-        with results.retrieving("get", [state(2), state(4)]):
+        place = results.place([state(2), state(4)])
+        assert place is not None
+        with retrieving("get", place, 2):
             pass
         results.retrieved(state(2), 0)
     gets = [span for span in recorded.get_finished_spans() if span.name == "get"]
@@ -270,8 +280,7 @@ def test_an_await_is_a_get(recorded: InMemorySpanExporter) -> None:
 
 def test_a_get_of_what_nobody_traces_has_no_span(recorded: InMemorySpanExporter) -> None:
     results = noted(task(2))
-    with results.retrieving("get", [state(2), state(2, process_id(9))]), putting(5):
-        pass
+    assert results.place([state(2), state(2, process_id(9))]) is None
     results.retrieved(state(2), 0)
     assert names(recorded) == []
 

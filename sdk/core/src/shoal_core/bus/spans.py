@@ -61,12 +61,18 @@ class RootSampling:
 sampling: RootSampling | None = None
 
 
+def is_open() -> bool | None:
+    """Tell whether the span that is open here is recorded; None where none is open."""
+    span = api.get_current_span()
+    return None if span is api.INVALID_SPAN else bool(span.get_span_context().trace_flags & TraceFlags.SAMPLED)
+
+
 def is_wanted() -> bool:
     """Tell whether what begins here now is to be recorded: as what is open here, else as the sampling decides."""
-    span = api.get_current_span()
-    if span is api.INVALID_SPAN:
+    recorded = is_open()
+    if recorded is None:
         return sampling is None or sampling.draw()
-    return bool(span.get_span_context().trace_flags & TraceFlags.SAMPLED)
+    return recorded
 
 
 def parent_of(span: Span) -> TraceParent | None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from shoal_core.bus.tracing import ENABLED
 from shoal_core.machine import death_with_parent, die_with_parent
 from shoal_core.protocol.ids import FunctionId, LeaseId
 from shoal_core.protocol.messages import JobConfig
@@ -210,7 +211,8 @@ class Execution:
             definition = self._runtime.function(task.function)
             exhausted = self._is_last_call(task.function, definition.max_calls)
             args, kwargs = work.arguments()
-            work.runs()
+            if ENABLED:
+                work.runs()
             try:
                 accepted.interruptible = True
                 if accepted.cancelled:

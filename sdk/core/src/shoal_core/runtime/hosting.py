@@ -168,14 +168,19 @@ class Hosting:
             self._groups = {name: _Pool(limit, name, self.run) for name, limit in limits.items()}
 
     def _instantiate(self, cls: type[Any]) -> None:
-        if not ENABLED:
-            self._fill(cls, None)
+        opened = spans.of_actor(self.record) if ENABLED else None
+        if opened is None:
+            self._fill(cls, _nothing)
             return
-        with spans.making(self.record) as opened:
-            self._fill(cls, opened)
+        try:
+            self._fill(cls, opened.run)
+        except BaseException as error:
+            opened.end(error)
+            raise
+        opened.end(None)
 
-    def _fill(self, cls: type[Any], opened: spans.Processing | None) -> None:
-        """Make the instance of its arguments; what is ``opened`` is told when the user's code begins."""
+    def _fill(self, cls: type[Any], runs: Callable[[], None]) -> None:
+        """Make the instance of its arguments; ``runs`` is called before the user's code is."""
         spec, runtime = self._spec, self._runtime
         if spec.whole is not None:
             (args, kwargs) = runtime.get([runtime.objects.restore(spec.whole)], None)[0]
@@ -186,8 +191,7 @@ class Hosting:
         if spec.dependencies:
             refs = [runtime.objects.restore(reference) for reference in spec.dependencies]
             args, kwargs = fill_in(args, kwargs, runtime.get(refs, None))
-        if opened is not None:
-            opened.run()
+        runs()
         self.instance = cls(*args, **kwargs)
         if any("__repr__" in vars(base) for base in cls.__mro__[:-1]):
             self.label = repr(self.instance)
@@ -221,7 +225,8 @@ class Hosting:
             with work:
                 method = self._method(accepted)
                 args, kwargs = work.arguments()
-                work.runs()
+                if ENABLED:
+                    work.runs()
                 try:
                     result = method(*args, **kwargs)
                 finally:
@@ -311,7 +316,8 @@ class Hosting:
                     args, kwargs = await asyncio.to_thread(work.arguments)
                 else:
                     args, kwargs = work.arguments()
-                work.runs()
+                if ENABLED:
+                    work.runs()
                 try:
                     result = method(*args, **kwargs)
                     if inspect.isawaitable(result):
@@ -390,6 +396,10 @@ def is_async(cls: type[Any]) -> bool:
         inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
         for _, method in inspect.getmembers(cls, inspect.isroutine)
     )
+
+
+def _nothing() -> None:
+    """Nobody is to be told."""
 
 
 def _ready(instance: Any) -> Callable[[], bool]:

@@ -266,6 +266,8 @@ class Service:
         """End this process at once, once the owners of what it has done before have heard of that."""
         with contextlib.suppress(BusError, RequestTimeoutError):
             await self._reactor.peers.flush(LAST_WORDS_SECONDS)
+        if ENABLED:
+            await asyncio.to_thread(telemetry.flush, LAST_WORDS_SECONDS)
         os._exit(1)
 
     def _yielded(self, item: Yielded) -> None:
@@ -345,6 +347,8 @@ class Service:
         record = self._runtime.hosting.record
         actor, incarnation = record.description.actor_id, record.incarnation
         self._held = []
+        if ENABLED:
+            self._send_spans_soon()
         if not outcome.reason:
             self._reactor.send(self._runtime.node, ActorReady(actor, incarnation, os.getpid()))
             return

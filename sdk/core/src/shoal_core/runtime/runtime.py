@@ -83,6 +83,7 @@ from shoal_core.runtime.work import Ended, current
 if TYPE_CHECKING:
     from shoal_core.runtime.hosting import Hosting
 if TYPE_CHECKING or ENABLED:
+    from shoal_core.bus.spans import is_open
     from shoal_core.runtime import spans
 
 T = TypeVar("T")
@@ -539,7 +540,7 @@ class Runtime:
     def put(self, value: Any, *, durable: bool | None = None, keep_seconds: float | None = None) -> ObjectRef[Any]:
         """Make an object of a value and return a reference to it; see ``shoal.put`` for durable ones."""
         serialized = self.codec.dump(value)
-        if ENABLED:
+        if ENABLED and is_open():
             with spans.putting(serialized.size_bytes):
                 return self._put_as(serialized, durable, keep_seconds)
         return self._put_as(serialized, durable, keep_seconds)
@@ -574,9 +575,9 @@ class Runtime:
         A copy that turns out to be lost is waited for until it has come again.
         """
         states = [ref._state for ref in refs]
-        if self.results is None:
+        if self.results is None or (place := self.results.place(states)) is None:
             return self._get(states, timeout_seconds)
-        with self.results.retrieving("get", states):
+        with spans.retrieving("get", place, len(states)):
             return self._get(states, timeout_seconds)
 
     def _get(self, states: Sequence[ObjectState], timeout_seconds: float | None) -> list[Any]:
@@ -662,10 +663,12 @@ class Runtime:
         self, refs: Sequence[ObjectRef[Any]], count: int, timeout_seconds: float | None
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """Return the first ``count`` references that are ready and the others, both in the order given."""
-        if self.results is None:
-            return self._wait_for(refs, count, timeout_seconds)
-        with self.results.retrieving("wait", [ref._state for ref in refs]):
-            return self._wait_for(refs, count, timeout_seconds)
+        if self.results is not None and is_open():  # else loops of ``wait`` would fill the first task's trace
+            place = self.results.place([ref._state for ref in refs])
+            assert place is not None
+            with spans.retrieving("wait", place, len(refs)):
+                return self._wait_for(refs, count, timeout_seconds)
+        return self._wait_for(refs, count, timeout_seconds)
 
     def _wait_for(
         self, refs: Sequence[ObjectRef[Any]], count: int, timeout_seconds: float | None

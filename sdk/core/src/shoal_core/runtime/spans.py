@@ -7,7 +7,7 @@
     ├── schedule f      a scheduler, for the leases it waits for; below it the node that is asked
     ├── process f       the worker process: fetch arguments, run f (below it the user's own spans), store result
     ├── lost f          its owner: an attempt whose process died, since that process tells of nothing more
-    └── get             whoever gets its result, where no span of the user's is open
+    └── get             whoever gets its result, unless a span is open there: then below that, with a link
 
 The user's open span at ``.remote()`` is the parent of ``submit``. Whether all this is recorded is decided there, once;
 what is not recorded costs its owner a look at what is open, and the worker process the same for what the user may open.
@@ -15,11 +15,11 @@ what is not recorded costs its owner a look at what is open, and the worker proc
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextvars import Token
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from opentelemetry import trace as api
 from opentelemetry.context import Context, attach, detach
@@ -28,10 +28,10 @@ from opentelemetry.trace import Link, Span
 from shoal_core.bus.spans import (
     UNRECORDED_CONTEXT,
     context_of,
-    current_trace,
     error_type,
     fail,
     fail_with,
+    is_open,
     is_wanted,
     opened,
     record,
@@ -149,7 +149,7 @@ class Waiting:
 
 
 class Processing:
-    """The spans of one run of a task: ``process``, and below it one phase after the other.
+    """The spans of one run of a task: ``process``, and below it one phase after the other, fetching first.
 
     Whatever the user's code opens hangs below the phase in which it runs.
     """
@@ -164,9 +164,6 @@ class Processing:
         self._process = start(f"process {name}", "CONSUMER", context_of(trace), {**about, **attributes})
         self._context = api.set_span_in_context(self._process, Context())
         self._token = attach(self._context)
-
-    def fetch(self) -> None:
-        """The function and its arguments are fetched from now on."""
         self._enter("fetch arguments")
 
     def run(self) -> None:
@@ -216,22 +213,42 @@ unsent = False
 """Whether a run has ended whose spans may still wait in this process for being sent."""
 
 
-def enter_unrecorded() -> Token[Context]:
-    """Have nothing be recorded here of what a task does that is not traced; return what ends that."""
-    return attach(UNRECORDED_CONTEXT)
+class Unrecorded:
+    """What stands in the place of ``Processing`` where a task is not recorded: nor is what the user's code opens."""
+
+    __slots__ = ("_token",)
+
+    def __init__(self) -> None:
+        self._token = attach(UNRECORDED_CONTEXT)
+
+    def run(self) -> None:
+        """Nothing is to be told."""
+
+    store = run
+
+    def item(self, began_ns: int, value: Value) -> None:
+        """Nothing is to be told."""
+
+    def end(self, error: BaseException | None, failure: Failed | None = None) -> None:
+        """From now on it is as before."""
+        detach(self._token)
 
 
-def leave_unrecorded(token: Token[Context]) -> None:
-    """Undo ``enter_unrecorded``."""
-    detach(token)
+def of_task(
+    task: Task, owner: ProcessId, actor: ActorRecord | None, known: Callable[[], bool]
+) -> Processing | Unrecorded | None:
+    """Return the spans of a task that begins here; None where nobody traces.
 
-
-def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: bool) -> Processing:
-    """Return the spans of a task that is traced and begins here; ``known``: its function was run before."""
+    ``known`` tells whether the process has run its function before.
+    """
+    if task.trace == UNRECORDED:
+        return Unrecorded()
+    if not task.trace:
+        return None
     about: dict[str, str | int | bool] = {
         **_task(task, owner),
         "faas.invocation_id": _id(task, owner),
-        "faas.coldstart": not known,
+        "faas.coldstart": not known(),
         "shoal.task.attempt": task.attempt,
     }
     if actor is not None:
@@ -239,37 +256,32 @@ def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: bool
     return Processing(task.name, task.trace, about)
 
 
-@contextlib.contextmanager
-def making(record: ActorRecord) -> Iterator[Processing | None]:
-    """Have the making of an actor's instance be traced here as its creation is; yield its spans, if it is recorded."""
+def of_actor(record: ActorRecord) -> Processing | Unrecorded | None:
+    """Return the spans of making an actor's instance here; None where nobody traces."""
     about = record.description
+    if about.trace == UNRECORDED:
+        return Unrecorded()
     if not about.trace:
-        yield None
-    elif about.trace == UNRECORDED:
-        token = enter_unrecorded()
-        try:
-            yield None
-        finally:
-            leave_unrecorded(token)
-    else:
-        attributes: Attributes = {
-            "messaging.destination.name": about.class_name,
-            "faas.invocation_id": about.actor_id,
-            "faas.coldstart": True,
-            "shoal.actor.id": about.actor_id,
-            "shoal.actor.incarnation": record.incarnation,
-        }
-        opened = Processing(f"{about.class_name}.__init__", about.trace, attributes)
-        opened.fetch()
-        try:
-            yield opened
-        except BaseException as error:
-            opened.end(error)
-            raise
-        opened.end(None)
+        return None
+    attributes: Attributes = {
+        "messaging.destination.name": about.class_name,
+        "faas.invocation_id": about.actor_id,
+        "faas.coldstart": True,
+        "shoal.actor.id": about.actor_id,
+        "shoal.actor.incarnation": record.incarnation,
+    }
+    return Processing(f"{about.class_name}.__init__", about.trace, attributes)
 
 
 # ------------------------------------------------------------------------------------ get, wait, put
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a span hangs: below what its ``trace`` names ("": what is open here), with links to other tasks."""
+
+    trace: str
+    links: list[Link]
 
 
 class Results:
@@ -286,38 +298,21 @@ class Results:
             if len(self._traces) > MOST_RESULTS:
                 self._traces.popitem(last=False)
 
-    @contextlib.contextmanager
-    def retrieving(self, what: str, states: Sequence[ObjectState]) -> Iterator[None]:
-        """Open the span of a ``get`` or ``wait``, if it belongs to a trace that is recorded."""
-        place = self._place(states)
-        if place is None:
-            yield
-            return
-        trace, links = place
-        about: Attributes = {"messaging.operation.name": what, "shoal.objects": len(states)}
-        with opened(what, "CLIENT", trace, about, links=links):
-            yield
+    def place(self, states: Sequence[ObjectState]) -> Place | None:
+        """Return where the span of a ``get`` of objects hangs; None where it is not recorded."""
+        recorded = is_open()
+        traces = [] if recorded is False else self._of(states)
+        if not (recorded or traces):
+            return None
+        below, linked = ("", traces) if recorded else (traces[0], traces[1:])
+        return Place(below, [Link(context) for trace in linked if (context := span_context(trace)) is not None])
 
     def retrieved(self, state: ObjectState, began_ns: int) -> None:
         """Record that an object was awaited, which is the same as a ``get`` of it."""
-        if (place := self._place((state,))) is not None:
-            trace, links = place
+        if (place := self.place((state,))) is not None:
+            context = context_of(place.trace) if place.trace else None
             about: Attributes = {"messaging.operation.name": "get", "shoal.objects": 1}
-            record("get", "CLIENT", context_of(trace) if trace else None, about, began_ns, links=links)
-
-    def _place(self, states: Sequence[ObjectState]) -> tuple[str, list[Link]] | None:
-        """Return below which trace a ``get`` hangs ("": what is open here), with which links; None if below none.
-
-        Where a span is open, it hangs there, with links to the tasks; else below the first of the tasks.
-        """
-        here = current_trace()
-        if here == UNRECORDED:
-            return None
-        traces = self._of(states)
-        if not (here or traces):
-            return None
-        below, linked = ("", traces) if here else (traces[0], traces[1:])
-        return below, [Link(context) for trace in linked if (context := span_context(trace)) is not None]
+            record("get", "CLIENT", context, about, began_ns, links=place.links)
 
     def _of(self, states: Sequence[ObjectState]) -> list[str]:
         """Return the traces that are known of the tasks whose results these are, each once."""
@@ -335,15 +330,16 @@ class Results:
         return list(found)
 
 
-@contextlib.contextmanager
-def putting(size_bytes: int) -> Iterator[None]:
-    """Open the span of a ``put``, if a span that is recorded is open here."""
-    if not is_recorded(current_trace()):
-        yield
-        return
+def retrieving(what: str, place: Place, count: int) -> AbstractContextManager[Span]:
+    """Open the span of a ``get`` or ``wait`` of so many objects."""
+    about: Attributes = {"messaging.operation.name": what, "shoal.objects": count}
+    return opened(what, "CLIENT", place.trace, about, links=place.links)
+
+
+def putting(size_bytes: int) -> AbstractContextManager[Span]:
+    """Open the span of a ``put`` below the one that is open here."""
     about: Attributes = {"messaging.operation.name": "put", "messaging.message.body.size": size_bytes}
-    with opened("put", "CLIENT", "", about):
-        yield
+    return opened("put", "CLIENT", "", about)
 
 
 def _task(task: Task, owner: ProcessId) -> dict[str, str | int | bool]:

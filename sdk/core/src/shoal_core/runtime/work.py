@@ -18,7 +18,6 @@ from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.errors import TaskCancelledError, TaskError
 from shoal_core.protocol.ids import MAX_RETURNS, ProcessId, object_key
 from shoal_core.protocol.records import Failed, Inline, LeaseAssigned, Reference, Stored, Task, Value
-from shoal_core.protocol.traces import UNRECORDED
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
@@ -27,10 +26,6 @@ from shoal_core.runtime.submission import cancelled
 from shoal_core.runtime.values import CopyUnavailable
 
 if TYPE_CHECKING:
-    from contextvars import Token
-
-    from opentelemetry.context import Context
-
     from shoal_core.runtime.runtime import Runtime
 if TYPE_CHECKING or ENABLED:
     from shoal_core.runtime import spans
@@ -166,14 +161,13 @@ class Work:
         "_runtime",
         "_spans",
         "_token",
-        "_unrecorded",
         "accepted",
         "ended",
     )
 
     ended: Ended
-    _spans: spans.Processing | None
-    _unrecorded: Token[Context] | None
+    _spans: spans.Processing | spans.Unrecorded | None
+    """There where this process traces; None where the task's owner does not."""
 
     def __init__(
         self,
@@ -198,17 +192,14 @@ class Work:
         self._token = current.set(
             Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label, accepted)
         )
-        self._spans = self._unrecorded = None
-        if ENABLED and accepted.task.trace:
-            self._open_spans(accepted.task)
+        if ENABLED:
+            self._spans = self._open_spans(accepted.task)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         passes = error is not None and isinstance(error, self._lets_pass)
-        if self._spans is not None:
-            self._end_spans(self._spans, None if passes else error)
-        elif self._unrecorded is not None:
-            spans.leave_unrecorded(self._unrecorded)
+        if ENABLED:
+            self._end_spans(None if passes else error)
         current.reset(self._token)
         if error is None or passes:
             return not passes
@@ -229,23 +220,24 @@ class Work:
     def _was_cancelled_by(self, error: BaseException) -> bool:
         return self.accepted.cancelled and isinstance(error, CANCELLATIONS)
 
-    def _open_spans(self, task: Task) -> None:
-        if task.trace == UNRECORDED:
-            self._unrecorded = spans.enter_unrecorded()
-            return
+    def _open_spans(self, task: Task) -> spans.Processing | spans.Unrecorded | None:
         runtime, hosting = self._runtime, self._runtime.hosting
-        known = hosting is not None or runtime.functions.known(runtime.job, task.function) is not None
-        opened = spans.of_task(task, self.accepted.owner, None if hosting is None else hosting.record, known)
-        opened.fetch()
-        self._spans = opened
 
-    def _end_spans(self, opened: spans.Processing, error: BaseException | None) -> None:
+        def known() -> bool:
+            return hosting is not None or runtime.functions.known(runtime.job, task.function) is not None
+
+        return spans.of_task(task, self.accepted.owner, None if hosting is None else hosting.record, known)
+
+    def _end_spans(self, error: BaseException | None) -> None:
+        if self._spans is None:
+            return
         if isinstance(error, ArgumentsUnavailable):
-            opened.end(None, Failed("arguments_unavailable", "copies of its arguments are gone; it goes to its owner"))
+            failed = Failed("arguments_unavailable", "copies of its arguments are gone; it goes back to its owner")
+            self._spans.end(None, failed)
         elif error is not None and self._was_cancelled_by(error):
-            opened.end(None, cancelled(self._name))
+            self._spans.end(None, cancelled(self._name))
         else:
-            opened.end(error)
+            self._spans.end(error)
 
     def runs(self) -> None:
         """The arguments are there, and the function is called next."""
@@ -305,7 +297,7 @@ class Work:
         if self.accepted.producer is not None:
             self._stream(result, self.accepted.producer)
             return
-        if self._spans is not None:
+        if ENABLED and self._spans is not None:
             self._spans.store()
         if task.returns == 1:
             results = [runtime.codec.dump(result)]
@@ -380,7 +372,7 @@ class Work:
         began_ns = time.time_ns() if ENABLED else 0
         serialized = self._runtime.codec.dump(item)
         value = self._place(index, serialized)
-        if self._spans is not None:
+        if ENABLED and self._spans is not None:
             self._spans.item(began_ns, value)
         self._runtime.command(Yielded(self.accepted, index, value, serialized))
 
