@@ -1,7 +1,9 @@
-"""How the integration tests wait: for conditions and results, and never without an end."""
+"""How the integration tests wait: for conditions and results, and never without an end; and where they listen."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import psutil
 
 import shoal
+from shoal_core.bus.broker import free_port
 
 SECONDS = 40.0
 """No wait of these tests is longer."""
@@ -30,3 +33,13 @@ def get(refs: Any) -> Any:
 def is_gone(pid: int) -> bool:
     """Tell whether a process has ended."""
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def first_of_free_ports(count: int) -> int:
+    """Return the first of so many ports in a row that nobody listens on."""
+    while True:
+        first = free_port()
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first

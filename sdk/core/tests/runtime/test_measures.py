@@ -8,7 +8,7 @@ import pytest
 
 from shoal_core.protocol.measures import Kind, Metric, labels
 from shoal_core.protocol.records import Measured
-from shoal_core.runtime.measures import MOST_SERIES, Measures
+from shoal_core.runtime.measures import MOST_OF_ONE, MOST_SERIES, Measures
 
 COUNTER = Metric("served", Kind.COUNTER, "Served.", ("route",))
 GAUGE = Metric("waiting", Kind.GAUGE, "Waiting.")
@@ -63,16 +63,28 @@ def test_a_name_means_one_metric() -> None:
         measures.define(Metric("seconds", Kind.HISTOGRAM, "", (), (1.0,)))
 
 
-def test_beyond_the_bound_new_series_are_dropped_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_beyond_its_bound_new_series_of_a_metric_are_dropped_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     measures = of([])
-    for number in range(MOST_SERIES + 5):
+    for number in range(MOST_OF_ONE + 5):
         measures.add(COUNTER, labels(route=str(number)), 1.0)
     measures.add(COUNTER, labels(route="0"), 1.0)
+    measures.add(GAUGE, (), 1.0)
     measured, dropped = measures.take()
-    assert (len(measured), dropped) == (MOST_SERIES, 5)
+    assert (len(measured), dropped) == (MOST_OF_ONE + 1, 5)
     assert measured[0].value == 2.0
     assert len(caplog.records) == 1
-    assert "tags must have few values" in caplog.text
+    assert "Tags must have few values" in caplog.text
+
+
+def test_all_metrics_of_a_process_together_are_bounded() -> None:
+    measures = of([])
+    others = [Metric(f"other_{index}", Kind.COUNTER, "Other.", ("route",)) for index in range(3)]
+    for metric in others:
+        measures.define(metric)
+        for number in range(MOST_SERIES // 2):
+            measures.add(metric, labels(route=str(number)), 1.0)
+    measured, dropped = measures.take()
+    assert (len(measured), dropped) == (MOST_SERIES, MOST_SERIES // 2)
 
 
 def test_a_copy_of_the_process_counts_nothing_and_waits_for_no_lock() -> None:

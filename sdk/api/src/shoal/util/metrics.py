@@ -8,8 +8,8 @@
 They can be used in drivers, tasks and actors, and by any thread. Every use of a name in a process is the same metric,
 so a metric may be made wherever it is used. What is counted while the process belongs to no cluster is not counted.
 
-Tags must have few values. A process has at most 1,000 series, that is combinations of names and tags; what is beyond
-is not counted, with a warning in its log and in ``shoal_metric_series_dropped_total``.
+Tags must have few values. A metric has at most 500 combinations of tags in a process, all of them together 1,000; what
+is beyond is not counted, which a warning in the log and ``shoal_metric_series_dropped_total`` tell.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """What user code counts in one process (``shoal.util.metrics``): any thread adds, the I/O thread takes and reports.
 
 Only what has changed since it was last taken is told, as increments; see ``MetricsReported``. There are at most
-``MOST_SERIES`` series in a process: labels with ever new values would fill up whatever keeps them.
+``MOST_SERIES`` series in a process: labels with ever new values would fill up whatever keeps them. One metric has at
+most ``MOST_OF_ONE``, so that it leaves room for others.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +20,8 @@ logger = logging.getLogger("shoal.metrics")
 
 MOST_SERIES = 1000
 """How many series one process may have, over all its metrics."""
+MOST_OF_ONE = 500
+"""How many of them may be one metric's."""
 
 
 @dataclass(slots=True)
@@ -36,6 +40,7 @@ class Measures:
         self._lock = threading.Lock()
         self._kinds: dict[str, Metric] = {}
         self._series: dict[tuple[str, Labels], _Series] = {}
+        self._counts: Counter[str] = Counter()
         self._touched: dict[tuple[str, Labels], None] = {}
         self._dropped = 0
         self._warned: set[str] = set()
@@ -92,10 +97,11 @@ class Measures:
         key = (metric.name, labels)
         series = self._series.get(key)
         if series is None:
-            if len(self._series) >= MOST_SERIES:
+            if len(self._series) >= MOST_SERIES or self._counts[metric.name] >= MOST_OF_ONE:
                 self._dropped += 1
                 self._warn(metric)
                 return None
+            self._counts[metric.name] += 1
             series = self._series[key] = _Series(histogram=Histogram(metric.bounds))
         self._touched[key] = None
         return series
@@ -104,9 +110,12 @@ class Measures:
         if metric.name not in self._warned:
             self._warned.add(metric.name)
             logger.warning(
-                "metric %s: new combinations of tags are not counted, since this process has %d series already; tags "
-                "must have few values (no ids, no texts of errors)",
+                "metric %s: new combinations of tags are not counted, since it has %d already, and all metrics of this "
+                "process have %d (at most %d and %d). Tags must have few values: no ids, no texts of errors.",
                 metric.name,
+                self._counts[metric.name],
+                len(self._series),
+                MOST_OF_ONE,
                 MOST_SERIES,
             )
 
