@@ -10,6 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.worker.tests.test_node_properties import HERE, OTHERS, SUBJECTS, description
+from shoal_core.protocol.actors import (
+    ActorClaim,
+    ActorDeath,
+    ActorDescription,
+    ActorRecord,
+    ActorState,
+    ClaimActor,
+    changed,
+)
 from shoal_core.protocol.effects import Answered, Ask, Effect, Event, Publish, Received, Reply, Request, Send, Start
 from shoal_core.protocol.errors import NotFoundError, RequestTimeoutError, ShoalError
 from shoal_core.protocol.groups import (
@@ -22,8 +31,9 @@ from shoal_core.protocol.groups import (
     PrepareBundles,
     ReturnBundles,
 )
-from shoal_core.protocol.ids import JobId, NodeId, PlacementGroupId, SlotId
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, ObjectKey, PlacementGroupId, SlotId
 from shoal_core.protocol.messages import (
+    ActorStart,
     BundleSummary,
     Done,
     JobFinished,
@@ -337,6 +347,43 @@ def test_bundles_outlive_jobs_since_their_record_decides(node: Node) -> None:
     node(Event(JobFinished(job_id=JOB, driver=OWNER, state=JobState.SUCCEEDED, message=""), "gcs"))
     node(ProcessEnded(worker, "killed"))
     assert node.announced().bundles[0].free == TWO
+
+
+def test_an_actor_comes_out_of_a_bundle_and_ends_when_the_control_store_has_ended_it(node: Node) -> None:
+    committed(node, TWO)
+    start = ActorStart(actor_id=ActorId(OWNER + "00000001"), incarnation=0, owner=OWNER)
+    assert node.lease(1, resources=TWO, actor=start).granted == [1]
+    assert node.announced().bundles[0].free == {}
+    node.now += 1.0
+    (claim,) = [effect for effect in node.core.tick(node.now) if _is_claim(effect)]
+    assert isinstance(claim, Ask)
+    about = ActorDescription(
+        actor_id=start.actor_id,
+        job_id=JOB,
+        owner=OWNER,
+        owner_key=ObjectKey(0),
+        class_name="Counter",
+        placement=TWO,
+        resources=ONE,
+        strategy=bundle(),
+    )
+    record = ActorRecord(description=about, state=ActorState.PENDING_CREATION, node_id=HERE, created_at=0.0)
+    node(Answered(claim.context, ActorClaim(record=record, spec=b"")))
+    node.staffed()
+    assert node.announced().bundles[0].free == ONE, "it needs less to live than to be placed"
+    effects = node.hear(GroupState.REMOVED, 1, [None])
+    assert not [effect for effect in effects if isinstance(effect, Start)], "it is not the node that ends actors"
+    assert node.core.leases.free["CPU"] == 30_000
+    gone = record.model_copy(update={"state": ActorState.DEAD, "death": ActorDeath(reason="its group was removed")})
+    effects = node(Event(changed(gone), "gcs"))
+    (worker,) = [process.process_id for process in node.core.processes if process.lease]
+    assert Start(KillProcess(worker)) in effects
+    node(ProcessEnded(worker, "killed"))
+    assert node.core.leases.free == node.core.leases.total
+
+
+def _is_claim(effect: Effect) -> bool:
+    return isinstance(effect, Ask) and isinstance(effect.message, ClaimActor)
 
 
 # ------------------------------------------------------------------------------- the table of leases

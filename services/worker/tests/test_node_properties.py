@@ -35,7 +35,27 @@ from shoal_core.protocol.errors import (
     RequestTimeoutError,
     ShoalError,
 )
-from shoal_core.protocol.ids import NO_NODE, JobId, LeaseId, NodeId, PeerId, ProcessId, SlotId, node_of
+from shoal_core.protocol.groups import (
+    AbandonGroup,
+    BundlesPrepared,
+    GroupChanged,
+    GroupDescription,
+    GroupRecord,
+    GroupState,
+    PrepareBundles,
+    ReturnBundles,
+)
+from shoal_core.protocol.ids import (
+    NO_NODE,
+    JobId,
+    LeaseId,
+    NodeId,
+    PeerId,
+    PlacementGroupId,
+    ProcessId,
+    SlotId,
+    node_of,
+)
 from shoal_core.protocol.messages import (
     AllocateSegment,
     AttachDriver,
@@ -67,6 +87,7 @@ from shoal_core.protocol.messages import (
     SegmentPinned,
     SegmentsPinned,
 )
+from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.records import (
     LeaseAssigned,
     LeaseGranted,
@@ -194,6 +215,23 @@ class Grant:
     lost: bool = False
 
 
+@dataclass
+class Group:
+    """What the control store knows of a placement group of two bundles, and which plans this node has reserved for."""
+
+    bundles: list[Resources]
+    attempt: int = 0
+    nodes: list[NodeId | None] = field(default_factory=lambda: [None, None])
+    removed: bool = False
+    plans: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
+
+
+GROUPS = {
+    PlacementGroupId("a"): [to_resources({CPU: 1.0}), to_resources({CPU: 2.0, GPU: 1.0})],
+    PlacementGroupId("b"): [to_resources({CPU: 0.5, GPU: 0.5}), to_resources({CPU: 9.0})],
+}
+
+
 class World:
     """A node's core, and everything around it: told the truth, late, twice or not at all."""
 
@@ -227,6 +265,8 @@ class World:
         self.granted_slots: set[tuple[ProcessId, SlotId]] = set()
         self.grants: dict[LeaseId, Grant] = {}
         self.assigned: dict[LeaseId, ProcessId] = {}
+        self.groups = {group: Group(bundles) for group, bundles in GROUPS.items()}
+        self.last_plan = 0
         # Files.
         self.names: set[str] = set()
         self.files: dict[str, File] = {}
@@ -285,6 +325,25 @@ class World:
                     if worker is not None and worker.lease == record.lease and not worker.doomed and not record.kill:
                         worker.lease = None
         self.inject(Received(process, records))
+
+    # ------------------------------------------------------------------------------- placement groups
+
+    def record(self, group: PlacementGroupId) -> GroupRecord:
+        """Return the record of a group."""
+        truth = self.groups[group]
+        created = None not in truth.nodes
+        state = GroupState.REMOVED if truth.removed else GroupState.CREATED if created else GroupState.PENDING
+        about = GroupDescription(
+            group_id=group, job_id=JobId("00000001"), owner=process_id(1, 0), bundles=truth.bundles
+        )
+        nodes: list[NodeId | None] = [None, None] if truth.removed else truth.nodes
+        return GroupRecord(description=about, state=state, attempt=truth.attempt, nodes=nodes, created_at=0.0)
+
+    def tell_of(self, group: PlacementGroupId) -> None:
+        """Tell what the record says."""
+        record = self.record(group)
+        news = GroupChanged(group_id=group, state=record.state, attempt=record.attempt, nodes=record.nodes)
+        self.inject(Event(news, "gcs"))
 
     # ------------------------------------------------------------------------------- what the core does
 
@@ -497,6 +556,7 @@ class World:
         awaited = (
             grant is not None
             and not grant.returned
+            and not grant.lost  # else it was told when its placement group was removed
             and grant.owner != process
             and grant.owner not in self.forgotten
             and not (worker.job is not None and self.core.liveness.has_ended(worker.job))
@@ -524,6 +584,10 @@ class World:
             return NodeRecord(description=description().model_copy(update={"node_id": message.node_id}), state=state)
         if isinstance(message, GetJob):
             return self.jobs[message.job_id].record()
+        if isinstance(message, AbandonGroup):
+            group = self.groups[message.group_id]
+            group.attempt = max(group.attempt, message.attempt)
+            return self.record(message.group_id)
         assert isinstance(message, FinishJob)
         self.finished.add(message.job_id)
         job = self.jobs[message.job_id]
@@ -566,6 +630,11 @@ class World:
     def check(self) -> None:
         """State the invariants."""
         self.core.sanity_check()
+        for name, group in self.groups.items():
+            for index, node in enumerate(group.nodes):
+                if node == HERE and not group.removed:
+                    pool = self.core.leases.pool(Bundle(name, index))
+                    assert pool.total == group.bundles[index], "what the record says is there is there"
         segments = self.core.segments
         assert segments.used_bytes <= STORE_BYTES
         assert self.wake_at <= max(self.now, self.announced_at + ANNOUNCE_SECONDS), "a tick is always arranged"
@@ -580,7 +649,10 @@ class World:
         )
 
     def settle(self) -> None:
-        """End everything, tell the node nothing that it does not ask for, and see that it keeps nothing."""
+        """End everything, tell the node nothing that it does not ask for, and see that it keeps nothing.
+
+        Bundles that were committed are an exception: the node announces them, and the control store answers to that.
+        """
         for job_id, job in list(self.jobs.items()):
             self.end_owner(job.driver, told=False)
             if job.driver not in self.forgotten and job.state is JobState.RUNNING and job_id not in self.finishing():
@@ -588,6 +660,10 @@ class World:
         for owner in self.owners:
             if node_of(owner) in OTHERS and owner not in self.dead:
                 self.end_owner(owner, told=False)
+        for name, group in self.groups.items():
+            group.removed = True
+            if HERE in group.nodes:
+                self.tell_of(name)
         for round_ in range(6):
             for command in list(self.creating):
                 self.create_file(command)
@@ -603,6 +679,7 @@ class World:
             self.end_worker(process, 0)
         assert not self.pending, "every request has one reply"
         assert len(self.core.leases) == 0
+        assert len(self.core.bundles) == 0
         assert self.core.leases.free == TOTAL
         assert self.core.leases.owners() == []
         assert len(self.core.segments) == 0
@@ -657,13 +734,18 @@ class NodeMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------- leases
 
-    @rule(which=pick, shape=st.sampled_from(SHAPES), slots=st.lists(st.integers(1, 12), min_size=1, max_size=4))
-    def ask_for_leases(self, which: int, shape: Resources, slots: list[int]) -> None:
+    @rule(
+        which=pick,
+        shape=st.sampled_from(SHAPES),
+        slots=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+        bundle=st.none() | st.builds(Bundle, st.sampled_from([*GROUPS]), st.integers(0, 1)),
+    )
+    def ask_for_leases(self, which: int, shape: Resources, slots: list[int], bundle: Bundle | None) -> None:
         owner = self.owner(which)
         for slot in slots:  # an owner asks for a slot with one shape only
             known = self.world.requested.get((owner, SlotId(slot)))
             if known is not None:
-                shape = known.resources
+                shape, bundle = known.resources, known.bundle
         request = LeaseRequest(
             scheduler="s",
             owner=owner,
@@ -671,6 +753,7 @@ class NodeMachine(RuleBasedStateMachine):
             key=1,
             slots=[SlotId(slot) for slot in slots],
             resources=shape,
+            bundle=bundle,
         )
         for slot in slots:
             self.world.requested.setdefault((owner, SlotId(slot)), request)
@@ -702,6 +785,53 @@ class NodeMachine(RuleBasedStateMachine):
     @rule(which=pick, shape=st.sampled_from(SHAPES), count=st.integers(1, 3))
     def recall(self, which: int, shape: Resources, count: int) -> None:
         self.world.request(RecallLeases(owner=self.owner(which), resources=shape, count=count))
+
+    # ------------------------------------------------------------------------------- placement groups
+
+    @rule(name=st.sampled_from([*GROUPS]), indices=st.sampled_from([[0], [1], [0, 1]]), again=st.booleans())
+    def bundles_are_to_be_reserved(self, name: PlacementGroupId, indices: list[int], again: bool) -> None:
+        group = self.world.groups[name]
+        self.world.last_plan += 1
+        plan, attempt = f"plan-{self.world.last_plan}", group.attempt + 1
+        if again and group.plans:
+            plan, (attempt, indices) = next(iter(group.plans.items()))
+        request = PrepareBundles(
+            plan=plan,
+            group_id=name,
+            job_id=JobId("00000001"),
+            attempt=attempt,
+            bundles={index: group.bundles[index] for index in indices},
+        )
+        answer = self.world.request(request)
+        assert isinstance(answer, BundlesPrepared)
+        if answer.granted:
+            group.plans[plan] = (attempt, indices)
+
+    @rule(name=st.sampled_from([*GROUPS]), which=pick)
+    def a_plan_is_given_up(self, name: PlacementGroupId, which: int) -> None:
+        group = self.world.groups[name]
+        if group.plans:
+            plan = [*group.plans][which % len(group.plans)]
+            del group.plans[plan]
+            self.world.request(ReturnBundles(plan=plan, group_id=name))
+
+    @rule(name=st.sampled_from([*GROUPS]), which=pick, told=st.booleans())
+    def a_plan_is_committed(self, name: PlacementGroupId, which: int, told: bool) -> None:
+        group = self.world.groups[name]
+        ready = [indices for attempt, indices in group.plans.values() if attempt == group.attempt + 1]
+        if ready and not group.removed and None in group.nodes:
+            indices = ready[which % len(ready)]
+            group.nodes = [HERE if index in indices else OTHERS[0] for index in range(2)]
+            group.attempt += 1
+            group.plans.clear()
+        if told:
+            self.world.tell_of(name)
+
+    @rule(name=st.sampled_from([*GROUPS]), told=st.booleans())
+    def a_group_is_removed(self, name: PlacementGroupId, told: bool) -> None:
+        self.world.groups[name].removed = True
+        if told:
+            self.world.tell_of(name)
 
     # ------------------------------------------------------------------------------- worker processes
 
@@ -910,6 +1040,12 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
     def chance(probability: float) -> bool:
         return random.random() < probability
 
+    def group() -> PlacementGroupId:
+        return random.choice([*GROUPS])
+
+    def bundle() -> Bundle | None:
+        return Bundle(group(), random.randrange(2)) if chance(0.4) else None
+
     machine = NodeMachine()
     kinds = ["processes", "records", "files"]
     machine.start(
@@ -919,8 +1055,12 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
     )
     actions: dict[Callable[[], None], float] = {
         lambda: machine.ask_for_leases(
-            which(), random.choice(SHAPES), [random.randrange(1, 20) for _ in range(random.randrange(1, 4))]
+            which(), random.choice(SHAPES), [random.randrange(1, 20) for _ in range(random.randrange(1, 4))], bundle()
         ): 8,
+        lambda: machine.bundles_are_to_be_reserved(group(), random.choice([[0], [1], [0, 1]]), chance(0.2)): 1,
+        lambda: machine.a_plan_is_given_up(group(), which()): 0.3,
+        lambda: machine.a_plan_is_committed(group(), which(), chance(0.8)): 1,
+        lambda: machine.a_group_is_removed(group(), chance(0.7)): 0.1,
         lambda: machine.repeat_a_request(which()): 2,
         lambda: machine.return_a_lease(which(), chance(0.2), chance(0.2)): 5,
         lambda: machine.a_stranger_returns_a_lease(which(), which()): 1,
