@@ -194,6 +194,23 @@ SCHEDULER = Board(
             ),
         ),
         Section(
+            "Gangs",
+            (
+                graph(
+                    "Placement groups",
+                    "By state, as the control store has them.",
+                    ("max by (state) (shoal_placement_groups)", "{{state}}"),
+                    stacked=True,
+                ),
+                graph(
+                    "Waiting and placed",
+                    "Groups that have bundles without a node, and bundles that nodes have reserved resources for.",
+                    ("max(shoal_pending_placement_groups)", "groups that wait"),
+                    ("sum(shoal_bundles)", "bundles placed"),
+                ),
+            ),
+        ),
+        Section(
             "GPUs",
             (
                 graph(

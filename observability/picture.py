@@ -26,9 +26,10 @@ PANELS = (
     "There and back",
 )
 COLUMNS, WIDTH, HEIGHT = 2, 480, 190
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 30, 42
+LEFT, RIGHT, TOP, BOTTOM = 72, 12, 30, 42
 POINTS = 60
 MOST_SERIES = 5
+MOST_CHARACTERS = 12
 COLOURS = ("#3b7dd8", "#d9822b", "#2e9f6b", "#b0413e", "#7d5bbe")
 UNITS = {"s": "s", "ops": "/s", "percentunit": "", "Bps": "B/s", "bytes": "B"}
 STYLE = "text{font:11px sans-serif;fill:#444}.t{font-weight:bold;font-size:13px;fill:#222}"
@@ -86,7 +87,9 @@ def _panel(graph: Graph, found: list[tuple[str, Series]], begin: float, end: flo
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         x = LEFT + index * wide / MOST_SERIES
         parts.append(f'<rect x="{x:.1f}" y="{base + 16}" width="8" height="8" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 11:.1f}" y="{base + 24}">{escape(_without_ports(legend))}</text>')
+        parts.append(
+            f'<text x="{x + 11:.1f}" y="{base + 24}">{escape(_without_ports(legend)[:MOST_CHARACTERS])}</text>'
+        )
     return "".join(parts)
 
 
@@ -100,7 +103,7 @@ def _short(value: float, unit: str) -> str:
     if unit == "percentunit":
         return f"{value:.0%}"
     if unit == "s" and value < 1:
-        return f"{value * 1000:.3g} ms"
+        return f"{value * 1000:.2g} ms"
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g} {letter}{UNITS.get(unit, '')}"

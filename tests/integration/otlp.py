@@ -15,7 +15,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 40.0
+LOOK_SECONDS = 0.5
+"""How often is looked whether it is enough although nothing came: whoever was to send may have ended."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Receiver:
             while not enough(self.spans):
                 left_seconds = deadline - time.monotonic()
                 assert left_seconds > 0, f"only these spans have come: {sorted(span.name for span in self.spans)}"
-                self._arrived.wait(left_seconds)
+                self._arrived.wait(min(LOOK_SECONDS, left_seconds))
             return list(self.spans)
 
 

@@ -288,7 +288,7 @@ def test_a_task_that_is_cancelled_makes_nothing_again(
     ref = make.remote(log, "a")
     made(ref)
     kill(cluster, node)
-    cluster.wait_for_nodes()
+    until(partial(is_known_dead, node), "this driver knows it")
     assert shoal.wait([ref], timeout=0.5) == ([], [ref]), "its task waits for a node"
     shoal.cancel(ref)
     with pytest.raises(ObjectReconstructionFailedTaskCancelledError):

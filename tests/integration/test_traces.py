@@ -73,14 +73,14 @@ def all_workers_sent(spans: list[ReceivedSpan]) -> bool:
 
 
 @contextmanager
-def running(receiver: Receiver, *arguments: str, **environment: str) -> Iterator[None]:
+def running(receiver: Receiver, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run the program, with its spans sent to the receiver, and have it leave its cluster at the end of the block."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     own = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "NO_PROXY": "127.0.0.1", **environment}
     command = [sys.executable, str(PROGRAM), *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=inherited | own) as process:
         try:
-            yield
+            yield process
             _, errors = process.communicate(timeout=30)
         finally:
             process.kill()
@@ -97,8 +97,8 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
             str(path),
             OTEL_EXPORTER_OTLP_HEADERS="authorization=secret",
             OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
-        ):
-            receiver.wait_for(all_workers_sent)
+        ) as process:
+            receiver.wait_for(lambda spans: all_workers_sent(spans) or process.poll() is not None)
         yield Traced(list(receiver.spans), receiver.headers)
 
 

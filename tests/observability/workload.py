@@ -14,6 +14,7 @@ import pytest
 
 import shoal
 from shoal.exceptions import ShoalError
+from shoal.util import placement_group
 from shoal.util.metrics import Counter
 from tests.integration.waiting import get
 
@@ -75,14 +76,16 @@ Server: Any = shoal.remote(max_restarts=1, max_task_retries=2, num_cpus=0.1)(Ser
 
 
 def once(folder: Path) -> list[Any]:
-    """Have happen what happens seldom: a crash, a restart, durable objects, demand that cannot be met."""
+    """Have happen what happens seldom: a crash, a restart, a gang, durable objects, impossible demand."""
     server = Server.remote(str(folder / "ended"))
     assert get(server.serve.remote(1)) == 1
     ending = server.end.remote()
     assert get(crash_once.remote(str(folder / "crashed"))) == 1
+    group = placement_group([{"CPU": 0.1}, {"CPU": 0.1}], strategy="SPREAD")
+    assert group.wait(40)
     durable = shoal.put(b"kept" * 1000, durable=True)
     get(ending)
-    return [server, durable, never.remote()]
+    return [server, group, durable, never.remote()]
 
 
 def go_round(kept: list[Any]) -> None:
@@ -120,4 +123,5 @@ def under_load(folder: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-    assert failures == []
+    for failure in failures:
+        raise failure

@@ -187,7 +187,7 @@ def run(
         return memory
 
     monkeypatch.setattr(cli, "read_memory", read_memory)
-    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(cli.out, "width", width)
     result = CliRunner().invoke(cli.app, ["memory", "--address", "nats://x", *arguments])
     return result.exit_code, result.stdout, result.stderr
 

@@ -11,7 +11,7 @@ import pytest
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.protocol.errors import NotFoundError
-from shoal_core.protocol.ids import ActorId, FunctionId
+from shoal_core.protocol.ids import ActorId, FunctionId, PlacementGroupId
 from shoal_core.protocol.messages import DemandNotice, GetNode, NodeDescription, NodeRecord, NodeState
 from shoal_core.protocol.placement import DEFAULT, NodeAffinity, Strategy
 from shoal_core.protocol.records import Failed
@@ -72,8 +72,9 @@ class World:
         self.runtime.reactor.drain()
         return ref  # type: ignore[no-any-return]
 
-    def notice(self, key: int = 0, actor: ActorId | None = None) -> None:
-        told = DemandNotice(key=key, name="f", text="1 task(s) of f() wait: why.", why="why", actor=actor)
+    def notice(self, key: int = 0, actor: ActorId | None = None, group: PlacementGroupId | None = None) -> None:
+        text = "1 task(s) of f() wait: why."
+        told = DemandNotice(key=key, name="f", text=text, why="why", actor=actor, group=group)
         self._scheduler.publish(SUBJECTS.notice("scheduler", LOCAL), encode(told))
 
 
@@ -167,6 +168,16 @@ async def test_what_is_to_fail_without_room_fails_at_once(world: World) -> None:
     assert value is not None
     assert "cannot run: why" in value.text
     assert world.asked == 0
+
+
+async def test_each_group_is_warned_of_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.record = None
+    ref = world.submit(HARD)
+    for name in "abab":
+        world.notice(0, group=PlacementGroupId(name * 32))
+    world.notice(1)
+    await until(lambda: len(caplog.records) == 3)
+    assert (failed(ref), world.asked) == (None, 0)
 
 
 async def test_the_demand_of_an_actor_is_none_of_our_keys(world: World, caplog: pytest.LogCaptureFixture) -> None:

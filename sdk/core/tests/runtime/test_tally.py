@@ -21,13 +21,14 @@ def test_ends_are_counted_by_function_and_outcome() -> None:
     tally.names += ["f", "f", "g"]
     tally.failed("f", "task")
     tally.failed("f", "task_cancelled")
+    tally.failed("f", "task_group_removed")
     tally.failed("g", "worker_crashed")
     tally.failed("g", "task_unschedulable")
     assert finished(tally.take(0)) == {
         ("f", "ok"): 2,
         ("g", "ok"): 1,
         ("f", "failed"): 1,
-        ("f", "cancelled"): 1,
+        ("f", "cancelled"): 2,
         ("g", "lost"): 1,
         ("g", "unschedulable"): 1,
     }

@@ -22,7 +22,13 @@ MOST_LISTED = 4096
 MOST_FUNCTIONS = 100
 """So many functions of one process are counted under their names."""
 OTHERS = "(other)"
-OUTCOMES = {"task": "failed", "task_cancelled": "cancelled", "task_unschedulable": "unschedulable"}
+OUTCOMES = {
+    "task": "failed",
+    "task_cancelled": "cancelled",
+    "task_group_removed": "cancelled",
+    "actor_group_removed": "cancelled",
+    "task_unschedulable": "unschedulable",
+}
 """How a task has ended by the code of its error; with every other error it was lost."""
 LOST = "lost"
 
