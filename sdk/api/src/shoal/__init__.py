@@ -14,7 +14,7 @@ The first use joins a cluster, or starts one that ends with this process (see ``
 Ray Core program.
 """
 
-from shoal import actor, cloudpickle, exceptions, runtime_context, util
+from shoal import actor, cloudpickle, exceptions, job_config, runtime_context, runtime_env, util
 from shoal.actor import get_actor, kill, method
 from shoal.decorator import remote
 from shoal.generators import DynamicObjectRefGenerator
@@ -59,12 +59,14 @@ __all__ = [
     "get_runtime_context",
     "init",
     "is_initialized",
+    "job_config",
     "kill",
     "method",
     "nodes",
     "put",
     "remote",
     "runtime_context",
+    "runtime_env",
     "shutdown",
     "util",
     "wait",

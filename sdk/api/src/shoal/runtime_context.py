@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.handle import ActorHandle, own_handle
+from shoal.runtime_env.runtime_env import RuntimeEnv, restored
 from shoal.session import runtime
 from shoal.state import labels_of
 from shoal_core.protocol.ids import NO_NODE, task_id_bytes
 from shoal_core.protocol.records import LeaseAssigned
 from shoal_core.protocol.resources import to_amounts
+from shoal_core.runtime.environments import to_text
 from shoal_core.runtime.work import Running, current
 
 
@@ -94,7 +96,12 @@ class RuntimeContext:
 
     def get_runtime_env_string(self) -> str:
         """Return the runtime environment as JSON."""
-        return "{}"
+        return to_text(runtime().environment)
+
+    @property
+    def runtime_env(self) -> RuntimeEnv:
+        """The runtime environment of this process, which is that of what it submits; folders are names of packages."""
+        return restored(dict(runtime().environment))
 
     @property
     def current_actor(self) -> ActorHandle[Any]:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
+from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, started_here, stop_host
 from shoal.driver import DriverOptions, driver_session
 from shoal_core import __version__, telemetry
 from shoal_core.bus.credentials import Credentials, TlsFiles
@@ -128,13 +128,15 @@ def init(
     ``address``: None tries ``SHOAL_ADDRESS``, then the cluster that ``shoal up`` started, then starts one that ends
     with this process; "local" always starts one; "auto" must find one; "nats://host:port" joins that one. ``num_cpus``,
     ``num_gpus``, ``resources``, ``labels`` and ``object_store_memory`` (bytes) describe the node of a cluster that is
-    started, and are an error when joining. ``namespace`` is where the job's actors are named. ``runtime_env`` may hold
-    ``env_vars`` and ``working_dir`` (a folder all nodes can see). A cluster that is started shows metrics of its four
-    services on ``_metrics_export_port`` and the three ports behind it, on 127.0.0.1; without one it shows none.
+    started, and are an error when joining. ``namespace`` is where the job's actors are named. ``runtime_env`` is
+    what worker processes are to have (see ``shoal.runtime_env``). ``job_config`` (a ``JobConfig``) says both in one
+    object; what is said here comes first. A cluster that is started shows metrics of its four services on
+    ``_metrics_export_port`` and the three ports behind it, on 127.0.0.1; without one it shows none.
 
     Raises ``RuntimeError`` if this process has joined already (unless ``ignore_reinit_error``) or for an unknown
-    parameter, ``ValueError`` for a wrong one, ``ClusterUnreachableError``, ``AuthenticationError``,
-    ``JetStreamUnavailableError`` and ``VersionMismatchError`` (all ``ConnectionError``) when there is no joining.
+    parameter, ``ValueError`` or ``TypeError`` for a wrong one, ``RuntimeEnvSetupError`` for an environment that cannot
+    be packed, ``ClusterUnreachableError``, ``AuthenticationError``, ``JetStreamUnavailableError`` and
+    ``VersionMismatchError`` (all ``ConnectionError``) when there is no joining.
     """
     unknown = [name for name in others if name not in _IGNORED]
     if unknown:
@@ -214,6 +216,8 @@ def _find(address: str | None, options: HostOptions, metrics_port: int, undo: co
         return Address(host.address, host.cluster, Credentials.from_file(host.credentials_path))
     if "://" not in address:
         address = f"nats://{address}"
+    if (own := started_here(address)) is not None:
+        return _joining(own.address, own.cluster, Credentials.from_file(own.credentials_path), options)
     return _joining(address, os.environ.get("SHOAL_CLUSTER", "default"), _credentials(), options)
 
 

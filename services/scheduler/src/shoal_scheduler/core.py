@@ -363,6 +363,7 @@ class Scheduler:
             key=entry.key,
             slots=slots,
             resources=entry.resources,
+            environment=entry.environment,
             actor=entry.actor,
             bundle=node.bundle,
         )

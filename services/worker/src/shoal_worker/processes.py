@@ -1,7 +1,8 @@
 """The worker processes of a node: which are starting, idle, leased, on their way out.
 
 CUDA looks once at which GPUs it may use, whatever the environment says later. So a process serves, from its first lease
-on, only leases of the very GPUs of that one, or only leases without any.
+on, only leases of the very GPUs of that one, or only leases without any. It also stays in the runtime environment of
+its first lease.
 
 A process's life::
 
@@ -43,7 +44,8 @@ class ProcessState(Enum):
 class WorkerProcess:
     """One worker process. ``since`` is when its state last changed, ``lease`` the one it serves.
 
-    ``gpus`` are the names of those that it is shown for ever, once it has served a lease.
+    ``gpus`` are the names of those that it is shown for ever, once it has served a lease; ``environment`` is the
+    digest of the runtime environment that it has from then on.
     """
 
     process_id: ProcessId
@@ -52,6 +54,7 @@ class WorkerProcess:
     job: JobId | None = None
     lease: LeaseId | None = None
     gpus: tuple[str, ...] = ()
+    environment: str = ""
     kill_reason: str = ""
 
 
@@ -118,21 +121,29 @@ class ProcessTable:
         self._rest(process, now)
         return True
 
-    def take(self, job: JobId, gpus: tuple[str, ...] = ()) -> WorkerProcess | None:
-        """Return an idle process for a job: the one of this job and these GPUs that idles shortest, else a new one."""
+    def take(self, job: JobId, gpus: tuple[str, ...] = (), environment: str = "") -> WorkerProcess | None:
+        """Return an idle process: the one of this job, GPUs and environment that idles shortest, else a new one."""
         fresh = None
         for process_id in reversed(self._idle):
             process = self._processes[process_id]
-            if process.job == job and process.gpus == gpus:
+            if process.job == job and process.gpus == gpus and process.environment == environment:
                 return process
             if process.job is None and fresh is None:
                 fresh = process
         return fresh
 
-    def lease(self, process: WorkerProcess, job: JobId, lease: LeaseId, now: float, gpus: tuple[str, ...] = ()) -> None:
-        """Bind an idle process to a lease, and to its job and its GPUs for ever."""
-        assert process.job is None or process.gpus == gpus
-        process.gpus = gpus
+    def lease(
+        self,
+        process: WorkerProcess,
+        job: JobId,
+        lease: LeaseId,
+        now: float,
+        gpus: tuple[str, ...] = (),
+        environment: str = "",
+    ) -> None:
+        """Bind an idle process to a lease, and to its job, its GPUs and its environment for ever."""
+        assert process.job is None or (process.gpus, process.environment) == (gpus, environment)
+        process.gpus, process.environment = gpus, environment
         del self._idle[process.process_id]
         process.state, process.since, process.job, process.lease = ProcessState.LEASED, now, job, lease
 

@@ -234,7 +234,7 @@ class JobConfig(Message):
     namespace: str
     sys_path: list[str] = []
     working_directory: str = ""
-    environment: dict[str, str] = {}
+    runtime_env: str = Field(default="", description="The driver's runtime environment as JSON, for people to read.")
     metadata: dict[str, str] = {}
     log_to_driver: bool = True
     terms: JobTerms = JobTerms()
@@ -423,6 +423,7 @@ class DemandEntry(Message):
     name: str = Field(description="The function most recently queued under this key, for people to read.")
     resources: Resources
     strategy: Strategy = DEFAULT
+    environment: str = Field(default="", description="The digest of the runtime environment; empty: none.")
     near: dict[NodeId, int] = Field(default={}, description="Bytes of large arguments, by the node where they lie.")
     wanted: int = Field(description="How many tasks wait; 0 withdraws the demand.")
     slots: list[SlotId] = Field(description="Ids of the leases asked for and not yet granted.")
@@ -451,6 +452,7 @@ class LeaseRequest(Message):
     key: int
     slots: list[SlotId]
     resources: Resources
+    environment: str = ""
     actor: ActorStart | None = None
     bundle: Bundle | None = Field(default=None, description="Grant them out of this bundle, which is on the node.")
 
