@@ -154,8 +154,6 @@ async def _open_job(runtime: Runtime, options: DriverOptions) -> JobRecord:
     assert isinstance(job, JobRecord)
     runtime.reactor.job = job.job_id
     runtime.environment = options.environment.fields
-    for part in options.environment.exports:
-        await runtime.functions.upload(job.job_id, part)
     if runtime.node != NO_NODE:
         attach = AttachDriver(driver=runtime.local, job_id=job.job_id, machine_id=request.machine_id, pid=request.pid)
         subject = subjects.node_from_process(runtime.node, "attach_driver")

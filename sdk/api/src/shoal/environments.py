@@ -8,6 +8,7 @@ from typing import Any
 
 from shoal.packages import pack_folder, pack_module
 from shoal.runtime_env.runtime_env import checked, restored
+from shoal_core.protocol.errors import BusError, RequestRefusedError, RuntimeEnvSetupError, ServiceError
 from shoal_core.protocol.ids import FunctionId, JobId
 from shoal_core.runtime.environments import (
     HOOK,
@@ -65,18 +66,23 @@ def environment_of(current: Runtime, job: JobId, packed: Packed) -> str:
     if own is None:
         return ""
     if not current.functions.is_uploaded(job, own.function_id):
-        store_parts(current, job, fields, packed.exports)
-        current.export(job, own)
+        store_parts(current, job, fields, [*packed.exports, own])
     return own.function_id
 
 
 def store_parts(current: Runtime, job: JobId, fields: Fields, exports: Sequence[Exported]) -> None:
-    """Store all that an environment refers to in a job; what was not packed here, this process's job has."""
-    for part in exports:
-        current.export(job, part)
-    for name in parts_of(fields):
-        if job != current.job and not current.functions.is_uploaded(job, name):
-            current.call(current.functions.copy(name, current.job, job))
+    """Store all that an environment refers to in a job; what was not packed here, this process's job has.
+
+    Raises ``RuntimeEnvSetupError`` where the control store does not take or have it.
+    """
+    try:
+        for part in exports:
+            current.export(job, part)
+        for name in parts_of(fields):
+            if job != current.job and not current.functions.is_uploaded(job, name):
+                current.call(current.functions.copy(name, current.job, job))
+    except (BusError, RequestRefusedError, ServiceError) as error:
+        raise RuntimeEnvSetupError(f"The runtime environment could not be stored in job {job}: {error}") from error
 
 
 def travelling(options: dict[str, Any]) -> dict[str, Any]:

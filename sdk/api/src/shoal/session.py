@@ -13,6 +13,7 @@ from typing import Any
 
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, started_here, stop_host
 from shoal.driver import DriverOptions, driver_session
+from shoal.environments import store_parts
 from shoal_core import __version__, telemetry
 from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.tracing import ENABLED
@@ -135,7 +136,7 @@ def init(
 
     Raises ``RuntimeError`` if this process has joined already (unless ``ignore_reinit_error``) or for an unknown
     parameter, ``ValueError`` or ``TypeError`` for a wrong one, ``RuntimeEnvSetupError`` for an environment that cannot
-    be packed, ``ClusterUnreachableError``, ``AuthenticationError``, ``JetStreamUnavailableError`` and
+    be packed or stored, ``ClusterUnreachableError``, ``AuthenticationError``, ``JetStreamUnavailableError`` and
     ``VersionMismatchError`` (all ``ConnectionError``) when there is no joining.
     """
     unknown = [name for name in others if name not in _IGNORED]
@@ -159,6 +160,7 @@ def init(
         with contextlib.ExitStack() as undo:
             where = _find(address, options, metrics_port, undo)
             session = undo.enter_context(driver_session(where, driver))
+            store_parts(session.runtime, session.runtime.job, driver.environment.fields, driver.environment.exports)
             undo.pop_all()
         _membership.session = session
         current = session.runtime

@@ -25,6 +25,8 @@ from shoal_core.protocol.ids import JobId, LeaseId, NodeId, ProcessId
 
 MOST_STARTING = 8
 IDLE_SECONDS = 60.0
+MOST_ENVIRONMENTS = 8
+"""Processes of so many runtime environments are kept while they idle."""
 START_SECONDS = 60.0
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
@@ -178,17 +180,24 @@ class ProcessTable:
         return process
 
     def dismiss_idle(self, now: float) -> list[WorkerProcess]:
-        """Choose the processes of jobs that idled too long, beyond ``prestart``; they are LEAVING from now on."""
-        spare = len(self._idle) - self._prestart
-        chosen: list[WorkerProcess] = []
-        for process_id in list(self._idle):
-            process = self._processes[process_id]
+        """Choose the processes of jobs that idled too long, beyond ``prestart``; they are LEAVING from now on.
+
+        So are at once those of the environments that were not used for longest, beyond ``MOST_ENVIRONMENTS`` of them: a
+        job may have one for each task.
+        """
+        idle = [self._processes[process_id] for process_id in self._idle]
+        recent = dict.fromkeys(process.environment for process in reversed(idle) if process.environment)
+        stale = set(list(recent)[MOST_ENVIRONMENTS:])
+        chosen = [process for process in idle if process.environment in stale]
+        spare = len(idle) - self._prestart
+        for process in idle:
             if spare <= len(chosen) or now - process.since < IDLE_SECONDS:
                 break
-            if process.job is not None:
-                del self._idle[process_id]
-                process.state, process.since = ProcessState.LEAVING, now
+            if process.job is not None and process.environment not in stale:
                 chosen.append(process)
+        for process in chosen:
+            del self._idle[process.process_id]
+            process.state, process.since = ProcessState.LEAVING, now
         return chosen
 
     def overdue(self, now: float) -> list[WorkerProcess]:
