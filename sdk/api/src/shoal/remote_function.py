@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Generic, Never, ParamSpec, TypeVar, overload
 
 from shoal import options as option_table
-from shoal.environments import environment_of, pack, travelling
+from shoal.environments import Packed, environment_of, pack, travelling
 from shoal.exports import Export, Known
 from shoal.generators import collected
 from shoal.placement import place
@@ -41,6 +41,7 @@ class RemoteFunction(Generic[P, R]):
         self._resolved = _resolve(function, options)
         self._exported = self._new_export()
         self._arguments = Arguments(function, _name(function))
+        self._packed: Packed | None = None
         self._call: tuple[Runtime, InGroup | None, Call] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -120,7 +121,9 @@ class RemoteFunction(Generic[P, R]):
         if (placed := place(resolved.group, inside, f"{resolved.name}()", resources)) is not None:
             bundle, in_group = placed
             scheduling_class = replace(scheduling_class, strategy=bundle)
-        environment = environment_of(current, current.job, pack(resolved.runtime_env))
+        if self._packed is None:
+            self._packed = pack(resolved.runtime_env)
+        environment = environment_of(current, current.job, self._packed)
         return Call(
             function=self._exported.to(current, current.job),
             name=resolved.name,
@@ -144,6 +147,7 @@ class RemoteFunction(Generic[P, R]):
         self._resolved = _resolve(function, options)
         self._exported = self._new_export(known)
         self._arguments = Arguments(function, _name(function))
+        self._packed = None
         self._call = None
         functools.update_wrapper(self, function)
 
