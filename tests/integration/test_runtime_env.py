@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import tempfile
 import zipfile
@@ -192,6 +194,33 @@ def test_a_jobs_folders_go_with_it(cluster: Cluster, tmp_path: Path) -> None:
     assert place.is_dir()
     shoal.shutdown()
     until(lambda: not place.exists(), "the folder of the job is gone")
+
+
+def test_processes_write_log_lines_as_the_driver_says(capfd: pytest.CaptureFixture[str]) -> None:
+    @shoal.remote
+    def write() -> str:
+        logging.getLogger("mine").info("from a task", extra={"colour": "red"})
+        return shoal.get_runtime_context().get_worker_id()
+
+    root = logging.getLogger()
+    before = root.handlers, root.level
+    lines: list[dict[str, str]] = []
+
+    def read() -> bool:
+        found = [line[line.index("{") :] for line in capfd.readouterr().err.splitlines() if "from a task" in line]
+        lines.extend(map(json.loads, found))
+        return bool(lines)
+
+    shoal.shutdown()
+    try:
+        with shoal.init("local", num_cpus=1, logging_config=shoal.LoggingConfig(encoding="JSON")):
+            worker = get(write.remote())
+            until(read, "the line of the task has come")
+            assert (lines[0]["worker_id"], lines[0]["colour"], lines[0]["levelname"]) == (worker, "red", "INFO")
+            assert lines[0]["job_id"] == shoal.get_runtime_context().get_job_id()
+            assert "write" in lines[0]["task_name"]
+    finally:
+        root.handlers, root.level = before
 
 
 def test_nothing_is_left_of_a_job(tmp_path: Path) -> None:

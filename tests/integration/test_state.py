@@ -112,6 +112,11 @@ def test_wrong_questions_are_refused(list_rows: Any, wrong: dict[str, Any]) -> N
         list_rows(**wrong)
 
 
+def test_rays_client_joins_like_anyone(address: str) -> None:
+    with pytest.raises(RuntimeError, match="joined a cluster already"):
+        shoal.util.connect(address)
+
+
 def test_the_command_line_lists_them(address: str) -> None:
     host = started_here(address)
     assert host is not None

@@ -18,6 +18,7 @@ from shoal import actor, cloudpickle, exceptions, job_config, runtime_context, r
 from shoal.actor import get_actor, kill, method
 from shoal.decorator import remote
 from shoal.generators import DynamicObjectRefGenerator
+from shoal.logging_config import LoggingConfig
 from shoal.objects import cancel, get, put, wait
 from shoal.remote_function import RemoteFunction
 from shoal.runtime_context import get_gpu_ids, get_runtime_context
@@ -37,6 +38,7 @@ __all__ = [
     "Context",
     "DynamicObjectRefGenerator",
     "JobID",
+    "LoggingConfig",
     "NodeID",
     "ObjectID",
     "ObjectRef",

@@ -20,6 +20,7 @@ from typing import Any
 
 from shoal.environments import Packed, pack
 from shoal.job_config import job_config_of
+from shoal.logging_config import log_settings_of
 from shoal.output import WorkerOutput
 from shoal_core import __version__
 from shoal_core.bus.interface import Bus, Message
@@ -37,6 +38,7 @@ from shoal_core.protocol.messages import (
     JobState,
     ListNodes,
     LogLines,
+    LogSettings,
     NodeList,
     NodeState,
     RegisterJob,
@@ -45,6 +47,7 @@ from shoal_core.protocol.records import Failed
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime.environments import to_text
+from shoal_core.runtime.logs import set_up_logging
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session, check_cluster
 
@@ -63,6 +66,7 @@ class DriverOptions:
     environment: Packed = field(default_factory=lambda: Packed({}))
     metadata: dict[str, str] = field(default_factory=dict)
     log_to_driver: bool = True
+    logging: LogSettings | None = None
 
     @classmethod
     def of(
@@ -72,6 +76,7 @@ class DriverOptions:
         job_config: Any,
         log_to_driver: bool,
         logging_level: int | str,
+        logging_config: Any = None,
     ) -> DriverOptions:
         """Check the parameters of ``init`` that describe the job."""
         if namespace is not None and not isinstance(namespace, str):
@@ -85,6 +90,7 @@ class DriverOptions:
             environment=pack(config.runtime_env if runtime_env is None else runtime_env),
             metadata=dict(config.metadata),
             log_to_driver=log_to_driver,
+            logging=log_settings_of(logging_config),
         )
 
 
@@ -99,6 +105,8 @@ def driver_session(where: Address, options: DriverOptions) -> Session:
     @contextlib.asynccontextmanager
     async def part(runtime: Runtime) -> AsyncIterator[None]:
         runtime.namespace = options.namespace
+        if options.logging is not None:
+            set_up_logging(options.logging)
         job = await _open_job(runtime, options)
         async with asyncio.TaskGroup() as tasks:
             alive = tasks.create_task(_stay_alive(runtime))
@@ -147,6 +155,7 @@ async def _open_job(runtime: Runtime, options: DriverOptions) -> JobRecord:
             runtime_env=to_text(options.environment.fields),
             metadata=options.metadata,
             log_to_driver=options.log_to_driver,
+            logging=options.logging,
         ),
     )
     subjects = runtime.subjects

@@ -228,6 +228,21 @@ class JobTerms(Message):
     quotas: Resources = Field(default={}, description="At most so much of these it holds at any time.")
 
 
+class LogEncoding(StrEnum):
+    """How log lines are written."""
+
+    TEXT = "TEXT"
+    JSON = "JSON"
+
+
+class LogSettings(Message):
+    """How a job's processes write what Python's ``logging`` is told."""
+
+    encoding: LogEncoding
+    level: str
+    attributes: list[str] = Field(default=[], description="Of a record, beside those that are always written.")
+
+
 class JobConfig(Message):
     """What a driver's worker processes need to know of it."""
 
@@ -237,6 +252,7 @@ class JobConfig(Message):
     runtime_env: str = Field(default="", description="The driver's runtime environment as JSON, for people to read.")
     metadata: dict[str, str] = {}
     log_to_driver: bool = True
+    logging: LogSettings | None = Field(default=None, description="None: the processes' logging is left as it is.")
     terms: JobTerms = JobTerms()
 
 

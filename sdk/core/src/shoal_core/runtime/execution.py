@@ -31,6 +31,7 @@ from shoal_core.protocol.ids import FunctionId, LeaseId
 from shoal_core.protocol.messages import JobConfig
 from shoal_core.protocol.records import Failed, LeaseAssigned
 from shoal_core.runtime.environments import set_up
+from shoal_core.runtime.logs import set_up_logging
 from shoal_core.runtime.objects import Waiter
 from shoal_core.runtime.work import Accepted, Ended, TaskInterrupt, Work, begin
 
@@ -319,9 +320,11 @@ def show_gpus(variable: str, names: Sequence[str]) -> None:
 
 
 def configure(config: JobConfig) -> None:
-    """Make this process one of the job: its import path and working directory."""
+    """Make this process one of the job: its import path, logging and working directory."""
     for path in reversed(config.sys_path):
         if path not in sys.path:
             sys.path.insert(0, path)
+    if config.logging is not None:
+        set_up_logging(config.logging)
     if config.working_directory and os.path.isdir(config.working_directory):
         os.chdir(config.working_directory)
