@@ -90,6 +90,7 @@ from shoal_worker.inputs import (
     KillProcess,
     Leave,
     ProcessEnded,
+    RemoveEnvironments,
     RouteOutput,
     StartProcess,
     Suspected,
@@ -174,6 +175,7 @@ class Worker:
     doomed: bool = False
     job: JobId | None = None
     gpus: list[str] | None = None
+    environment: str | None = None
     lease: LeaseId | None = None
 
 
@@ -371,7 +373,9 @@ class World:
             assert worker.lease is None, "a process serves one lease at a time"
             assert worker.job in (None, record.job), "a process serves one job in its life"
             assert worker.gpus in (None, record.gpus), "what CUDA has seen once stays with a process"
+            assert worker.environment in (None, record.environment), "a process stays in its environment"
             worker.lease, worker.job, worker.gpus = record.lease, record.job, record.gpus
+            worker.environment = record.environment
             assert len(record.gpus) == -(-record.resources.get(GPU, 0) // 10_000)
             assert record.lease not in self.assigned
             self.assigned[record.lease] = ProcessId(peer)
@@ -405,6 +409,9 @@ class World:
             worker.doomed = True
         elif isinstance(command, RouteOutput):
             assert self.workers[command.process_id].job is None
+        elif isinstance(command, RemoveEnvironments):
+            living = [worker for process, worker in self.workers.items() if process not in self.dead]
+            assert all(worker.job != command.job_id for worker in living), "nobody unpacks one any more"
         elif isinstance(command, WatchDriver):
             self.watched[command.driver] = self.owners[command.driver]
         elif isinstance(command, UnwatchDriver):
@@ -657,13 +664,18 @@ class NodeMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------- leases
 
-    @rule(which=pick, shape=st.sampled_from(SHAPES), slots=st.lists(st.integers(1, 12), min_size=1, max_size=4))
-    def ask_for_leases(self, which: int, shape: Resources, slots: list[int]) -> None:
+    @rule(
+        which=pick,
+        shape=st.sampled_from(SHAPES),
+        environment=st.sampled_from(["", "one"]),
+        slots=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    )
+    def ask_for_leases(self, which: int, shape: Resources, environment: str, slots: list[int]) -> None:
         owner = self.owner(which)
         for slot in slots:  # an owner asks for a slot with one shape only
             known = self.world.requested.get((owner, SlotId(slot)))
             if known is not None:
-                shape = known.resources
+                shape, environment = known.resources, known.environment
         request = LeaseRequest(
             scheduler="s",
             owner=owner,
@@ -671,6 +683,7 @@ class NodeMachine(RuleBasedStateMachine):
             key=1,
             slots=[SlotId(slot) for slot in slots],
             resources=shape,
+            environment=environment,
         )
         for slot in slots:
             self.world.requested.setdefault((owner, SlotId(slot)), request)
@@ -919,7 +932,10 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
     )
     actions: dict[Callable[[], None], float] = {
         lambda: machine.ask_for_leases(
-            which(), random.choice(SHAPES), [random.randrange(1, 20) for _ in range(random.randrange(1, 4))]
+            which(),
+            random.choice(SHAPES),
+            random.choice(["", "", "one"]),
+            [random.randrange(1, 20) for _ in range(random.randrange(1, 4))],
         ): 8,
         lambda: machine.repeat_a_request(which()): 2,
         lambda: machine.return_a_lease(which(), chance(0.2), chance(0.2)): 5,

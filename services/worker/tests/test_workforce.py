@@ -18,6 +18,7 @@ from shoal_worker.processes import (
     FIRST_BACKOFF_SECONDS,
     IDLE_SECONDS,
     LONGEST_BACKOFF_SECONDS,
+    MOST_ENVIRONMENTS,
     MOST_STARTING,
     START_SECONDS,
     ProcessState,
@@ -35,12 +36,12 @@ ONE_CPU = to_resources({"CPU": 1})
 # ------------------------------------------------------------------------------- processes
 
 
-def up(table: ProcessTable, now: float = 0.0, job: JobId | None = None) -> WorkerProcess:
+def up(table: ProcessTable, now: float = 0.0, job: JobId | None = None, environment: str = "") -> WorkerProcess:
     """Have an idle process, which has served a job if one is named."""
     process = table.start(now)
     assert table.ready(process.process_id, now)
     if job is not None:
-        table.lease(process, job, LeaseId(1), now)
+        table.lease(process, job, LeaseId(1), now, environment=environment)
         table.release(process, now)
     table.sanity_check()
     return process
@@ -119,6 +120,21 @@ def test_processes_of_jobs_that_idled_too_long_are_dismissed_beyond_those_kept_r
     assert table.dismiss_idle(10 * IDLE_SECONDS) == []
     assert fresh.state is ProcessState.IDLE
     assert table.take(JOB) is fresh
+    table.sanity_check()
+
+
+def test_processes_stay_in_their_environment_and_few_are_kept() -> None:
+    table = ProcessTable(NODE, prestart=1)
+    plain = up(table, 0, JOB)
+    named = [up(table, number, JOB, f"environment {number}") for number in range(MOST_ENVIRONMENTS + 2)]
+    assert table.take(JOB) is plain
+    assert table.take(JOB, environment="environment 3") is named[3]
+    assert table.take(JOB, environment="another") is None
+    assert table.take(OTHER_JOB, environment="environment 3") is None
+    again = up(table, 20, JOB, "environment 0")
+    assert table.dismiss_idle(20) == [named[1], named[2]], "those that were used last are kept"
+    assert again.state is named[0].state is plain.state is ProcessState.IDLE
+    assert table.dismiss_idle(21) == []
     table.sanity_check()
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``shoal up``, ``shoal down``, ``shoal status``, ``shoal memory``, ``shoal service``.
+"""The command line: ``shoal up``, ``down``, ``status``, ``list``, ``memory``, ``service``.
 
 ==========  ===========================================================
 exit code   meaning
@@ -27,8 +27,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
+from shoal.listing import Listed, filter_of, print_rows, read_rows
 from shoal.memory import read_memory
 from shoal.memory_table import print_memory
+from shoal.rows import MOST_ROWS
 from shoal.status import ClusterStatus, NodeStatus, Target, read_status
 from shoal_core import __version__
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
@@ -181,6 +183,38 @@ def memory(
         print_memory(seen, limit, out)
     if not seen.is_complete:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(seen.missing())}[/]")
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Listed, typer.Argument(help="What to list.")],
+    address: Address = None,
+    credentials: CredentialFile = None,
+    token: Token = None,
+    ca_file: AuthorityFile = None,
+    cluster: ClusterName = "default",
+    output: Output = Format.TABLE,
+    filters: Annotated[
+        list[str] | None, typer.Option("--filter", "-f", help="column=value or column!=value; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MOST_ROWS, help="So many rows at most.")] = 100,
+    detail: Annotated[bool, typer.Option("--detail", help="All that is known, of actors too.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for answers.")] = 10.0,
+) -> None:
+    """List the nodes, jobs, actors or worker processes; 1 where somebody is silent."""
+    target = _target(address, credentials, token, ca_file, cluster)
+    try:
+        wanted = [filter_of(text) for text in filters or ()]
+        rows, silent = asyncio.run(read_rows(target, what, wanted, limit, detail, timeout))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if output is Format.JSON:
+        print(json.dumps([row.asdict() for row in rows], indent=2))
+    else:
+        print_rows(rows, what, out)
+    if silent:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]did not answer: {escape(silent)}[/]")
         raise typer.Exit(1)
 
 

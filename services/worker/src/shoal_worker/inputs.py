@@ -34,6 +34,13 @@ class RouteOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveEnvironments:
+    """Remove the unpacked runtime environments of a job that has ended: none of its processes is left."""
+
+    job_id: JobId
+
+
+@dataclass(frozen=True, slots=True)
 class WatchDriver:
     """Watch a driver's process on this machine; ``DriverEnded`` comes back when it is gone."""
 

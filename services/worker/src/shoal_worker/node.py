@@ -79,6 +79,7 @@ from shoal_worker.inputs import (
     Leave,
     ProcessEnded,
     Pulled,
+    RemoveEnvironments,
     Suspected,
     UnwatchDriver,
     WatchDriver,
@@ -367,9 +368,11 @@ class NodeCore:
 
     def _input(self, message: object, now: float) -> None:
         if isinstance(message, ProcessEnded):
-            if self.workforce.process_ended(message, now) is not None:
+            if (process := self.workforce.process_ended(message, now)) is not None:
                 self._local_death(message.process_id, message.reason, now)
                 self.workforce.staff(now)
+                if process.job is not None and self.liveness.has_ended(process.job):
+                    self._tidy(process.job)
         elif isinstance(message, DriverEnded):
             self._driver_ended(message.driver, now)
         elif isinstance(message, StoreInput | Pulled):
@@ -423,6 +426,12 @@ class NodeCore:
             if self.liveness.job_ended(job):
                 self.workforce.job_ended(job, now)
                 self._detach_drivers(job)
+                self._tidy(job)
+
+    def _tidy(self, job: JobId) -> None:
+        """Remove the environments of a job that has ended, unless a process may still be unpacking one."""
+        if all(process.job != job for process in self.processes):
+            self._effects.append(Start(RemoveEnvironments(job)))
 
     def _detach_drivers(self, job: JobId) -> None:
         for driver in [driver for driver, its_job in self.drivers.items() if its_job == job]:

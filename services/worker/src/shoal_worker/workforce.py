@@ -4,7 +4,8 @@ The rules that hold here:
 
 - A lease is told to its owner (``LeaseGranted``) and to its process (``LeaseAssigned``) together, once a process that
   is up serves it; resources are reserved from the moment of the grant.
-- A process serves one lease at a time and one job in its life, and only leases of the same GPUs, or of none.
+- A process serves one lease at a time and one job in its life, and only leases of the same GPUs, or of none, and of
+  the same runtime environment.
 - Whoever executes for an owner that is gone is killed; the resources are free when the process has been reaped.
 - A lease ends exactly once: by its owner's return, or with its process.
 - An actor's lease is claimed before it waits for a process (see ``actors``), and ends with the incarnation.
@@ -88,6 +89,7 @@ class Workforce:
                 refused.append(slot)
                 reason = reason or f"only {to_amounts(self.leases.free_in(request.bundle))} is free"
                 continue
+            lease.environment = request.environment
             granted.append(slot)
             self.changed = True
             if start is None:
@@ -186,7 +188,7 @@ class Workforce:
         for lease in list(self._waiting.values()):
             if not self.processes.idle_count:
                 break
-            process = self.processes.take(lease.job, self._gpus_of(lease))
+            process = self.processes.take(lease.job, self._gpus_of(lease), lease.environment)
             if process is not None:
                 self._assign(lease, process, now)
         for _ in range(self.processes.to_start(len(self._waiting), now)):
@@ -206,8 +208,10 @@ class Workforce:
         if process.job is None:
             self.effects.append(Start(RouteOutput(process.process_id, lease.job)))
         gpus = self._gpus_of(lease)
-        self.processes.lease(process, lease.job, lease.number, now, gpus)
-        assigned = LeaseAssigned(lease.number, lease.owner, lease.job, lease.resources, list(gpus))
+        self.processes.lease(process, lease.job, lease.number, now, gpus, lease.environment)
+        assigned = LeaseAssigned(
+            lease.number, lease.owner, lease.job, lease.resources, list(gpus), environment=lease.environment
+        )
         if lease.actor:
             self._assign_actor(lease, process, assigned)
             return

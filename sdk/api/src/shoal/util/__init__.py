@@ -8,6 +8,7 @@ from shoal.actor import list_named_actors
 from shoal.util import accelerators, check_serialize, metrics, queue, scheduling_strategies, state
 from shoal.util.actor_pool import ActorPool
 from shoal.util.check_serialize import inspect_serializability
+from shoal.util.joining import connect, disconnect
 from shoal.util.node import get_node_ip_address
 from shoal.util.once import disable_log_once_globally, enable_periodic_logging, log_once
 from shoal.util.placement_group import (
@@ -23,8 +24,10 @@ __all__ = [
     "ActorPool",
     "accelerators",
     "check_serialize",
+    "connect",
     "deregister_serializer",
     "disable_log_once_globally",
+    "disconnect",
     "enable_periodic_logging",
     "get_current_placement_group",
     "get_node_ip_address",
