@@ -1,4 +1,4 @@
-"""The command line: ``shoal up``, ``shoal down``, ``shoal status``, ``shoal memory``, ``shoal service``.
+"""The command line: ``shoal up``, ``down``, ``status``, ``memory``, ``service``, ``security``.
 
 ==========  ===========================================================
 exit code   meaning
@@ -29,6 +29,7 @@ from rich.table import Table
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
 from shoal.memory import read_memory
 from shoal.memory_table import print_memory
+from shoal.security_commands import security
 from shoal.status import ClusterStatus, NodeStatus, Target, read_status
 from shoal_core import __version__
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
@@ -189,6 +190,7 @@ _services = typer.Typer(
     help="Run one service in this process. Its flags are its own: `shoal service gcs --help` lists them.",
 )
 app.add_typer(_services, name="service")
+app.add_typer(security, name="security")
 
 
 def _exec_service(name: str) -> Callable[[typer.Context], None]:
