@@ -21,7 +21,7 @@ JOBS ?= 2
 ROWS ?=
 BENCH ?=
 
-.PHONY: help setup demo test lint types unit bench lock clean
+.PHONY: help setup demo test lint types unit containers bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -46,6 +46,10 @@ types: $(READY) ## mypy --strict over everything
 unit: $(READY) ## every test, without the linters
 	@echo "── tests"
 	@$(BIN)/python -m pytest -q --numprocesses $(JOBS) --dist worksteal
+
+containers: $(READY) ## the tests that need a container engine, which is started where none runs
+	@echo "── containers"
+	@tests/integration/containers/run
 
 bench: $(READY) $(BENCH_READY) ## compare with Ray and Dask on this machine
 	@$(BIN)/python -m bench $(ROWS) $(BENCH)
