@@ -1,4 +1,4 @@
-"""The command line: ``shoal up``, ``down``, ``status``, ``memory``, ``service``, ``security``.
+"""The command line: ``shoal up``, ``down``, ``status``, ``memory``, ``drain``, ``service``, ``security``.
 
 ==========  ===========================================================
 exit code   meaning
@@ -27,6 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
+from shoal.draining import drain as drain_nodes
 from shoal.memory import read_memory
 from shoal.memory_table import print_memory
 from shoal.security_commands import security
@@ -183,6 +184,31 @@ def memory(
     if not seen.is_complete:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(seen.missing())}[/]")
         raise typer.Exit(1)
+
+
+@app.command()
+def drain(
+    node: Annotated[
+        list[str] | None, typer.Argument(help="Ids of nodes; none: those of this machine, or container.")
+    ] = None,
+    address: Address = None,
+    credentials: CredentialFile = None,
+    token: Token = None,
+    ca_file: AuthorityFile = None,
+    cluster: ClusterName = "default",
+    deadline: Annotated[float, typer.Option(min=0, help="Seconds to wait for what runs.")] = 300.0,
+) -> None:
+    """Have nodes take nothing new, and wait for what runs on them; 1 where something is left at the deadline.
+
+    It needs the credential of role node. Then the node can be ended: what is left is run again elsewhere.
+    """
+    left = asyncio.run(drain_nodes(_target(address, credentials, token, ca_file, cluster), node or (), deadline))
+    if not left:
+        out.print("Drained.")
+        return
+    for name, what in left.items():
+        out.print(f"Node {name} still has {what.leases} leases and {what.actors} actors after {deadline:g} s.")
+    raise typer.Exit(1)
 
 
 _services = typer.Typer(
