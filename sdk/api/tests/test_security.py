@@ -98,9 +98,10 @@ async def test_a_rotated_password_counts_when_the_broker_has_read_it(folder: Pat
 
 def test_only_the_owner_gets_to_the_files_and_at_the_authority(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE((folder / "ca-key.pem").stat().st_mode) == 0o600
+    for name in ("ca-key.pem", "kubernetes.json"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
     assert {path.name for path in folder.iterdir()} == {
-        *("broker.conf", "broker.pem", "broker-key.pem", "ca.pem", "ca-key.pem", "security.json"),
+        *("broker.conf", "broker.pem", "broker-key.pem", "ca.pem", "ca-key.pem", "security.json", "kubernetes.json"),
         *(f"{role}.json" for role in Role),
     }
 
@@ -110,7 +111,7 @@ def test_the_certificate_names_the_brokers_hosts(folder: Path) -> None:
 
     certificate = x509.load_pem_x509_certificate((folder / "broker.pem").read_bytes())
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["localhost", "nats", "broker.example.org"]
+    assert names.get_values_for_type(x509.DNSName) == ["localhost", "nats", "*.nats-peers", "broker.example.org"]
     assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "::1"]
 
 

@@ -9,11 +9,12 @@ file                        what for
 ``ca-key.pem``              signs new certificates; only ``shoal security`` reads it
 ``broker.pem``              the broker's certificate, also for what several brokers say to each other
 ``broker-key.pem``          its key
+``kubernetes.json``         all of this as Secrets, for ``kubectl apply``; only its owner can read it
 ``security.json``           the cluster's name and the broker's names, for the next ``rotate``
 ==========================  ============================================================================
 
 The folder can be entered by its owner only. The files in it can be read by everyone who gets that far, except
-``ca-key.pem``: containers, which run as another user than the folder's owner, are given single files.
+``ca-key.pem`` and ``kubernetes.json``: containers are given single files, and run as another user than its owner.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-USUAL_HOSTS = ("localhost", "127.0.0.1", "::1", "nats")
-"""By these names a broker is reached on its own machine, and as ``nats`` in compose."""
+USUAL_HOSTS = ("localhost", "127.0.0.1", "::1", "nats", "*.nats-peers")
+"""How a broker is reached on its own machine, in compose and Kubernetes, and by other brokers in Kubernetes."""
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 365
 CLUSTER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -72,8 +73,9 @@ class SecurityFolder:
         folder = cls(path)
         _write(path / "security.json", json.dumps({"cluster": cluster, "hosts": names}, indent=2) + "\n")
         folder._renew_authority()
-        folder.renew_certificate()
-        folder.renew_passwords(Role)
+        folder._renew_certificate()
+        folder._renew_passwords(Role)
+        folder._write_secrets()
         return folder
 
     @classmethod
@@ -87,15 +89,20 @@ class SecurityFolder:
         """Return where the credential of a role lies."""
         return self.path / f"{role}.json"
 
-    def renew_passwords(self, roles: Iterable[Role]) -> None:
-        """Draw new passwords for these roles; the broker knows them once it has read ``broker.conf`` again."""
+    def rotate(self, roles: Iterable[Role]) -> None:
+        """Draw new passwords for these roles, and make a new certificate; the broker has to read both files again."""
+        self._renew_certificate()
+        self._renew_passwords(roles)
+        self._write_secrets()
+
+    def _renew_passwords(self, roles: Iterable[Role]) -> None:
         for role in roles:
             proof = Credentials(user=role, password=secrets.token_urlsafe(24))
             _write(self.credentials(role), json.dumps(proof.to_json()) + "\n")
         known = {role: Credentials.from_file(self.credentials(role)) for role in Role}
         _write(self.path / "broker.conf", lasting_configuration(self._read_names()[0], known))
 
-    def renew_certificate(self) -> None:
+    def _renew_certificate(self) -> None:
         """Make the broker a new key and certificate, signed by the authority that is there, good for a year."""
         from cryptography import x509
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -119,6 +126,27 @@ class SecurityFolder:
             )
         )
         _write_pair(builder, authority_key, key, self.path / "broker.pem", self.path / "broker-key.pem", 0o644)
+
+    def _write_secrets(self) -> None:
+        """Write what each pod mounts as a Secret of its own."""
+        files = {
+            "shoal-broker": {name: name for name in ("broker.conf", "broker.pem", "broker-key.pem", "ca.pem")},
+            "shoal-gcs": {"credentials.json": "gcs.json", "ca.pem": "ca.pem"},
+            "shoal-scheduler": {"credentials.json": "scheduler.json", "ca.pem": "ca.pem"},
+            "shoal-objectstore": {"credentials.json": "objectstore.json", "ca.pem": "ca.pem"},
+            "shoal-worker": {"credentials.json": "node.json", "process.json": "process.json", "ca.pem": "ca.pem"},
+        }
+        pods = [
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": name},
+                "stringData": {key: (self.path / source).read_text() for key, source in mounted.items()},
+            }
+            for name, mounted in files.items()
+        ]
+        listed = {"apiVersion": "v1", "kind": "List", "items": pods}
+        _write(self.path / "kubernetes.json", json.dumps(listed, indent=2) + "\n", 0o600)
 
     def _renew_authority(self) -> None:
         from cryptography import x509

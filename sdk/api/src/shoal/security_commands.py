@@ -48,7 +48,6 @@ def rotate(
         renewed = SecurityFolder.open(folder)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    renewed.renew_passwords(role or Role)
-    renewed.renew_certificate()
+    renewed.rotate(role or Role)
     print(f"{folder} has new files. Have the broker read them (nats-server --signal reload, or SIGHUP);")
     print("it drops who holds an old password, so restart these services with their new files next.")
