@@ -55,7 +55,7 @@ containers: $(READY) ## the tests that need a container engine, which is started
 kubernetes: $(KUBERNETES_READY) ## render deploy/k8s with kubectl, and check it against schemas and policies
 	@echo "── kubernetes"
 	@command -v kubectl > /dev/null || { echo "There is no kubectl here, and nothing else renders the overlays as it does."; exit 1; }
-	@.venv-kubernetes/bin/python -m pytest -q tests/kubernetes
+	@.venv-kubernetes/bin/python -m pytest -q tests/kubernetes -p no:cacheprovider
 
 bench: $(READY) $(BENCH_READY) ## compare with Ray and Dask on this machine
 	@$(BIN)/python -m bench $(ROWS) $(BENCH)

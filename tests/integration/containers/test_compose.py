@@ -20,7 +20,7 @@ import shoal
 from shoal import ObjectRef
 from shoal_core.protocol.ids import NO_NODE
 from shoal_core.protocol.subjects import Role
-from tests.integration.containers.stack import ROOT, SERVICES, Stack
+from tests.integration.containers.stack import ROOT, SERVICES, Stack, docker
 from tests.integration.waiting import get, until
 
 pytestmark = [
@@ -124,6 +124,14 @@ def test_workers_come_and_go_under_load(joined: Stack) -> None:
         joined.up(workers=2)
         until(lambda: alive() == 2, "two nodes are left")
         load.go_on()
+
+
+def test_a_worker_drains_from_inside_its_container(joined: Stack) -> None:
+    with under_load() as load:
+        container = joined.containers("worker")[0]
+        assert docker("exec", container, "shoal", "drain", "--deadline", "30") == "Drained.\n"
+        docker("restart", container)
+        load.reach(2)
 
 
 @pytest.mark.parametrize("fault", ["killed", "paused", "cut off"])
