@@ -9,7 +9,7 @@ READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 KUBERNETES_READY := .venv-kubernetes/.ready
 MEMBERS := sdk/core services/gcs services/scheduler services/worker services/objectstore sdk/api
-LOCKS := base build dev bench kubernetes
+LOCKS := base image build dev bench kubernetes
 
 # PYTHON=/path/to/python chooses the interpreter; else the first one that is new enough.
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
