@@ -40,6 +40,7 @@ from shoal_core.protocol.messages import (
     AllocateSegment,
     AttachDriver,
     Done,
+    DrainNode,
     FinishJob,
     GetJob,
     GetNode,
@@ -715,6 +716,11 @@ class NodeMachine(RuleBasedStateMachine):
     @rule(which=pick, shape=st.sampled_from(SHAPES), count=st.integers(1, 3))
     def recall(self, which: int, shape: Resources, count: int) -> None:
         self.world.request(RecallLeases(owner=self.owner(which), resources=shape, count=count))
+
+    @rule(chance=st.integers(0, 9))
+    def drain(self, chance: int) -> None:
+        if chance == 9:  # nothing is granted afterwards, so it comes seldom
+            self.world.request(DrainNode())
 
     # ------------------------------------------------------------------------------- worker processes
 

@@ -174,7 +174,6 @@ class Force(Workforce):
         job: JobId = JOB,
         resources: Resources = ONE_CPU,
         now: float = 0.0,
-        obstacle: str = "",
     ) -> tuple[list[int], list[int], str]:
         request = LeaseRequest(
             scheduler="s",
@@ -184,7 +183,7 @@ class Force(Workforce):
             slots=[SlotId(slot) for slot in slots],
             resources=resources,
         )
-        granted, refused, reason = self.grant(request, now, obstacle)
+        granted, refused, reason = self.grant(request, now)
         self.sanity_check()
         return [*granted], [*refused], reason
 
@@ -236,10 +235,11 @@ def test_a_repeated_request_repeats_its_answer_and_makes_no_second_lease() -> No
     assert len(force.leases) == 1
 
 
-def test_an_obstacle_refuses_what_is_new_and_repeats_what_was_granted() -> None:
+def test_a_node_that_drains_refuses_what_is_new_and_repeats_what_was_granted() -> None:
     force = Force()
     force.ask(1)
-    assert force.ask(1, 2, obstacle="the node is leaving") == ([1], [2], "the node is leaving")
+    force.drain()
+    assert force.ask(1, 2) == ([1], [2], "the node is leaving")
 
 
 def test_what_no_node_could_give_is_refused_with_the_reason() -> None:
@@ -394,6 +394,29 @@ def test_a_recall_is_told_to_the_owner() -> None:
     force.recall(RecallLeases(owner=OWNER, resources=ONE_CPU, count=3))
     force.recall(RecallLeases(owner=OWNER, resources=ONE_CPU, count=3))
     assert force.taken() == [Send(OWNER, LeaseRecalled(lease))]
+
+
+def test_a_node_that_drains_asks_for_all_leases_back_once() -> None:
+    force = Force()
+    running, _ = force.served(1)
+    blocked, process = force.served(2)
+    force.blocked(process, blocked, True)
+    force.recall(RecallLeases(owner=OWNER, resources=ONE_CPU, count=1))
+    assert force.taken() == [Send(OWNER, LeaseRecalled(running))]
+    force.drain()
+    assert force.taken() == [Send(OWNER, LeaseRecalled(blocked))]
+    force.drain()
+    assert force.taken() == []
+
+
+def test_a_lease_that_waits_for_a_process_when_the_node_drains_is_asked_back_when_it_has_one() -> None:
+    force = Force()
+    force.ask(1)
+    force.drain()
+    (process,) = force.processes
+    force.ready(process.process_id, 1)
+    told = [effect.record for effect in force.taken() if isinstance(effect, Send) and effect.peer == OWNER]
+    assert [type(record) for record in told] == [LeaseGranted, LeaseRecalled]
 
 
 # ------------------------------------------------------------------------------- GPUs

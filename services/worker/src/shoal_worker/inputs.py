@@ -134,11 +134,6 @@ class Suspected:
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Grant nothing any more: the node is about to leave."""
-
-
 TransferCommand = OfferSegment | WithdrawSegment | PullSegment | CancelPull
 NodeCommand = StartProcess | KillProcess | RouteOutput | WatchDriver | UnwatchDriver | TransferCommand | Leave
-NodeInput = ProcessEnded | DriverEnded | StoreInput | Pulled | Suspected | Drain
+NodeInput = ProcessEnded | DriverEnded | StoreInput | Pulled | Suspected

@@ -44,6 +44,7 @@ from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, SlotId, no
 from shoal_core.protocol.messages import (
     AttachDriver,
     Done,
+    DrainNode,
     GetProcesses,
     JobFinished,
     LeaseAnswer,
@@ -74,7 +75,6 @@ from shoal_worker.bundles import AboutGroup, BundleTable
 from shoal_worker.copies import AboutLoan
 from shoal_worker.files import StoreInput
 from shoal_worker.inputs import (
-    Drain,
     DriverEnded,
     Leave,
     ProcessEnded,
@@ -125,7 +125,6 @@ class NodeCore:
         self.reported = ReportedMetrics()
         self.workforce = Workforce(self.leases, self.processes, self.actors)
         self.drivers: dict[ProcessId, JobId] = {}
-        self.draining = False
         self._subjects = subjects
         self._effects: list[Effect] = []
         self._deaths = 0
@@ -137,6 +136,7 @@ class NodeCore:
             RecallLeases: self._recall,
             PrepareBundles: self._prepare,
             ReturnBundles: self._return_bundles,
+            DrainNode: self._drain,
             **self.memory.requests,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
@@ -219,7 +219,7 @@ class NodeCore:
             total=self.leases.total,
             free=self.leases.free,
             labels=self.description.labels,
-            draining=self.draining,
+            draining=self.workforce.draining,
             leases=self.leases.summaries(),
             bundles=self.bundles.summaries(),
             held_by_actors=self.leases.held_by_actors(),
@@ -246,7 +246,7 @@ class NodeCore:
             granted: list[SlotId] = []
             refused = request.slots
         else:
-            granted, refused, reason = self.workforce.grant(request, now, "the node is leaving" * self.draining)
+            granted, refused, reason = self.workforce.grant(request, now)
         return LeaseAnswer(
             node_id=self.node_id,
             granted=granted,
@@ -257,7 +257,7 @@ class NodeCore:
         )
 
     def _prepare(self, request: PrepareBundles, token: int, now: float) -> BundlesPrepared:
-        reason = "the node is leaving" if self.draining else self.bundles.prepare(request, now)
+        reason = "the node is leaving" if self.workforce.draining else self.bundles.prepare(request, now)
         self.workforce.changed = self.workforce.changed or not reason
         return BundlesPrepared(
             node_id=self.node_id,
@@ -281,6 +281,10 @@ class NodeCore:
 
     def _recall(self, request: RecallLeases, token: int, now: float) -> Done:
         self.workforce.recall(request)
+        return Done()
+
+    def _drain(self, request: DrainNode, token: int, now: float) -> Done:
+        self.workforce.drain()
         return Done()
 
     def _attach_driver(self, request: AttachDriver, token: int, now: float) -> Done:
@@ -380,8 +384,6 @@ class NodeCore:
         elif isinstance(message, Suspected):
             jobs = {lease.job for lease in self.leases.of_owner(ProcessId(message.peer))}
             self.liveness.suspect(ProcessId(message.peer), jobs)
-        elif isinstance(message, Drain):
-            self.draining = self.workforce.changed = True
         else:
             raise TypeError(f"a node has no input {message!r}")
 

@@ -38,7 +38,7 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.resources import UNIT
 from shoal_core.protocol.subjects import Role, Subjects
-from shoal_core.protocol.verbs import NODE_PROCESS, NODE_PUBLIC, NODE_SCHEDULER
+from shoal_core.protocol.verbs import NODE_NODE, NODE_PROCESS, NODE_PUBLIC, NODE_SCHEDULER
 from shoal_core.runtime.process import WorkerConfig
 from shoal_core.service import Engine, Route
 from shoal_core.service.main import Service
@@ -249,6 +249,7 @@ def routes(subjects: Subjects, node: NodeId) -> list[Route]:
     asked = [Route(subjects.node_from_scheduler(node, verb), model) for verb, model in NODE_SCHEDULER.items()]
     asked += [Route(subjects.node(node, verb), model) for verb, model in NODE_PUBLIC.items()]
     asked += [Route(subjects.node_from_process(node, verb), model) for verb, model in NODE_PROCESS.items()]
+    asked += [Route(subjects.node_from_node(node, verb), model) for verb, model in NODE_NODE.items()]
     events = [
         Route(subjects.event(Role.NODE, "*", "process_died"), ProcessDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "node_died"), NodeDied, kind="event"),

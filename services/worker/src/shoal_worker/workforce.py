@@ -48,6 +48,7 @@ class Workforce:
         self.actors = actors
         self.effects: list[Effect] = []
         self.changed = True
+        self.draining = False
         self._waiting: dict[LeaseId, Lease] = {}
 
     @property
@@ -57,13 +58,14 @@ class Workforce:
 
     # ------------------------------------------------------------------------------- what schedulers ask
 
-    def grant(self, request: LeaseRequest, now: float, obstacle: str = "") -> tuple[list[SlotId], list[SlotId], str]:
+    def grant(self, request: LeaseRequest, now: float) -> tuple[list[SlotId], list[SlotId], str]:
         """Grant what can be granted; return the granted slots, the refused ones, and why those.
 
-        Where there is an ``obstacle``, only the slots that were granted before are.
+        While the node drains, only the slots that were granted before are.
         """
         granted: list[SlotId] = []
         refused: list[SlotId] = []
+        obstacle = "the node is leaving" * self.draining
         if any(units < 0 for units in request.resources.values()):
             obstacle = f"an amount of {to_amounts(request.resources)} is negative"
         if request.bundle is not None and not self.leases.has_open(request.bundle):
@@ -104,6 +106,18 @@ class Workforce:
         for lease in self.leases.recall(request.owner, request.resources, request.count, request.bundle):
             self.effects.append(Send(lease.owner, LeaseRecalled(lease.number)))
             self.changed = True
+
+    def drain(self) -> None:
+        """Grant nothing from now on, and ask for all leases back: they end when what runs on them has."""
+        self.draining = self.changed = True
+        for lease in self.leases:
+            self._recall_to_drain(lease)
+
+    def _recall_to_drain(self, lease: Lease) -> None:
+        """Ask for a lease back that its owner knows of, also where its task waits for others."""
+        if lease.process is not None and not (lease.actor or lease.recalled or lease.over):
+            lease.recalled = True
+            self.effects.append(Send(lease.owner, LeaseRecalled(lease.number)))
 
     # ------------------------------------------------------------------------------- what owners and workers say
 
@@ -217,6 +231,8 @@ class Workforce:
             return
         self.effects.append(Send(process.process_id, assigned))
         self.effects.append(Send(lease.owner, LeaseGranted(lease.number, lease.key, lease.slot, process.process_id)))
+        if self.draining:
+            self._recall_to_drain(lease)
 
     def _gpus_of(self, lease: Lease) -> tuple[str, ...]:
         return tuple(self.leases.gpus.names_of(lease.gpus))

@@ -138,6 +138,13 @@ class RetireNode(Message):
     reason: str
 
 
+class DrainNode(Message):
+    """Who runs a node has it grant nothing any more and ask its leases back (verb ``drain``, audience node).
+
+    It is drained when it announces that it is draining, and that it has no leases and no actors.
+    """
+
+
 class LeaseSummary(Message):
     """How many leases one owner holds on a node, or in one bundle there, by scheduling key."""
 
