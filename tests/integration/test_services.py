@@ -337,6 +337,8 @@ def test_a_driver_that_cannot_open_its_nodes_shared_memory_works_without(
         return data * times
 
     (worker,) = stack.alive("worker")
+    counted = 'shoal_tasks_finished_total{function="double",outcome="ok"}'
+    before = worker.metric(counted)
     (probe,) = Path("/dev/shm").glob(f"shoal-{worker.process.pid}-*/probe")
     monkeypatch.setenv("SHOAL_ADDRESS", stack.address)
     monkeypatch.setenv("SHOAL_CREDENTIALS", str(stack.credentials(Role.PROCESS)))
@@ -350,6 +352,7 @@ def test_a_driver_that_cannot_open_its_nodes_shared_memory_works_without(
             put = shoal.put(b"p" * 3_000_000)
             assert shoal.get(put) == shoal.get(repeat.remote(put, 1)) == b"p" * 3_000_000
             assert len(shoal.get(repeat.remote(repeat.remote(b"c", 2_000_000), 2))) == 4_000_000
+            until(lambda: worker.metric(counted) == before + 100, "a node is told what the driver counts")
     finally:
         probe.touch()
 
