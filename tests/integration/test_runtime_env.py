@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,18 @@ import pytest
 
 import shoal
 from shoal.cluster_utils import Cluster
-from shoal.exceptions import RuntimeEnvSetupError
+from shoal.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    RuntimeEnvSetupError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 from shoal.job_config import JobConfig
 from shoal.runtime_env import RuntimeEnv
+from shoal.util import state
 from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tests.integration.waiting import get, until
+from tests.integration.waiting import get, is_gone, until
 
 FOLDERS = "shoal-*-environments"
 
@@ -72,6 +81,9 @@ def who(module: str) -> tuple[str, str, int]:
 class LookerClass:
     def look(self, *names: str) -> dict[str, str | None]:
         return {name: os.environ.get(f"SHOAL_T_{name}") for name in names}
+
+    def where(self) -> tuple[int, str]:
+        return os.getpid(), os.getcwd()
 
     def below(self) -> dict[str, str | None]:
         child = look.options(runtime_env={"env_vars": {"BOTH": "unused", "SHOAL_T_BOTH": "child"}})
@@ -165,6 +177,55 @@ def test_what_cannot_be_set_up_is_the_error_of_each_task_and_call() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
+def test_every_kind_of_task_hears_that_its_environment_is_broken() -> None:
+    broken = {"worker_process_setup_hook": "shoal_t_nowhere.f"}
+
+    @shoal.remote(runtime_env=broken)
+    def stream() -> Iterator[int]:
+        yield 1
+
+    @shoal.remote(runtime_env=broken, num_returns=2)
+    def two() -> tuple[int, int]:
+        return 1, 2
+
+    with pytest.raises(RuntimeEnvSetupError):
+        get(next(stream.remote()))
+    refs: Any = two.remote()
+    for ref in refs:
+        with pytest.raises(RuntimeEnvSetupError):
+            get(ref)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_hook_that_ends_its_process_is_not_called_without_end(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+
+    def die() -> None:
+        with calls.open("a") as file:
+            file.write("x")
+        os._exit(1)
+
+    with pytest.raises(WorkerCrashedError):
+        get(look.options(runtime_env={"worker_process_setup_hook": die}, max_retries=1).remote("JOB"))
+    assert len(calls.read_text()) >= 2
+    with pytest.raises(ActorDiedError):
+        get(Looker.options(runtime_env={"worker_process_setup_hook": die}).remote().look.remote("JOB"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_task_can_be_cancelled_while_its_environment_is_set_up() -> None:
+    def hang() -> None:
+        time.sleep(600)
+
+    ref = look.options(runtime_env={"worker_process_setup_hook": hang}, max_retries=0).remote("JOB")
+    with pytest.raises(GetTimeoutError):
+        shoal.get(ref, timeout=0.5)
+    shoal.cancel(ref)
+    with pytest.raises(TaskCancelledError):
+        get(ref)
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_remote_function_takes_its_environment_with_it(tmp_path: Path) -> None:
     folder = write(tmp_path / "work", shoal_t_carried="WHO = 'carried'")
     own = who.options(runtime_env={"working_dir": folder})
@@ -186,6 +247,27 @@ def test_a_detached_actor_keeps_its_environment(tmp_path: Path) -> None:
     assert get(actor.look.remote("JOB", "HOOK")) == {"JOB": "job", "HOOK": "called"}
     assert get(actor.below.remote())["BOTH"] == "child"
     shoal.kill(actor)
+
+
+def test_a_detached_actor_has_its_environment_after_its_creators_job(cluster: Cluster, tmp_path: Path) -> None:
+    folder = write(tmp_path / "work", shoal_t_lasting="WHO = 'lasting'")
+    options = {"name": "shoal_t_lasting", "lifetime": "detached", "max_restarts": 1, "max_task_retries": 1}
+    actor = Looker.options(runtime_env={"working_dir": folder}, namespace="lasting", **options).remote()
+    pid, place = get(actor.where.remote())
+    job = shoal.get_runtime_context().get_job_id()
+    shoal.shutdown()
+    os.rename(folder, f"{folder}-gone")
+    shoal.init(cluster.address)
+    until(lambda: state.get_job(job).status == "SUCCEEDED", "the job of the creator has ended")  # type: ignore[union-attr]
+    found = shoal.get_actor("shoal_t_lasting", namespace="lasting")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: is_gone(pid), "the actor's process is gone")
+    again, there = get(found.where.remote())
+    assert again != pid
+    assert os.listdir(there) == os.listdir(place) == ["shoal_t_lasting.py"]
+    assert get(found.look.remote("JOB", "HOOK")) == {"JOB": "job", "HOOK": "called"}
+    shoal.kill(found)
+    until(lambda: not os.path.exists(there), "the folder of the actor's own job is gone")
 
 
 def test_a_jobs_folders_go_with_it(cluster: Cluster, tmp_path: Path) -> None:

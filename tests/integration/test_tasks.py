@@ -327,6 +327,8 @@ def test_the_runtime_context() -> None:
     assert (context.job_id, context.task_id, context.actor_id) == (ref.job_id(), None, None)
     assert (context.node_id.hex(), context.worker_id.hex()) == (node, context.get_worker_id())
     assert context.get_resource_ids() == {"GPU": []}
+    assert context.get_session_name()
+    assert os.path.isdir(context.get_temp_dir())
     assert resources == {"CPU": 1.0}
     assert context.get_task_id() is None
     assert shoal.get_gpu_ids() == []

@@ -87,6 +87,7 @@ RAYS_ERRORS = [
 RAYS_UTIL = [
     "ActorPool",
     "accelerators",
+    "as_completed",
     "check_serialize",
     "connect",
     "deregister_serializer",
@@ -99,6 +100,7 @@ RAYS_UTIL = [
     "inspect_serializability",
     "list_named_actors",
     "log_once",
+    "map_unordered",
     "placement_group",
     "placement_group_table",
     "queue",

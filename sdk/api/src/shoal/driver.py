@@ -46,7 +46,7 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.records import Failed
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
-from shoal_core.runtime.environments import to_text
+from shoal_core.runtime.environments import shown
 from shoal_core.runtime.logs import set_up_logging
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session, check_cluster
@@ -152,7 +152,7 @@ async def _open_job(runtime: Runtime, options: DriverOptions) -> JobRecord:
             namespace=options.namespace,
             sys_path=_import_path(script),
             working_directory=os.getcwd(),
-            runtime_env=to_text(options.environment.fields),
+            runtime_env=shown(options.environment.fields),
             metadata=options.metadata,
             log_to_driver=options.log_to_driver,
             logging=options.logging,

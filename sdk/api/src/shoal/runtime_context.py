@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 from shoal.handle import ActorHandle, own_handle
 from shoal.runtime_env.runtime_env import RuntimeEnv, restored
 from shoal.session import runtime
 from shoal.state import labels_of
+from shoal_core import __version__
 from shoal_core.protocol.ids import NO_NODE, task_id_bytes
+from shoal_core.protocol.messages import ClusterInfo, GetCluster
 from shoal_core.protocol.records import LeaseAssigned
 from shoal_core.protocol.resources import to_amounts
 from shoal_core.runtime.environments import to_text
@@ -94,6 +97,16 @@ class RuntimeContext:
         """Whether what is submitted here is placed in the placement group that this is in."""
         inside = runtime().in_group
         return inside is not None and inside.captures
+
+    def get_session_name(self) -> str:
+        """Return what the cluster was named by chance when its control store was new."""
+        info = runtime().ask_gcs("cluster", GetCluster(version=__version__))
+        assert isinstance(info, ClusterInfo)
+        return info.session
+
+    def get_temp_dir(self) -> str:
+        """Return the folder for files that nobody needs for long, on this machine."""
+        return tempfile.gettempdir()
 
     def get_runtime_env_string(self) -> str:
         """Return the runtime environment as JSON."""

@@ -17,6 +17,7 @@ from shoal_core.runtime.environments import (
     package_name,
     parts_of,
     set_variables,
+    shown,
 )
 from shoal_core.runtime.functions import digest
 
@@ -50,6 +51,11 @@ def test_equal_environments_have_one_name() -> None:
     assert encoded({}) is None
     with pytest.raises(ValueError, match="as JSON"):
         encoded({"env_vars": {"A": "x" * MOST_TEXT_BYTES}})
+
+
+def test_a_long_environment_is_shown_by_its_keys() -> None:
+    assert shown({"env_vars": {"A": "1"}}) == '{"env_vars":{"A":"1"}}'
+    assert shown({"env_vars": {"A": "x" * MOST_TEXT_BYTES}}) == '{"env_vars":"(long)"}'
 
 
 def test_an_environment_knows_its_parts() -> None:

@@ -43,6 +43,7 @@ HOOK = "function:"
 """What the name of a pickled hook begins with; other hooks are names of functions in modules."""
 SETUP_SECONDS = 600.0
 MOST_TEXT_BYTES = PART_BYTES
+MOST_SHOWN_BYTES = 4096
 _LEFT_OUT = re.compile(r"\$\{[A-Za-z0-9_]+\}")
 
 
@@ -72,6 +73,12 @@ def encoded(fields: Fields) -> Exported | None:
 def to_text(fields: Fields) -> str:
     """Return an environment as JSON, the same for equal ones."""
     return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+
+def shown(fields: Fields) -> str:
+    """Return an environment as JSON for a job's record; where that is long, the names of its keys alone."""
+    text = to_text(fields)
+    return text if len(text) <= MOST_SHOWN_BYTES else to_text(dict.fromkeys(fields, "(long)"))
 
 
 def parts_of(fields: Fields) -> list[FunctionId]:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 CUDA_VISIBLE = "CUDA_VISIBLE_DEVICES"
 BEGUN = struct.Struct("<QQ")
+FIRST_POSITION = 1
+"""Of the tasks of a lease."""
 INTERRUPT = signal.SIGURG
 """Sent to the main thread to cancel what it runs; a signal that does nothing where nobody expects it."""
 AGAIN_SECONDS = 0.005
@@ -200,6 +202,9 @@ class Execution:
         self._lease = lease
         if first:
             configure(self._runtime.job_config(lease.job, lease.config))
+            if lease.environment:
+                # A hook may end this process each time; what was never begun would be placed again without end.
+                self._page.note(lease.lease, FIRST_POSITION)
             try:
                 set_up(self._runtime, lease.job, lease.environment, self._environments)
             except RuntimeEnvSetupError as error:
