@@ -374,6 +374,7 @@ class Scheduler:
             key=entry.key,
             slots=slots,
             resources=entry.resources,
+            environment=entry.environment,
             actor=entry.actor,
             bundle=node.bundle,
         )
