@@ -57,5 +57,5 @@ def resource_view(nodes: Iterable[NodeView]) -> ResourceView:
     total: Resources = {}
     free: Resources = {}
     for node in nodes:
-        total, free = add(total, node.total), add(free, node.free)
+        total, free = add(total, node.total), add(free, add(node.free, node.kept))
     return ResourceView(total=total, free=free)

@@ -323,7 +323,6 @@ class Scheduler:
                     effects += self._attend(now)
                 else:
                     wake_at = min(wake_at, self._attended_at + RECALL_SECONDS)
-            self.groups.release_room()
         if self.asks:
             wake_at = min(wake_at, next(iter(self.asks.values())).asked_at + ASK_AGAIN_SECONDS)
         if self._wakes:
@@ -332,7 +331,7 @@ class Scheduler:
 
     def _plan_groups(self, now: float) -> list[Effect]:
         """Ask nodes to reserve for groups; what has waited for longer than any of them has its turn before."""
-        before = self.groups.waiting_since()
+        before = self.groups.tries_since(now)
         if before is None:
             return self.groups.plan(self._acts_first, now)
         placements, kept = place_heads(self.cluster, self.waiting, before, now)

@@ -163,7 +163,7 @@ class GroupTable:
         self._fresh: list[PlacementGroupId] = []
         self._full: set[str] = set()
         self._look_at = self._due_at = math.inf
-        self._keepers: dict[PlacementGroupId, Plan] = {}
+        self._keepers: dict[PlacementGroupId, list[tuple[NodeView, Resources]]] = {}
         self._first: PlacementGroupId | None = None
         self._cluster = cluster
         self._subjects = subjects
@@ -171,7 +171,6 @@ class GroupTable:
         self._waiting: dict[PlacementGroupId, WaitingGroup] = {}
         self._unsure: dict[PlacementGroupId, float] = {}
         self._over: dict[PlacementGroupId, float] = {}
-        self._kept: list[tuple[NodeView, Resources]] = []
         self._last_ask = 0
         self._plans = 0
 
@@ -296,33 +295,38 @@ class GroupTable:
         """Tell whether there is anything to do for ``plan``."""
         return bool(self._idle or self._unsure)
 
-    def waiting_since(self) -> float | None:
-        """Return since when the first of the groups waits for which nothing is under way; None: there is none."""
-        return self._idle.first.since if self._idle else None
+    def tries_since(self, now: float) -> float | None:
+        """Return since when the first of those groups waits that ``plan`` would try now; None: it would try none.
+
+        If it would look at all of them, the room that was kept is free from now on.
+        """
+        self._fresh = [group for group in self._fresh if group in self._idle]
+        if now >= min(self._look_at, self._due_at):
+            self._full.clear()
+            self._first = None
+            for group in [*self._keepers]:
+                self._keep_no_more(group)
+            return self._idle.first.since if self._idle else None
+        return min((self._waiting[group].since for group in self._fresh), default=None)
 
     def plan(self, acts_first: ActsFirst, now: float) -> list[Effect]:
-        """Begin plans for all that fit, and keep room for the first that does not; ``release_room`` ends that.
+        """Begin plans for all that fit, and keep room for the first that does not (after ``tries_since``).
 
         New groups are tried at once, but what did not fit is looked at again only every few hundredths of a second, and
         with many nodes less often, since that may take milliseconds. The room that was kept stays kept meanwhile.
         """
         self.wake_at = math.inf
         effects = self._ask_again(now)
-        fresh = {group: waiting for group in self._fresh if (waiting := self._waiting.get(group)) is not None}
-        fresh = {group: waiting for group, waiting in fresh.items() if waiting.under_way is None}
-        self._fresh.clear()
         if now >= min(self._look_at, self._due_at):
-            self._full.clear()
-            self._keepers.clear()
-            self._first = None
             self._look_at = self._due_at = math.inf
             effects += self._try([*self._idle], acts_first, now)
         else:
-            for group, places in self._keepers.items():
-                if group not in fresh:
-                    self._take_room(self._waiting[group], places)
-            effects += self._try(sorted(fresh.values(), key=lambda waiting: waiting.rank), acts_first, now)
+            fresh = [self._waiting[group] for group in dict.fromkeys(self._fresh)]
+            for waiting in fresh:
+                self._keep_no_more(waiting.group)
+            effects += self._try(sorted(fresh, key=lambda waiting: waiting.rank), acts_first, now)
             self._wake(self._look_at)  # perhaps there is room now that there was not when all were looked at
+        self._fresh.clear()
         self._wake(self._due_at)
         return effects
 
@@ -366,19 +370,13 @@ class GroupTable:
             effects.append(self._ask_commit(waiting, waiting.under_way))
         return effects
 
-    def release_room(self) -> None:
-        """What was kept in a round counts as free again."""
-        for node, resources in self._kept:
-            node.take(resources, -1)
-        self._kept.clear()
-
     def _begin(self, waiting: WaitingGroup, places: Plan) -> list[Effect]:
         """Ask all nodes of a plan to reserve."""
         self._plans += 1
         plan = UnderWay(f"{self._identity}.{self._plans}", waiting.demand.attempt + 1, places)
         waiting.under_way = plan
         self._idle.discard(waiting.group)
-        self._keepers.pop(waiting.group, None)
+        self._keep_no_more(waiting.group)
         nodes = self._cluster.nodes
         bundles = waiting.demand.description.bundles
         effects: list[Effect] = []
@@ -420,7 +418,7 @@ class GroupTable:
         effects = self._give_back(waiting)
         del self._waiting[waiting.group]
         self._idle.discard(waiting.group)
-        self._keepers.pop(waiting.group, None)
+        self._keep_no_more(waiting.group)
         return effects
 
     def _give_back(self, waiting: WaitingGroup) -> list[Effect]:
@@ -485,15 +483,17 @@ class GroupTable:
 
     def _keep(self, waiting: WaitingGroup, places: Plan) -> None:
         """Keep room for a group until all groups are looked at again."""
-        self._keepers[waiting.group] = places
-        self._take_room(waiting, places)
-
-    def _take_room(self, waiting: WaitingGroup, places: Plan) -> None:
+        kept = self._keepers[waiting.group] = []
         for node_id, resources in _needs(waiting, places).items():
-            node = self._cluster.nodes.get(node_id)
-            if node is not None:
-                node.take(resources)
-                self._kept.append((node, resources))
+            node = self._cluster.nodes[node_id]
+            node.keep(resources)
+            kept.append((node, resources))
+
+    def _keep_no_more(self, group: PlacementGroupId) -> None:
+        for node, resources in self._keepers.pop(group, ()):
+            node.keep(resources, -1)
+        if self._first == group:
+            self._first = None
 
     def _recall(self, waiting: WaitingGroup, places: Plan) -> list[Effect]:
         nodes = self._cluster.nodes

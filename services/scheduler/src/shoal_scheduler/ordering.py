@@ -27,6 +27,9 @@ class Ordering(Generic[T]):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __contains__(self, name: Hashable) -> bool:
+        return name in self._key_of
+
     def __iter__(self) -> Iterator[T]:
         """Yield the items, first ones first."""
         return (self._items[key] for key in self.keys)

@@ -24,7 +24,7 @@ from shoal_core.protocol.placement import (
     all_met,
     in_words,
 )
-from shoal_core.protocol.resources import Resources, fits, from_units
+from shoal_core.protocol.resources import Resources, add, fits, from_units
 
 PlaceId = str
 """A node, or a bundle on a node."""
@@ -41,8 +41,8 @@ class NodeView:
 
     ``asked`` holds, by the number of the ask, what a request under way would take; no answer is out of date about it
     for long, since each ask is settled when its own answer comes. ``lasting`` is what cannot be asked back: what actors
-    hold and bundles reserve. What changes where a lease should go is noted in ``journal``, where there is one: by the
-    methods here, and by ``touch`` for what is set from outside.
+    hold and bundles reserve; ``kept`` is what is kept for groups that wait. What changes where a lease should go is
+    noted in ``journal``, where there is one: by the methods here, and by ``touch`` for what is set from outside.
 
     A bundle of a placement group, out of which leases may come as out of a node, is a view of its own; ``bundle`` says
     which one it is.
@@ -57,6 +57,7 @@ class NodeView:
     actors: int = 0
     lasting: Resources = field(default_factory=dict)
     asked: dict[int, Resources] = field(default_factory=dict)
+    kept: Resources = field(default_factory=dict)
     sequence: int = 0
     heard_at: float = 0.0
     avoid_until: float = 0.0
@@ -83,8 +84,13 @@ class NodeView:
         """Take in what the node says is free; it does not know yet of what is on its way to it."""
         self.free = dict(free)
         self.touch()
-        for resources in self.asked.values():
+        for resources in (*self.asked.values(), self.kept):
             self.take(resources)
+
+    def keep(self, resources: Resources, times: int = 1) -> None:
+        """Count resources as used until they are not kept any more (``times`` -1), whatever the node says is free."""
+        self.kept = add(self.kept, {name: units * times for name, units in resources.items()})
+        self.take(resources, times)
 
     @property
     def load(self) -> int:
