@@ -7,8 +7,9 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
+KUBERNETES_READY := .venv-kubernetes/.ready
 MEMBERS := sdk/core services/gcs services/scheduler services/worker services/objectstore sdk/api
-LOCKS := base dev bench
+LOCKS := base image build dev bench kubernetes
 
 # PYTHON=/path/to/python chooses the interpreter; else the first one that is new enough.
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -21,7 +22,7 @@ JOBS ?= 2
 ROWS ?=
 BENCH ?=
 
-.PHONY: help setup demo test lint types unit bench lock clean
+.PHONY: help setup demo test lint types unit containers kubernetes bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -47,6 +48,15 @@ unit: $(READY) ## every test, without the linters
 	@echo "── tests"
 	@$(BIN)/python -m pytest -q --numprocesses $(JOBS) --dist worksteal
 
+containers: $(READY) ## the tests that need a container engine, which is started where none runs
+	@echo "── containers"
+	@tests/integration/containers/run
+
+kubernetes: $(KUBERNETES_READY) ## render deploy/k8s with kubectl, and check it against schemas and policies
+	@echo "── kubernetes"
+	@command -v kubectl > /dev/null || { echo "There is no kubectl here, and nothing else renders the overlays as it does."; exit 1; }
+	@.venv-kubernetes/bin/python -m pytest -q tests/kubernetes -p no:cacheprovider
+
 bench: $(READY) $(BENCH_READY) ## compare with Ray and Dask on this machine
 	@$(BIN)/python -m bench $(ROWS) $(BENCH)
 
@@ -56,7 +66,7 @@ lock: $(READY) ## pin the newest versions that requirements/*.in allow, by hash
 		echo "requirements/$$name.txt"; done
 
 clean: ## remove what the targets made, the environments too
-	@rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf .venv .venv-bench .venv-kubernetes .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements/dev.txt $(MEMBERS:%=%/pyproject.toml)
@@ -71,4 +81,10 @@ $(BENCH_READY): requirements/bench.txt
 	@echo "── setting up .venv-bench with Ray and Dask (once; some minutes)"
 	@[ -x .venv-bench/bin/python ] || "$(PYTHON)" -m venv .venv-bench
 	@.venv-bench/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
+
+$(KUBERNETES_READY): requirements/kubernetes.txt
+	@echo "── setting up .venv-kubernetes with checkov (once; a minute)"
+	@[ -x .venv-kubernetes/bin/python ] || "$(PYTHON)" -m venv .venv-kubernetes
+	@.venv-kubernetes/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/kubernetes.txt
 	@touch $@

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+
+os.environ["COLUMNS"] = "200"  # else lines are broken as it suits the terminal in which the tests run
 
 
 def pytest_collection_finish() -> None:

@@ -235,7 +235,7 @@ def test_the_only_scheduler_may_be_killed_and_started_again(joined: Stack) -> No
 def other_node(joined: Stack) -> Iterator[tuple[Service, str]]:
     """A second node: the driver uses the shared memory of the first, and lives and dies with that."""
     node_id = new_node_id()
-    other = joined.start("worker", "--identity", node_id)
+    other = joined.start("worker", "--identity", node_id, "--resources", '{"other": 1}')
     until(other.is_ready, "the second node is ready")
     until(lambda: shoal.available_resources().get("CPU") == 4, "the schedulers know the second node")
     yield other, node_id
@@ -254,6 +254,38 @@ def test_a_node_that_ends_costs_no_task(other_node: tuple[Service, str], in_good
         else:
             service.kill()
     until(lambda: shoal.cluster_resources()["CPU"] == 2, "the end of the node is known")
+
+
+def drain(stack: Stack, role: Role, *flags: str) -> tuple[int, str]:
+    """Run `shoal drain` with the credential of a role; return its exit code and what it said."""
+    command = [sys.executable, "-m", "shoal.cli", "drain", *flags, "--credentials", str(stack.credentials(role))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_node_that_drains_ends_what_it_has_and_takes_nothing_new(
+    joined: Stack, other_node: tuple[Service, str], tmp_path: Path
+) -> None:
+    @shoal.remote(resources={"other": 1})
+    def wait_for(path: str) -> str:
+        while not Path(path).exists():
+            time.sleep(0.01)
+        return shoal.get_runtime_context().get_node_id()
+
+    _, node_id = other_node
+    assert "PermissionViolationError" in drain(joined, Role.PROCESS, node_id)[1]
+    assert drain(joined, Role.NODE, "0123456789abcdef")[0] == 1
+    with under_load() as refs:
+        until(lambda: node_id in {node for _, node in ready(refs)}, "tasks run on the second node")
+        held = wait_for.remote(str(tmp_path / "go"))
+        until(lambda: shoal.available_resources().get("other", 0) == 0, "the task that waits has begun")
+        code, said = drain(joined, Role.NODE, node_id, "--deadline", "0.5")
+        assert (code, "still has" in said) == (1, True)
+        (tmp_path / "go").touch()
+        assert drain(joined, Role.NODE, node_id) == (0, "Drained.\n")
+        assert shoal.get(held, timeout=30) == node_id
+        after = shoal.get([place.options(num_cpus=0.5).remote(i) for i in range(100)], timeout=30)
+        assert node_id not in {node for _, node in after}
 
 
 @pytest.mark.parametrize("in_good_order", [True, False])
@@ -305,6 +337,8 @@ def test_a_driver_that_cannot_open_its_nodes_shared_memory_works_without(
         return data * times
 
     (worker,) = stack.alive("worker")
+    counted = 'shoal_tasks_finished_total{function="double",outcome="ok"}'
+    before = worker.metric(counted)
     (probe,) = Path("/dev/shm").glob(f"shoal-{worker.process.pid}-*/probe")
     monkeypatch.setenv("SHOAL_ADDRESS", stack.address)
     monkeypatch.setenv("SHOAL_CREDENTIALS", str(stack.credentials(Role.PROCESS)))
@@ -318,6 +352,7 @@ def test_a_driver_that_cannot_open_its_nodes_shared_memory_works_without(
             put = shoal.put(b"p" * 3_000_000)
             assert shoal.get(put) == shoal.get(repeat.remote(put, 1)) == b"p" * 3_000_000
             assert len(shoal.get(repeat.remote(repeat.remote(b"c", 2_000_000), 2))) == 4_000_000
+            until(lambda: worker.metric(counted) == before + 100, "a node is told what the driver counts")
     finally:
         probe.touch()
 

@@ -314,15 +314,21 @@ def test_submission_from_many_threads() -> None:
 
 def test_the_runtime_context() -> None:
     @shoal.remote(num_cpus=1)
-    def about() -> tuple[str, str | None, dict[str, float]]:
+    def about() -> tuple[str, str | None, dict[str, float], shoal.TaskID | None]:
         context = shoal.get_runtime_context()
-        return context.get_node_id(), context.get_task_id(), context.get_assigned_resources()
+        return context.get_node_id(), context.get_task_id(), context.get_assigned_resources(), context.task_id
 
     ref = about.remote()
-    node, task, resources = shoal.get(ref)
+    node, task, resources, task_id = shoal.get(ref)
     context = shoal.get_runtime_context()
     assert node == context.get_node_id()
     assert task == ref.task_id().hex()
+    assert task_id == ref.task_id()
+    assert (context.job_id, context.task_id, context.actor_id) == (ref.job_id(), None, None)
+    assert (context.node_id.hex(), context.worker_id.hex()) == (node, context.get_worker_id())
+    assert context.get_resource_ids() == {"GPU": []}
+    assert context.get_session_name()
+    assert os.path.isdir(context.get_temp_dir())
     assert resources == {"CPU": 1.0}
     assert context.get_task_id() is None
     assert shoal.get_gpu_ids() == []

@@ -12,6 +12,7 @@ import pytest
 import shoal
 from shoal import session
 from shoal.driver import DriverOptions
+from shoal.job_config import JobConfig
 
 
 @pytest.fixture
@@ -58,16 +59,14 @@ class TestRefusals:
             ({"namespace": 1}, TypeError, "namespace"),
             ({"namespace": ""}, ValueError, "namespace"),
             ({"runtime_env": {"pip": ["requests"]}}, ValueError, "pip"),
-            ({"runtime_env": ["env_vars"]}, TypeError, "runtime_env must be a dict, got list"),
-            ({"runtime_env": "env_vars"}, TypeError, "runtime_env must be a dict, got str"),
-            ({"runtime_env": 0}, TypeError, "runtime_env must be a dict, got int"),
-            ({"runtime_env": {1: 2, "pip": []}}, ValueError, "'1', 'pip'"),
+            ({"runtime_env": ["env_vars"]}, TypeError, "runtime_env must be a dict or a RuntimeEnv, got list"),
+            ({"runtime_env": "env_vars"}, TypeError, "runtime_env must be a dict or a RuntimeEnv, got str"),
+            ({"runtime_env": 0}, TypeError, "runtime_env must be a dict or a RuntimeEnv, got int"),
+            ({"runtime_env": {1: 2, "pip": []}}, ValueError, "no key 1"),
             ({"runtime_env": {"env_vars": {"A": 1}}}, TypeError, "env_vars.*'A': 1"),
             ({"runtime_env": {"env_vars": {1: "A"}}}, TypeError, "env_vars.*1: 'A'"),
             ({"runtime_env": {"env_vars": ["A"]}}, TypeError, "env_vars.*list"),
-            ({"runtime_env": {"env_vars": None}}, TypeError, "env_vars.*NoneType"),
             ({"runtime_env": {"working_dir": Path("/")}}, TypeError, "working_dir.*a str"),
-            ({"runtime_env": {"working_dir": None}}, TypeError, "working_dir.*NoneType"),
             ({"runtime_env": {"working_dir": ""}}, ValueError, "working_dir.*existing folder"),
             ({"runtime_env": {"working_dir": __file__}}, ValueError, "working_dir.*existing folder"),
             ({"runtime_env": {"working_dir": "/not/here"}}, ValueError, "working_dir.*'/not/here'"),
@@ -85,22 +84,44 @@ def test_the_parameters_of_the_job_are_kept(tmp_path: Path) -> None:
     environment = {"env_vars": {"A": "1"}, "working_dir": str(tmp_path)}
     options = DriverOptions.of("mine", environment, None, False, logging.INFO)
     assert (options.namespace, options.log_to_driver) == ("mine", False)
-    assert (options.environment, options.working_directory) == ({"A": "1"}, str(tmp_path))
+    assert options.environment.fields["env_vars"] == {"A": "1"}
+    (package,) = options.environment.exports
+    assert options.environment.fields["working_dir"] == f"gcs://{package.function_id}.zip"
     assert options != DriverOptions.of("mine", environment, None, True, logging.INFO)
 
 
-def test_a_relative_working_directory_is_seen_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path)
-    options = DriverOptions.of(None, {"working_dir": "project"}, None, True, logging.INFO)
-    assert options.working_directory == str(tmp_path / "project")
+def test_what_init_says_itself_comes_before_the_job_config() -> None:
+    config = JobConfig(runtime_env={"env_vars": {"A": "1"}}, metadata={"team": "a"}, ray_namespace="mine")
+    options = DriverOptions.of(None, None, config, True, logging.INFO)
+    assert (options.namespace, options.metadata) == ("mine", {"team": "a"})
+    assert options.environment.fields == {"env_vars": {"A": "1"}}
+    options = DriverOptions.of("ours", {"env_vars": {"B": "2"}}, config, True, logging.INFO)
+    assert (options.namespace, options.environment.fields) == ("ours", {"env_vars": {"B": "2"}})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"metadata": {"team": 1}}, TypeError),
+        ({"ray_namespace": 1}, TypeError),
+        ({"ray_namespace": ""}, ValueError),
+        ({"runtime_env": {"pip": ["requests"]}}, ValueError),
+        ({"default_actor_lifetime": "detached"}, ValueError),
+        ({"default_actor_lifetime": "for ever"}, ValueError),
+    ],
+)
+def test_a_wrong_job_config_is_refused_where_it_is_made(wrong: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        JobConfig(**wrong)
+    with pytest.raises(TypeError, match="JobConfig"):
+        DriverOptions.of(None, None, {"metadata": {}}, True, logging.INFO)
 
 
 def test_later_changes_of_the_environment_change_nothing() -> None:
     variables = {"A": "1"}
     options = DriverOptions.of(None, {"env_vars": variables}, None, True, logging.INFO)
     variables["A"] = "2"
-    assert options.environment == {"A": "1"}
+    assert options.environment.fields == {"env_vars": {"A": "1"}}
 
 
 def test_a_namespace_of_its_own_is_drawn_for_each_job() -> None:
@@ -122,14 +143,3 @@ def test_joining_twice_is_an_error_unless_it_is_to_be_ignored() -> None:
         assert shoal.is_initialized()
     assert not shoal.is_initialized()
     shoal.shutdown()
-
-
-def test_the_jobs_environment_is_that_of_its_tasks() -> None:
-    @shoal.remote
-    def look() -> tuple[str | None, str]:
-        import os
-
-        return os.environ.get("SHOAL_TEST_COLOUR"), os.getcwd()
-
-    with shoal.init("local", num_cpus=1, runtime_env={"env_vars": {"SHOAL_TEST_COLOUR": "blue"}, "working_dir": "/"}):
-        assert shoal.get(look.remote()) == ("blue", "/")

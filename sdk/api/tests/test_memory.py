@@ -286,7 +286,7 @@ def test_rows_have_rays_columns_and_are_read_by_attribute_and_by_key() -> None:
     row = state.list_objects()[0]
     columns = ["object_id", "object_size", "task_status", "reference_type", "call_site", "type", "pid", "ip"]
     assert list(row)[:8] == columns
-    assert set(row) == set(state.OBJECT_COLUMNS)
+    assert set(row) == set(state.ObjectState.__annotations__)
     assert [row[name] for name in columns] == [
         ID,
         9,
@@ -301,7 +301,7 @@ def test_rows_have_rays_columns_and_are_read_by_attribute_and_by_key() -> None:
         9,
         3,
         42,
-        len(state.OBJECT_COLUMNS),
+        len(state.ObjectState.__annotations__),
     )
     assert "object_size=9" in repr(row)
 

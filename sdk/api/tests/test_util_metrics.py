@@ -31,8 +31,8 @@ def test_values_are_counted_with_their_tags(measures: Measures) -> None:
     Histogram("seconds", boundaries=[0.1, 1]).observe(0.5)
     told = {(one.name, one.labels): one.value for one in measures.take()[0]}
     assert told == {
-        ("requests", labels(method="GET", route="/")): 1,
-        ("requests", labels(method="PUT", route="/")): 2,
+        ("requests_total", labels(method="GET", route="/")): 1,
+        ("requests_total", labels(method="PUT", route="/")): 2,
         ("depth", ()): 3,
         ("seconds", ()): 0.5,
     }
@@ -71,9 +71,10 @@ def test_a_metric_can_be_sent_along(metric: Counter | Gauge | Histogram) -> None
 
 def test_the_same_name_for_something_else_is_refused(measures: Measures) -> None:
     Counter("requests").inc()
-    Counter("requests").inc()
-    with pytest.raises(ValueError, match="has a metric 'requests' already: a counter"):
-        Gauge("requests").set(1)
+    Counter("requests_total").inc()
+    assert [one.value for one in measures.take()[0]] == [2.0], "Prometheus shows both under one name"
+    with pytest.raises(ValueError, match="has a metric 'requests_total' already: a counter"):
+        Gauge("requests_total").set(1)
 
 
 @pytest.mark.parametrize(

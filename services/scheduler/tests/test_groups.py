@@ -40,7 +40,7 @@ from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.core import Begin, Scheduler
 from shoal_scheduler.demand import FORGET_SECONDS
 from shoal_scheduler.fairness import KEEP_SECONDS
-from shoal_scheduler.groups import PATIENCE_SECONDS
+from shoal_scheduler.groups import LOOK_SECONDS, PATIENCE_SECONDS
 
 JOB = job_id(1)
 APART = GroupStrategy.STRICT_SPREAD
@@ -233,7 +233,8 @@ def test_groups_come_by_priority_and_then_by_age() -> None:
         driven(group_demand([cpus(3)], number=number, priority=priority, created_at=created_at), 1.0)
     order = []
     for node in (1, 2, 3):
-        order += [ask.context.group for ask in asks(driven(announced(node, 1, cpus(4)), 1.0), PrepareBundles)]
+        effects = driven(announced(node, 1, cpus(4)), 1.0 + node * LOOK_SECONDS * 2)
+        order += [ask.context.group for ask in asks(effects, PrepareBundles)]
     assert [int(group, 16) for group in order] == [3, 2, 1]
 
 
@@ -254,7 +255,8 @@ def test_small_tasks_do_not_starve_a_group_that_waits() -> None:
     effects = busy(driven, late, 3, summary(1, 3, recalled=2), free=1)
     assert asks(effects, RecallLeases) == [], "two are coming"
     assert asks(driven(demand(2, 1, entry([1])), late), LeaseRequest) == [], "the room is kept"
-    effects = busy(driven, late, 4, summary(1, 1), free=3)
+    assert asks(busy(driven, late, 4, summary(1, 1), free=3), PrepareBundles) == [], "it was just looked at"
+    effects = driven.core.tick(late + 2 * LOOK_SECONDS)
     assert [ask.message for ask in asks(effects, PrepareBundles)] == [
         PrepareBundles(plan="me.1", group_id=GROUP, job_id=JOB, attempt=1, bundles={0: cpus(3)})
     ]

@@ -299,7 +299,7 @@ def test_an_endless_stream_of_small_tasks_does_not_starve_groups_nor_these_the_t
     bundles = ([cpus(4)] * 3, [cpus(2)] * 2, [cpus(4)] * 2)
     for number, (strategy, wanted) in enumerate(zip(strategies, bundles, strict=True), 1):
         group = world.add_group(group_demand(wanted, strategy, number=number))
-        assert world.run_until(lambda group=group: world.groups[group].state is GroupState.CREATED, 10.0)  # type: ignore[misc]
+        assert world.run_until(lambda group=group: world.groups[group].state is GroupState.CREATED, 30.0)  # type: ignore[misc]
         world.run(1.0)
         world.remove_group(group)
         assert world.run_until(lambda: all(owner.leases >= 2 for owner in owners), 10.0)

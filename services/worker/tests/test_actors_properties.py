@@ -89,7 +89,7 @@ from shoal_core.protocol.records import (
 from shoal_core.protocol.resources import CPU, GPU, Resources, add, subtract, to_resources
 from shoal_core.testing.builders import process_id
 from shoal_worker.actors import About, Phase
-from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
+from shoal_worker.inputs import KillProcess, ProcessEnded, RemoveEnvironments, RouteOutput, StartProcess
 from shoal_worker.liveness import REREAD_SECONDS
 from shoal_worker.node import OWNER_DIED, NodeCore
 
@@ -315,7 +315,7 @@ class World:
                 assert not self.workers[process].doomed, "a process is killed once"
                 self.workers[process].doomed = True
             case _:
-                assert isinstance(command, RouteOutput)
+                assert isinstance(command, RouteOutput | RemoveEnvironments)
 
     # ------------------------------------------------------------------------------- the control store, and others
 

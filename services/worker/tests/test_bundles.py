@@ -36,6 +36,7 @@ from shoal_core.protocol.messages import (
     ActorStart,
     BundleSummary,
     Done,
+    DrainNode,
     JobFinished,
     JobState,
     LeaseAnswer,
@@ -56,7 +57,7 @@ from shoal_core.protocol.records import (
 from shoal_core.protocol.resources import Resources, to_resources
 from shoal_core.testing.builders import process_id
 from shoal_worker.bundles import DOUBT_SECONDS, REPEAT_SECONDS
-from shoal_worker.inputs import Drain, KillProcess, ProcessEnded, StartProcess
+from shoal_worker.inputs import KillProcess, ProcessEnded, StartProcess
 from shoal_worker.leases import Lease, LeaseTable
 from shoal_worker.node import NodeCore
 
@@ -183,7 +184,7 @@ def test_the_same_request_again_and_another_plan_for_the_same_bundle_reserve_it_
 
 
 def test_a_node_that_leaves_reserves_nothing(node: Node) -> None:
-    node(Drain())
+    assert node.ask(DrainNode()) == Done()
     assert not node.prepare(ONE)
 
 

@@ -75,6 +75,7 @@ class Nursery:
             credentials=credentials or {},
             shared_memory_path=str(self.folder),
             begun_page=str(self.folder / f"begun-{process}"),
+            environments_path=str(self.folder),
         )
         self.forks.start(config)
         return process

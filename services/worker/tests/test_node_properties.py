@@ -60,6 +60,7 @@ from shoal_core.protocol.messages import (
     AllocateSegment,
     AttachDriver,
     Done,
+    DrainNode,
     FinishJob,
     GetJob,
     GetNode,
@@ -111,6 +112,7 @@ from shoal_worker.inputs import (
     KillProcess,
     Leave,
     ProcessEnded,
+    RemoveEnvironments,
     RouteOutput,
     StartProcess,
     Suspected,
@@ -195,6 +197,7 @@ class Worker:
     doomed: bool = False
     job: JobId | None = None
     gpus: list[str] | None = None
+    environment: str | None = None
     lease: LeaseId | None = None
 
 
@@ -430,7 +433,9 @@ class World:
             assert worker.lease is None, "a process serves one lease at a time"
             assert worker.job in (None, record.job), "a process serves one job in its life"
             assert worker.gpus in (None, record.gpus), "what CUDA has seen once stays with a process"
+            assert worker.environment in (None, record.environment), "a process stays in its environment"
             worker.lease, worker.job, worker.gpus = record.lease, record.job, record.gpus
+            worker.environment = record.environment
             assert len(record.gpus) == -(-record.resources.get(GPU, 0) // 10_000)
             assert record.lease not in self.assigned
             self.assigned[record.lease] = ProcessId(peer)
@@ -464,6 +469,9 @@ class World:
             worker.doomed = True
         elif isinstance(command, RouteOutput):
             assert self.workers[command.process_id].job is None
+        elif isinstance(command, RemoveEnvironments):
+            living = [worker for process, worker in self.workers.items() if process not in self.dead]
+            assert all(worker.job != command.job_id for worker in living), "nobody unpacks one any more"
         elif isinstance(command, WatchDriver):
             self.watched[command.driver] = self.owners[command.driver]
         elif isinstance(command, UnwatchDriver):
@@ -737,15 +745,18 @@ class NodeMachine(RuleBasedStateMachine):
     @rule(
         which=pick,
         shape=st.sampled_from(SHAPES),
+        environment=st.sampled_from(["", "one"]),
         slots=st.lists(st.integers(1, 12), min_size=1, max_size=4),
         bundle=st.none() | st.builds(Bundle, st.sampled_from([*GROUPS]), st.integers(0, 1)),
     )
-    def ask_for_leases(self, which: int, shape: Resources, slots: list[int], bundle: Bundle | None) -> None:
+    def ask_for_leases(
+        self, which: int, shape: Resources, environment: str, slots: list[int], bundle: Bundle | None
+    ) -> None:
         owner = self.owner(which)
         for slot in slots:  # an owner asks for a slot with one shape only
             known = self.world.requested.get((owner, SlotId(slot)))
             if known is not None:
-                shape, bundle = known.resources, known.bundle
+                shape, environment, bundle = known.resources, known.environment, known.bundle
         request = LeaseRequest(
             scheduler="s",
             owner=owner,
@@ -753,6 +764,7 @@ class NodeMachine(RuleBasedStateMachine):
             key=1,
             slots=[SlotId(slot) for slot in slots],
             resources=shape,
+            environment=environment,
             bundle=bundle,
         )
         for slot in slots:
@@ -785,6 +797,11 @@ class NodeMachine(RuleBasedStateMachine):
     @rule(which=pick, shape=st.sampled_from(SHAPES), count=st.integers(1, 3))
     def recall(self, which: int, shape: Resources, count: int) -> None:
         self.world.request(RecallLeases(owner=self.owner(which), resources=shape, count=count))
+
+    @rule(chance=st.integers(0, 9))
+    def drain(self, chance: int) -> None:
+        if chance == 9:  # nothing is granted afterwards, so it comes seldom
+            self.world.request(DrainNode())
 
     # ------------------------------------------------------------------------------- placement groups
 
@@ -1055,7 +1072,11 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
     )
     actions: dict[Callable[[], None], float] = {
         lambda: machine.ask_for_leases(
-            which(), random.choice(SHAPES), [random.randrange(1, 20) for _ in range(random.randrange(1, 4))], bundle()
+            which(),
+            random.choice(SHAPES),
+            random.choice(["", "", "one"]),
+            [random.randrange(1, 20) for _ in range(random.randrange(1, 4))],
+            bundle(),
         ): 8,
         lambda: machine.bundles_are_to_be_reserved(group(), random.choice([[0], [1], [0, 1]]), chance(0.2)): 1,
         lambda: machine.a_plan_is_given_up(group(), which()): 0.3,

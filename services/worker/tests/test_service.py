@@ -78,7 +78,7 @@ async def hands(folder: Path) -> AsyncIterator[tuple[Hands, list[Any]]]:
     async with MemoryBroker().connect(role=Role.NODE, identity=NODE, cluster=CLUSTER) as bus:
         durable = DurableTier(no_connection, SUBJECTS)
         outputs = Outputs(bus, SUBJECTS, NODE)
-        one = Hands(bus, WorkerSettings(cluster=CLUSTER), NODE, folder, outputs, durable, CUDA_VISIBLE)
+        one = Hands(bus, WorkerSettings(cluster=CLUSTER), NODE, folder, outputs, durable, CUDA_VISIBLE, folder)
         engine = RecordedEngine()
         one.engine = engine  # type: ignore[assignment]
         try:

@@ -18,6 +18,7 @@ from shoal_worker.processes import (
     FIRST_BACKOFF_SECONDS,
     IDLE_SECONDS,
     LONGEST_BACKOFF_SECONDS,
+    MOST_ENVIRONMENTS,
     MOST_STARTING,
     START_SECONDS,
     ProcessState,
@@ -35,12 +36,12 @@ ONE_CPU = to_resources({"CPU": 1})
 # ------------------------------------------------------------------------------- processes
 
 
-def up(table: ProcessTable, now: float = 0.0, job: JobId | None = None) -> WorkerProcess:
+def up(table: ProcessTable, now: float = 0.0, job: JobId | None = None, environment: str = "") -> WorkerProcess:
     """Have an idle process, which has served a job if one is named."""
     process = table.start(now)
     assert table.ready(process.process_id, now)
     if job is not None:
-        table.lease(process, job, LeaseId(1), now)
+        table.lease(process, job, LeaseId(1), now, environment=environment)
         table.release(process, now)
     table.sanity_check()
     return process
@@ -122,6 +123,21 @@ def test_processes_of_jobs_that_idled_too_long_are_dismissed_beyond_those_kept_r
     table.sanity_check()
 
 
+def test_processes_stay_in_their_environment_and_few_are_kept() -> None:
+    table = ProcessTable(NODE, prestart=1)
+    plain = up(table, 0, JOB)
+    named = [up(table, number, JOB, f"environment {number}") for number in range(MOST_ENVIRONMENTS + 2)]
+    assert table.take(JOB) is plain
+    assert table.take(JOB, environment="environment 3") is named[3]
+    assert table.take(JOB, environment="another") is None
+    assert table.take(OTHER_JOB, environment="environment 3") is None
+    again = up(table, 20, JOB, "environment 0")
+    assert table.dismiss_idle(20) == [named[1], named[2]], "those that were used last are kept"
+    assert again.state is named[0].state is plain.state is ProcessState.IDLE
+    assert table.dismiss_idle(21) == []
+    table.sanity_check()
+
+
 def test_a_process_that_does_not_come_up_is_overdue() -> None:
     table = ProcessTable(NODE, 0)
     process = table.start(0)
@@ -158,7 +174,6 @@ class Force(Workforce):
         job: JobId = JOB,
         resources: Resources = ONE_CPU,
         now: float = 0.0,
-        obstacle: str = "",
     ) -> tuple[list[int], list[int], str]:
         request = LeaseRequest(
             scheduler="s",
@@ -168,7 +183,7 @@ class Force(Workforce):
             slots=[SlotId(slot) for slot in slots],
             resources=resources,
         )
-        granted, refused, reason = self.grant(request, now, obstacle)
+        granted, refused, reason = self.grant(request, now)
         self.sanity_check()
         return [*granted], [*refused], reason
 
@@ -220,10 +235,11 @@ def test_a_repeated_request_repeats_its_answer_and_makes_no_second_lease() -> No
     assert len(force.leases) == 1
 
 
-def test_an_obstacle_refuses_what_is_new_and_repeats_what_was_granted() -> None:
+def test_a_node_that_drains_refuses_what_is_new_and_repeats_what_was_granted() -> None:
     force = Force()
     force.ask(1)
-    assert force.ask(1, 2, obstacle="the node is leaving") == ([1], [2], "the node is leaving")
+    force.drain()
+    assert force.ask(1, 2) == ([1], [2], "the node is leaving")
 
 
 def test_what_no_node_could_give_is_refused_with_the_reason() -> None:
@@ -378,6 +394,29 @@ def test_a_recall_is_told_to_the_owner() -> None:
     force.recall(RecallLeases(owner=OWNER, resources=ONE_CPU, count=3))
     force.recall(RecallLeases(owner=OWNER, resources=ONE_CPU, count=3))
     assert force.taken() == [Send(OWNER, LeaseRecalled(lease))]
+
+
+def test_a_node_that_drains_asks_for_all_leases_back_once() -> None:
+    force = Force()
+    running, _ = force.served(1)
+    blocked, process = force.served(2)
+    force.blocked(process, blocked, True)
+    force.recall(RecallLeases(owner=OWNER, resources=ONE_CPU, count=1))
+    assert force.taken() == [Send(OWNER, LeaseRecalled(running))]
+    force.drain()
+    assert force.taken() == [Send(OWNER, LeaseRecalled(blocked))]
+    force.drain()
+    assert force.taken() == []
+
+
+def test_a_lease_that_waits_for_a_process_when_the_node_drains_is_asked_back_when_it_has_one() -> None:
+    force = Force()
+    force.ask(1)
+    force.drain()
+    (process,) = force.processes
+    force.ready(process.process_id, 1)
+    told = [effect.record for effect in force.taken() if isinstance(effect, Send) and effect.peer == OWNER]
+    assert [type(record) for record in told] == [LeaseGranted, LeaseRecalled]
 
 
 # ------------------------------------------------------------------------------- GPUs

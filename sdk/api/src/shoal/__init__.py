@@ -14,10 +14,11 @@ The first use joins a cluster, or starts one that ends with this process (see ``
 Ray Core program.
 """
 
-from shoal import actor, cloudpickle, exceptions, runtime_context, util
+from shoal import actor, cloudpickle, exceptions, job_config, runtime_context, runtime_env, util
 from shoal.actor import get_actor, kill, method
 from shoal.decorator import remote
 from shoal.generators import DynamicObjectRefGenerator
+from shoal.logging_config import LoggingConfig
 from shoal.objects import cancel, get, put, wait
 from shoal.remote_function import RemoteFunction
 from shoal.runtime_context import get_gpu_ids, get_runtime_context
@@ -37,6 +38,7 @@ __all__ = [
     "Context",
     "DynamicObjectRefGenerator",
     "JobID",
+    "LoggingConfig",
     "NodeID",
     "ObjectID",
     "ObjectRef",
@@ -59,12 +61,14 @@ __all__ = [
     "get_runtime_context",
     "init",
     "is_initialized",
+    "job_config",
     "kill",
     "method",
     "nodes",
     "put",
     "remote",
     "runtime_context",
+    "runtime_env",
     "shutdown",
     "util",
     "wait",

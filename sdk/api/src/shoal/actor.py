@@ -13,6 +13,7 @@ import msgspec
 
 from shoal import actor_options
 from shoal.actor_options import ActorOptions
+from shoal.environments import Packed, environment_of, pack, travelling
 from shoal.exports import Export, Known
 from shoal.handle import (
     ActorHandle,
@@ -74,6 +75,7 @@ class ActorClass(Generic[P, T]):
         self._export = Export(cls)
         self._arguments = Arguments(cls, f"{cls.__name__}")
         self._members: tuple[dict[str, MethodDescription], dict[str, Arguments]] | None = None
+        self._packed: Packed | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> NoReturn:
         """Raise ``TypeError``: actors are not instantiated directly."""
@@ -124,7 +126,7 @@ class ActorClass(Generic[P, T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # In two steps, so that a class may refer to itself: the object exists before its parts are pickled.
-        return object.__new__, (ActorClass,), (self._cls, self._options, self._export.known)
+        return object.__new__, (ActorClass,), (self._cls, travelling(self._options), self._export.known)
 
     def __setstate__(self, state: tuple[type[T], dict[str, Any], Known | None]) -> None:
         cls, options, known = state
@@ -136,6 +138,12 @@ class ActorClass(Generic[P, T]):
         if self._members is None:
             self._members = _members(self._cls)
         return self._members
+
+    def packed(self) -> Packed:
+        """Return the runtime environment that was given, packed at its first use."""
+        if self._packed is None:
+            self._packed = pack(self._resolved.runtime_env)
+        return self._packed
 
     def __repr__(self) -> str:
         return f"ActorClass({self._cls.__name__})"
@@ -205,6 +213,7 @@ def _create(
         placement=options.placement,
         resources=options.resources,
         strategy=strategy,
+        environment=environment_of(current, job, actor_class.packed()),
         max_restarts=options.max_restarts,
         methods=_bounded(handle_description, MOST_METHODS_BYTES, f"the methods of {cls.__name__}"),
         trace=current.trace_of_actor(cls.__name__, actor, job, began_ns),

@@ -101,6 +101,7 @@ class ActorOptions:
     resources: Resources
     strategy: Strategy
     group: GroupWish | None
+    runtime_env: Mapping[str, Any] | None
     name: str
     namespace: str
     detached: bool
@@ -133,6 +134,7 @@ def resolve_actor(options: Mapping[str, Any]) -> ActorOptions:
         resources=resources,
         strategy=strategy,
         group=group_wish(options),
+        runtime_env=given.get("runtime_env"),
         name=given.get("name", ""),
         namespace=given.get("namespace", ""),
         detached=given.get("lifetime") == "detached",

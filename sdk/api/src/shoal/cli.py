@@ -1,4 +1,4 @@
-"""The command line: ``shoal up``, ``shoal down``, ``shoal status``, ``shoal memory``, ``shoal service``.
+"""The command line: ``shoal up``, ``down``, ``status``, ``list``, ``memory``, ``drain``, ``service``, ``security``.
 
 ==========  ===========================================================
 exit code   meaning
@@ -27,8 +27,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
+from shoal.draining import drain as drain_nodes
+from shoal.listing import Listed, filter_of, print_rows, read_rows
 from shoal.memory import read_memory
 from shoal.memory_table import print_memory
+from shoal.rows import MOST_ROWS
+from shoal.security_commands import security
 from shoal.status import ClusterStatus, NodeStatus, Target, read_status
 from shoal_core import __version__
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
@@ -184,11 +188,69 @@ def memory(
         raise typer.Exit(1)
 
 
+@app.command("list")
+def list_(
+    what: Annotated[Listed, typer.Argument(help="What to list.")],
+    address: Address = None,
+    credentials: CredentialFile = None,
+    token: Token = None,
+    ca_file: AuthorityFile = None,
+    cluster: ClusterName = "default",
+    output: Output = Format.TABLE,
+    filters: Annotated[
+        list[str] | None, typer.Option("--filter", "-f", help="column=value or column!=value; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MOST_ROWS, help="So many rows at most.")] = 100,
+    detail: Annotated[bool, typer.Option("--detail", help="All that is known, of actors too.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for answers.")] = 10.0,
+) -> None:
+    """List the nodes, jobs, actors or worker processes; 1 where somebody is silent."""
+    target = _target(address, credentials, token, ca_file, cluster)
+    try:
+        wanted = [filter_of(text) for text in filters or ()]
+        rows, silent = asyncio.run(read_rows(target, what, wanted, limit, detail, timeout))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if output is Format.JSON:
+        print(json.dumps([row.asdict() for row in rows], indent=2))
+    else:
+        print_rows(rows, what, out)
+    if silent:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]did not answer: {escape(silent)}[/]")
+        raise typer.Exit(1)
+
+
+@app.command()
+def drain(
+    node: Annotated[
+        list[str] | None, typer.Argument(help="Ids of nodes; none: those of this machine, or container.")
+    ] = None,
+    address: Address = None,
+    credentials: CredentialFile = None,
+    token: Token = None,
+    ca_file: AuthorityFile = None,
+    cluster: ClusterName = "default",
+    deadline: Annotated[float, typer.Option(min=0, help="Seconds to wait for what runs.")] = 300.0,
+) -> None:
+    """Have nodes take nothing new, and wait for what runs on them; 1 where something is left at the deadline.
+
+    It needs the credential of role node. Then the node can be ended: what is left is run again elsewhere.
+    """
+    left = asyncio.run(drain_nodes(_target(address, credentials, token, ca_file, cluster), node or (), deadline))
+    if not left:
+        out.print("Drained.")
+        return
+    for name, what in left.items():
+        out.print(f"Node {name} still has {what.leases} leases and {what.actors} actors after {deadline:g} s.")
+    raise typer.Exit(1)
+
+
 _services = typer.Typer(
     no_args_is_help=True,
     help="Run one service in this process. Its flags are its own: `shoal service gcs --help` lists them.",
 )
 app.add_typer(_services, name="service")
+app.add_typer(security, name="security")
 
 
 def _exec_service(name: str) -> Callable[[typer.Context], None]:

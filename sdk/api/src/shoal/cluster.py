@@ -131,6 +131,7 @@ class HostInfo:
 
 
 _hosts: dict[int, subprocess.Popen[bytes]] = {}
+_started: dict[str, HostInfo] = {}
 
 
 def check_metrics_port(name: str, port: Any) -> int:
@@ -188,7 +189,13 @@ def start_host(options: HostOptions, *, lasting: bool, metrics_port: int = 0) ->
         _write_current(info)
     else:
         _hosts[info.pid] = process
+        _started[info.address] = info
     return info
+
+
+def started_here(address: str) -> HostInfo | None:
+    """Return the cluster at an address if this process has started it, and it is to end with this process."""
+    return _started.get(address)
 
 
 def stop_host(info: HostInfo) -> None:
@@ -197,6 +204,7 @@ def stop_host(info: HostInfo) -> None:
     Also what a host left behind that was killed.
     """
     process = _hosts.pop(info.pid, None)
+    _started.pop(info.address, None)
     with contextlib.suppress(ProcessLookupError):
         os.kill(info.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS

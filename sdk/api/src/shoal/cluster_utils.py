@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,7 @@ class Cluster:
 
     def connect(self, namespace: str | None = None) -> Context:
         """Make this process a driver of the cluster."""
-        host = self._running()
-        with _environment(SHOAL_CREDENTIALS=host.credentials_path, SHOAL_CLUSTER=host.cluster):
-            return init(host.address, namespace=namespace)
+        return init(self._running().address, namespace=namespace)
 
     def remaining_processes_alive(self) -> bool:
         """Tell whether the head and all nodes that were not removed live."""
@@ -271,18 +269,3 @@ def _end(process: subprocess.Popen[bytes], *, in_good_order: bool) -> None:
     remove_stores(process.pid)
     if process.stdin is not None:
         process.stdin.close()
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Set environment variables for the block, and put back what was there."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

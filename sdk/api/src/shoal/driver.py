@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shoal.environments import Packed, pack
+from shoal.job_config import job_config_of
+from shoal.logging_config import log_settings_of
 from shoal.output import WorkerOutput
 from shoal_core import __version__
 from shoal_core.bus.interface import Bus, Message
@@ -35,6 +38,7 @@ from shoal_core.protocol.messages import (
     JobState,
     ListNodes,
     LogLines,
+    LogSettings,
     NodeList,
     NodeState,
     RegisterJob,
@@ -42,13 +46,14 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.records import Failed
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
+from shoal_core.runtime.environments import shown
+from shoal_core.runtime.logs import set_up_logging
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session, check_cluster
 
 ALIVE_SECONDS = 1.0
 REQUEST_SECONDS = 10.0
 LEAVE_SECONDS = 2.0
-_ENVIRONMENT_KEYS = frozenset({"env_vars", "working_dir"})
 
 logger = logging.getLogger("shoal")
 
@@ -58,10 +63,10 @@ class DriverOptions:
     """What a driver says of its job."""
 
     namespace: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
-    working_directory: str = ""
+    environment: Packed = field(default_factory=lambda: Packed({}))
     metadata: dict[str, str] = field(default_factory=dict)
     log_to_driver: bool = True
+    logging: LogSettings | None = None
 
     @classmethod
     def of(
@@ -71,51 +76,22 @@ class DriverOptions:
         job_config: Any,
         log_to_driver: bool,
         logging_level: int | str,
+        logging_config: Any = None,
     ) -> DriverOptions:
         """Check the parameters of ``init`` that describe the job."""
         if namespace is not None and not isinstance(namespace, str):
             raise TypeError(f"namespace must be a str, got {type(namespace).__name__}.")
         if namespace == "":
             raise ValueError("namespace must not be empty; leave it out for an anonymous one.")
-        if job_config is not None:
-            raise ValueError(
-                "job_config is not supported in this version; pass namespace= and runtime_env= themselves."
-            )
+        config = job_config_of(job_config)
         logger.setLevel(logging_level)
-        environment = {} if runtime_env is None else runtime_env
-        if not isinstance(environment, Mapping):
-            raise TypeError(f"runtime_env must be a dict, got {type(environment).__name__}.")
-        unknown = set(environment) - _ENVIRONMENT_KEYS
-        if unknown:
-            raise ValueError(
-                f"runtime_env may hold {sorted(_ENVIRONMENT_KEYS)} in this version, got "
-                f"{sorted(map(str, unknown))} as well."
-            )
         return cls(
-            namespace=namespace or os.urandom(8).hex(),
-            environment=_variables(environment.get("env_vars", {})),
-            working_directory=_folder(environment["working_dir"]) if "working_dir" in environment else "",
+            namespace=namespace or config.ray_namespace or os.urandom(8).hex(),
+            environment=pack(config.runtime_env if runtime_env is None else runtime_env),
+            metadata=dict(config.metadata),
             log_to_driver=log_to_driver,
+            logging=log_settings_of(logging_config),
         )
-
-
-def _variables(given: Any) -> dict[str, str]:
-    """Return the environment variables of a job's workers, if that is what was given."""
-    if not isinstance(given, Mapping):
-        raise TypeError(f"runtime_env['env_vars'] must be a dict of str to str, got {type(given).__name__}.")
-    for name, value in given.items():
-        if not (isinstance(name, str) and isinstance(value, str)):
-            raise TypeError(f"runtime_env['env_vars'] must be a dict of str to str, got {name!r}: {value!r}.")
-    return dict(given)
-
-
-def _folder(given: Any) -> str:
-    """Return the whole path of the folder in which a job's workers run; all nodes must see it, as this one does."""
-    if not isinstance(given, str):
-        raise TypeError(f"runtime_env['working_dir'] must be a str, got {type(given).__name__}.")
-    if not os.path.isdir(given):
-        raise ValueError(f"runtime_env['working_dir'] must be an existing folder, got {given!r}.")
-    return os.path.abspath(given)
 
 
 def driver_session(where: Address, options: DriverOptions) -> Session:
@@ -129,6 +105,8 @@ def driver_session(where: Address, options: DriverOptions) -> Session:
     @contextlib.asynccontextmanager
     async def part(runtime: Runtime) -> AsyncIterator[None]:
         runtime.namespace = options.namespace
+        if options.logging is not None:
+            set_up_logging(options.logging)
         job = await _open_job(runtime, options)
         async with asyncio.TaskGroup() as tasks:
             alive = tasks.create_task(_stay_alive(runtime))
@@ -173,16 +151,18 @@ async def _open_job(runtime: Runtime, options: DriverOptions) -> JobRecord:
         config=JobConfig(
             namespace=options.namespace,
             sys_path=_import_path(script),
-            working_directory=options.working_directory or os.getcwd(),
-            environment=options.environment,
+            working_directory=os.getcwd(),
+            runtime_env=shown(options.environment.fields),
             metadata=options.metadata,
             log_to_driver=options.log_to_driver,
+            logging=options.logging,
         ),
     )
     subjects = runtime.subjects
     job = await ask(runtime.bus, subjects.gcs("register_job"), request, timeout_seconds=REQUEST_SECONDS)
     assert isinstance(job, JobRecord)
     runtime.reactor.job = job.job_id
+    runtime.environment = options.environment.fields
     if runtime.node != NO_NODE:
         attach = AttachDriver(driver=runtime.local, job_id=job.job_id, machine_id=request.machine_id, pid=request.pid)
         subject = subjects.node_from_process(runtime.node, "attach_driver")

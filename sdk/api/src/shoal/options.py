@@ -25,6 +25,7 @@ from shoal.placement import (
     group_wish,
     strategy_of,
 )
+from shoal.runtime_env.runtime_env import check_option as check_runtime_env
 from shoal_core.protocol.ids import MAX_RETURNS
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, to_units
 from shoal_core.runtime.streams import STREAMING
@@ -121,6 +122,7 @@ COMMON_OPTIONS: dict[str, Callable[[str, Any], None]] = {
     "placement_group": check_group,
     "placement_group_bundle_index": check_bundle_index,
     "placement_group_capture_child_tasks": check_capture,
+    "runtime_env": check_runtime_env,
     "enable_task_events": anything,
     "_metadata": anything,
     "_labels": anything,
@@ -166,6 +168,7 @@ class TaskOptions:
 
     scheduling_class: SchedulingClass
     group: GroupWish | None
+    runtime_env: Mapping[str, Any] | None
     name: str
     returns: int
     retries: int
@@ -183,6 +186,7 @@ def resolve(options: Mapping[str, Any], function_name: str, *, generator: bool =
     return TaskOptions(
         scheduling_class=SchedulingClass(resources, strategy_of(given)),
         group=group_wish(options),
+        runtime_env=given.get("runtime_env"),
         name=given.get("name", function_name),
         returns=returns_of(given.get("num_returns"), generator=generator),
         retries=given.get("max_retries", DEFAULT_RETRIES),

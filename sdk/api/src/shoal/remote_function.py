@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Generic, Never, ParamSpec, TypeVar, overload
 
 from shoal import options as option_table
+from shoal.environments import Packed, environment_of, pack, travelling
 from shoal.exports import Export, Known
 from shoal.generators import collected
 from shoal.placement import place
@@ -40,6 +41,7 @@ class RemoteFunction(Generic[P, R]):
         self._resolved = _resolve(function, options)
         self._exported = self._new_export()
         self._arguments = Arguments(function, _name(function))
+        self._packed: Packed | None = None
         self._call: tuple[Runtime, InGroup | None, Call] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -119,11 +121,14 @@ class RemoteFunction(Generic[P, R]):
         if (placed := place(resolved.group, inside, f"{resolved.name}()", resources)) is not None:
             bundle, in_group = placed
             scheduling_class = replace(scheduling_class, strategy=bundle)
+        if self._packed is None:
+            self._packed = pack(resolved.runtime_env)
+        environment = environment_of(current, current.job, self._packed)
         return Call(
             function=self._exported.to(current, current.job),
             name=resolved.name,
             returns=resolved.returns,
-            key=current.scheduling_key(scheduling_class),
+            key=current.scheduling_key(replace(scheduling_class, environment=environment)),
             retries=resolved.retries,
             retry_on=resolved.retry_on,
             ahead=resolved.ahead,
@@ -132,7 +137,7 @@ class RemoteFunction(Generic[P, R]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # In two steps, so that a function may refer to itself: the object exists before its parts are pickled.
-        state = (self._function, self._options, self._exported.known)
+        state = (self._function, travelling(self._options), self._exported.known)
         return object.__new__, (RemoteFunction,), state
 
     def __setstate__(self, state: tuple[Callable[P, R], dict[str, Any], Known | None]) -> None:
@@ -142,6 +147,7 @@ class RemoteFunction(Generic[P, R]):
         self._resolved = _resolve(function, options)
         self._exported = self._new_export(known)
         self._arguments = Arguments(function, _name(function))
+        self._packed = None
         self._call = None
         functools.update_wrapper(self, function)
 

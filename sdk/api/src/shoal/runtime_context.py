@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 from shoal.handle import ActorHandle, own_handle
+from shoal.runtime_env.runtime_env import RuntimeEnv, restored
 from shoal.session import runtime
 from shoal.state import labels_of
+from shoal_core import __version__
 from shoal_core.protocol.ids import NO_NODE, task_id_bytes
+from shoal_core.protocol.messages import ClusterInfo, GetCluster
 from shoal_core.protocol.records import LeaseAssigned
 from shoal_core.protocol.resources import to_amounts
+from shoal_core.runtime.environments import to_text
+from shoal_core.runtime.identities import ActorID, JobID, NodeID, TaskID, WorkerID
 from shoal_core.runtime.work import Running, current
 
 
@@ -92,9 +98,24 @@ class RuntimeContext:
         inside = runtime().in_group
         return inside is not None and inside.captures
 
+    def get_session_name(self) -> str:
+        """Return what the cluster was named by chance when its control store was new."""
+        info = runtime().ask_gcs("cluster", GetCluster(version=__version__))
+        assert isinstance(info, ClusterInfo)
+        return info.session
+
+    def get_temp_dir(self) -> str:
+        """Return the folder for files that nobody needs for long, on this machine."""
+        return tempfile.gettempdir()
+
     def get_runtime_env_string(self) -> str:
         """Return the runtime environment as JSON."""
-        return "{}"
+        return to_text(runtime().environment)
+
+    @property
+    def runtime_env(self) -> RuntimeEnv:
+        """The runtime environment of this process, which is that of what it submits; folders are names of packages."""
+        return restored(dict(runtime().environment))
 
     @property
     def current_actor(self) -> ActorHandle[Any]:
@@ -119,6 +140,35 @@ class RuntimeContext:
     def gcs_address(self) -> str:
         """The address of the cluster's broker."""
         return runtime().address
+
+    @property
+    def job_id(self) -> JobID:
+        """The id of the job (``get_job_id()`` has its digits)."""
+        return JobID(self.get_job_id())
+
+    @property
+    def node_id(self) -> NodeID:
+        """The id of the node."""
+        return NodeID(self.get_node_id())
+
+    @property
+    def worker_id(self) -> WorkerID:
+        """The id of this process."""
+        return WorkerID(self.get_worker_id())
+
+    @property
+    def task_id(self) -> TaskID | None:
+        """The id of the task that runs; None in a driver."""
+        return None if (task := self.get_task_id()) is None else TaskID(task)
+
+    @property
+    def actor_id(self) -> ActorID | None:
+        """The id of the actor whose process this is; None elsewhere."""
+        return None if (actor := self.get_actor_id()) is None else ActorID(actor)
+
+    def get_resource_ids(self) -> dict[str, list[str]]:
+        """Return what ``get_accelerator_ids`` does (a name that older Ray programs use)."""
+        return self.get_accelerator_ids()
 
     def get(self) -> dict[str, Any]:
         """Return the ids as a dict."""

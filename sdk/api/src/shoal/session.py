@@ -11,8 +11,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
+from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, started_here, stop_host
 from shoal.driver import DriverOptions, driver_session
+from shoal.environments import store_parts
+from shoal.logging_config import LoggingConfig
 from shoal_core import __version__, telemetry
 from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.tracing import ENABLED
@@ -29,7 +31,6 @@ _IGNORED = frozenset(
         "dashboard_port",
         "configure_logging",
         "logging_format",
-        "logging_config",
         "storage",
         "_memory",
         "_node_ip_address",
@@ -120,6 +121,7 @@ def init(
     log_to_driver: bool = True,
     namespace: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
+    logging_config: LoggingConfig | None = None,
     _metrics_export_port: int | None = None,
     **others: Any,
 ) -> Context:
@@ -128,13 +130,16 @@ def init(
     ``address``: None tries ``SHOAL_ADDRESS``, then the cluster that ``shoal up`` started, then starts one that ends
     with this process; "local" always starts one; "auto" must find one; "nats://host:port" joins that one. ``num_cpus``,
     ``num_gpus``, ``resources``, ``labels`` and ``object_store_memory`` (bytes) describe the node of a cluster that is
-    started, and are an error when joining. ``namespace`` is where the job's actors are named. ``runtime_env`` may hold
-    ``env_vars`` and ``working_dir`` (a folder all nodes can see). A cluster that is started shows metrics of its four
-    services on ``_metrics_export_port`` and the three ports behind it, on 127.0.0.1; without one it shows none.
+    started, and are an error when joining. ``namespace`` is where the job's actors are named. ``runtime_env`` is
+    what worker processes are to have (see ``shoal.runtime_env``). ``job_config`` (a ``JobConfig``) says both in one
+    object; what is said here comes first. ``logging_config`` is how all processes of the job write log lines. A cluster
+    that is started shows metrics of its four services on ``_metrics_export_port`` and the three ports behind it, on
+    127.0.0.1; without one it shows none.
 
     Raises ``RuntimeError`` if this process has joined already (unless ``ignore_reinit_error``) or for an unknown
-    parameter, ``ValueError`` for a wrong one, ``ClusterUnreachableError``, ``AuthenticationError``,
-    ``JetStreamUnavailableError`` and ``VersionMismatchError`` (all ``ConnectionError``) when there is no joining.
+    parameter, ``ValueError`` or ``TypeError`` for a wrong one, ``RuntimeEnvSetupError`` for an environment that cannot
+    be packed or stored, ``ClusterUnreachableError``, ``AuthenticationError``, ``JetStreamUnavailableError`` and
+    ``VersionMismatchError`` (all ``ConnectionError``) when there is no joining.
     """
     unknown = [name for name in others if name not in _IGNORED]
     if unknown:
@@ -153,10 +158,11 @@ def init(
         _membership.pid = os.getpid()
         options = HostOptions.of(num_cpus, num_gpus, resources, labels, object_store_memory)
         metrics_port = check_metrics_port("_metrics_export_port", _metrics_export_port)
-        driver = DriverOptions.of(namespace, runtime_env, job_config, log_to_driver, logging_level)
+        driver = DriverOptions.of(namespace, runtime_env, job_config, log_to_driver, logging_level, logging_config)
         with contextlib.ExitStack() as undo:
             where = _find(address, options, metrics_port, undo)
             session = undo.enter_context(driver_session(where, driver))
+            store_parts(session.runtime, session.runtime.job, driver.environment.fields, driver.environment.exports)
             undo.pop_all()
         _membership.session = session
         current = session.runtime
@@ -214,6 +220,8 @@ def _find(address: str | None, options: HostOptions, metrics_port: int, undo: co
         return Address(host.address, host.cluster, Credentials.from_file(host.credentials_path))
     if "://" not in address:
         address = f"nats://{address}"
+    if (own := started_here(address)) is not None:
+        return _joining(own.address, own.cluster, Credentials.from_file(own.credentials_path), options)
     return _joining(address, os.environ.get("SHOAL_CLUSTER", "default"), _credentials(), options)
 
 

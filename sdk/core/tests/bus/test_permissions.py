@@ -76,6 +76,7 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
     Subjects.node_from_process: [
         Row(SUBJECTS.node_from_process(NODE, "verb"), {Role.PROCESS, Role.NODE}, {Role.NODE}),
     ],
+    Subjects.node_from_node: [Row(SUBJECTS.node_from_node(NODE, "verb"), {Role.NODE}, {Role.NODE})],
     Subjects.channel: [
         Row(SUBJECTS.channel(PROCESS, Role.NODE, NODE), {Role.NODE}, {Role.PROCESS, Role.NODE}),
         Row(SUBJECTS.channel(PROCESS, Role.PROCESS, PROCESS), {Role.PROCESS}, {Role.PROCESS, Role.NODE}),

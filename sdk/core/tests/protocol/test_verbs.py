@@ -12,6 +12,7 @@ from shoal_core.protocol.verbs import (
     GCS_NODE,
     GCS_PUBLIC,
     GCS_SCHEDULER,
+    NODE_NODE,
     NODE_PROCESS,
     NODE_PUBLIC,
     NODE_SCHEDULER,
@@ -20,7 +21,17 @@ from shoal_core.protocol.verbs import (
     SCHEDULER_PUBLIC,
 )
 
-TABLES = [GCS_PUBLIC, GCS_NODE, GCS_SCHEDULER, SCHEDULER_PUBLIC, NODE_PUBLIC, NODE_SCHEDULER, NODE_PROCESS, OBJECTSTORE]
+TABLES = [
+    GCS_PUBLIC,
+    GCS_NODE,
+    GCS_SCHEDULER,
+    SCHEDULER_PUBLIC,
+    NODE_PUBLIC,
+    NODE_SCHEDULER,
+    NODE_PROCESS,
+    NODE_NODE,
+    OBJECTSTORE,
+]
 ALL = sorted(
     {
         model

@@ -145,7 +145,7 @@ class Worker(LoneRuntime):
 
     def __init__(self, lone: LoneRuntime, page: Path) -> None:
         super().__init__(lone.runtime, lone.peers)
-        self.execution = Execution(lone.runtime, BegunPage(page))
+        self.execution = Execution(lone.runtime, BegunPage(page), page.parent)
         Service(lone.runtime, self.execution)
 
     def assign(self) -> None:

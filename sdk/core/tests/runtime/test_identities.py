@@ -26,6 +26,7 @@ def test_the_id_of_nothing_is_one() -> None:
     assert JobID.nil() == JobID.nil() == JobID("ffffffff")
     assert JobID.nil().is_nil()
     assert not JobID("00000001").is_nil()
+    assert JobID.from_int(1) == JobID("00000001")
 
 
 @pytest.mark.parametrize(("made_of", "error"), [(b"123", ValueError), ("zz" * 4, ValueError), ("00", ValueError)])

@@ -158,6 +158,7 @@ class Actors:
                 name=about.class_name,
                 resources=about.placement,
                 strategy=about.strategy,
+                environment=about.environment,
                 wanted=1,
                 slots=[slot],
                 actor=start,

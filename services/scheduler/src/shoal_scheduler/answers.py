@@ -36,7 +36,7 @@ def pending_list(
 def _pending_group(waiting: WaitingGroup, nodes: Iterable[NodeView], now: float) -> PendingDemand:
     demand, about = waiting.demand, waiting.demand.description
     nodes = [node for node in nodes if node.bundle is None]
-    missing = [bundle for bundle, node in zip(about.bundles, demand.nodes, strict=True) if node is None]
+    missing = gangs.missing_bundles(demand)
     together: Resources = {}
     for bundle in missing:
         together = add(together, bundle)

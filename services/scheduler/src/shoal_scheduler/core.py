@@ -45,7 +45,7 @@ from shoal_scheduler.cluster import Cluster, Granted
 from shoal_scheduler.counts import Counts
 from shoal_scheduler.demand import DemandTable, Wanted
 from shoal_scheduler.fairness import Placement, free_room, keeps_room, place_heads, plan
-from shoal_scheduler.groups import CommitAsk, GroupTable, PrepareAsk
+from shoal_scheduler.groups import CommitAsk, GroupTable, PrepareAsk, ReturnAsk
 from shoal_scheduler.policy import NodeView, PlaceId, explain
 from shoal_scheduler.recall import find_victims
 from shoal_scheduler.waiting import Head, Line, Waiting
@@ -142,7 +142,7 @@ class Scheduler:
                 self._requeue(self.demand.drop_owner(finished.driver), now)
             case Answered(LeaseAsk() as ask, answer):
                 self._answered(ask, answer, now)
-            case Answered(PrepareAsk() | CommitAsk() as ask, answer):
+            case Answered(PrepareAsk() | CommitAsk() | ReturnAsk() as ask, answer):
                 effects = self.groups.answered(ask, answer, now)
                 if not self.groups.has_plans_to_make():
                     return effects
@@ -374,6 +374,7 @@ class Scheduler:
             key=entry.key,
             slots=slots,
             resources=entry.resources,
+            environment=entry.environment,
             actor=entry.actor,
             bundle=node.bundle,
         )

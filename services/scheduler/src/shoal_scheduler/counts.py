@@ -7,8 +7,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.measures import SECONDS_BOUNDS, Histogram, Labels, labels
+from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, from_units, is_of_one_node
+from shoal_scheduler.candidates import Shape, shape_of
 from shoal_scheduler.demand import Wanted
+from shoal_scheduler.gangs import missing_bundles
+from shoal_scheduler.groups import WaitingGroup
 from shoal_scheduler.policy import NodeView, is_feasible
 
 ALWAYS_SHOWN = (CPU, GPU, MEMORY)
@@ -30,20 +34,29 @@ def pending_leases(demand: Iterable[Wanted]) -> int:
     return sum(wanted.unmet() for wanted in demand)
 
 
-def pending_resources(demand: Iterable[Wanted]) -> dict[Labels, float]:
-    """Return how much they ask for, by resource."""
+def pending_resources(demand: Iterable[Wanted], groups: Iterable[WaitingGroup]) -> dict[Labels, float]:
+    """Return how much more of each resource is asked for than there is now.
+
+    Bundles without a place are part of it. Leases that wait for a bundle are not: it has reserved what they will get.
+    """
     sums = Counter(dict.fromkeys(ALWAYS_SHOWN, 0))
     for wanted in demand:
-        for name, units in wanted.entry.resources.items():
-            if not is_of_one_node(name):
+        if not isinstance(wanted.entry.strategy, Bundle):
+            for name, units in wanted.entry.resources.items():
                 sums[name] += units * wanted.unmet()
-    return {labels(resource=name): from_units(units) for name, units in sums.items()}
+    for waiting in groups:
+        for bundle in missing_bundles(waiting.demand):
+            sums.update(bundle)
+    return {labels(resource=name): from_units(units) for name, units in sums.items() if not is_of_one_node(name)}
 
 
-def pending_infeasible(demand: Iterable[Wanted], nodes: Collection[NodeView]) -> int:
-    """Return how many of them no node could ever grant."""
+def pending_infeasible(demand: Iterable[Wanted], views: Collection[NodeView]) -> int:
+    """Return how many of them no node could ever grant, nor a bundle; the views are those of both."""
+    leases: Counter[Shape] = Counter()
+    for wanted in demand:
+        leases[shape_of(wanted.entry.resources, wanted.entry.strategy)] += wanted.unmet()
     return sum(
-        wanted.unmet() for wanted in demand if not is_feasible(wanted.entry.resources, wanted.entry.strategy, nodes)
+        count for (resources, strategy), count in leases.items() if not is_feasible(dict(resources), strategy, views)
     )
 
 

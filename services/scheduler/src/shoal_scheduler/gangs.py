@@ -38,6 +38,11 @@ Plan = dict[int, NodeId]
 FreeOf = Callable[[NodeView], Resources]
 
 
+def missing_bundles(demand: GroupDemand) -> list[Resources]:
+    """Return the bundles that have no place."""
+    return [bundle for bundle, node in zip(demand.description.bundles, demand.nodes, strict=True) if node is None]
+
+
 def free_now(node: NodeView) -> Resources:
     """Return what is free on a node."""
     return node.free

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from shoal_core.protocol.effects import Ask, Effect, Publish
-from shoal_core.protocol.errors import RequestRefusedError, ShoalError
+from shoal_core.protocol.errors import BusError, RequestRefusedError, ShoalError
 from shoal_core.protocol.groups import (
     BundlesPrepared,
     CommitGroup,
@@ -43,18 +43,22 @@ from shoal_scheduler.cluster import Cluster
 from shoal_scheduler.demand import FORGET_SECONDS, HELP_SECONDS
 from shoal_scheduler.fairness import keeps_room
 from shoal_scheduler.gangs import Plan, explain, free_without_leases, is_feasible, place
+from shoal_scheduler.ordering import Ordering
 from shoal_scheduler.policy import NodeView
 
 PREPARE_SECONDS = 2.0
 """So long nodes have to answer; less than ``DOUBT_SECONDS`` of theirs."""
 COMMIT_SECONDS = 2.0
+RETURN_SECONDS, MOST_RETURNS = 0.5, 3
+"""After that a node finds out by itself that a plan was given up."""
 PAUSE_SECONDS = 0.02
 LONGEST_PAUSE_SECONDS = 1.0
 AVOID_SECONDS = 0.5
 PATIENCE_SECONDS = 0.5
 MOST_REMEMBERED = 10_000
-MOST_TRIED, TRY_SECONDS = 8, 1.0
-"""After so many kinds of groups that do not fit, each of the others is tried only so often."""
+LOOK_SECONDS, LOOK_SECONDS_FOR_A_NODE = 0.02, 0.0002
+MOST_TRIED = 3
+"""So many kinds of groups that do not fit are tried at a time, and one of the others."""
 
 ActsFirst = Callable[[str], bool]
 """Tells of a name whether this scheduler is the one to act on it."""
@@ -76,6 +80,16 @@ class CommitAsk:
 
     group: PlacementGroupId
     plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnAsk:
+    """The context of a ``ReturnBundles``; ``often`` is how often it is asked again if it is not answered."""
+
+    node: NodeId
+    group: PlacementGroupId
+    plan: str
+    often: int = MOST_RETURNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +116,9 @@ class WaitingGroup:
     """A group that has bundles without a place.
 
     ``since`` is when this was first heard, ``opened_at`` when the attempt that is to be made was. ``retry_at`` is when
-    to plan (again), ``tried_at`` when that was last in vain; ``avoid`` says until when not to ask nodes that refused
-    although they seemed to have the room. ``rank`` is its place in the order of turns, the same for all schedulers;
-    groups of one ``shape`` fit where the others fit.
+    to plan (again), ``tried_at`` when that was last in vain, and ``ours`` tells whether it was this scheduler's to plan
+    then; ``avoid`` says until when not to ask nodes that refused although they seemed to have the room. ``rank`` is its
+    place in the order of turns, the same for all schedulers; groups of one ``shape`` fit where the others fit.
     """
 
     demand: GroupDemand
@@ -117,6 +131,7 @@ class WaitingGroup:
     failures: int = 0
     avoid: dict[NodeId, float] = field(default_factory=dict)
     noticed: bool = False
+    ours: bool = False
     rank: tuple[int, float, PlacementGroupId] = field(init=False)
     shape: str = field(init=False)
 
@@ -144,7 +159,12 @@ class GroupTable:
 
     def __init__(self, cluster: Cluster, subjects: Subjects, identity: ServiceId) -> None:
         self.wake_at = math.inf
-        self._idle: dict[PlacementGroupId, WaitingGroup] = {}
+        self._idle: Ordering[WaitingGroup] = Ordering()
+        self._fresh: list[PlacementGroupId] = []
+        self._full: set[str] = set()
+        self._look_at = self._due_at = math.inf
+        self._keepers: dict[PlacementGroupId, Plan] = {}
+        self._first: PlacementGroupId | None = None
         self._cluster = cluster
         self._subjects = subjects
         self._identity = identity
@@ -152,7 +172,6 @@ class GroupTable:
         self._unsure: dict[PlacementGroupId, float] = {}
         self._over: dict[PlacementGroupId, float] = {}
         self._kept: list[tuple[NodeView, Resources]] = []
-        self._has_kept = False
         self._last_ask = 0
         self._plans = 0
 
@@ -175,9 +194,13 @@ class GroupTable:
         known = self._waiting.get(group)
         if known is not None and demand.attempt <= known.demand.attempt:
             known.stated_at = now
+            if known.is_overdue() and known.under_way is None and not known.ours:
+                self._fresh.append(group)
             return []
         effects = [] if known is None else self._drop(known)
-        new = self._idle[group] = self._waiting[group] = WaitingGroup(demand, now, now, now, now)
+        new = self._waiting[group] = WaitingGroup(demand, now, now, now, now)
+        self._idle.put(group, new.rank, new)
+        self._fresh.append(group)
         if known is not None:
             new.since, new.noticed = known.since, known.noticed
         return effects
@@ -193,8 +216,13 @@ class GroupTable:
             return []
         return self._drop(known)
 
-    def answered(self, ask: PrepareAsk | CommitAsk, answer: Message | ShoalError, now: float) -> list[Effect]:
+    def answered(
+        self, ask: PrepareAsk | CommitAsk | ReturnAsk, answer: Message | ShoalError, now: float
+    ) -> list[Effect]:
         """Take in what a node or the control store has answered."""
+        if isinstance(ask, ReturnAsk):
+            again = isinstance(answer, BusError) and ask.often > 0 and ask.node in self._cluster.nodes
+            return [self._ask_back(replace(ask, often=ask.often - 1))] if again else []
         if isinstance(ask, PrepareAsk):
             self._settle(ask)
             if isinstance(answer, BundlesPrepared):
@@ -269,31 +297,60 @@ class GroupTable:
         return bool(self._idle or self._unsure)
 
     def waiting_since(self) -> float | None:
-        """Return since when the oldest group waits for which nothing is under way; None: there is none."""
-        return min((waiting.since for waiting in self._idle.values()), default=None)
+        """Return since when the first of the groups waits for which nothing is under way; None: there is none."""
+        return self._idle.first.since if self._idle else None
 
     def plan(self, acts_first: ActsFirst, now: float) -> list[Effect]:
-        """Begin plans for all that fit, and keep room for the first that does not; ``release_room`` ends that."""
+        """Begin plans for all that fit, and keep room for the first that does not; ``release_room`` ends that.
+
+        New groups are tried at once, but what did not fit is looked at again only every few hundredths of a second, and
+        with many nodes less often, since that may take milliseconds. The room that was kept stays kept meanwhile.
+        """
         self.wake_at = math.inf
         effects = self._ask_again(now)
-        full: set[str] = set()
-        for waiting in sorted(self._idle.values(), key=lambda waiting: waiting.rank):
+        fresh = {group: waiting for group in self._fresh if (waiting := self._waiting.get(group)) is not None}
+        fresh = {group: waiting for group, waiting in fresh.items() if waiting.under_way is None}
+        self._fresh.clear()
+        if now >= min(self._look_at, self._due_at):
+            self._full.clear()
+            self._keepers.clear()
+            self._first = None
+            self._look_at = self._due_at = math.inf
+            effects += self._try([*self._idle], acts_first, now)
+        else:
+            for group, places in self._keepers.items():
+                if group not in fresh:
+                    self._take_room(self._waiting[group], places)
+            effects += self._try(sorted(fresh.values(), key=lambda waiting: waiting.rank), acts_first, now)
+            self._wake(self._look_at)  # perhaps there is room now that there was not when all were looked at
+        self._wake(self._due_at)
+        return effects
+
+    def _try(self, groups: Sequence[WaitingGroup], acts_first: ActsFirst, now: float) -> list[Effect]:
+        """Plan groups, first ones first. Beside the first kinds that do not fit, one of the others is tried in turn."""
+        effects: list[Effect] = []
+        pause = LOOK_SECONDS + len(self._cluster.nodes) * LOOK_SECONDS_FOR_A_NODE
+        stalest = min(groups, key=lambda waiting: waiting.tried_at, default=None)
+        for waiting in groups:
             if waiting.retry_at > now:
-                self._wake(waiting.retry_at)
+                self._due_at = min(self._due_at, waiting.retry_at)
                 effects += self._wait(waiting, now, ours=True)
                 continue
-            if waiting.shape in full or (len(full) >= MOST_TRIED and now - waiting.tried_at < TRY_SECONDS):
+            if waiting.shape in self._full or (len(self._full) >= MOST_TRIED and waiting is not stalest):
+                self._look_at = min(self._look_at, now + pause)
                 continue
-            ours = waiting.is_overdue() or acts_first(f"group/{waiting.group}")
+            waiting.tried_at = now
+            ours = waiting.ours = waiting.is_overdue() or acts_first(f"group/{waiting.group}")
             places = place(waiting.demand, self._cluster.nodes.values(), now, avoid=waiting.avoid)
-            if places is None:
-                waiting.tried_at = now
-                effects += self._wait(waiting, now, ours=ours)
-                full.add(waiting.shape)
-            elif ours:
+            if places is not None and ours:
                 effects += self._begin(waiting, places)
-            else:
+                continue
+            self._look_at = min(self._look_at, now + pause)
+            if places is not None:
                 self._keep(waiting, places)  # another scheduler is about to ask for it
+            else:
+                effects += self._wait(waiting, now, ours=ours)
+                self._full.add(waiting.shape)
         return effects
 
     def _ask_again(self, now: float) -> list[Effect]:
@@ -314,14 +371,14 @@ class GroupTable:
         for node, resources in self._kept:
             node.take(resources, -1)
         self._kept.clear()
-        self._has_kept = False
 
     def _begin(self, waiting: WaitingGroup, places: Plan) -> list[Effect]:
         """Ask all nodes of a plan to reserve."""
         self._plans += 1
         plan = UnderWay(f"{self._identity}.{self._plans}", waiting.demand.attempt + 1, places)
         waiting.under_way = plan
-        del self._idle[waiting.group]
+        self._idle.discard(waiting.group)
+        self._keepers.pop(waiting.group, None)
         nodes = self._cluster.nodes
         bundles = waiting.demand.description.bundles
         effects: list[Effect] = []
@@ -354,20 +411,23 @@ class GroupTable:
         fraction = int.from_bytes(hashlib.blake2b(seed, digest_size=4).digest(), "big") / 2**32
         longest = min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * 2 ** min(waiting.failures, 10))
         waiting.retry_at = now + longest * (0.1 + fraction)
+        self._due_at = min(self._due_at, waiting.retry_at)
         waiting.avoid = {node: until for node, until in waiting.avoid.items() if until > now}
         return effects
 
     def _drop(self, waiting: WaitingGroup) -> list[Effect]:
         """Have nothing more to do with a group, until it is stated anew."""
         effects = self._give_back(waiting)
-        del self._waiting[waiting.group], self._idle[waiting.group]
+        del self._waiting[waiting.group]
+        self._idle.discard(waiting.group)
+        self._keepers.pop(waiting.group, None)
         return effects
 
     def _give_back(self, waiting: WaitingGroup) -> list[Effect]:
         """Have nodes free what they reserved for a plan, unless its commit was asked for: then the record decides."""
         plan = waiting.under_way
         waiting.under_way = None
-        self._idle[waiting.group] = waiting
+        self._idle.put(waiting.group, waiting.rank, waiting)
         if plan is None:
             return []
         for ask in plan.asked.values():
@@ -375,11 +435,12 @@ class GroupTable:
         if plan.committing:
             self._unsure.pop(waiting.group, None)
             return []
-        request = ReturnBundles(plan=plan.name, group_id=waiting.group)
-        return [
-            Ask(self._subjects.node_from_scheduler(node, "return_bundles"), request, Unneeded())
-            for node in sorted(set(plan.places.values()))
-        ]
+        nodes = sorted(set(plan.places.values()))
+        return [self._ask_back(ReturnAsk(node, waiting.group, plan.name)) for node in nodes]
+
+    def _ask_back(self, ask: ReturnAsk) -> Effect:
+        request = ReturnBundles(plan=ask.plan, group_id=ask.group)
+        return Ask(self._subjects.node_from_scheduler(ask.node, "return_bundles"), request, ask, RETURN_SECONDS)
 
     def notices(self, acts_first: ActsFirst, before: float) -> list[Effect]:
         """Tell owners, once, of groups that were there ``before`` and that nothing in the cluster can ever hold."""
@@ -409,24 +470,30 @@ class GroupTable:
         """Keep room for a group that has to wait, if it is the first; have leases asked back that are in its way."""
         patient_until = waiting.since + PATIENCE_SECONDS
         if now < patient_until:
-            self._wake(patient_until)
+            self._due_at = min(self._due_at, patient_until)
             return []
-        if self._has_kept or not keeps_room(now - patient_until):
+        if self._first is not None or not keeps_room(now - patient_until):
             return []
         # Nodes that are left alone for a moment are asked again soon.
         places = place(waiting.demand, self._cluster.nodes.values(), math.inf, free_without_leases)
         if places is None:
             return []
+        self._first = waiting.group
         effects = self._recall(waiting, places) if ours else []
         self._keep(waiting, places)
-        self._has_kept = True
         return effects
 
     def _keep(self, waiting: WaitingGroup, places: Plan) -> None:
+        """Keep room for a group until all groups are looked at again."""
+        self._keepers[waiting.group] = places
+        self._take_room(waiting, places)
+
+    def _take_room(self, waiting: WaitingGroup, places: Plan) -> None:
         for node_id, resources in _needs(waiting, places).items():
-            node = self._cluster.nodes[node_id]
-            node.take(resources)
-            self._kept.append((node, resources))
+            node = self._cluster.nodes.get(node_id)
+            if node is not None:
+                node.take(resources)
+                self._kept.append((node, resources))
 
     def _recall(self, waiting: WaitingGroup, places: Plan) -> list[Effect]:
         nodes = self._cluster.nodes

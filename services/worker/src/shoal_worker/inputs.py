@@ -34,6 +34,13 @@ class RouteOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveEnvironments:
+    """Remove the unpacked runtime environments of a job that has ended: none of its processes is left."""
+
+    job_id: JobId
+
+
+@dataclass(frozen=True, slots=True)
 class WatchDriver:
     """Watch a driver's process on this machine; ``DriverEnded`` comes back when it is gone."""
 
@@ -127,11 +134,6 @@ class Suspected:
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Grant nothing any more: the node is about to leave."""
-
-
 TransferCommand = OfferSegment | WithdrawSegment | PullSegment | CancelPull
 NodeCommand = StartProcess | KillProcess | RouteOutput | WatchDriver | UnwatchDriver | TransferCommand | Leave
-NodeInput = ProcessEnded | DriverEnded | StoreInput | Pulled | Suspected | Drain
+NodeInput = ProcessEnded | DriverEnded | StoreInput | Pulled | Suspected

@@ -82,6 +82,7 @@ class Lease:
     over: bool = False
     actor: bool = False
     bundle: Bundle | None = None
+    environment: str = ""
 
     @property
     def cpu(self) -> Resources:

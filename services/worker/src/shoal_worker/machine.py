@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from shoal_core.machine import cpu_count
+from shoal_core.machine import cpu_count, store_name
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, OBJECT_STORE_MEMORY, Resources, to_resources
 from shoal_core.service.settings import SettingsError
@@ -80,19 +80,33 @@ def store_base(wanted_bytes: int | None, folder: str | None = None) -> Path:
 
 @contextmanager
 def store_folder(node: NodeId, base: Path) -> Iterator[Path]:
-    """Make the folder of a node's segments, with the probe file in it; leaving removes it with all that is in it.
+    """Make the folder of a node's segments, with the probe file in it; leaving removes it with all that is in it."""
+    with _own_folder(base, store_name(os.getpid(), node)) as folder:
+        (folder / "probe").touch()
+        yield folder
+
+
+@contextmanager
+def environments_folder(node: NodeId) -> Iterator[Path]:
+    """Make the folder in which a node's worker processes unpack runtime environments; leaving removes it."""
+    with _own_folder(Path(tempfile.gettempdir()), store_name(os.getpid(), f"{node}-environments")) as folder:
+        yield folder
+
+
+@contextmanager
+def _own_folder(base: Path, name: str) -> Iterator[Path]:
+    """Make a folder of a node, and remove it in the end; and what other nodes left in ``base``.
 
     It belongs to whoever holds the lock on the file ``lock`` in it, which
     the kernel drops when its holder dies. Pids would not tell: two containers may share the memory and not the pids.
     """
     sweep(base)
-    folder = base / f"shoal-{os.getpid()}-{node}"
+    folder = base / name
     folder.mkdir(mode=0o700)
     try:
         with open(folder / "lock.new", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.rename(lock.name, folder / "lock")  # only now is it seen, and it is locked already
-            (folder / "probe").touch()
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

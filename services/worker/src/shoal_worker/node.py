@@ -44,6 +44,7 @@ from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, SlotId, no
 from shoal_core.protocol.messages import (
     AttachDriver,
     Done,
+    DrainNode,
     GetProcesses,
     JobFinished,
     LeaseAnswer,
@@ -74,11 +75,11 @@ from shoal_worker.bundles import AboutGroup, BundleTable
 from shoal_worker.copies import AboutLoan
 from shoal_worker.files import StoreInput
 from shoal_worker.inputs import (
-    Drain,
     DriverEnded,
     Leave,
     ProcessEnded,
     Pulled,
+    RemoveEnvironments,
     Suspected,
     UnwatchDriver,
     WatchDriver,
@@ -124,7 +125,6 @@ class NodeCore:
         self.reported = ReportedMetrics()
         self.workforce = Workforce(self.leases, self.processes, self.actors)
         self.drivers: dict[ProcessId, JobId] = {}
-        self.draining = False
         self._subjects = subjects
         self._effects: list[Effect] = []
         self._deaths = 0
@@ -136,6 +136,7 @@ class NodeCore:
             RecallLeases: self._recall,
             PrepareBundles: self._prepare,
             ReturnBundles: self._return_bundles,
+            DrainNode: self._drain,
             **self.memory.requests,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
@@ -218,7 +219,7 @@ class NodeCore:
             total=self.leases.total,
             free=self.leases.free,
             labels=self.description.labels,
-            draining=self.draining,
+            draining=self.workforce.draining,
             leases=self.leases.summaries(),
             bundles=self.bundles.summaries(),
             held_by_actors=self.leases.held_by_actors(),
@@ -245,7 +246,7 @@ class NodeCore:
             granted: list[SlotId] = []
             refused = request.slots
         else:
-            granted, refused, reason = self.workforce.grant(request, now, "the node is leaving" * self.draining)
+            granted, refused, reason = self.workforce.grant(request, now)
         return LeaseAnswer(
             node_id=self.node_id,
             granted=granted,
@@ -256,7 +257,7 @@ class NodeCore:
         )
 
     def _prepare(self, request: PrepareBundles, token: int, now: float) -> BundlesPrepared:
-        reason = "the node is leaving" if self.draining else self.bundles.prepare(request, now)
+        reason = "the node is leaving" if self.workforce.draining else self.bundles.prepare(request, now)
         self.workforce.changed = self.workforce.changed or not reason
         return BundlesPrepared(
             node_id=self.node_id,
@@ -280,6 +281,10 @@ class NodeCore:
 
     def _recall(self, request: RecallLeases, token: int, now: float) -> Done:
         self.workforce.recall(request)
+        return Done()
+
+    def _drain(self, request: DrainNode, token: int, now: float) -> Done:
+        self.workforce.drain()
         return Done()
 
     def _attach_driver(self, request: AttachDriver, token: int, now: float) -> Done:
@@ -367,9 +372,11 @@ class NodeCore:
 
     def _input(self, message: object, now: float) -> None:
         if isinstance(message, ProcessEnded):
-            if self.workforce.process_ended(message, now) is not None:
+            if (process := self.workforce.process_ended(message, now)) is not None:
                 self._local_death(message.process_id, message.reason, now)
                 self.workforce.staff(now)
+                if process.job is not None and self.liveness.has_ended(process.job):
+                    self._tidy(process.job)
         elif isinstance(message, DriverEnded):
             self._driver_ended(message.driver, now)
         elif isinstance(message, StoreInput | Pulled):
@@ -377,8 +384,6 @@ class NodeCore:
         elif isinstance(message, Suspected):
             jobs = {lease.job for lease in self.leases.of_owner(ProcessId(message.peer))}
             self.liveness.suspect(ProcessId(message.peer), jobs)
-        elif isinstance(message, Drain):
-            self.draining = self.workforce.changed = True
         else:
             raise TypeError(f"a node has no input {message!r}")
 
@@ -423,6 +428,12 @@ class NodeCore:
             if self.liveness.job_ended(job):
                 self.workforce.job_ended(job, now)
                 self._detach_drivers(job)
+                self._tidy(job)
+
+    def _tidy(self, job: JobId) -> None:
+        """Remove the environments of a job that has ended, unless a process may still be unpacking one."""
+        if all(process.job != job for process in self.processes):
+            self._effects.append(Start(RemoveEnvironments(job)))
 
     def _detach_drivers(self, job: JobId) -> None:
         for driver in [driver for driver, its_job in self.drivers.items() if its_job == job]:

@@ -1,7 +1,8 @@
 """The worker processes of a node: which are starting, idle, leased, on their way out.
 
 CUDA looks once at which GPUs it may use, whatever the environment says later. So a process serves, from its first lease
-on, only leases of the very GPUs of that one, or only leases without any.
+on, only leases of the very GPUs of that one, or only leases without any. It also stays in the runtime environment of
+its first lease.
 
 A process's life::
 
@@ -24,6 +25,8 @@ from shoal_core.protocol.ids import JobId, LeaseId, NodeId, ProcessId
 
 MOST_STARTING = 8
 IDLE_SECONDS = 60.0
+MOST_ENVIRONMENTS = 8
+"""Processes of so many runtime environments are kept while they idle."""
 START_SECONDS = 60.0
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
@@ -43,7 +46,8 @@ class ProcessState(Enum):
 class WorkerProcess:
     """One worker process. ``since`` is when its state last changed, ``lease`` the one it serves.
 
-    ``gpus`` are the names of those that it is shown for ever, once it has served a lease.
+    ``gpus`` are the names of those that it is shown for ever, once it has served a lease; ``environment`` is the
+    digest of the runtime environment that it has from then on.
     """
 
     process_id: ProcessId
@@ -52,6 +56,7 @@ class WorkerProcess:
     job: JobId | None = None
     lease: LeaseId | None = None
     gpus: tuple[str, ...] = ()
+    environment: str = ""
     kill_reason: str = ""
 
 
@@ -118,21 +123,29 @@ class ProcessTable:
         self._rest(process, now)
         return True
 
-    def take(self, job: JobId, gpus: tuple[str, ...] = ()) -> WorkerProcess | None:
-        """Return an idle process for a job: the one of this job and these GPUs that idles shortest, else a new one."""
+    def take(self, job: JobId, gpus: tuple[str, ...] = (), environment: str = "") -> WorkerProcess | None:
+        """Return an idle process: the one of this job, GPUs and environment that idles shortest, else a new one."""
         fresh = None
         for process_id in reversed(self._idle):
             process = self._processes[process_id]
-            if process.job == job and process.gpus == gpus:
+            if process.job == job and process.gpus == gpus and process.environment == environment:
                 return process
             if process.job is None and fresh is None:
                 fresh = process
         return fresh
 
-    def lease(self, process: WorkerProcess, job: JobId, lease: LeaseId, now: float, gpus: tuple[str, ...] = ()) -> None:
-        """Bind an idle process to a lease, and to its job and its GPUs for ever."""
-        assert process.job is None or process.gpus == gpus
-        process.gpus = gpus
+    def lease(
+        self,
+        process: WorkerProcess,
+        job: JobId,
+        lease: LeaseId,
+        now: float,
+        gpus: tuple[str, ...] = (),
+        environment: str = "",
+    ) -> None:
+        """Bind an idle process to a lease, and to its job, its GPUs and its environment for ever."""
+        assert process.job is None or (process.gpus, process.environment) == (gpus, environment)
+        process.gpus, process.environment = gpus, environment
         del self._idle[process.process_id]
         process.state, process.since, process.job, process.lease = ProcessState.LEASED, now, job, lease
 
@@ -167,17 +180,24 @@ class ProcessTable:
         return process
 
     def dismiss_idle(self, now: float) -> list[WorkerProcess]:
-        """Choose the processes of jobs that idled too long, beyond ``prestart``; they are LEAVING from now on."""
-        spare = len(self._idle) - self._prestart
-        chosen: list[WorkerProcess] = []
-        for process_id in list(self._idle):
-            process = self._processes[process_id]
+        """Choose the processes of jobs that idled too long, beyond ``prestart``; they are LEAVING from now on.
+
+        So are at once those of the environments that were not used for longest, beyond ``MOST_ENVIRONMENTS`` of them: a
+        job may have one for each task.
+        """
+        idle = [self._processes[process_id] for process_id in self._idle]
+        recent = dict.fromkeys(process.environment for process in reversed(idle) if process.environment)
+        stale = set(list(recent)[MOST_ENVIRONMENTS:])
+        chosen = [process for process in idle if process.environment in stale]
+        spare = len(idle) - self._prestart
+        for process in idle:
             if spare <= len(chosen) or now - process.since < IDLE_SECONDS:
                 break
-            if process.job is not None:
-                del self._idle[process_id]
-                process.state, process.since = ProcessState.LEAVING, now
+            if process.job is not None and process.environment not in stale:
                 chosen.append(process)
+        for process in chosen:
+            del self._idle[process.process_id]
+            process.state, process.since = ProcessState.LEAVING, now
         return chosen
 
     def overdue(self, now: float) -> list[WorkerProcess]:

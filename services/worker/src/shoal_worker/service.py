@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -37,7 +38,7 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.resources import UNIT
 from shoal_core.protocol.subjects import Role, Subjects
-from shoal_core.protocol.verbs import NODE_PROCESS, NODE_PUBLIC, NODE_SCHEDULER
+from shoal_core.protocol.verbs import NODE_NODE, NODE_PROCESS, NODE_PUBLIC, NODE_SCHEDULER
 from shoal_core.runtime.process import WorkerConfig
 from shoal_core.service import Engine, Route
 from shoal_core.service.main import Service
@@ -59,6 +60,7 @@ from shoal_worker.inputs import (
     ProcessEnded,
     Pulled,
     PullSegment,
+    RemoveEnvironments,
     RouteOutput,
     StartProcess,
     Suspected,
@@ -140,6 +142,7 @@ class Hands:
         outputs: Outputs,
         durable: DurableTier,
         gpu_variable: str,
+        environments: Path,
     ) -> None:
         self.engine: Engine
         self.forks: Forks
@@ -151,6 +154,7 @@ class Hands:
         self._folder = folder
         self._outputs = outputs
         self._gpu_variable = gpu_variable
+        self._environments = environments
         self._drivers: dict[ProcessId, int] = {}
         self._loop = asyncio.get_running_loop()
         where = BulkAddress(settings.address, node, settings.proof(), settings.tls())
@@ -165,6 +169,8 @@ class Hands:
                 self.forks.kill(process)
             case RouteOutput(process, job):
                 self._outputs.route(process, job)
+            case RemoveEnvironments(job):
+                return asyncio.to_thread(shutil.rmtree, self._environments / job, ignore_errors=True)
             case OfferSegment(name, size_bytes, chunk_bytes):
                 self.mover.order(Offer(name, self._folder / name, size_bytes, chunk_bytes))
             case WithdrawSegment(name):
@@ -213,6 +219,7 @@ class Hands:
             credentials=proof,
             shared_memory_path=str(self._folder),
             begun_page=str(self._folder / f"begun-{process}"),
+            environments_path=str(self._environments),
             tls=tls,
             gpu_variable=self._gpu_variable,
         )
@@ -242,6 +249,7 @@ def routes(subjects: Subjects, node: NodeId) -> list[Route]:
     asked = [Route(subjects.node_from_scheduler(node, verb), model) for verb, model in NODE_SCHEDULER.items()]
     asked += [Route(subjects.node(node, verb), model) for verb, model in NODE_PUBLIC.items()]
     asked += [Route(subjects.node_from_process(node, verb), model) for verb, model in NODE_PROCESS.items()]
+    asked += [Route(subjects.node_from_node(node, verb), model) for verb, model in NODE_NODE.items()]
     events = [
         Route(subjects.event(Role.NODE, "*", "process_died"), ProcessDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "node_died"), NodeDied, kind="event"),
@@ -305,6 +313,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
     with (
         contextlib.closing(NoAccelerators() if settings.num_gpus == 0 else accelerators.find()) as found,
         machine.store_folder(node, base) as folder,
+        machine.environments_folder(node) as environments,
     ):
         gpus = Gpus.of(found.devices, settings.num_gpus)
         description = _describe(node, settings, folder, gpus)
@@ -321,7 +330,9 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
         outputs = Outputs(bus, subjects, node)
         async with (
             durable_tier(lambda: _dial(settings, node), subjects) as durable,
-            _forked(Hands(bus, settings, node, folder, outputs, durable, found.variable), outputs) as hands,
+            _forked(
+                Hands(bus, settings, node, folder, outputs, durable, found.variable, environments), outputs
+            ) as hands,
         ):
             engine = hands.engine = Engine(
                 core,

@@ -4,7 +4,8 @@ The rules that hold here:
 
 - A lease is told to its owner (``LeaseGranted``) and to its process (``LeaseAssigned``) together, once a process that
   is up serves it; resources are reserved from the moment of the grant.
-- A process serves one lease at a time and one job in its life, and only leases of the same GPUs, or of none.
+- A process serves one lease at a time and one job in its life, and only leases of the same GPUs, or of none, and of
+  the same runtime environment.
 - Whoever executes for an owner that is gone is killed; the resources are free when the process has been reaped.
 - A lease ends exactly once: by its owner's return, or with its process.
 - An actor's lease is claimed before it waits for a process (see ``actors``), and ends with the incarnation.
@@ -47,6 +48,7 @@ class Workforce:
         self.actors = actors
         self.effects: list[Effect] = []
         self.changed = True
+        self.draining = False
         self._waiting: dict[LeaseId, Lease] = {}
 
     @property
@@ -56,13 +58,14 @@ class Workforce:
 
     # ------------------------------------------------------------------------------- what schedulers ask
 
-    def grant(self, request: LeaseRequest, now: float, obstacle: str = "") -> tuple[list[SlotId], list[SlotId], str]:
+    def grant(self, request: LeaseRequest, now: float) -> tuple[list[SlotId], list[SlotId], str]:
         """Grant what can be granted; return the granted slots, the refused ones, and why those.
 
-        Where there is an ``obstacle``, only the slots that were granted before are.
+        While the node drains, only the slots that were granted before are.
         """
         granted: list[SlotId] = []
         refused: list[SlotId] = []
+        obstacle = "the node is leaving" * self.draining
         if any(units < 0 for units in request.resources.values()):
             obstacle = f"an amount of {to_amounts(request.resources)} is negative"
         if request.bundle is not None and not self.leases.has_open(request.bundle):
@@ -88,6 +91,7 @@ class Workforce:
                 refused.append(slot)
                 reason = reason or f"only {to_amounts(self.leases.free_in(request.bundle))} is free"
                 continue
+            lease.environment = request.environment
             granted.append(slot)
             self.changed = True
             if start is None:
@@ -102,6 +106,18 @@ class Workforce:
         for lease in self.leases.recall(request.owner, request.resources, request.count, request.bundle):
             self.effects.append(Send(lease.owner, LeaseRecalled(lease.number)))
             self.changed = True
+
+    def drain(self) -> None:
+        """Grant nothing from now on, and ask for all leases back: they end when what runs on them has."""
+        self.draining = self.changed = True
+        for lease in self.leases:
+            self._recall_to_drain(lease)
+
+    def _recall_to_drain(self, lease: Lease) -> None:
+        """Ask for a lease back that its owner knows of, also where its task waits for others."""
+        if lease.process is not None and not (lease.actor or lease.recalled or lease.over):
+            lease.recalled = True
+            self.effects.append(Send(lease.owner, LeaseRecalled(lease.number)))
 
     # ------------------------------------------------------------------------------- what owners and workers say
 
@@ -186,7 +202,7 @@ class Workforce:
         for lease in list(self._waiting.values()):
             if not self.processes.idle_count:
                 break
-            process = self.processes.take(lease.job, self._gpus_of(lease))
+            process = self.processes.take(lease.job, self._gpus_of(lease), lease.environment)
             if process is not None:
                 self._assign(lease, process, now)
         for _ in range(self.processes.to_start(len(self._waiting), now)):
@@ -206,13 +222,17 @@ class Workforce:
         if process.job is None:
             self.effects.append(Start(RouteOutput(process.process_id, lease.job)))
         gpus = self._gpus_of(lease)
-        self.processes.lease(process, lease.job, lease.number, now, gpus)
-        assigned = LeaseAssigned(lease.number, lease.owner, lease.job, lease.resources, list(gpus))
+        self.processes.lease(process, lease.job, lease.number, now, gpus, lease.environment)
+        assigned = LeaseAssigned(
+            lease.number, lease.owner, lease.job, lease.resources, list(gpus), environment=lease.environment
+        )
         if lease.actor:
             self._assign_actor(lease, process, assigned)
             return
         self.effects.append(Send(process.process_id, assigned))
         self.effects.append(Send(lease.owner, LeaseGranted(lease.number, lease.key, lease.slot, process.process_id)))
+        if self.draining:
+            self._recall_to_drain(lease)
 
     def _gpus_of(self, lease: Lease) -> tuple[str, ...]:
         return tuple(self.leases.gpus.names_of(lease.gpus))

@@ -8,6 +8,8 @@ from shoal.actor import list_named_actors
 from shoal.util import accelerators, check_serialize, metrics, queue, scheduling_strategies, state
 from shoal.util.actor_pool import ActorPool
 from shoal.util.check_serialize import inspect_serializability
+from shoal.util.completion import as_completed, map_unordered
+from shoal.util.joining import connect, disconnect
 from shoal.util.node import get_node_ip_address
 from shoal.util.once import disable_log_once_globally, enable_periodic_logging, log_once
 from shoal.util.placement_group import (
@@ -22,9 +24,12 @@ from shoal.util.serialization import deregister_serializer, register_serializer
 __all__ = [
     "ActorPool",
     "accelerators",
+    "as_completed",
     "check_serialize",
+    "connect",
     "deregister_serializer",
     "disable_log_once_globally",
+    "disconnect",
     "enable_periodic_logging",
     "get_current_placement_group",
     "get_node_ip_address",
@@ -32,6 +37,7 @@ __all__ = [
     "inspect_serializability",
     "list_named_actors",
     "log_once",
+    "map_unordered",
     "metrics",
     "placement_group",
     "placement_group_table",

@@ -26,6 +26,7 @@ from shoal_core.runtime.runtime import Runtime
 
 __all__ = ["Counter", "Gauge", "Histogram", "Metric"]
 
+TOTAL = "_total"
 MOST_BOUNDARIES = 100
 MOST_CHARACTERS = 1000
 """A tag's value and a description have at most so many."""
@@ -49,9 +50,10 @@ class Metric:
         _check_name(name)
         if not isinstance(description, str):
             raise TypeError(f"description must be a str, got {type(description).__name__}.")
-        self._definition = Definition(
-            name, self._kind, description[:MOST_CHARACTERS] or name, tuple(sorted(keys)), boundaries
-        )
+        shown = f"{name.removesuffix(TOTAL)}{TOTAL}" if self._kind is Kind.COUNTER else name
+        text = description[:MOST_CHARACTERS] or name
+        self._definition = Definition(shown, self._kind, text, tuple(sorted(keys)), boundaries)
+        self._name = name
         self._tag_keys = keys
         self._default_tags: dict[str, str] = {}
         self._runtime: Runtime | None = None
@@ -66,7 +68,7 @@ class Metric:
     def info(self) -> dict[str, Any]:
         """The name, the description, the tag keys and the default tags."""
         return {
-            "name": self._definition.name,
+            "name": self._name,
             "description": self._definition.text,
             "tag_keys": self._tag_keys,
             "default_tags": dict(self._default_tags),
@@ -76,7 +78,7 @@ class Metric:
         return _remake, (type(self), self._arguments(), self._default_tags)
 
     def _arguments(self) -> tuple[Any, ...]:
-        return self._definition.name, self._definition.text, self._tag_keys
+        return self._name, self._definition.text, self._tag_keys
 
     def _record(self, value: float, tags: Mapping[str, str] | None) -> None:
         """Count a value in this process; ``ValueError`` if a tag has none, or is not one of the metric's."""
@@ -96,11 +98,11 @@ class Metric:
         given = {**self._default_tags, **(tags or {})}
         missing = [key for key in self._tag_keys if key not in given]
         if missing:
-            raise ValueError(f"Missing value for tag key(s) {', '.join(missing)} of metric {self._definition.name!r}.")
+            raise ValueError(f"Missing value for tag key(s) {', '.join(missing)} of metric {self._name!r}.")
         return tuple((key, given[key]) for key in self._definition.labels)
 
     def _check_tags(self, tags: Mapping[str, str]) -> None:
-        name = self._definition.name
+        name = self._name
         for key, value in tags.items():
             if key not in self._tag_keys:
                 raise ValueError(f"Unrecognized tag key {key!r} of metric {name!r}; it has {self._tag_keys}.")
@@ -170,7 +172,7 @@ class Histogram(Metric):
         return {**super().info, "boundaries": list(self._definition.bounds)}
 
     def _arguments(self) -> tuple[Any, ...]:
-        return self._definition.name, self._definition.text, self._definition.bounds, self._tag_keys
+        return self._name, self._definition.text, self._definition.bounds, self._tag_keys
 
 
 def _remake(kind: type[Metric], arguments: tuple[Any, ...], default_tags: dict[str, str]) -> Metric:

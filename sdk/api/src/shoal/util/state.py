@@ -1,62 +1,65 @@
-"""The state of the cluster as rows: which objects there are and who holds them, and which placement groups.
+"""The state of the cluster as rows: nodes, jobs, actors, processes, placement groups, objects and who holds them.
 
-Of objects it is what ``shoal memory`` prints, for programs. Rows are read by attribute (``row.object_size``) and by key
-(``row["object_size"]``, ``row.get(...)``, ``row.asdict()``).
+What ``shoal list`` and ``shoal memory`` print, for programs. Rows are read by attribute (``row.object_size``) and by
+key (``row["object_size"]``, ``row.get(...)``, ``row.asdict()``).
+
+What all functions share: ``filters`` are (column, "=" or "!=", value), ``limit`` is how many rows there are at most
+(10,000), ``timeout`` is in seconds. ``address`` may name only the cluster that this process has joined. They raise
+``ValueError`` for a wrong filter or limit, and ``BusError`` where nobody answers in time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
+from shoal import inventory
+from shoal.inventory import ActorState, JobState, NodeState, WorkerState
 from shoal.memory import ClusterMemory, ask_all
 from shoal.placement_groups import find_record, list_records, row_of
+from shoal.rows import MOST_ROWS, AnyRow, Filter, Row, check_filters, columns_of, count, select
 from shoal.session import runtime
+from shoal_core.bus import Bus
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.groups import GroupRecord
 from shoal_core.protocol.ids import PlacementGroupId
 from shoal_core.protocol.messages import MOST_LISTED_OBJECTS
+from shoal_core.protocol.subjects import Subjects
 from shoal_core.runtime.identities import PlacementGroupID
 from shoal_core.runtime.runtime import Runtime
 
-Filter = tuple[str, str, Any]
-"""A column, "=" or "!=", and a value; texts are compared without regard to case."""
+__all__ = [
+    "ActorState",
+    "JobState",
+    "NodeState",
+    "ObjectState",
+    "PlacementGroupState",
+    "StateUnavailableError",
+    "WorkerState",
+    "get_actor",
+    "get_job",
+    "get_node",
+    "get_objects",
+    "get_placement_group",
+    "get_worker",
+    "list_actors",
+    "list_jobs",
+    "list_nodes",
+    "list_objects",
+    "list_placement_groups",
+    "list_workers",
+    "summarize_actors",
+    "summarize_objects",
+]
 
-OBJECT_COLUMNS = (
-    *("object_id", "object_size", "task_status", "reference_type", "call_site", "type", "pid", "ip"),
-    *("reasons", "borrowers", "location", "process_id", "owner_id", "node_id"),
-)
-GROUP_COLUMNS = ("placement_group_id", "name", "state", "creator_job_id", "bundles", "is_detached", "stats")
+T = TypeVar("T")
 
 
 class StateUnavailableError(ShoalError):
     """Some of the cluster did not answer in time (Ray: ``RayStateApiException``); the text says who."""
 
 
-class _Row(Mapping[str, Any]):
-    """One row: its columns are attributes, and keys."""
-
-    def __init__(self, row: Mapping[str, Any]) -> None:
-        self.__dict__.update(row)
-
-    def __getitem__(self, column: str) -> Any:
-        return self.__dict__[column]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.__dict__)
-
-    def __len__(self) -> int:
-        return len(self.__dict__)
-
-    def asdict(self) -> dict[str, Any]:
-        """Return the row as a dictionary."""
-        return dict(self.__dict__)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
-
-
-class ObjectState(_Row):
+class ObjectState(Row):
     """One object as one process holds it.
 
     ``object_id`` (empty where a mapping is all that is left), ``object_size`` in bytes (-1: not known), ``task_status``
@@ -81,7 +84,7 @@ class ObjectState(_Row):
     node_id: str
 
 
-class PlacementGroupState(_Row):
+class PlacementGroupState(Row):
     """One placement group.
 
     ``state`` is PENDING, CREATED, RESCHEDULING or REMOVED. ``bundles`` has for each its ``bundle_id`` (the group's id
@@ -113,14 +116,14 @@ def list_objects(
     joined. Raises ``StateUnavailableError`` where a node or a process does not answer in time, unless
     ``raise_on_missing_output`` is False: then their objects are missing; ``ValueError`` for a wrong filter or limit.
     """
-    checked = _checked(filters, OBJECT_COLUMNS, limit)
+    check_filters(filters, limit, ObjectState)
     rows = _read(address, timeout, raise_on_missing_output).rows()
-    return [ObjectState(row) for row in rows if all(_matches(row, one) for one in checked)][:limit]
+    return select(map(ObjectState, rows), filters, limit)
 
 
 def get_objects(id: str, address: str | None = None, timeout: float = 30) -> list[ObjectState]:
     """Return the rows of one object: one for each process that holds it; see ``list_objects``."""
-    return list_objects(address, filters=[("object_id", "=", id)], timeout=timeout, limit=10_000)
+    return list_objects(address, filters=[("object_id", "=", id)], timeout=timeout, limit=MOST_ROWS)
 
 
 def summarize_objects(
@@ -134,8 +137,8 @@ def summarize_objects(
         "total_size_mb": sum(node.objects.store.used_bytes for node in seen.nodes) / 2**20,
         "total_num_workers": sum(len(node.objects.processes) for node in seen.nodes),
         "total_num_nodes": len(seen.nodes),
-        "task_state_counts": _counts(rows, "task_status"),
-        "ref_type_counts": _counts(rows, "reference_type"),
+        "task_state_counts": count(rows, "task_status"),
+        "ref_type_counts": count(rows, "reference_type"),
     }
     nodes = {node.description.node_id: node.objects.store.model_dump() for node in seen.nodes}
     return {"cluster": {"summary": {"disabled": summary}, "callsite_enabled": False, **summary}, "nodes": nodes}
@@ -154,13 +157,10 @@ def list_placement_groups(
 ) -> list[PlacementGroupState]:
     """Return a row for each placement group, oldest first; of many that were removed only the newest.
 
-    ``timeout`` is in seconds. ``detail`` is accepted: every row has all columns; so is ``raise_on_missing_output``:
-    nothing is ever missing. ``address`` may name only the cluster that this process has joined. Raises ``ValueError``
-    for a wrong filter or limit, and ``BusError`` where nobody answers in time.
+    ``detail`` is accepted: every row has all columns; so is ``raise_on_missing_output``: nothing is ever missing.
     """
-    checked = _checked(filters, GROUP_COLUMNS, limit)
-    rows = map(_group_row, list_records(_joined(address, timeout), timeout))
-    return [PlacementGroupState(row) for row in rows if all(_matches(row, one) for one in checked)][:limit]
+    check_filters(filters, limit, PlacementGroupState)
+    return select(map(_group_row, list_records(_joined(address, timeout), timeout)), filters, limit)
 
 
 def get_placement_group(id: str, address: str | None = None, timeout: float = 30) -> PlacementGroupState | None:
@@ -170,10 +170,10 @@ def get_placement_group(id: str, address: str | None = None, timeout: float = 30
     """
     group = PlacementGroupId(PlacementGroupID(id))
     record = find_record(_joined(address, timeout), group, timeout)
-    return None if record is None else PlacementGroupState(_group_row(record))
+    return None if record is None else _group_row(record)
 
 
-def _group_row(record: GroupRecord) -> dict[str, Any]:
+def _group_row(record: GroupRecord) -> PlacementGroupState:
     about, row = record.description, row_of(record)
     bundles = [
         {
@@ -185,7 +185,127 @@ def _group_row(record: GroupRecord) -> dict[str, Any]:
     ]
     shared = {column: row[column] for column in ("placement_group_id", "name", "state", "stats")}
     row = {**shared, "creator_job_id": about.job_id, "bundles": bundles, "is_detached": about.detached}
-    return {column: row[column] for column in GROUP_COLUMNS}
+    return PlacementGroupState({column: row[column] for column in columns_of(PlacementGroupState)})
+
+
+# ------------------------------------------------------------------------------------ nodes, jobs, actors, processes
+
+
+def list_nodes(
+    address: str | None = None,
+    filters: Sequence[Filter] | None = None,
+    limit: int = 100,
+    timeout: float = 30,
+    detail: bool = False,
+    raise_on_missing_output: bool = True,
+) -> list[NodeState]:
+    """Return a row for each node, dead ones too, oldest first. Every row has all columns."""
+    return _list(inventory.list_nodes, NodeState, address, filters, limit, timeout)
+
+
+def get_node(id: str, address: str | None = None, timeout: float = 30) -> NodeState | None:
+    """Return the row of one node; None where none of this id is known."""
+    return _get(inventory.get_node, id, address, timeout)
+
+
+def list_jobs(
+    address: str | None = None,
+    filters: Sequence[Filter] | None = None,
+    limit: int = 100,
+    timeout: float = 30,
+    detail: bool = False,
+    raise_on_missing_output: bool = True,
+) -> list[JobState]:
+    """Return a row for each job, oldest first. Every row has all columns."""
+    return _list(inventory.list_jobs, JobState, address, filters, limit, timeout)
+
+
+def get_job(id: str, address: str | None = None, timeout: float = 30) -> JobState | None:
+    """Return the row of one job; None where none of this id is known."""
+    return _get(inventory.get_job, id, address, timeout)
+
+
+def list_actors(
+    address: str | None = None,
+    filters: Sequence[Filter] | None = None,
+    limit: int = 100,
+    timeout: float = 30,
+    detail: bool = False,
+    raise_on_missing_output: bool = True,
+) -> list[ActorState]:
+    """Return a row for each actor, oldest first; with ``detail`` all is told that is known of each."""
+    rows = _list(inventory.list_actors, ActorState, address, filters, limit, timeout)
+    if not detail:
+        return rows
+    current = _joined(address, timeout)
+    return current.call(inventory.describe_actors(current.bus, current.subjects, rows, timeout))
+
+
+def get_actor(id: str, address: str | None = None, timeout: float = 30) -> ActorState | None:
+    """Return the row of one actor, in detail; None where none of this id is known."""
+    return _get(inventory.get_actor, id, address, timeout)
+
+
+def summarize_actors(
+    address: str | None = None, timeout: float = 30, raise_on_missing_output: bool = True
+) -> dict[str, Any]:
+    """Return how many actors of each class are in which state."""
+    rows = list_actors(address, limit=MOST_ROWS, timeout=timeout)
+    classes = sorted({row.class_name for row in rows})
+    summary = {
+        name: {"class_name": name, "state_counts": count((row for row in rows if row.class_name == name), "state")}
+        for name in classes
+    }
+    return {"cluster": {"summary": summary, "total_actors": len(rows), "summary_by": "class"}}
+
+
+def list_workers(
+    address: str | None = None,
+    filters: Sequence[Filter] | None = None,
+    limit: int = 100,
+    timeout: float = 30,
+    detail: bool = False,
+    raise_on_missing_output: bool = True,
+) -> list[WorkerState]:
+    """Return a row for each worker process and driver that lives. Every row has all columns.
+
+    Raises ``StateUnavailableError`` where a node or a process does not answer in time, unless
+    ``raise_on_missing_output`` is False.
+    """
+    check_filters(filters, limit, WorkerState)
+    current = _joined(address, timeout)
+    rows, silent = current.call(inventory.list_workers(current.bus, current.subjects, timeout))
+    if silent and raise_on_missing_output:
+        raise StateUnavailableError(f"Not everybody has answered within {timeout:g} s: {silent}.")
+    return select(rows, filters, limit)
+
+
+def get_worker(id: str, address: str | None = None, timeout: float = 30) -> WorkerState | None:
+    """Return the row of one process; None where none of this id lives."""
+    rows = list_workers(address, [("worker_id", "=", id)], 1, timeout, raise_on_missing_output=False)
+    return rows[0] if rows else None
+
+
+def _list(
+    read: Callable[[Bus, Subjects, float], Awaitable[list[AnyRow]]],
+    kind: type[AnyRow],
+    address: str | None,
+    filters: Sequence[Filter] | None,
+    limit: int,
+    timeout: float,
+) -> list[AnyRow]:
+    check_filters(filters, limit, kind)
+    current = _joined(address, timeout)
+    return select(current.call(_run(read, current, timeout)), filters, limit)
+
+
+async def _run(read: Callable[[Bus, Subjects, float], Awaitable[T]], current: Runtime, timeout_seconds: float) -> T:
+    return await read(current.bus, current.subjects, timeout_seconds)
+
+
+def _get(read: Callable[[Bus, Subjects, str, float], Awaitable[T]], id: str, address: str | None, timeout: float) -> T:
+    current = _joined(address, timeout)
+    return current.call(_run(lambda bus, subjects, seconds: read(bus, subjects, id, seconds), current, timeout))
 
 
 # ------------------------------------------------------------------------------------ reading
@@ -198,7 +318,8 @@ def _joined(address: str | None, timeout: float) -> Runtime:
     current = runtime()
     if address not in (None, "auto", current.address):
         raise ValueError(
-            f"This process has joined {current.address}; for the cluster at {address} use `shoal memory --address`."
+            f"This process has joined {current.address}; for the cluster at {address} use the command line: "
+            "`shoal list --address`, `shoal memory --address`."
         )
     return current
 
@@ -209,27 +330,3 @@ def _read(address: str | None, timeout: float, raise_on_missing_output: bool) ->
     if raise_on_missing_output and not seen.is_complete:
         raise StateUnavailableError(f"Not everybody has answered within {timeout:g} s:\n{seen.missing()}")
     return seen
-
-
-def _checked(filters: Sequence[Filter] | None, columns: Sequence[str], limit: int) -> Sequence[Filter]:
-    """Return the filters; raise where one of them, or the limit, is wrong."""
-    if not 0 < limit <= 10_000:
-        raise ValueError(f"limit must be from 1 to 10,000, got {limit}.")
-    for column, predicate, _ in filters or ():
-        if column not in columns:
-            raise ValueError(f"There is no column {column!r} to filter by; there are: {', '.join(columns)}.")
-        if predicate not in ("=", "!="):
-            raise ValueError(f"A filter compares by '=' or '!=', got {predicate!r}.")
-    return filters or ()
-
-
-def _matches(row: Mapping[str, Any], one: Filter) -> bool:
-    column, predicate, value = one
-    return (str(row[column]).lower() == str(value).lower()) == (predicate == "=")
-
-
-def _counts(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row[column]] = counts.get(row[column], 0) + 1
-    return counts

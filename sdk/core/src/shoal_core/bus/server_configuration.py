@@ -1,4 +1,8 @@
-"""The configuration file of the embedded broker: a user for each role, permissions, JetStream; loopback only."""
+"""Configuration files of nats-server: a user for each role, its permissions, JetStream.
+
+That of the embedded broker listens on loopback only; that of a broker of one's own says nothing of addresses and
+folders, which its command line gives.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from pathlib import Path
 
 from shoal_core.bus.credentials import Credentials
 from shoal_core.protocol.subjects import Role, permissions
+
+LASTING_MAX_PAYLOAD = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,33 @@ def server_configuration(
     settings: ServerSettings, name: str, port: int, credentials: Mapping[Role, Credentials]
 ) -> str:
     """Return the text of a nats-server configuration; it holds the passwords, so its file must be private."""
-    users = ",\n    ".join(_user(settings.cluster, role, proof) for role, proof in credentials.items())
     return f"""\
 server_name: {json.dumps(name)}
 listen: "127.0.0.1:{port}"
 max_payload: {settings.max_payload}
+{_common(settings.cluster, credentials)}\
+{_jetstream(settings) if settings.jetstream else ""}"""
+
+
+def lasting_configuration(cluster: str, credentials: Mapping[Role, Credentials]) -> str:
+    """Return what a broker of one's own needs to know of a cluster; it holds the passwords, so keep its file private.
+
+    Where the server listens, where JetStream keeps its files and which certificate it has is said on its command line.
+    Every write reaches the disk before it is acknowledged.
+    """
+    return f"""\
+max_payload: {LASTING_MAX_PAYLOAD}
+{_common(cluster, credentials)}\
+jetstream {{
+  sync_interval: always
+}}
+"""
+
+
+def _common(cluster: str, credentials: Mapping[Role, Credentials]) -> str:
+    """Return the part about connections and users."""
+    users = ",\n    ".join(_user(cluster, role, proof) for role, proof in credentials.items())
+    return f"""\
 ping_interval: "10s"
 ping_max: 3
 authorization {{
@@ -42,7 +70,7 @@ authorization {{
     {users}
   ]
 }}
-{_jetstream(settings) if settings.jetstream else ""}"""
+"""
 
 
 def _jetstream(settings: ServerSettings) -> str:

@@ -76,6 +76,7 @@ class ActorDescription(Message):
     placement: Resources = Field(description="What must be free where it is placed.")
     resources: Resources = Field(description="What it holds while it lives.")
     strategy: Strategy = DEFAULT
+    environment: str = Field(default="", description="The digest of the runtime environment; empty: none.")
     max_restarts: int = Field(default=0, description="How often it is started again; -1: without end.")
     methods: bytes = Field(default=b"", description="What a handle needs to know of the class; opaque to services.")
     trace: str = Field(default="", description="What its making belongs to (see ``traces``).")

@@ -138,6 +138,13 @@ class RetireNode(Message):
     reason: str
 
 
+class DrainNode(Message):
+    """Who runs a node has it grant nothing any more and ask its leases back (verb ``drain``, audience node).
+
+    It is drained when it announces that it is draining, and that it has no leases and no actors.
+    """
+
+
 class LeaseSummary(Message):
     """How many leases one owner holds on a node, or in one bundle there, by scheduling key."""
 
@@ -228,15 +235,31 @@ class JobTerms(Message):
     quotas: Resources = Field(default={}, description="At most so much of these it holds at any time.")
 
 
+class LogEncoding(StrEnum):
+    """How log lines are written."""
+
+    TEXT = "TEXT"
+    JSON = "JSON"
+
+
+class LogSettings(Message):
+    """How a job's processes write what Python's ``logging`` is told."""
+
+    encoding: LogEncoding
+    level: str
+    attributes: list[str] = Field(default=[], description="Of a record, beside those that are always written.")
+
+
 class JobConfig(Message):
     """What a driver's worker processes need to know of it."""
 
     namespace: str
     sys_path: list[str] = []
     working_directory: str = ""
-    environment: dict[str, str] = {}
+    runtime_env: str = Field(default="", description="The driver's runtime environment as JSON, for people to read.")
     metadata: dict[str, str] = {}
     log_to_driver: bool = True
+    logging: LogSettings | None = Field(default=None, description="None: the processes' logging is left as it is.")
     terms: JobTerms = JobTerms()
 
 
@@ -423,6 +446,7 @@ class DemandEntry(Message):
     name: str = Field(description="The function most recently queued under this key, for people to read.")
     resources: Resources
     strategy: Strategy = DEFAULT
+    environment: str = Field(default="", description="The digest of the runtime environment; empty: none.")
     near: dict[NodeId, int] = Field(default={}, description="Bytes of large arguments, by the node where they lie.")
     wanted: int = Field(description="How many tasks wait; 0 withdraws the demand.")
     slots: list[SlotId] = Field(description="Ids of the leases asked for and not yet granted.")
@@ -451,6 +475,7 @@ class LeaseRequest(Message):
     key: int
     slots: list[SlotId]
     resources: Resources
+    environment: str = ""
     actor: ActorStart | None = None
     bundle: Bundle | None = Field(default=None, description="Grant them out of this bundle, which is on the node.")
 

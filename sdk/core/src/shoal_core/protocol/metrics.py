@@ -75,7 +75,7 @@ PENDING_INFEASIBLE = _gauge("pending_infeasible_leases", (SCHEDULER,), "Those of
 PENDING_RESOURCES = _gauge(
     "pending_resources",
     (SCHEDULER,),
-    "How much the pending leases ask for, memory in bytes; 0 where nothing waits.",
+    "What pending leases and bundles without a place ask for, memory in bytes; without leases that wait for a bundle.",
     "resource",
 )
 PENDING_SECONDS = _gauge("pending_seconds", (SCHEDULER,), "How long the oldest demand has been waiting.")

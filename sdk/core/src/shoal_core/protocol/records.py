@@ -140,7 +140,8 @@ class WorkerBlocked(msgspec.Struct, array_like=True, tag=4):
 class LeaseAssigned(msgspec.Struct, array_like=True, tag=5):
     """Node → worker: serve this lease; tasks of it may already be here.
 
-    ``config`` is the job's ``JobConfig`` as JSON, if the node has it.
+    ``config`` is the job's ``JobConfig`` as JSON, if the node has it; ``environment`` is the digest of the runtime
+    environment of all that this process will ever run.
     """
 
     lease: LeaseId
@@ -149,6 +150,7 @@ class LeaseAssigned(msgspec.Struct, array_like=True, tag=5):
     resources: dict[str, int]
     gpus: list[str] = []
     config: bytes = b""
+    environment: str = ""
 
 
 class LeaseGranted(msgspec.Struct, array_like=True, tag=6):

@@ -15,6 +15,7 @@ subject (below ``shoal.<cluster>``)                     published by           h
 ``node.<node>.public.<verb>``                           every role             that node
 ``node.<node>.scheduler.<verb>``                        scheduler              that node
 ``node.<node>.process.<verb>``                          process, node          that node
+``node.<node>.node.<verb>``                             node                   that node
 ``channel.<to>.node.<from>``                            node                   process or node ``to``
 ``channel.<to>.process.<from>``                         process                process or node ``to``
 ``transfer.<to>.node.<from>``                           node                   process or node ``to``
@@ -98,6 +99,10 @@ class Subjects:
     def node_from_process(self, node: NodeId, verb: str) -> str:
         """Return where a process, or another node, asks a node."""
         return f"{self.root}.node.{node}.process.{verb}"
+
+    def node_from_node(self, node: NodeId, verb: str) -> str:
+        """Return where who holds the credential of nodes, and nobody else, asks a node."""
+        return f"{self.root}.node.{node}.node.{verb}"
 
     def channel(self, to: PeerId, role: Role, sender: PeerId) -> str:
         """Return where the frames of the channel ``sender`` → ``to`` go."""
@@ -225,6 +230,7 @@ def permissions(cluster: str, role: Role) -> Permissions:
                 f"{root}.gcs.node.*",
                 f"{root}.objectstore.*",
                 f"{root}.node.*.process.*",
+                f"{root}.node.*.node.*",
                 f"{root}.channel.*.node.*",
                 f"{root}.transfer.*.node.*",
                 f"{root}.chunk.node.*.*",

@@ -38,6 +38,7 @@ from shoal_core.protocol.messages import (
     AttachDriver,
     ClusterInfo,
     Done,
+    DrainNode,
     DurableChunk,
     DurableDelete,
     DurableGet,
@@ -153,6 +154,7 @@ NODE_PROCESS: dict[Verb, type[Message]] = {
     "lend": LendSegment,
     "take": TakeObject,
 }
+NODE_NODE: dict[Verb, type[Message]] = {"drain": DrainNode}
 OBJECTSTORE: dict[Verb, type[Message]] = {
     "put": DurablePut,
     "put_chunk": DurablePutChunk,
@@ -211,6 +213,7 @@ REPLIES: dict[type[Message], type[Message]] = {
     RestoreObject: ObjectRestored,
     AttachDriver: Done,
     GetProcesses: ProcessList,
+    DrainNode: Done,
     DurablePut: DurableUpload,
     DurablePutChunk: Done,
     DurableSeal: Done,

@@ -27,9 +27,12 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shoal_core.bus.tracing import ENABLED
 from shoal_core.machine import death_with_parent, die_with_parent
+from shoal_core.protocol.errors import RuntimeEnvSetupError, wire_code
 from shoal_core.protocol.ids import FunctionId, LeaseId
 from shoal_core.protocol.messages import JobConfig
 from shoal_core.protocol.records import Failed, LeaseAssigned
+from shoal_core.runtime.environments import set_up
+from shoal_core.runtime.logs import set_up_logging
 from shoal_core.runtime.objects import Waiter
 from shoal_core.runtime.work import Accepted, Ended, TaskInterrupt, Work, begin
 
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 
 CUDA_VISIBLE = "CUDA_VISIBLE_DEVICES"
 BEGUN = struct.Struct("<QQ")
+FIRST_POSITION = 1
+"""Of the tasks of a lease."""
 INTERRUPT = signal.SIGURG
 """Sent to the main thread to cancel what it runs; a signal that does nothing where nobody expects it."""
 AGAIN_SECONDS = 0.005
@@ -77,12 +82,13 @@ class BegunPage:
 class Execution:
     """The queue of a worker process and the loop that serves it."""
 
-    def __init__(self, runtime: Runtime, page: BegunPage, gpu_variable: str = CUDA_VISIBLE) -> None:
+    def __init__(self, runtime: Runtime, page: BegunPage, environments: Path, gpu_variable: str = CUDA_VISIBLE) -> None:
         self.queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self.began_at = 0.0
         self.running: Accepted | None = None
         self._runtime = runtime
         self._page = page
+        self._environments = environments
         self._gpu_variable = gpu_variable
         self._lease: LeaseAssigned | None = None
         self._hosted: Hosted | None = None
@@ -196,12 +202,21 @@ class Execution:
         self._lease = lease
         if first:
             configure(self._runtime.job_config(lease.job, lease.config))
+            if lease.environment:
+                # A hook may end this process each time; what was never begun would be placed again without end.
+                self._page.note(lease.lease, FIRST_POSITION)
+            try:
+                set_up(self._runtime, lease.job, lease.environment, self._environments)
+            except RuntimeEnvSetupError as error:
+                self._runtime.unfit = error
         show_gpus(self._gpu_variable, lease.gpus)
 
     def _run(self, accepted: Accepted) -> bool:
         """Run a task and hand its end to the I/O thread; return whether it was the last that ``max_calls`` allows."""
         if not begin(accepted):
             return False
+        if self._runtime.unfit is not None:
+            return self._refuse(accepted, self._runtime.unfit)
         task = accepted.task
         self._page.note(task.lease, task.position)
         self.began_at = time.perf_counter()
@@ -228,6 +243,15 @@ class Execution:
         self.running = None
         work.ended.exhausted = exhausted
         self._runtime.ended(work.ended)
+        return exhausted
+
+    def _refuse(self, accepted: Accepted, reason: RuntimeEnvSetupError) -> bool:
+        """Answer a task that cannot run in this process; return whether it was the last, since nothing else waits."""
+        failed = Failed(wire_code(reason), str(reason))
+        exhausted = self.queue.empty()
+        self._runtime.ended(
+            Ended(accepted, [failed] * max(1, abs(accepted.task.returns)), [], 0.0, False, exhausted=exhausted)
+        )
         return exhausted
 
     def _is_last_call(self, function: FunctionId, max_calls: int) -> bool:
@@ -303,10 +327,11 @@ def show_gpus(variable: str, names: Sequence[str]) -> None:
 
 
 def configure(config: JobConfig) -> None:
-    """Make this process one of the job: its import path, working directory and environment."""
+    """Make this process one of the job: its import path, logging and working directory."""
     for path in reversed(config.sys_path):
         if path not in sys.path:
             sys.path.insert(0, path)
-    os.environ.update(config.environment)
+    if config.logging is not None:
+        set_up_logging(config.logging)
     if config.working_directory and os.path.isdir(config.working_directory):
         os.chdir(config.working_directory)

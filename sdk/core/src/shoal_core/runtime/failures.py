@@ -14,7 +14,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from shoal_core.protocol.errors import ActorDiedError, TaskError, UnserializableException, from_wire
+from shoal_core.protocol.errors import (
+    ActorDiedError,
+    RuntimeEnvSetupError,
+    TaskError,
+    UnserializableException,
+    from_wire,
+)
 from shoal_core.protocol.records import Failed
 from shoal_core.runtime.serialization import Codec, Serialized, dumps
 
@@ -95,11 +101,17 @@ def error_of(value: Failed) -> Exception:
     return _unpickled(value, "task") if value.data else from_wire(value.code, value.text)
 
 
-def _actor_died(value: Failed) -> ActorDiedError:
-    """Return the error of calls of a dead actor; its cause is what ``__init__`` raised, if it did."""
+def _actor_died(value: Failed) -> ActorDiedError | RuntimeEnvSetupError:
+    """Return the error of calls of a dead actor; its cause is what ``__init__`` raised, if it did.
+
+    Where its process could not be set up for it, that is the error.
+    """
     error = ActorDiedError(value.text)
     if value.data:
-        error.cause = error.__cause__ = _unpickled(value, "__init__")
+        cause = _unpickled(value, "__init__")
+        if isinstance(cause, RuntimeEnvSetupError):
+            return cause
+        error.cause = error.__cause__ = cause
     return error
 
 

@@ -56,7 +56,12 @@ def export(definition: Definition) -> Exported:
             f"The function {name} is {len(data):,} bytes when pickled; at most {MOST_BYTES:,} are sent. It probably "
             "captures a large object: put() that and pass the reference as an argument."
         )
-    return Exported(FunctionId(hashlib.blake2b(data, digest_size=16).hexdigest()), data)
+    return Exported(digest(data), data)
+
+
+def digest(data: bytes) -> FunctionId:
+    """Return what names bytes that are stored by their contents."""
+    return FunctionId(hashlib.blake2b(data, digest_size=16).hexdigest())
 
 
 class FunctionStore:
@@ -102,6 +107,10 @@ class FunctionStore:
             parts = answer.parts
             part += 1
         return bytes(data)
+
+    async def copy(self, function_id: FunctionId, source: JobId, target: JobId) -> None:
+        """Store what one job has for another job as well."""
+        await self.upload(target, Exported(function_id, await self.download(source, function_id)))
 
     def load(self, job: JobId, function_id: FunctionId, data: bytes) -> Definition:
         """Unpickle a fetched function, once (user threads only: this runs user code)."""

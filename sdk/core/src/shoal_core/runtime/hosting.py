@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import pickle
 import queue
 import threading
 from collections import deque
@@ -121,6 +122,9 @@ class Hosting:
     def make(self) -> None:
         """Make the instance; an async actor's loop runs here until the actor leaves."""
         setproctitle(f"shoal: {self.record.description.class_name}")
+        if (unfit := self._runtime.unfit) is not None:
+            self._tell(Outcome(str(unfit), pickle.dumps(unfit)))
+            return
         try:
             cls: type[Any] = self._runtime.function(self._spec.function).function  # type: ignore[assignment]
             self._arrange(cls)

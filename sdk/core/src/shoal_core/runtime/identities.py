@@ -75,10 +75,15 @@ class BaseID(str):
 
 
 class JobID(BaseID):
-    """The id of a job."""
+    """The id of a job: a number that rises."""
 
     __slots__ = ()
     SIZE = 4
+
+    @classmethod
+    def from_int(cls, number: int) -> Self:
+        """Return the id of the ``number``-th job of a cluster."""
+        return cls(number.to_bytes(cls.SIZE, "big"))
 
 
 class NodeID(BaseID):

@@ -83,6 +83,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     credentials: dict[str, str]
     shared_memory_path: str
     begun_page: str
+    environments_path: str
     log_level: str = "WARNING"
     tls: dict[str, str] = {}
     gpu_variable: str = CUDA_VISIBLE
@@ -505,7 +506,7 @@ def main(config: WorkerConfig) -> None:
 
     @contextlib.asynccontextmanager
     async def serve(runtime: Runtime) -> AsyncIterator[None]:
-        execution = Execution(runtime, page, config.gpu_variable)
+        execution = Execution(runtime, page, Path(config.environments_path), config.gpu_variable)
         Service(runtime, execution)
         holder.append(execution)
         runtime.reactor.send(node_of(config.process_id), WorkerReady(os.getpid()))

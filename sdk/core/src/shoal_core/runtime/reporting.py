@@ -47,10 +47,10 @@ class Reporter:
         """User code has counted something (any thread)."""
         self._reactor.later(0.0, self.arrange)
 
-    def arrange(self, seconds: float = REPORT_SECONDS) -> None:
-        """Report in so many seconds, unless that is arranged."""
+    def arrange(self, seconds: float | None = None) -> None:
+        """Report in so many seconds, by default ``REPORT_SECONDS``, unless that is arranged."""
         if self._timer is None:
-            self._timer = self._loop.call_later(seconds, self._report)
+            self._timer = self._loop.call_later(REPORT_SECONDS if seconds is None else seconds, self._report)
 
     def task_ended(self) -> None:
         """A task of others has ended here: tell what it has counted before its owner hears of that."""

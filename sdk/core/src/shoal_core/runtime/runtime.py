@@ -29,6 +29,7 @@ from shoal_core.protocol.errors import (
     GetTimeoutError,
     ObjectLostError,
     PendingCallsLimitExceeded,
+    RuntimeEnvSetupError,
     ShoalError,
 )
 from shoal_core.protocol.groups import GroupDescription
@@ -65,6 +66,7 @@ from shoal_core.runtime.blocking import warn_if_a_loop_runs
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, Persisted, StreamMoved, Want, Withdraw
 from shoal_core.runtime.durable import DurableTier, Restoring
+from shoal_core.runtime.environments import Fields
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.holdings import Holdings
@@ -163,6 +165,10 @@ class Runtime:
         self.blocked: Callable[[bool], None] | None = None
         self.ended: Callable[[Ended], None] = _nobody_runs
         self.namespace = ""
+        self.environment: Fields = {}
+        """The runtime environment of this process, and of what it submits unless that says otherwise."""
+        self.unfit: RuntimeEnvSetupError | None = None
+        """Why this process runs nothing: its environment could not be set up."""
         self.hosting: Hosting | None = None
         self.puts_durably = False
         """Whether what is put here is durable unless it is said not to be: so in the process of a detached actor."""

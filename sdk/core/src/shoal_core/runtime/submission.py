@@ -129,7 +129,10 @@ class PendingTask:
 
 @dataclass(frozen=True, slots=True)
 class SchedulingClass:
-    """What tasks must share to run on the same lease. ``near`` is where most of their large arguments lie."""
+    """What tasks must share to run on the same lease. ``near`` is where most of their large arguments lie.
+
+    ``environment`` is the digest of their runtime environment.
+    """
 
     resources: tuple[tuple[str, int], ...]
     strategy: Strategy = DEFAULT
@@ -468,6 +471,7 @@ class Submission:
                 name=key.name,
                 resources=key.resources,
                 strategy=key.scheduling_class.strategy,
+                environment=key.scheduling_class.environment,
                 near=argument_bytes(key.queue[0].wire) if key.queue and key.scheduling_class.near != NO_NODE else {},
                 wanted=len(key.queue),
                 slots=list(key.slots),

@@ -67,9 +67,11 @@ def _answer(bus: Bus, asked: Message, data: bytes) -> None:
 
 
 @asynccontextmanager
-async def lone_runtime(local: ProcessId, cluster: str = "test") -> AsyncIterator[LoneRuntime]:
+async def lone_runtime(
+    local: ProcessId, cluster: str = "test", broker: MemoryBroker | None = None
+) -> AsyncIterator[LoneRuntime]:
     """Run a runtime without shared memory in the current loop; the durable tier beside it is empty."""
-    broker = MemoryBroker()
+    broker = broker or MemoryBroker()
     async with (
         broker.connect(role=Role.OBJECTSTORE, identity="empty", cluster=cluster) as tier,
         broker.connect(role=Role.PROCESS, identity=local, cluster=cluster) as bus,

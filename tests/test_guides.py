@@ -1,0 +1,56 @@
+"""Every command of docs/laptop.md and docs/security.md runs. Those that need containers are in tests/integration."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shoal_core.bus.broker import find_server
+from tests.guides import ROOT, blocks
+
+
+def run(script: str, folder: Path, where: Path = ROOT) -> str:
+    """Run a script of the shell to its end, with the commands of this environment; return what it printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), str(Path(find_server()).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=kept | {"PATH": path, "XDG_RUNTIME_DIR": str(folder), "TMPDIR": str(folder), "COLUMNS": "200"},
+        cwd=where,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_program_for_a_laptop(tmp_path: Path) -> None:
+    (program,) = blocks("laptop.md", "python")
+    (tmp_path / "program.py").write_text(program)
+    assert run(f"python {tmp_path}/program.py", tmp_path) == "285\n"
+
+
+def test_the_commands_for_a_laptop(tmp_path: Path) -> None:
+    (commands,) = blocks("laptop.md", "sh")
+    try:
+        assert "1 of 1 nodes alive" in run(commands, tmp_path)
+    finally:
+        run("shoal down", tmp_path)
+
+
+def test_the_commands_about_security(tmp_path: Path) -> None:
+    commands = "\n".join(blocks("security.md", "sh"))
+    # The broker only reads its configuration, and ends.
+    assert "has new files" in run(commands.replace("nats-server ", "nats-server -t "), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("guide", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_links_between_guides_lead_somewhere(guide: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "docs" / guide).read_text()):
+        assert (ROOT / "docs" / target).exists(), target
