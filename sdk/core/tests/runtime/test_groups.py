@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -170,12 +171,14 @@ def test_a_group_that_is_not_known_may_only_be_late() -> None:
     one = One()
     one.await_ready()
     one.asked()
-    one.groups.gone(GROUP, one.now)
+    one.groups.gone(GROUP, one.now, one.now)
     one.wait(ASK_SOON_SECONDS)
     assert one.asked() == [GROUP]
     assert one.settled() == []
-    one.now += MISSING_SECONDS
-    one.groups.gone(GROUP, one.now)
+    asked_at, one.now = one.now, one.now + MISSING_SECONDS
+    one.groups.gone(GROUP, asked_at, one.now)
+    assert one.settled() == [], "this answer is old"
+    one.groups.gone(GROUP, one.now, one.now)
     ((_, value),) = one.settled()
     assert isinstance(value, Failed)
     assert "does not know it" in value.text
@@ -234,9 +237,13 @@ class Truth:
 
     state: GroupState = GroupState.PENDING
     attempt: int = 0
-    exists: bool = False
+    appeared_at: float = math.inf
     own: bool = False
     hints: list[GroupChanged] = field(default_factory=list)
+
+    @property
+    def exists(self) -> bool:
+        return self.appeared_at < math.inf
 
     def told(self, group: PlacementGroupId) -> GroupChanged:
         return news(self.state, self.attempt, group, "it was removed" if self.state is GroupState.REMOVED else "")
@@ -259,7 +266,8 @@ class EveryOrder(RuleBasedStateMachine):
         self.truths = {name: Truth() for name in NAMES}
         self.waiting: dict[ObjectState, PlacementGroupId] = {}
         self.keys: dict[PlacementGroupId, SchedulingKey] = {}
-        self.answers: list[GroupChanged | PlacementGroupId] = []
+        self.first_asked: dict[PlacementGroupId, float] = {}
+        self.answers: list[tuple[PlacementGroupId, float, GroupChanged | None]] = []
 
     @rule(name=names)
     def make(self, name: PlacementGroupId) -> None:
@@ -271,7 +279,7 @@ class EveryOrder(RuleBasedStateMachine):
     @rule(name=names)
     def appear(self, name: PlacementGroupId) -> None:
         truth = self.truths[name]
-        truth.exists = True
+        truth.appeared_at = min(truth.appeared_at, self.one.now)
         if truth.own:
             self.one.groups.made(name, self.one.now)
             self.one.hear(truth.told(name))
@@ -324,16 +332,17 @@ class EveryOrder(RuleBasedStateMachine):
     def ask(self) -> None:
         for name in self.one.asked():
             truth = self.truths[name]
-            self.answers.append(truth.told(name) if truth.exists else name)
+            self.first_asked.setdefault(name, self.one.now)
+            self.answers.append((name, self.one.now, truth.told(name) if truth.exists else None))
 
     @precondition(lambda self: self.answers)
     @rule()
     def answer(self) -> None:
-        answer = self.answers.pop(0)
-        if isinstance(answer, GroupChanged):
+        name, asked_at, answer = self.answers.pop(0)
+        if answer is not None:
             self.one.hear(answer)
         else:
-            self.one.groups.gone(answer, self.one.now)
+            self.one.groups.gone(name, asked_at, self.one.now)
 
     @invariant()
     def what_is_settled_was_true(self) -> None:
@@ -343,11 +352,17 @@ class EveryOrder(RuleBasedStateMachine):
             if isinstance(value, Inline):
                 assert truth.attempt > 0, "it was CREATED once"
             else:
-                assert truth.state is GroupState.REMOVED or not truth.exists
+                assert self._is_no_more(name)
         for key, _ in self.one.given_up():
             name = next(name for name in NAMES if self.one.key(name) is key)
-            assert self.truths[name].state is GroupState.REMOVED or not self.truths[name].exists
+            assert self._is_no_more(name)
             self.keys.pop(name, None)
+
+    def _is_no_more(self, name: PlacementGroupId) -> bool:
+        """Tell whether a group was removed, or was looked for in vain for long enough."""
+        truth = self.truths[name]
+        late = truth.appeared_at - self.first_asked.get(name, math.inf) >= MISSING_SECONDS
+        return truth.state is GroupState.REMOVED or late
 
     def teardown(self) -> None:
         """From here on nothing is lost: whatever waits for a group that is CREATED or REMOVED is settled."""
@@ -366,4 +381,4 @@ class EveryOrder(RuleBasedStateMachine):
 
 
 TestEveryOrder = EveryOrder.TestCase
-TestEveryOrder.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestEveryOrder.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

@@ -136,13 +136,13 @@ class Groups:
             group.news = news
         self._look(group, now)
 
-    def gone(self, group_id: PlacementGroupId, now: float) -> None:
-        """The control store knows nothing of a group: it was removed long ago, or is only just being made."""
+    def gone(self, group_id: PlacementGroupId, asked_at: float, now: float) -> None:
+        """The control store knew nothing of a group: it was removed long ago, or is only just being made."""
         group = self._known.get(group_id)
         if group is None or group.making:
             return
-        group.missing_since = min(group.missing_since, now)
-        if now - group.missing_since >= MISSING_SECONDS:
+        group.missing_since = min(group.missing_since, asked_at)
+        if asked_at - group.missing_since >= MISSING_SECONDS:
             self.refused(group_id, "the control store does not know it (any more)", now)
         else:
             self._time(group, now + ASK_SOON_SECONDS)

@@ -145,12 +145,13 @@ class PlacementGroups:
         self.turn()
 
     async def _ask(self, group_id: PlacementGroupId) -> None:
+        asked_at = time.monotonic()
         try:
             record = await ask(self._bus, self._subjects.gcs("get_group"), GetGroup(group_id=group_id))
             assert isinstance(record, GroupRecord)
             self._take(changed(record))
         except NotFoundError:
-            self.core.gone(group_id, time.monotonic())
+            self.core.gone(group_id, asked_at, time.monotonic())
             self.turn()
         except (BusError, ServiceError):
             return  # asked again in time, as long as something waits
