@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable
 from shoal_core.protocol.messages import PendingDemand, PendingList, ResourceView
 from shoal_core.protocol.resources import Resources, add
 from shoal_scheduler import gangs
+from shoal_scheduler.attempts import WaitingGroup
 from shoal_scheduler.demand import Wanted
-from shoal_scheduler.groups import WaitingGroup
 from shoal_scheduler.policy import NodeView, explain, is_feasible
 
 

@@ -41,11 +41,12 @@ from shoal_core.protocol.resources import fits
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.traces import Attributes, Spanned
 from shoal_scheduler.answers import pending_list, resource_view
+from shoal_scheduler.attempts import CommitAsk, PrepareAsk, ReturnAsk
 from shoal_scheduler.cluster import Cluster, Granted
 from shoal_scheduler.counts import Counts
 from shoal_scheduler.demand import DemandTable, Wanted
 from shoal_scheduler.fairness import Placement, free_room, keeps_room, place_heads, plan
-from shoal_scheduler.groups import CommitAsk, GroupTable, PrepareAsk, ReturnAsk
+from shoal_scheduler.groups import GroupTable
 from shoal_scheduler.policy import NodeView, PlaceId, explain
 from shoal_scheduler.recall import find_victims
 from shoal_scheduler.waiting import Head, Line, Waiting

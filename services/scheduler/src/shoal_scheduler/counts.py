@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from shoal_core.protocol.measures import SECONDS_BOUNDS, Histogram, Labels, labels
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, from_units, is_of_one_node
+from shoal_scheduler.attempts import WaitingGroup
 from shoal_scheduler.candidates import Shape, shape_of
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.gangs import missing_bundles
-from shoal_scheduler.groups import WaitingGroup
 from shoal_scheduler.policy import NodeView, is_feasible
 
 ALWAYS_SHOWN = (CPU, GPU, MEMORY)

@@ -32,7 +32,7 @@ from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.placement import Conditions, all_met
 from shoal_core.protocol.resources import GPU, Resources, add, fits, from_units, subtract, to_amounts
 from shoal_scheduler.candidates import NOWHERE
-from shoal_scheduler.policy import NodeView
+from shoal_scheduler.policy import NodeView, lacking
 
 Plan = dict[int, NodeId]
 FreeOf = Callable[[NodeView], Resources]
@@ -367,8 +367,8 @@ def _explain_infeasible(demand: GroupDemand, nodes: Sequence[NodeView]) -> str:
             wish = " and ".join(map(str, shape.conditions))
             return f"no node can ever hold {what}: none meets its label selector ({wish})"
         if not any(fits(shape.resources, node.total) for node in met):
-            near = min(met, key=lambda node: (len(_lacking(shape.resources, node.total)), node.node_id))
-            has = _amounts({name: near.total.get(name, 0) for name in _lacking(shape.resources, near.total)})
+            near = min(met, key=lambda node: (len(lacking(shape.resources, node.total)), node.node_id))
+            has = _amounts({name: near.total.get(name, 0) for name in lacking(shape.resources, near.total)})
             return f"no node {where}can ever hold {what}; the nearest, node {near.node_id}, has {has}"
     strategy = demand.description.strategy
     if strategy is GroupStrategy.STRICT_PACK:
@@ -387,7 +387,3 @@ def _explain_infeasible(demand: GroupDemand, nodes: Sequence[NodeView]) -> str:
 
 def _amounts(resources: Resources) -> str:
     return ", ".join(f"{name} {amount:g}" for name, amount in to_amounts(resources).items()) or "nothing"
-
-
-def _lacking(resources: Resources, have: Resources) -> list[str]:
-    return [name for name, units in resources.items() if have.get(name, 0) < units]

@@ -170,7 +170,7 @@ def explain(resources: Resources, strategy: Strategy, nodes: Iterable[NodeView])
         return _explain_infeasible(resources, strategy, staying)
     if any(fits(resources, node.free) for node in candidates):
         return "it fits; a node is being asked"
-    short = sorted({name for node in candidates for name in _lacking(resources, node.free)})
+    short = sorted({name for node in candidates for name in lacking(resources, node.free)})
     used = ", ".join(
         f"{name}: {from_units(sum(n.total.get(name, 0) - n.free.get(name, 0) for n in candidates)):g} of "
         f"{from_units(sum(n.total.get(name, 0) for n in candidates)):g} in use"
@@ -187,23 +187,24 @@ def _explain_infeasible(resources: Resources, strategy: Strategy, nodes: list[No
         return f"it waits until {in_words(strategy)} has a place"
     near = min(
         allowed or (node for node in nodes if node.bundle is None),
-        key=lambda node: (len(_lacking(resources, node.total)), node.node_id),
+        key=lambda node: (len(lacking(resources, node.total)), node.node_id),
     )
-    lacking = ", ".join(
+    lacks = ", ".join(
         f"{name} {from_units(resources[name]):g} (it has {from_units(near.total.get(name, 0)):g})"
-        for name in _lacking(resources, near.total)
+        for name in lacking(resources, near.total)
     )
     if isinstance(strategy, Bundle):
-        return f"{in_words(strategy)} can never hold it: the nearest, on node {near.node_id}, lacks {lacking}"
+        return f"{in_words(strategy)} can never hold it: the nearest, on node {near.node_id}, lacks {lacks}"
     if allowed:
-        return f"no node can ever run it; the nearest, node {near.node_id}, lacks {lacking}"
+        return f"no node can ever run it; the nearest, node {near.node_id}, lacks {lacks}"
     wish = in_words(strategy)
     if isinstance(strategy, NodeAffinity):
         return f"it wants {wish}, which is not in the cluster or is about to leave"
     labels = ", ".join(f"{name}={value}" for name, value in sorted(near.labels.items())) or "no labels"
-    also = f" and lacks {lacking}" if lacking else ""
+    also = f" and lacks {lacks}" if lacks else ""
     return f"no node can ever run it: it wants {wish}; the nearest, node {near.node_id}, has {labels}{also}"
 
 
-def _lacking(resources: Resources, have: Resources) -> list[str]:
+def lacking(resources: Resources, have: Resources) -> list[str]:
+    """Return of which resources there is less than wanted."""
     return [name for name, units in resources.items() if have.get(name, 0) < units]
