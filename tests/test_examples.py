@@ -58,6 +58,13 @@ SAYS = {
         "now it has: True",
         "the trainers ended with their group, which is REMOVED",
     ],
+    "environments.py": [
+        "of the job: ['test', 'the job']",
+        "of a task: ['test', 'the task']",
+        "sent: a library of our own reads what lies beside it",
+        "of a pool: ['pool', 'the job']",
+        "not set up: the licence server is away",
+    ],
     "generators.py": [
         "came: 0",
         "came: 2",

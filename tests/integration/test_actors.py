@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import types
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -60,6 +61,30 @@ class CounterClass:
 
 
 Counter: Any = shoal.remote(CounterClass)
+
+
+class ExitsClass:
+    """Leaves by ``sys.exit`` until a file has so many bytes."""
+
+    def __init__(self, tries: Path) -> None:
+        self.tries = tries
+
+    def leave(self, crashes: int) -> int:
+        with self.tries.open("a") as file:
+            file.write("x")
+        if (count := self.tries.stat().st_size) <= crashes:
+            sys.exit(count)
+        return count
+
+    def stop(self) -> None:
+        sys.exit(0)
+
+
+class AsyncExitsClass(ExitsClass):
+    """The same on an event loop."""
+
+    async def loops(self) -> None:
+        """Make the class one of async actors."""
 
 
 class GateClass:
@@ -738,13 +763,21 @@ class TestLifetimes:
 
     def test_sys_exit_in_a_method_ends_the_actor(self) -> None:
         class Exits:
-            def leave(self) -> None:
-                sys.exit(3)
+            def leave(self, status: int) -> None:
+                sys.exit(status)
 
-        exits: Any = shoal.remote(Exits).remote()
-        error = failure_of(exits.leave.remote())
-        assert isinstance(error, exceptions.ActorDiedError)
-        assert "sys.exit" in str(error)
+        for status, said in ((0, r"sys.exit\(0\)"), (3, "status 3")):
+            exits: Any = shoal.remote(Exits).remote()
+            with pytest.raises(exceptions.ActorDiedError, match=said):
+                get(exits.leave.remote(status))
+
+    @pytest.mark.parametrize("base", [ExitsClass, AsyncExitsClass])
+    def test_sys_exit_with_an_error_is_a_crash_that_is_retried(self, base: type[Any], tmp_path: Path) -> None:
+        lasting: Any = shoal.remote(max_restarts=-1, max_task_retries=-1)
+        exits = lasting(base).remote(tmp_path / "tries")
+        assert get(exits.leave.remote(3)) == 4, "it was started again for each of three crashes"
+        with pytest.raises(exceptions.ActorDiedError, match=r"sys.exit\(0\)"):
+            get(exits.stop.remote())
 
 
 # ------------------------------------------------------------------------------------ crashes

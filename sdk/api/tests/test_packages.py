@@ -13,6 +13,7 @@ import pytest
 from shoal import packages
 from shoal.exceptions import RuntimeEnvSetupError
 from shoal.packages import Rule, pack_folder, pack_module
+from shoal.runtime_env import RuntimeEnv
 from shoal_core.runtime.environments import unpack
 
 
@@ -115,6 +116,18 @@ def test_a_zip_file_is_taken_as_it_is(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.py", "A = 1")
     assert pack_folder(str(path)).data == path.read_bytes()
+
+
+def test_a_wheel_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "mine-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mine/__init__.py", "A = 1")
+        archive.writestr("mine-1.0.dist-info/METADATA", "Name: mine")
+    assert pack_module(str(path)).data == path.read_bytes()
+    assert RuntimeEnv(py_modules=[str(path)])
+    (tmp_path / "broken.whl").touch()
+    with pytest.raises(ValueError, match="broken"):
+        RuntimeEnv(py_modules=[str(tmp_path / "broken.whl")])
 
 
 def test_what_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

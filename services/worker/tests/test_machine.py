@@ -37,6 +37,23 @@ def test_the_folder_has_a_probe_and_is_for_this_user_only(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_environments_are_unpacked_beside_what_others_left_and_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    with machine.environments_folder(NODE) as folder, machine.store_folder(NODE, tmp_path) as store:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert folder != store
+        (folder / "00000001").mkdir()
+        machine.sweep(tmp_path)
+        assert (folder / "00000001").is_dir(), "what somebody holds stays"
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir()
+    (folder / "lock").touch()  # of a node that was killed
+    machine.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_folder_lies_in_shared_memory_where_there_is_enough_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

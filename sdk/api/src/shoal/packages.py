@@ -30,9 +30,14 @@ def pack_folder(folder: str, excludes: Sequence[str] = ()) -> Exported:
 
 
 def pack_module(module: str | types.ModuleType, excludes: Sequence[str] = ()) -> Exported:
-    """Pack what is to be imported, under its name: a folder, a file ``*.py``, or a module that was imported."""
+    """Pack what is to be imported, under its name: a folder, a file ``*.py``, or a module that was imported.
+
+    A wheel is taken as it is: unpacked it is importable, where it fits the nodes' interpreter.
+    """
     path = module if isinstance(module, str) else _path_of(module)
     whole = Path(path).resolve()
+    if whole.suffix == ".whl":
+        return _exported(path, _read(path))
     if whole.is_file():
         return _pack(path, iter([(whole.name, whole)]), "")
     return _pack(path, _files(whole, _rules(whole, excludes)), f"{whole.name}/")

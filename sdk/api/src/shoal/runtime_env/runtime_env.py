@@ -6,7 +6,7 @@ key                            value
 ``env_vars``                   variables of the processes; ``${NAME}`` in a value is what NAME was there before
 ``working_dir``                a folder or a zip file: its contents are the folder in which the processes run
 ``excludes``                   patterns, as in a ``.gitignore``, of what of ``working_dir`` and ``py_modules`` stays
-``py_modules``                 folders, files ``*.py`` and imported modules that the processes can import
+``py_modules``                 folders, files ``*.py``, wheels and imported modules that the processes can import
 ``worker_process_setup_hook``  a function without parameters, or the name of one, that each process calls at first
 ``config``                     a ``RuntimeEnvConfig``
 =============================  =====================================================================================
@@ -204,9 +204,15 @@ def _modules(given: Any) -> list[Any]:
                 raise ValueError(f"runtime_env['py_modules']: the module {item.__name__} has no files to send.")
         elif not isinstance(item, str):
             raise TypeError(f"runtime_env['py_modules'] must hold paths (str) and modules, got {item!r}.")
-        elif not (PACKAGE.fullmatch(item) or os.path.isdir(item) or (item.endswith(".py") and os.path.isfile(item))):
-            raise ValueError(f"runtime_env['py_modules'] must hold existing folders and .py files, got {item!r}.")
+        elif not (PACKAGE.fullmatch(item) or os.path.isdir(item) or _is_module_file(item)):
+            raise ValueError(
+                f"runtime_env['py_modules'] must hold existing folders, .py files and wheels, got {item!r}."
+            )
     return list(given)
+
+
+def _is_module_file(path: str) -> bool:
+    return (path.endswith(".py") and os.path.isfile(path)) or (path.endswith(".whl") and zipfile.is_zipfile(path))
 
 
 def _excludes(given: Any) -> list[str]:

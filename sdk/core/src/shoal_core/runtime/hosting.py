@@ -11,9 +11,9 @@ async          an event loop on the main thread              the group's number 
 An actor is async if any of its methods is ``async def``, else threaded if more than one call may run at once. Methods
 of an async actor that are not ``async`` run on the loop as well, and hold it up.
 
-The actor leaves when a method raises ``ActorExit`` (``exit_actor()``, ``__ray_terminate__``, ``sys.exit``), or when its
-node says that nobody has a handle of it any more. The call in which it left is not answered: its caller hears that the
-actor has died.
+The actor leaves when a method raises ``ActorExit`` (``exit_actor()``, ``__ray_terminate__``, ``sys.exit(0)``), or when
+its node says that nobody has a handle of it any more. The call in which it left is not answered: its caller hears that
+the actor has died. ``sys.exit`` with anything but 0 is a crash, as in Ray: the actor may be started again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import gc
 import inspect
 import pickle
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -80,9 +81,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """The actor ends by its own will."""
+    """The actor ends by its own will; with a ``status`` other than 0 that counts as a crash of its process."""
 
     reason: str
+    status: int = 0
 
 
 class Hosting:
@@ -264,8 +266,12 @@ class Hosting:
     def _leave(self, error: BaseException) -> None:
         if not self._left:
             self._left = True
+            status = _status(error)
             reason = str(error) if isinstance(error, ActorExit) else f"it called sys.exit({error})"
-            self._tell(Left(reason))
+            if status:
+                sys.stdout.flush()
+                print(f"The actor {self.label} ends: {reason}.", file=sys.stderr, flush=True)
+            self._tell(Left(reason, status))
 
     def _group_of(self, accepted: Accepted) -> _Pool | _Limit:
         task = accepted.task
@@ -337,6 +343,13 @@ class Hosting:
             self._leave(error)
             return
         self._runtime.ended(work.ended)
+
+
+def _status(error: BaseException) -> int:
+    """Return with which status an actor ends its process: ``sys.exit()`` is Ray's way of crashing it, but for 0."""
+    if isinstance(error, ActorExit) or (isinstance(error, SystemExit) and error.code == 0):
+        return 0
+    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
 
 
 class _Pool:

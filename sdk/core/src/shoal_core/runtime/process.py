@@ -263,13 +263,13 @@ class Service:
             if accepted.owner == owner and accepted.producer is not None:
                 accepted.producer.close()
 
-    async def _die(self) -> None:
+    async def _die(self, status: int = 1) -> None:
         """End this process at once, once the owners of what it has done before have heard of that."""
         with contextlib.suppress(BusError, RequestTimeoutError):
             await self._reactor.peers.flush(LAST_WORDS_SECONDS)
         if ENABLED:
             await asyncio.to_thread(telemetry.flush, LAST_WORDS_SECONDS)
-        os._exit(1)
+        os._exit(status)
 
     def _yielded(self, item: Yielded) -> None:
         task, owner = item.accepted.task, item.accepted.owner
@@ -357,13 +357,19 @@ class Service:
         self._unneeded_now(self._runtime.node, ProcessUnneeded())
 
     def _actor_left(self, left: Left) -> None:
-        """The actor ends by its own will: tell the node, once its callers have heard all that it had answered."""
+        """The actor ends by its own will: tell the node, once its callers have heard all that it had answered.
+
+        Where it ends its process with an error instead, the node sees so, and may start it again.
+        """
         hosting = self._runtime.hosting
         assert hosting is not None
         if self._leaving:
             return
         self._leaving = True
         hosting.leave()
+        if left.status:
+            self._runtime.bus.spawn(self._die(left.status))
+            return
         record = hosting.record
 
         async def leave() -> None:
