@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from shoal_core.protocol.measures import SECONDS_BOUNDS, Histogram, Labels, labels
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, from_units, is_of_one_node
+from shoal_scheduler.candidates import Shape
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.policy import NodeView, is_feasible
 
@@ -42,9 +43,10 @@ def pending_resources(demand: Iterable[Wanted]) -> dict[Labels, float]:
 
 def pending_infeasible(demand: Iterable[Wanted], nodes: Collection[NodeView]) -> int:
     """Return how many of them no node could ever grant."""
-    return sum(
-        wanted.unmet() for wanted in demand if not is_feasible(wanted.entry.resources, wanted.entry.strategy, nodes)
-    )
+    unmet: Counter[Shape] = Counter()
+    for wanted in demand:
+        unmet[wanted.shape] += wanted.unmet()
+    return sum(count for (amounts, strategy), count in unmet.items() if not is_feasible(dict(amounts), strategy, nodes))
 
 
 def pending_seconds(demand: Iterable[Wanted], now: float) -> float:
