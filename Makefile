@@ -22,7 +22,7 @@ JOBS ?= 2
 ROWS ?=
 BENCH ?=
 
-.PHONY: help setup demo test lint types unit containers kubernetes bench lock clean
+.PHONY: help setup demo test lint types unit containers kubernetes bench simulate lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## /  make \1|/' | column -t -s '|'
@@ -59,6 +59,9 @@ kubernetes: $(KUBERNETES_READY) ## render deploy/k8s with kubectl, and check it 
 
 bench: $(READY) $(BENCH_READY) ## compare with Ray and Dask on this machine
 	@$(BIN)/python -m bench $(ROWS) $(BENCH)
+
+simulate: $(READY) ## schedulers among 1,000 nodes with a million tasks, in virtual time
+	@$(BIN)/python -m bench.simulate $(BENCH)
 
 lock: $(READY) ## pin the newest versions that requirements/*.in allow, by hash
 	@for name in $(LOCKS); do $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \

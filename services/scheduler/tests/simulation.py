@@ -1,10 +1,10 @@
 """Replicas of the scheduler among nodes and owners, on a network that a test may make bad, under a virtual clock.
 
-Nodes and owners are small models. A node grants what is truly free, and repeats its answer to a slot that it knows; its
-words to owners (and back) go by a channel that loses nothing. It reserves what is free for bundles of groups, and hears
-of their records, which the world keeps, by such a channel, too. An owner keeps a queue of tasks for each key, asks for
-as many leases as it could use, and gives back what it cannot. Everything else may be lost, late, doubled and out of
-order.
+Nodes have the table of leases of real ones: they grant what is truly free, reserve it for bundles of groups, and repeat
+their answer to a slot that they know; their words to owners (and back), and to them of the records of groups, which the
+world keeps, go by a channel that loses nothing. An owner is a small model: it keeps a queue of tasks for each key, asks
+for as many leases as it could use, and gives back what it cannot. Everything else may be lost, late, doubled and out of
+order. ``bench/simulate.py`` has the same world do large workloads.
 """
 
 from __future__ import annotations
@@ -26,8 +26,19 @@ from shoal_core.protocol.groups import (
     PrepareBundles,
     ReturnBundles,
 )
-from shoal_core.protocol.ids import JobId, NodeId, PlacementGroupId, ProcessId, ServiceId, SlotId
+from shoal_core.protocol.ids import (
+    ActorId,
+    JobId,
+    LeaseId,
+    NodeId,
+    PlacementGroupId,
+    ProcessId,
+    ServiceId,
+    SlotId,
+)
 from shoal_core.protocol.messages import (
+    NO_TERMS,
+    ActorStart,
     Demand,
     DemandEntry,
     DemandNotice,
@@ -36,7 +47,6 @@ from shoal_core.protocol.messages import (
     JobTerms,
     LeaseAnswer,
     LeaseRequest,
-    LeaseSummary,
     Message,
     NodeAnnouncement,
     NodeDied,
@@ -44,16 +54,21 @@ from shoal_core.protocol.messages import (
     RecallLeases,
     SchedulerPresence,
 )
-from shoal_core.protocol.placement import DEFAULT, Strategy
-from shoal_core.protocol.resources import Resources, add, fits, subtract
+from shoal_core.protocol.placement import DEFAULT, Bundle, Strategy
+from shoal_core.protocol.resources import UNIT, Resources
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.core import Begin, Scheduler
+from shoal_scheduler.fairness import KEEP_SECONDS
+from shoal_scheduler.waiting import PATIENCE_SECONDS
+from shoal_worker.leases import Lease as NodeLease
+from shoal_worker.leases import LeaseTable
 
-CPU = 10_000
+WORKER = ProcessId("worker")
+DOUBT_SECONDS = 4.0
+"""After so long a node has the attempt ended of a plan of which it hears nothing."""
 SUBJECTS = Subjects("test")
 ENDLESS = 10**9
-NO_TERMS = JobTerms()
 
 
 def job_id(number: int) -> JobId:
@@ -63,7 +78,19 @@ def job_id(number: int) -> JobId:
 
 def cpus(count: float) -> Resources:
     """Return an amount of CPUs."""
-    return {"CPU": round(count * CPU)}
+    return {"CPU": round(count * UNIT)}
+
+
+def longest_wait(seconds: float, jobs: int) -> float:
+    """Return how long a job is without any lease at most, where none lasts for ``seconds`` after it was asked back.
+
+    It has waited too long after PATIENCE_SECONDS (twice, if it has just been served for that reason). Then room is kept
+    for it. Within one time of keeping, all leases that were there end, and each other job that has waited for longer is
+    served once: that takes ``turns``. If the times of keeping are shorter than that at first, they are doubled until
+    one is long enough; with the times between them, it ends within six times of what it needed (``keeps_room``).
+    """
+    turns = (jobs + 1) * (seconds + 1.0)
+    return 2 * PATIENCE_SECONDS + (turns if turns <= KEEP_SECONDS else 6 * turns)
 
 
 @dataclass
@@ -77,29 +104,26 @@ class Network:
 
 @dataclass(eq=False)
 class Lease:
-    """A lease, at its node and at its owner."""
+    """A lease as its owner has it; ``at_node`` is the same as the node has it."""
 
     node: NodeModel
     owner: OwnerModel
     key: int
     slot: SlotId
-    resources: Resources
+    at_node: NodeLease
     recalled: bool = False
     over: bool = False
 
 
 class NodeModel:
-    """A node that grants what is free."""
+    """A node: the leases of a real one, whose processes are there at once."""
 
     def __init__(self, world: World, number: int, total: Resources) -> None:
         self.world = world
         self.node_id = node_id(number)
-        self.total = total
-        self.free = dict(total)
-        self.leases: list[Lease] = []
-        self.granted: set[tuple[ProcessId, SlotId]] = set()
-        self.reserved: dict[tuple[PlacementGroupId, int], tuple[Resources, set[str]]] = {}
-        self.askers: dict[tuple[ProcessId, SlotId], set[str]] = {}
+        self.table = LeaseTable(total, [f"GPU {index}" for index in range(total.get("GPU", 0) // UNIT)])
+        self.leases: dict[LeaseId, Lease] = {}
+        self.plans: dict[Bundle, dict[str, int]] = {}
         self.alive = True
         self.draining = False
         self._sequence = 0
@@ -121,36 +145,34 @@ class NodeModel:
 
     def lease(self, request: LeaseRequest) -> LeaseAnswer:
         """Grant what fits; repeat the answer to what was granted before."""
+        self.world.asked(request)
         granted: list[SlotId] = []
         owner = self.world.owners[request.owner]
         for slot in request.slots:
-            self.askers.setdefault((request.owner, slot), set()).add(request.scheduler)
-            known = (request.owner, slot) in self.granted
-            if not known and fits(request.resources, self.free):
-                lease = Lease(self, owner, request.key, slot, request.resources)
-                self.leases.append(lease)
-                self.granted.add((request.owner, slot))
-                self.free = subtract(self.free, request.resources)
-                self.world.channel(lambda lease=lease: owner.has_been_granted(lease))  # type: ignore[misc]
-                known = True
-            if known:
+            if self.table.knows(request.owner, slot) or self._grant(owner, slot, request):
                 granted.append(slot)
-        self._check()
         self._announce_soon()
         refused = [slot for slot in request.slots if slot not in granted]
+        self._sequence += 1
         return LeaseAnswer(
-            node_id=self.node_id, granted=granted, refused=refused, free=self.free, sequence=self._sequence
+            node_id=self.node_id, granted=granted, refused=refused, free=self.table.free, sequence=self._sequence
         )
+
+    def _grant(self, owner: OwnerModel, slot: SlotId, request: LeaseRequest) -> bool:
+        at_node = self.table.grant(
+            request.owner, request.job_id, request.key, slot, request.resources, actor=request.actor is not None
+        )
+        if at_node is None:
+            return False
+        at_node.process = WORKER
+        lease = self.leases[at_node.number] = Lease(self, owner, request.key, slot, at_node)
+        self.world.channel(lambda: owner.has_been_granted(lease))
+        return True
 
     def recall(self, request: RecallLeases) -> Done:
         """Ask an owner for its newest leases back."""
-        candidates = [
-            lease
-            for lease in reversed(self.leases)
-            if lease.owner.owner == request.owner and lease.resources == request.resources and not lease.recalled
-        ]
-        for lease in candidates[: request.count]:
-            lease.recalled = True
+        for at_node in self.table.recall(request.owner, request.resources, request.count):
+            lease = self.leases[at_node.number]
             self.world.channel(lambda lease=lease: lease.owner.has_been_recalled(lease))  # type: ignore[misc]
         self._announce_soon()
         return Done()
@@ -158,62 +180,60 @@ class NodeModel:
     def has_been_returned(self, lease: Lease) -> None:
         """Take a lease back."""
         if self.alive:
-            self.leases.remove(lease)
-            self.free = add(self.free, lease.resources)
-            self._check()
+            del self.leases[lease.at_node.number]
+            self.table.end(lease.at_node)
             self._announce_soon()
 
     def prepare(self, request: PrepareBundles) -> BundlesPrepared:
         """Reserve bundles, all or none; what is reserved already is so once for all plans."""
-        new = {index: r for index, r in request.bundles.items() if (request.group_id, index) not in self.reserved}
-        together: Resources = {}
-        for resources in new.values():
-            together = add(together, resources)
-        granted = fits(together, self.free)
-        if granted:
-            self.free = subtract(self.free, together)
-            for index, resources in request.bundles.items():
-                self.reserved.setdefault((request.group_id, index), (resources, set()))[1].add(request.plan)
-        self._check()
+        reserved: list[Bundle] = []
+        bundles = {Bundle(request.group_id, index): resources for index, resources in request.bundles.items()}
+        for bundle, resources in bundles.items():
+            if bundle not in self.plans and self.table.reserve(bundle, resources):
+                reserved.append(bundle)
+                self.plans[bundle] = {}
+        granted = all(bundle in self.plans for bundle in bundles)
+        for bundle in bundles if granted else ():
+            self.plans[bundle][request.plan] = request.attempt
+            self.world.after(DOUBT_SECONDS, lambda bundle=bundle: self._doubt(bundle, request.attempt))  # type: ignore[misc]
+        for bundle in () if granted else reserved:
+            self._free_bundle(bundle)
         self._announce_soon()
-        return BundlesPrepared(node_id=self.node_id, granted=granted, free=self.free, sequence=self._sequence)
+        return BundlesPrepared(node_id=self.node_id, granted=granted, free=self.table.free, sequence=self._sequence)
 
     def return_bundles(self, request: ReturnBundles) -> Done:
         """Give back what only this plan wanted."""
-        for (group, index), (_, plans) in list(self.reserved.items()):
-            if group == request.group_id:
-                plans.discard(request.plan)
+        for bundle, plans in list(self.plans.items()):
+            if bundle.group == request.group_id:
+                plans.pop(request.plan, None)
                 if not plans:
-                    self._free_bundle(group, index)
+                    self._free_bundle(bundle)
         return Done()
 
     def record_changed(self, record: GroupRecord) -> None:
-        """Keep the bundles for which the record names this node, and no others of the group."""
+        """Keep the bundles for which the record names this node, and those for plans whose attempts are not over."""
         group = record.description.group_id
-        for other, index in list(self.reserved):
-            if other == group and record.nodes[index] != self.node_id:
-                self._free_bundle(group, index)
+        unnamed = [b for b in self.plans if b.group == group and record.nodes[b.index] != self.node_id]
+        for bundle in unnamed:
+            if record.state is not GroupState.PENDING or max(self.plans[bundle].values()) <= record.attempt:
+                self._free_bundle(bundle)
 
-    def _free_bundle(self, group: PlacementGroupId, index: int) -> None:
-        self.free = add(self.free, self.reserved.pop((group, index))[0])
-        self._check()
+    def _doubt(self, bundle: Bundle, attempt: int) -> None:
+        """Nothing was heard of a plan for long: its attempt is to end."""
+        if self.alive and bundle in self.plans:
+            self.record_changed(self.world.abandon(bundle.group, attempt))
+
+    def _free_bundle(self, bundle: Bundle) -> None:
+        del self.plans[bundle]
+        self.table.release(bundle)
         self._announce_soon()
 
     def die(self) -> None:
         """End with all leases; their owners get their tasks back."""
         self.alive = False
-        for lease in self.leases:
+        for lease in self.leases.values():
             self.world.channel(lambda lease=lease: lease.owner.has_lost(lease))  # type: ignore[misc]
-        self.leases = []
-
-    def _check(self) -> None:
-        used: Resources = {}
-        for lease in self.leases:
-            used = add(used, lease.resources)
-        for resources, _ in self.reserved.values():
-            used = add(used, resources)
-        assert fits(used, self.total), "a node never promises more than it has"
-        assert add(used, self.free) == add(self.total, {})
+        self.leases = {}
 
     def _announce_soon(self) -> None:
         if not self._announce_is_due:
@@ -230,43 +250,43 @@ class NodeModel:
         if not self.alive:
             return
         self._sequence += 1
-        groups: dict[tuple[ProcessId, tuple[tuple[str, int], ...]], list[Lease]] = {}
-        for lease in self.leases:
-            groups.setdefault((lease.owner.owner, tuple(lease.resources.items())), []).append(lease)
+        if self._sequence % self.world.check_every == 0:
+            self.table.sanity_check()
         announcement = NodeAnnouncement(
             node_id=self.node_id,
             sequence=self._sequence,
-            total=self.total,
-            free=self.free,
+            total=self.table.total,
+            free=self.table.free,
             draining=self.draining,
-            leases=[
-                LeaseSummary(
-                    owner=owner,
-                    job_id=leases[0].owner.job_id,
-                    resources=dict(resources),
-                    count=len(leases),
-                    recalled=sum(lease.recalled for lease in leases),
-                )
-                for (owner, resources), leases in groups.items()
-            ],
+            leases=self.table.summaries(),
+            held_by_actors=self.table.held_by_actors(),
         )
         self.world.broadcast(announcement, self.node_id)
 
 
 @dataclass(eq=False)
 class Queue:
-    """The tasks of one scheduling key."""
+    """The tasks of one scheduling key. ``seconds`` is how long each takes, or draws how long the next one does.
+
+    An actor is a queue with one task that is its life. ``slots`` maps the leases asked for to when they were.
+    """
 
     key: int
     resources: Resources
     waiting: int
-    seconds: float
+    seconds: float | Callable[[], float]
     depth: int = 0
     strategy: Strategy = DEFAULT
     most_slots: int = 64
-    slots: list[SlotId] = field(default_factory=list)
+    priority: int = 0
+    is_actor: bool = False
+    slots: dict[SlotId, float] = field(default_factory=dict)
     leases: list[Lease] = field(default_factory=list)
     first_lease_at: float | None = None
+
+    def length(self) -> float:
+        """Return how long the next task takes."""
+        return self.seconds if isinstance(self.seconds, float | int) else self.seconds()
 
 
 class OwnerModel:
@@ -281,7 +301,7 @@ class OwnerModel:
         self.surplus = 0
         self._version = 0
         self._slots = 0
-        self._stated: list[tuple[int, list[SlotId]]] = []
+        self._stated = False
         self._state_is_due = False
         self._repeat()
 
@@ -298,11 +318,12 @@ class OwnerModel:
     def has_been_granted(self, lease: Lease) -> None:
         """Use a lease, or give it back at once."""
         queue = self.queues[lease.key]
-        if lease.slot not in queue.slots:
+        asked_at = queue.slots.pop(lease.slot, None)
+        if asked_at is None:
             self.surplus += 1
             self._give_back(lease)
             return
-        queue.slots.remove(lease.slot)
+        self.world.waited(self, queue, self.world.now - asked_at)
         queue.leases.append(lease)
         if queue.first_lease_at is None:
             queue.first_lease_at = self.world.now
@@ -329,30 +350,35 @@ class OwnerModel:
             self._give_back(lease)
         else:
             queue.waiting -= 1
-            self.world.after(queue.seconds, lambda: self._next_task(queue, lease))
+            self.world.after(queue.length(), lambda: self._next_task(queue, lease))
         self._want(queue)
 
     def _give_back(self, lease: Lease) -> None:
         lease.over = True
         self.world.channel(lambda: lease.node.has_been_returned(lease))
 
+    def add(self, key: int, tasks: int) -> None:
+        """Queue more tasks."""
+        self.queues[key].waiting += tasks
+        self._want(self.queues[key])
+
     def _want(self, queue: Queue) -> None:
         missing = min(queue.waiting, queue.most_slots)
+        if len(queue.slots) < missing or (queue.slots and not queue.waiting):
+            self._state_soon()
         while len(queue.slots) < missing:
             self._slots += 1
-            queue.slots.append(SlotId(self._slots))
+            queue.slots[SlotId(self._slots)] = self.world.now
         if not queue.waiting:
             queue.slots.clear()
-        if not self._state_is_due and self._to_state() != self._stated:
+
+    def _state_soon(self) -> None:
+        if not self._state_is_due:
             self._state_is_due = True
             self.world.after(0.001, self._state)
 
-    def _to_state(self) -> list[tuple[int, list[SlotId]]]:
-        return [(queue.key, list(queue.slots)) for queue in self.queues.values() if queue.slots]
-
     def _state(self) -> None:
         self._state_is_due = False
-        self._stated = self._to_state()
         self._version += 1
         entries = [
             DemandEntry(
@@ -363,35 +389,44 @@ class OwnerModel:
                 wanted=queue.waiting,
                 slots=list(queue.slots),
                 depth=queue.depth,
+                priority=queue.priority,
+                actor=ActorStart(actor_id=ActorId(self.owner), incarnation=1, owner=self.owner)
+                if queue.is_actor
+                else None,
             )
             for queue in self.queues.values()
             if queue.slots
         ]
+        self._stated = bool(entries)
         demand = Demand(owner=self.owner, job_id=self.job_id, version=self._version, entries=entries, terms=self.terms)
         self.world.broadcast(demand, self.owner)
 
     def _repeat(self) -> None:
         for queue in self.queues.values():
             self._want(queue)
-        if any(queue.slots for queue in self.queues.values()):
+        if self._stated or any(queue.slots for queue in self.queues.values()):
             self._state()
         self.world.after(1.0, self._repeat)
 
 
 class Replica:
-    """One scheduler, and when it wants to be woken."""
+    """One scheduler, when it wants to be woken, and how long it has been deciding by the world's timer."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
         self.identity = ServiceId(f"scheduler-{number}")
         self.core = Scheduler(SUBJECTS, self.identity)
         self.alive = True
+        self.seconds = 0.0
         self._wake_at: float | None = None
 
     def handle(self, message: object) -> None:
         """Give the core an input."""
         if self.alive:
-            self._perform(self.core.handle(message, self.world.now))
+            began_at = self.world.timer()
+            effects = self.core.handle(message, self.world.now)
+            self.seconds += self.world.timer() - began_at
+            self._perform(effects)
 
     def pending(self) -> PendingList:
         """Ask what waits."""
@@ -403,7 +438,10 @@ class Replica:
     def _tick(self, at: float) -> None:
         if self.alive and self._wake_at == at:
             self._wake_at = None
-            self._perform(self.core.tick(self.world.now))
+            began_at = self.world.timer()
+            effects = self.core.tick(self.world.now)
+            self.seconds += self.world.timer() - began_at
+            self._perform(effects)
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -424,7 +462,7 @@ class Replica:
 
     def _ask(self, ask: Ask) -> None:
         """Ask a node, or for a commit; the first answer counts, or that none came in time."""
-        node = next((node for node in self.world.nodes if f".{node.node_id}." in ask.subject), None)
+        node = self.world.node_at(ask.subject)
         answered: list[bool] = []
 
         def settle(answer: Message | ShoalError) -> None:
@@ -453,6 +491,9 @@ class World:
         self.replicas: list[Replica] = []
         self.notices: list[tuple[str, str, DemandNotice]] = []
         self.groups: dict[PlacementGroupId, GroupRecord] = {}
+        self.check_every = 1
+        """So many announcements of a node apart its table of leases is checked."""
+        self.timer: Callable[[], float] = lambda: 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._started = 0
@@ -477,6 +518,10 @@ class World:
         node = NodeModel(self, len(self.nodes) + 1, total)
         self.nodes.append(node)
         return node
+
+    def node_at(self, subject: str) -> NodeModel | None:
+        """Return the node that is asked on a subject; None: no node is."""
+        return next((self.nodes[int(part, 16) - 1] for part in subject.split(".") if len(part) == 16), None)
 
     def kill_node(self, node: NodeModel) -> None:
         """End a node; the control store notices after a while."""
@@ -503,7 +548,10 @@ class World:
         record = self.groups[group]
         if record.missing:
             demand = GroupDemand(
-                description=record.description, attempt=0, nodes=record.nodes, created_at=record.created_at
+                description=record.description,
+                attempt=record.attempt,
+                nodes=record.nodes,
+                created_at=record.created_at,
             )
             self.broadcast(demand, "gcs")
             self.after(1.0, lambda: self._state_group(group))
@@ -513,11 +561,19 @@ class World:
         assert isinstance(request, CommitGroup)
         record = self.groups[request.group_id]
         nodes: list[NodeId | None] = [node for _, node in sorted(request.nodes.items())]
-        if record.missing:
-            self._record(record.model_copy(update={"state": GroupState.CREATED, "attempt": 1, "nodes": nodes}))
+        if record.missing and request.attempt > record.attempt:
+            created = {"state": GroupState.CREATED, "attempt": request.attempt, "nodes": nodes}
+            self._record(record.model_copy(update=created))
         elif record.nodes != nodes:
             return DeclaredDeadError("it lies elsewhere, or was removed")
         return self.groups[request.group_id]
+
+    def abandon(self, group: PlacementGroupId, attempt: int) -> GroupRecord:
+        """End an attempt, if the group was not created meanwhile; return the record."""
+        record = self.groups[group]
+        if record.missing and attempt > record.attempt:
+            self.groups[group] = record = record.model_copy(update={"attempt": attempt})
+        return record
 
     def remove_group(self, group: PlacementGroupId) -> None:
         """End a group."""
@@ -533,6 +589,12 @@ class World:
         self.broadcast(
             GroupChanged(group_id=group, state=record.state, attempt=record.attempt, nodes=record.nodes), "gcs"
         )
+
+    def asked(self, request: LeaseRequest) -> None:
+        """Hear what a node is asked for."""
+
+    def waited(self, owner: OwnerModel, queue: Queue, seconds: float) -> None:
+        """Hear how long a lease took from being asked for to being used."""
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Have something happen later."""

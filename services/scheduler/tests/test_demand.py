@@ -83,9 +83,12 @@ def test_a_refused_slot_opens_again_for_the_ask_it_belongs_to_only() -> None:
 def test_a_slot_is_overdue_once_its_owner_has_repeated_it() -> None:
     demands, wanted = table(1)
     demands.update(demand(1, 2, entry([1, 2])), HELP_SECONDS)
-    assert wanted.next_slot() == ONE
-    wanted.ours = False
-    assert wanted.next_slot() == ONE, "the only one that its owner repeated"
+    assert wanted.is_overdue
+    assert wanted.next_slot(9.0) == ONE, "the only one that its owner repeated"
+    del wanted.open[ONE]
+    assert not wanted.is_overdue
+    assert wanted.next_slot(9.0) is None
+    assert wanted.next_slot(HELP_SECONDS) == TWO, "what was opened late enough"
 
 
 def test_demand_that_is_withdrawn_is_gone() -> None:

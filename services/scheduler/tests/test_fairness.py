@@ -17,7 +17,7 @@ from shoal_scheduler.cluster import Cluster
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.fairness import KEEP_SECONDS, Placement, keeps_room, plan
 from shoal_scheduler.policy import NodeView
-from shoal_scheduler.recall import Victim, find_victims
+from shoal_scheduler.recall import Victim, clear, find_victims
 from shoal_scheduler.waiting import PATIENCE_SECONDS, Waiting
 
 SOON = PATIENCE_SECONDS - 0.1
@@ -195,18 +195,16 @@ def test_a_plan_fits_the_nodes_and_leaves_nothing_that_fits(
 # ------------------------------------------------------------------------------------ victims
 
 
-def victims(
-    wanted: Wanted, nodes: list[NodeView], terms: dict[int, JobTerms] | None = None, *, kept: bool = False
-) -> list[Victim]:
+def victims(wanted: Wanted, nodes: list[NodeView], terms: dict[int, JobTerms] | None = None) -> list[Victim]:
     cluster = with_terms(clustered(nodes), terms)
     lines = Waiting(cluster)
     lines.put(wanted, SOON)
     (line,) = lines
-    return find_victims(line, wanted, cluster, 1, SOON, kept=nodes[0] if kept else None, is_head=kept)
+    return find_victims(line, cluster, 1, SOON)
 
 
-def victim(wanted: Wanted, node: NodeView, terms: dict[int, JobTerms] | None = None, *, kept: bool = False) -> str:
-    return "".join(found.lease.owner for found in victims(wanted, [node], terms, kept=kept))
+def victim(wanted: Wanted, node: NodeView, terms: dict[int, JobTerms] | None = None) -> str:
+    return "".join(found.lease.owner for found in victims(wanted, [node], terms))
 
 
 def full(*leases: LeaseSummary, count: int = 6) -> NodeView:
@@ -243,6 +241,7 @@ def test_weights_and_priorities_decide_who_is_asked() -> None:
     assert victim(waiting(1, [9]), full(summary(1, 3), summary(2, 3)), {1: JobTerms(priority=1)}) == process_id(2, 0)
     assert victim(waiting(1, [9]), held, {2: JobTerms(priority=1)}) == ""
     assert victim(waiting(3, [1]), full(summary(1, 2), summary(2, 2)), {1: JobTerms(priority=-1)}) == process_id(1, 0)
+    assert victim(waiting(3, [1]), full(summary(1, 3), summary(2, 3)), {3: JobTerms(priority=-1)}) == ""
     assert victim(waiting(1, [9]), held, {1: JobTerms(quotas=cpus(2))}) == "", "more than its quota it cannot get"
 
 
@@ -270,8 +269,20 @@ def test_in_a_large_cluster_many_leases_are_asked_for_at_once_but_not_too_many()
 def test_a_lease_is_asked_for_only_where_its_return_helps() -> None:
     node = view(1, cpus(4), {}, leases=[summary(1, 4)])
     assert victim(waiting(2, [1], cpus(2)), node) == "", "one lease is not room enough"
-    assert victim(waiting(2, [1], cpus(2)), node, kept=True) != "", "but where room is kept, it is a beginning"
-    node = view(1, cpus(4), {}, leases=[summary(1, 4)])
-    assert victim(waiting(2, [1], {"GPU": 10_000}), node, kept=True) == ""
     assert victim(waiting(2, [1]), view(1, cpus(4), cpus(1), leases=[summary(1, 3)])) == "", "there is room"
     assert victim(waiting(2, [1]), view(1, cpus(4), {}, draining=True, leases=[summary(1, 4)])) == ""
+
+
+def cleared(wanted: Wanted, node: NodeView) -> list[str]:
+    return [found.lease.owner for found in clear(wanted, node, clustered([node]))]
+
+
+def test_where_room_is_kept_whoever_is_in_the_way_is_asked_for_as_much_as_is_lacking() -> None:
+    one, two, three = (process_id(number, 0) for number in (1, 2, 3))
+    node = view(1, cpus(4), cpus(1), leases=[summary(1, 2), summary(2, 1)])
+    assert cleared(waiting(3, [1], cpus(3)), node) == [one, two], "who will hold most comes first"
+    assert cleared(waiting(3, [1], cpus(3)), node) == [], "they are asked"
+    assert cleared(waiting(3, [1], cpus(4)), node) == [one]
+    shared = view(1, {**cpus(4), "GPU": 10_000}, cpus(1), leases=[summary(1, 3), summary(2, 1, {"GPU": 10_000})])
+    assert cleared(waiting(3, [1], {"GPU": 10_000}), shared) == [two], "only what is lacking"
+    assert cleared(waiting(3, [1], cpus(2)), view(1, cpus(4), cpus(1), leases=[summary(3, 3)])) == [three]

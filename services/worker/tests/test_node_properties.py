@@ -249,7 +249,7 @@ class World:
         self.pending: dict[int, Message] = {}
         self.answers: dict[int, Message | ShoalError] = {}
         self.asks: list[Ask] = []
-        self.announcement = 0
+        self.sequence = 0
         self.announced_at = float("-inf")
         self.deaths_told = 0
         # The truth.
@@ -374,6 +374,8 @@ class World:
     def replied(self, request: Message, answer: Message | ShoalError) -> None:
         if isinstance(request, LeaseRequest):
             assert isinstance(answer, LeaseAnswer)
+            assert answer.sequence > self.sequence
+            self.sequence = answer.sequence
             assert sorted([*answer.granted, *answer.refused]) == sorted(request.slots)
             assert bool(answer.reason) == bool(answer.refused), "a refusal says why, and only a refusal"
             known_dead = self.core.liveness.is_dead(request.owner) or self.core.liveness.has_ended(request.job_id)
@@ -416,8 +418,8 @@ class World:
 
     def published(self, message: Message) -> None:
         if isinstance(message, NodeAnnouncement):
-            self.announcement += 1
-            assert message.sequence == self.announcement
+            assert message.sequence > self.sequence
+            self.sequence = message.sequence
             assert self.now - self.announced_at >= COALESCE_SECONDS * 0.999
             self.announced_at = self.now
         elif isinstance(message, ProcessDied):

@@ -214,6 +214,7 @@ def _create(
         resources=options.resources,
         strategy=strategy,
         environment=environment_of(current, job, actor_class.packed()),
+        priority=current.priority if options.priority is None else options.priority,
         max_restarts=options.max_restarts,
         methods=_bounded(handle_description, MOST_METHODS_BYTES, f"the methods of {cls.__name__}"),
         trace=current.trace_of_actor(cls.__name__, actor, job, began_ns),

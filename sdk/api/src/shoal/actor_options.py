@@ -102,6 +102,7 @@ class ActorOptions:
     strategy: Strategy
     group: GroupWish | None
     runtime_env: Mapping[str, Any] | None
+    priority: int | None
     name: str
     namespace: str
     detached: bool
@@ -135,6 +136,7 @@ def resolve_actor(options: Mapping[str, Any]) -> ActorOptions:
         strategy=strategy,
         group=group_wish(options),
         runtime_env=given.get("runtime_env"),
+        priority=given.get("priority"),
         name=given.get("name", ""),
         namespace=given.get("namespace", ""),
         detached=given.get("lifetime") == "detached",

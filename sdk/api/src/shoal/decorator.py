@@ -55,7 +55,8 @@ def remote(*args: Any, **options: Any) -> Any:
     Options of both: ``num_cpus``, ``num_gpus``, ``memory`` (bytes), ``resources`` ({name: amount}),
     ``accelerator_type``, ``name``, ``scheduling_strategy`` ("DEFAULT", "SPREAD" or an object of
     ``shoal.util.scheduling_strategies``), ``label_selector`` ({key: "v", "!v", "in(a,b)" or "!in(a,b)"}), and
-    ``fallback_strategy`` (a list of {"label_selector": …} that are tried in turn), and ``runtime_env`` (see
+    ``fallback_strategy`` (a list of {"label_selector": …} that are tried in turn), ``priority`` (0, or that of the
+    task which submits it: what has a higher one goes before other work of the same program), and ``runtime_env`` (see
     ``shoal.runtime_env``).
 
     Of functions: ``num_cpus`` is 1 unless given; ``num_returns`` (1), ``max_retries`` (3; -1 without end) for crashes

@@ -29,6 +29,7 @@ from shoal_core.machine import machine_id
 from shoal_core.protocol.errors import BusError, RequestRefusedError
 from shoal_core.protocol.ids import NO_NODE, ProcessId, new_process_id
 from shoal_core.protocol.messages import (
+    NO_TERMS,
     AttachDriver,
     DriverAlive,
     FinishJob,
@@ -36,6 +37,7 @@ from shoal_core.protocol.messages import (
     JobFinished,
     JobRecord,
     JobState,
+    JobTerms,
     ListNodes,
     LogLines,
     LogSettings,
@@ -67,6 +69,7 @@ class DriverOptions:
     metadata: dict[str, str] = field(default_factory=dict)
     log_to_driver: bool = True
     logging: LogSettings | None = None
+    terms: JobTerms = NO_TERMS
 
     @classmethod
     def of(
@@ -77,6 +80,7 @@ class DriverOptions:
         log_to_driver: bool,
         logging_level: int | str,
         logging_config: Any = None,
+        terms: JobTerms = NO_TERMS,
     ) -> DriverOptions:
         """Check the parameters of ``init`` that describe the job."""
         if namespace is not None and not isinstance(namespace, str):
@@ -91,6 +95,7 @@ class DriverOptions:
             metadata=dict(config.metadata),
             log_to_driver=log_to_driver,
             logging=log_settings_of(logging_config),
+            terms=terms,
         )
 
 
@@ -156,6 +161,7 @@ async def _open_job(runtime: Runtime, options: DriverOptions) -> JobRecord:
             metadata=options.metadata,
             log_to_driver=options.log_to_driver,
             logging=options.logging,
+            terms=options.terms,
         ),
     )
     subjects = runtime.subjects
@@ -163,6 +169,7 @@ async def _open_job(runtime: Runtime, options: DriverOptions) -> JobRecord:
     assert isinstance(job, JobRecord)
     runtime.reactor.job = job.job_id
     runtime.environment = options.environment.fields
+    runtime.reactor.terms = options.terms
     if runtime.node != NO_NODE:
         attach = AttachDriver(driver=runtime.local, job_id=job.job_id, machine_id=request.machine_id, pid=request.pid)
         subject = subjects.node_from_process(runtime.node, "attach_driver")

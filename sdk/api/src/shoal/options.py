@@ -26,6 +26,7 @@ from shoal.placement import (
     strategy_of,
 )
 from shoal.runtime_env.runtime_env import check_option as check_runtime_env
+from shoal.terms import check_priority
 from shoal_core.protocol.ids import MAX_RETURNS
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, to_units
 from shoal_core.runtime.streams import STREAMING
@@ -117,6 +118,7 @@ COMMON_OPTIONS: dict[str, Callable[[str, Any], None]] = {
     "resources": _resources,
     "accelerator_type": _text,
     "scheduling_strategy": check_strategy,
+    "priority": check_priority,
     "label_selector": check_selector,
     "fallback_strategy": check_fallback,
     "placement_group": check_group,
@@ -184,7 +186,7 @@ def resolve(options: Mapping[str, Any], function_name: str, *, generator: bool =
     amounts = {CPU: 1.0, **amounts_of(given)}
     resources = tuple(sorted((name, to_units(amount)) for name, amount in amounts.items() if amount))
     return TaskOptions(
-        scheduling_class=SchedulingClass(resources, strategy_of(given)),
+        scheduling_class=SchedulingClass(resources, strategy_of(given), priority=given.get("priority")),
         group=group_wish(options),
         runtime_env=given.get("runtime_env"),
         name=given.get("name", function_name),

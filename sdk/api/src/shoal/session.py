@@ -15,6 +15,7 @@ from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_curren
 from shoal.driver import DriverOptions, driver_session
 from shoal.environments import store_parts
 from shoal.logging_config import LoggingConfig
+from shoal.terms import terms_of
 from shoal_core import __version__, telemetry
 from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.tracing import ENABLED
@@ -122,6 +123,9 @@ def init(
     namespace: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     logging_config: LoggingConfig | None = None,
+    priority: int = 0,
+    weight: float = 1.0,
+    quotas: Mapping[str, float] | None = None,
     _metrics_export_port: int | None = None,
     **others: Any,
 ) -> Context:
@@ -132,9 +136,10 @@ def init(
     ``num_gpus``, ``resources``, ``labels`` and ``object_store_memory`` (bytes) describe the node of a cluster that is
     started, and are an error when joining. ``namespace`` is where the job's actors are named. ``runtime_env`` is
     what worker processes are to have (see ``shoal.runtime_env``). ``job_config`` (a ``JobConfig``) says both in one
-    object; what is said here comes first. ``logging_config`` is how all processes of the job write log lines. A cluster
-    that is started shows metrics of its four services on ``_metrics_export_port`` and the three ports behind it, on
-    127.0.0.1; without one it shows none.
+    object; what is said here comes first. ``logging_config`` is how all processes of the job write log lines. Programs
+    with a higher ``priority`` go first, those of the same one share the cluster by ``weight``, and this one never holds
+    more than its ``quotas``, such as ``{"CPU": 8}`` (docs/scheduling.md). A cluster that is started shows metrics of
+    its four services on ``_metrics_export_port`` and the three ports behind it, on 127.0.0.1, or else none.
 
     Raises ``RuntimeError`` if this process has joined already (unless ``ignore_reinit_error``) or for an unknown
     parameter, ``ValueError`` or ``TypeError`` for a wrong one, ``RuntimeEnvSetupError`` for an environment that cannot
@@ -158,7 +163,10 @@ def init(
         _membership.pid = os.getpid()
         options = HostOptions.of(num_cpus, num_gpus, resources, labels, object_store_memory)
         metrics_port = check_metrics_port("_metrics_export_port", _metrics_export_port)
-        driver = DriverOptions.of(namespace, runtime_env, job_config, log_to_driver, logging_level, logging_config)
+        terms = terms_of(priority, weight, quotas)
+        driver = DriverOptions.of(
+            namespace, runtime_env, job_config, log_to_driver, logging_level, logging_config, terms
+        )
         with contextlib.ExitStack() as undo:
             where = _find(address, options, metrics_port, undo)
             session = undo.enter_context(driver_session(where, driver))

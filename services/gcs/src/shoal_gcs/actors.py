@@ -33,7 +33,7 @@ from shoal_core.protocol.effects import Effect, Publish, Reply, Start
 from shoal_core.protocol.errors import InvalidRequestError
 from shoal_core.protocol.groups import GroupState
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ProcessId, ServiceId, SlotId, node_of
-from shoal_core.protocol.messages import ActorStart, Demand, DemandEntry, JobState, Message, NodeState
+from shoal_core.protocol.messages import NO_TERMS, ActorStart, Demand, DemandEntry, JobState, Message, NodeState
 from shoal_core.protocol.placement import Bundle, NodeAffinity
 from shoal_core.protocol.resources import fits, to_amounts
 from shoal_core.protocol.subjects import Subjects
@@ -159,6 +159,7 @@ class Actors:
                 resources=about.placement,
                 strategy=about.strategy,
                 environment=about.environment,
+                priority=about.priority,
                 wanted=1,
                 slots=[slot],
                 actor=start,
@@ -166,7 +167,14 @@ class Actors:
             )
             entries.append(entry)
         owner = ProcessId(about.actor_id)
-        demand = Demand(owner=owner, job_id=about.job_id, version=int(now * 1000), entries=entries)
+        job = self._state.jobs.get(about.job_id)
+        demand = Demand(
+            owner=owner,
+            job_id=about.job_id,
+            version=int(now * 1000),
+            entries=entries,
+            terms=NO_TERMS if job is None else job.value.record.config.terms,
+        )
         return Publish(self._subjects.demand(owner), demand)
 
     # -------------------------------------------------------------------------------- what is due

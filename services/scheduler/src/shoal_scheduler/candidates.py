@@ -14,6 +14,7 @@ from collections.abc import Container, Iterator, Mapping
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.placement import Spread, Strategy
 from shoal_core.protocol.resources import GPU, Resources, fits
+from shoal_scheduler.jobs import Amounts, amounts_of
 from shoal_scheduler.ordering import Ordering
 from shoal_scheduler.policy import NodeView, PlaceId, preference, spreads, waits_for_first
 
@@ -21,12 +22,12 @@ HALF_FULL = 0.5
 NOWHERE: Mapping[NodeId, float] = {}
 NO_BYTES: Mapping[NodeId, int] = {}
 
-Shape = tuple[tuple[tuple[str, int], ...], Strategy]
+Shape = tuple[Amounts, Strategy]
 
 
 def shape_of(resources: Resources, strategy: Strategy) -> Shape:
     """Return what a lease asks of a node, as a value that can be looked up."""
-    return tuple(sorted(resources.items())), strategy
+    return amounts_of(resources), strategy
 
 
 class Candidates:
@@ -35,9 +36,10 @@ class Candidates:
     Each node's key is: whether it lacks room now, how full it would be, how many leases and actors it has, its place.
     """
 
-    __slots__ = ("_leaves_gpus", "_orderings", "_packs", "_places", "resources", "seen", "strategy")
+    __slots__ = ("_leaves_gpus", "_orderings", "_packs", "_places", "resources", "seen", "shape", "strategy")
 
     def __init__(self, shape: Shape) -> None:
+        self.shape = shape
         amounts, self.strategy = shape
         self.resources: Resources = dict(amounts)
         self.seen = 0

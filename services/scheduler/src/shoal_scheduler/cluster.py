@@ -7,6 +7,7 @@ decision. What a node has granted counts as held until it has announced it itsel
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId
 from shoal_core.protocol.messages import LeaseSummary, NodeAnnouncement
@@ -33,7 +34,7 @@ class Granted:
 
 @dataclass
 class _Told:
-    """What is counted of a node beside what it says of its leases."""
+    """What is counted of a node beside its leases. ``owners`` have leases there that could be asked back."""
 
     granted: list[Granted] = field(default_factory=list)
     held_otherwise: list[tuple[JobId, Resources]] = field(default_factory=list)
@@ -70,6 +71,7 @@ class Cluster:
             node = NodeView(announcement.node_id, {}, {})
             self.add(node)
         elif announcement.sequence <= node.sequence:
+            node.heard_at = now
             return
         if announcement.total != node.total:
             self._count_total(node.total, -1)
@@ -147,13 +149,15 @@ class Cluster:
     def _count_held(self, node: NodeView, announcement: NodeAnnouncement | None) -> None:
         """Count what a node announces now, and no more what it announced before."""
         told = self._told[node.node_id]
-        for job_id, resources in told.held_otherwise:
-            self.jobs.count_others(job_id, resources, -1)
-        told.held_otherwise = _held_otherwise(announcement) if announcement is not None else []
-        node.lasting = {}
-        for job_id, resources in told.held_otherwise:
-            self.jobs.count_others(job_id, resources, 1)
-            node.lasting = add(node.lasting, resources)
+        held_otherwise = _held_otherwise(announcement) if announcement is not None else []
+        if told.held_otherwise != held_otherwise:
+            for job_id, resources in told.held_otherwise:
+                self.jobs.count_others(job_id, resources, -1)
+            node.lasting = {}
+            for job_id, resources in held_otherwise:
+                self.jobs.count_others(job_id, resources, 1)
+                node.lasting = add(node.lasting, resources)
+            told.held_otherwise = held_otherwise
         kept: list[Granted] = []
         for granted in told.granted:
             if announcement is not None and granted.sequence >= announcement.sequence:
@@ -165,18 +169,22 @@ class Cluster:
         self._count_leases(node, [lease for lease in leases if lease.bundle is None])
 
     def _count_leases(self, node: NodeView, leases: list[LeaseSummary]) -> None:
-        for lease in node.leases:
-            self.jobs.count_summary(lease, -1)
-            places = self.places.get(lease.owner)
-            if places is not None:
-                places.pop(node.place, None)
-                if not places:
-                    del self.places[lease.owner]
+        """Count the leases of a node or bundle; mostly they are as they were, in the same order."""
+        for before, after in zip_longest(node.leases, leases):
+            if before == after:
+                continue
+            if before is not None:
+                self.jobs.count_summary(before, -1)
+            if after is not None:
+                self.jobs.count_summary(after, 1)
+        were, are = _recallable(node.leases), _recallable(leases)
         node.leases = leases
-        for lease in leases:
-            self.jobs.count_summary(lease, 1)
-            if lease.count > lease.blocked + lease.recalled:
-                self.places.setdefault(lease.owner, {})[node.place] = None
+        for owner in are - were:
+            self.places.setdefault(owner, {})[node.place] = None
+        for owner in were - are:
+            del self.places[owner][node.place]
+            if not self.places[owner]:
+                del self.places[owner]
 
     # ------------------------------------------------------------------------------- asks
 
@@ -238,3 +246,8 @@ def _held_otherwise(announcement: NodeAnnouncement) -> list[tuple[JobId, Resourc
     """Return what jobs hold on a node beside leases: what their actors hold, and what their bundles reserve."""
     bundles = [(bundle.job_id, bundle.total) for bundle in announcement.bundles]
     return [*announcement.held_by_actors.items(), *bundles]
+
+
+def _recallable(leases: list[LeaseSummary]) -> set[ProcessId]:
+    """Return whose leases could be asked back."""
+    return {lease.owner for lease in leases if lease.count > lease.blocked + lease.recalled}

@@ -48,7 +48,7 @@ from shoal_scheduler.demand import DemandTable, Wanted
 from shoal_scheduler.fairness import Placement, free_room, keeps_room, place_heads, plan
 from shoal_scheduler.groups import GroupTable
 from shoal_scheduler.policy import NodeView, PlaceId, explain
-from shoal_scheduler.recall import find_victims
+from shoal_scheduler.recall import clear, find_victims
 from shoal_scheduler.waiting import Head, Line, Waiting
 
 PRESENCE_SECONDS = 1.0
@@ -218,7 +218,6 @@ class Scheduler:
         job = self.cluster.jobs.get(demand.job_id)
         if job.terms != demand.terms:
             job.terms = demand.terms
-            self._share_out(now)
         changed = self.demand.update(demand, now)
         for wanted in changed:
             wanted.ours = self._is_first(wanted)
@@ -243,6 +242,7 @@ class Scheduler:
         self.cluster.granted(ask.node, Granted(answer.sequence, ask.job_id, ask.owner, resources, len(answer.granted)))
         node, view = self.nodes.get(ask.node), self.cluster.find(ask.place)
         if node is not None and view is not None and answer.sequence >= node.sequence:
+            node.sequence = answer.sequence
             view.learn(answer.free)
         self._reopen(ask, answer.refused, now)
         wanted = self.demand.find(ask.owner, ask.key)
@@ -281,16 +281,16 @@ class Scheduler:
     # ------------------------------------------------------------------------------- who acts
 
     def _share_out(self, now: float) -> None:
-        """See anew which demand is this replica's to place, since the replicas have changed, or what goes by jobs."""
+        """See anew which demand is this replica's to place, since the replicas have changed."""
+        self.waiting.leads = self._acts_first("")
         everything = list(self.demand)
         for wanted in everything:
             wanted.ours = self._is_first(wanted)
         self._requeue(everything, now)
 
     def _is_first(self, wanted: Wanted) -> bool:
-        """Tell whether this replica is the one to act on a demand. One acts for a whole job that has quotas."""
-        by_job = bool(self.cluster.jobs.get(wanted.job_id).terms.quotas)
-        return self._acts_first(f"{wanted.job_id}/" if by_job else f"{wanted.owner}/{wanted.entry.key}/")
+        """Tell whether this replica is the first to act on a demand."""
+        return self._acts_first(f"{wanted.owner}/{wanted.entry.key}/")
 
     def _acts_first(self, name: str) -> bool:
         """Tell whether this replica is the one to act on what has this name."""
@@ -384,9 +384,13 @@ class Scheduler:
     def _attend(self, now: float) -> list[Effect]:
         """Do what can be done for demand that fits nowhere now: say so if it never will, else ask for leases back."""
         effects: list[Effect] = []
-        heads = {head.line: head for head in self.waiting.heads(now)}
+        calm_at = self.waiting.contention.over_at(now)
+        if calm_at is not None and not self.waiting.leads:
+            self._wake(calm_at)
+        heads = {head.line: head for head in self.waiting.heads(now)} if self.waiting.leads else {}
         askers = self.waiting.count_jobs()
         for line in self.waiting:
+            self.cluster.follow(line.candidates)  # what was kept while others had their turn is free again
             strategy = line.candidates.strategy
             if line.candidates.have_room:
                 continue
@@ -401,13 +405,17 @@ class Scheduler:
 
     def _recall(self, line: Line, head: Head | None, askers: int, now: float) -> list[Effect]:
         """Ask for leases back for a line, unless some have just come."""
+        if not self.waiting.leads:
+            return []
         recall_at = max(line.served_at, line.recalled_at) + RECALL_SECONDS
         if now < recall_at:
             self._wake(recall_at)
             return []
-        wanted = head.wanted if head is not None else line.turns.first
         kept = line.candidates.nearest() if head is not None and keeps_room(now - head.since) else None
-        victims = find_victims(line, wanted, self.cluster, askers, now, kept=kept, is_head=head is not None)
+        if head is not None and kept is not None:
+            victims = clear(head.wanted, kept, self.cluster)
+        else:
+            victims = find_victims(line, self.cluster, askers, now)
         if not victims:
             return []
         line.recalled_at = now

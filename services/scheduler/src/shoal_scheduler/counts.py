@@ -10,7 +10,7 @@ from shoal_core.protocol.measures import SECONDS_BOUNDS, Histogram, Labels, labe
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, from_units, is_of_one_node
 from shoal_scheduler.attempts import WaitingGroup
-from shoal_scheduler.candidates import Shape, shape_of
+from shoal_scheduler.candidates import Shape
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.gangs import missing_bundles
 from shoal_scheduler.policy import NodeView, is_feasible
@@ -52,12 +52,10 @@ def pending_resources(demand: Iterable[Wanted], groups: Iterable[WaitingGroup]) 
 
 def pending_infeasible(demand: Iterable[Wanted], views: Collection[NodeView]) -> int:
     """Return how many of them no node could ever grant, nor a bundle; the views are those of both."""
-    leases: Counter[Shape] = Counter()
+    unmet: Counter[Shape] = Counter()
     for wanted in demand:
-        leases[shape_of(wanted.entry.resources, wanted.entry.strategy)] += wanted.unmet()
-    return sum(
-        count for (resources, strategy), count in leases.items() if not is_feasible(dict(resources), strategy, views)
-    )
+        unmet[wanted.shape] += wanted.unmet()
+    return sum(count for (amounts, strategy), count in unmet.items() if not is_feasible(dict(amounts), strategy, views))
 
 
 def pending_seconds(demand: Iterable[Wanted], now: float) -> float:

@@ -35,7 +35,8 @@ class Wanted:
     ``open`` maps slots to the time they became open, ``asked`` to the number of the ask under way. ``served_at`` is
     when a slot was last granted or withdrawn, at first when the demand was first heard. ``avoid`` names nodes that
     refused although they have the room, and until when not to ask them again. ``ours``: this replica is the first to
-    act on it. ``served_before`` is what ``served_at`` was when the demand last took its place among what waits.
+    act on it. ``has_leases``: its owner holds leases like those wanted, else it has held none since ``idle_since``, if
+    it ever did. ``served_before`` is what ``served_at`` was when the demand last took its place among what waits.
     """
 
     owner: ProcessId
@@ -48,6 +49,8 @@ class Wanted:
     asked: dict[SlotId, int] = field(default_factory=dict)
     avoid: dict[NodeId, float] = field(default_factory=dict)
     noticed: bool = False
+    has_leases: bool = False
+    idle_since: float = 0.0
     ours: bool = True
     shape: Shape = field(init=False)
     served_before: float = field(init=False)
@@ -61,15 +64,15 @@ class Wanted:
         """What identifies it."""
         return self.owner, self.entry.key
 
-    def next_slot(self) -> SlotId | None:
-        """Return the open slot that this replica should place next, if any: others help where slots are overdue."""
-        if self.ours:
-            return next(iter(self.open), None)
-        return next((slot for slot, opened_at in self.open.items() if self._is_overdue(opened_at)), None)
+    def next_slot(self, opened_after: float) -> SlotId | None:
+        """Return the first open slot that is overdue, or was opened after some time."""
+        overdue = self.stated_at - HELP_SECONDS
+        return next((slot for slot, at in self.open.items() if at <= overdue or at >= opened_after), None)
 
-    def _is_overdue(self, opened_at: float) -> bool:
-        """Tell whether the owner has repeated a slot: whoever should have asked for it has not."""
-        return self.stated_at - opened_at >= HELP_SECONDS
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the owner has repeated a slot: whoever should have asked for it has not."""
+        return self.stated_at - min(self.open.values(), default=self.stated_at) >= HELP_SECONDS
 
     def unmet(self) -> int:
         """Return how many leases are asked for and not granted."""
@@ -193,7 +196,9 @@ def _restate(wanted: Wanted, entry: DemandEntry, record: _Owner, now: float) -> 
     if len(asked) < len(wanted.asked) or any(slot not in slots for slot in wanted.open):
         wanted.served_at = now
     wanted.entry = entry
-    wanted.shape = shape_of(entry.resources, entry.strategy)
+    shape = shape_of(entry.resources, entry.strategy)
+    if shape != wanted.shape:
+        wanted.shape = shape
     wanted.stated_at = now
     wanted.open = {
         slot: wanted.open.get(slot, now) for slot in slots if slot not in asked and slot not in record.granted

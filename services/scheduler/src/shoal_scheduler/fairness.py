@@ -59,9 +59,14 @@ def keeps_room(waited: float) -> bool:
 
 def plan(cluster: Cluster, waiting: Waiting, now: float) -> list[Placement]:
     """Return which slots to ask which nodes for: all that fits."""
+    room = False
     for line in waiting:
         cluster.follow(line.candidates)
-    if not any(line.candidates.have_room for line in waiting):
+        if line.candidates.have_room:
+            room = True
+        else:
+            waiting.contention.note(line, now)
+    if not room:
         return []
     return _Round(cluster, waiting, now).run()
 
@@ -102,7 +107,7 @@ class _Round:
 
     def run(self) -> list[Placement]:
         """Place until nothing more fits."""
-        for head in self._waiting.heads(self._now):
+        for head in self._waiting.heads(self._now) if self._waiting.leads else ():
             self.place_head(head)
             if not any(map(self._may_fit, self._waiting)):
                 break
@@ -113,21 +118,23 @@ class _Round:
         return list(self.placements.values())
 
     def place_head(self, head: Head) -> None:
-        """Place one slot of a head; if it fits nowhere, keep room for it."""
+        """Place one slot of a head; if it fits nowhere, or is for the leader to place, keep room for it."""
         wanted, line = head.wanted, head.line
-        if self._place(wanted, line):
+        if self._waiting.leads and self._place(wanted, line):
             self._waiting.begun(head)
-        elif keeps_room(self._now - head.since):
+            return
+        node = None if self._waiting.leads else self._choose(wanted, line)
+        if node is None and keeps_room(self._now - head.since):
             node = line.candidates.nearest()
-            if node is not None:
-                node.take(wanted.entry.resources)
-                self._cluster.jobs.count(wanted.job_id, wanted.owner, wanted.entry.resources, 1)
-                self.kept.append((wanted, node))
+        if node is not None:
+            node.take(wanted.entry.resources)
+            self._cluster.jobs.count(wanted.job_id, wanted.owner, wanted.entry.resources, 1)
+            self.kept.append((wanted, node))
 
     def _take_turns(self) -> None:
         lines: dict[Job, list[Line]] = {}
         for line in self._waiting:
-            if self._may_fit(line):
+            if self._waiting.may_place(line, self._now) and self._may_fit(line):
                 lines.setdefault(line.job, []).append(line)
         turns = [(self._rank(job), job) for job in lines]
         heapq.heapify(turns)
@@ -157,8 +164,9 @@ class _Round:
         return False
 
     def _skip(self, wanted: Wanted, line: Line) -> bool:
-        """Leave out a demand for which nodes are left alone that others may ask; tell whether there are others."""
-        if not any(until > self._now for until in wanted.avoid.values()):
+        """Leave out a demand that cannot be placed though others of its line may be; tell whether there are others."""
+        left_alone = any(until > self._now for until in wanted.avoid.values())
+        if not left_alone and self._waiting.next_slot(line, wanted, self._now) is not None:
             return False
         line.turns.discard(wanted.name)
         self._skipped.append(wanted)
@@ -166,9 +174,11 @@ class _Round:
 
     def _place(self, wanted: Wanted, line: Line) -> bool:
         """Place one slot, if it fits."""
+        slot = self._waiting.next_slot(line, wanted, self._now)
+        if slot is None:
+            return False
         node = self._choose(wanted, line)
-        slot = wanted.next_slot()
-        if node is None or slot is None:
+        if node is None:
             return False
         resources = wanted.entry.resources
         node.take(resources)

@@ -12,19 +12,23 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from shoal_core.protocol.ids import JobId, ProcessId
-from shoal_core.protocol.messages import JobTerms, LeaseSummary
+from shoal_core.protocol.messages import NO_TERMS, JobTerms, LeaseSummary
 from shoal_core.protocol.resources import CPU, Resources
 
 K = TypeVar("K")
-
-NO_TERMS = JobTerms()
+Amounts = tuple[tuple[str, int], ...]
 SYSTEM_RESOURCES = ("node:", "accelerator_type:")
 """Resources whose names begin so say where something is; a part of them is no claim on the cluster."""
 
 
+def amounts_of(resources: Resources) -> Amounts:
+    """Return resources as a value that can be looked up."""
+    return tuple(sorted(resources.items()))
+
+
 @dataclass(eq=False)
 class Job:
-    """One job. ``owners`` counts the leases of its owners that do not wait in get.
+    """One job. ``owners`` counts the leases of its owners that do not wait in get, ``held`` those of each shape.
 
     ``precedence_at`` is when a demand of it was last served that had waited too long, ``served_at`` when any was.
     """
@@ -34,6 +38,7 @@ class Job:
     used: Resources = field(default_factory=dict)
     going: Resources = field(default_factory=dict)
     owners: dict[ProcessId, int] = field(default_factory=dict)
+    held: dict[tuple[ProcessId, Amounts], int] = field(default_factory=dict)
     precedence_at: float = float("-inf")
     served_at: float = 0.0
 
@@ -89,8 +94,7 @@ class JobTable:
         """Count leases of an owner as held (``times`` below 0: as held no more)."""
         job = self.get(job_id)
         _add(job.used, resources, times)
-        _add(job.owners, {owner: 1}, times)
-        self.recounted.add(owner)
+        self._count_leases(job, owner, resources, times)
 
     def count_summary(self, lease: LeaseSummary, sign: int) -> None:
         """Count what a node says of an owner's leases (``sign`` -1: what it said before).
@@ -99,8 +103,7 @@ class JobTable:
         """
         job = self.get(lease.job_id)
         running = lease.count - lease.blocked
-        _add(job.owners, {lease.owner: 1}, sign * running)
-        self.recounted.add(lease.owner)
+        self._count_leases(job, lease.owner, lease.resources, sign * running)
         if lease.bundle is not None:
             return
         _add(job.used, lease.resources, sign * running)
@@ -109,6 +112,11 @@ class JobTable:
             _add(job.used, kept, sign * lease.blocked)
         if lease.recalled:
             _add(job.going, lease.resources, sign * lease.recalled)
+
+    def _count_leases(self, job: Job, owner: ProcessId, resources: Resources, times: int) -> None:
+        _add(job.owners, {owner: 1}, times)
+        _add(job.held, {(owner, amounts_of(resources)): 1}, times)
+        self.recounted.add(owner)
 
     def count_others(self, job_id: JobId, resources: Resources, sign: int) -> None:
         """Count what a job's actors hold, or its bundles reserve, on a node."""

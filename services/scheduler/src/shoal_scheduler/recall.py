@@ -1,9 +1,11 @@
 """Whom to ask for leases back for demand that waits: jobs that hold more than their share, and within a job owners.
 
 A lease is asked back where its job would still hold more than the job that waits will hold with it, so that shares
-come to lie within one lease of each other and then stay. Who holds nothing may ask anyone. Jobs of a lower priority are
-asked before; jobs of a higher one only by the head of a job that holds nothing. One lease must be enough to make room,
-but where room is kept.
+come to lie within one lease of each other and then stay. Who holds nothing may ask anyone of its priority, and a job of
+a higher priority those of lower ones. One lease must be enough to make room.
+
+The head of a job, for which room is kept on a node, has whoever is there asked, for as much as it lacks: it goes before
+everybody (``fairness``), and leases that serve endless work end only when they are asked back.
 """
 
 from __future__ import annotations
@@ -32,28 +34,24 @@ class Victim:
     lease: LeaseSummary
 
 
-def find_victims(
-    line: Line, wanted: Wanted, cluster: Cluster, askers: int, now: float, *, kept: NodeView | None, is_head: bool
-) -> list[Victim]:
-    """Return whom to ask for leases for a line of which ``wanted`` comes first, and count them as asked back.
+def find_victims(line: Line, cluster: Cluster, askers: int, now: float) -> list[Victim]:
+    """Return whom to ask for leases for what has its turn in a line, and count them as asked back.
 
-    ``askers`` is how many jobs wait: they share what was asked back before. Where room is kept, it is on ``kept``.
+    ``askers`` is how many jobs wait: they share what was asked back before.
     """
-    job = line.job
-    resources = wanted.entry.resources
+    job, wanted = line.job, line.turns.first
+    resources = line.candidates.resources
     if line.is_over_quota:
         return []
     most = min(1 + len(cluster.nodes) // NODES_FOR_ONE_MORE, len(line.turns) + len(wanted.open) - 1)
     victims: list[Victim] = []
-    search = _Search(line, resources, cluster, kept, now)
+    search = _Search(line, cluster, now)
     expected = _expected(job, cluster, askers)
     rivals = [rival for rival in cluster.jobs if rival is not job and rival.owners]
     while rivals and len(victims) < most:
-        after = job.share(cluster.total, add(expected, resources))
-        has_nothing = not job.used and not expected
         rival = max(rivals, key=lambda rival: _claim(rival, cluster.total))
         victim = None
-        if _may_ask(job, rival, after, has_nothing, is_head, cluster.total):
+        if _may_ask(job, rival, resources, expected, cluster.total):
             victim = search.first(sorted(rival.owners, key=lambda owner: (-rival.owners[owner], owner)))
         if victim is None:
             rivals.remove(rival)
@@ -61,14 +59,41 @@ def find_victims(
         cluster.mark_recalled(victim.node, victim.lease)
         victims.append(victim)
         expected = add(expected, victim.lease.resources)
-    if not victims:
-        own = job.owners.get(wanted.owner, 0)
-        richer = [owner for owner, held in job.owners.items() if owner != wanted.owner and (held > own + 1 or not own)]
-        victim = search.first(sorted(richer, key=lambda owner: (-job.owners[owner], owner)))
-        if victim is not None:
-            cluster.mark_recalled(victim.node, victim.lease)
-            victims.append(victim)
-    return victims
+    return victims or _within_job(line, cluster, search)
+
+
+def _within_job(line: Line, cluster: Cluster, search: _Search) -> list[Victim]:
+    """Ask for a lease of another owner of the same job that holds more."""
+    job, wanted = line.job, line.turns.first
+    own = job.owners.get(wanted.owner, 0)
+    richer = [owner for owner, held in job.owners.items() if owner != wanted.owner and (held > own + 1 or not own)]
+    victim = search.first(sorted(richer, key=lambda owner: (-job.owners[owner], owner)))
+    if victim is None:
+        return []
+    cluster.mark_recalled(victim.node, victim.lease)
+    return [victim]
+
+
+def clear(wanted: Wanted, node: NodeView, cluster: Cluster) -> list[Victim]:
+    """Return which leases to ask for on a node where room is kept, and count them as asked back."""
+    victims: list[Victim] = []
+    resources = wanted.entry.resources
+    while True:
+        free = node.free
+        for lease in node.leases:
+            if lease.recalled:
+                free = add(free, {name: units * lease.recalled for name, units in lease.resources.items()})
+        lacking = [name for name, units in resources.items() if free.get(name, 0) < units]
+        helpful = [
+            lease
+            for lease in node.leases
+            if lease.count > lease.blocked + lease.recalled and any(lease.resources.get(name) for name in lacking)
+        ]
+        if not helpful:
+            return victims
+        lease = max(helpful, key=lambda lease: (*_claim(cluster.jobs.get(lease.job_id), cluster.total), lease.owner))
+        cluster.mark_recalled(node, lease)
+        victims.append(Victim(node, lease))
 
 
 def _claim(job: Job, total: Resources) -> tuple[int, float, str]:
@@ -76,10 +101,11 @@ def _claim(job: Job, total: Resources) -> tuple[int, float, str]:
     return -job.terms.priority, job.lasting_share(total), job.job_id
 
 
-def _may_ask(job: Job, rival: Job, after: float, has_nothing: bool, is_head: bool, total: Resources) -> bool:
+def _may_ask(job: Job, rival: Job, resources: Resources, expected: Resources, total: Resources) -> bool:
     if rival.terms.priority != job.terms.priority:
-        return rival.terms.priority < job.terms.priority or (is_head and has_nothing)
-    return has_nothing or rival.lasting_share(total) > after
+        return rival.terms.priority < job.terms.priority
+    has_nothing = not job.used and not expected
+    return has_nothing or rival.lasting_share(total) > job.share(total, add(expected, resources))
 
 
 def _expected(job: Job, cluster: Cluster, askers: int) -> Resources:
@@ -94,11 +120,9 @@ def _expected(job: Job, cluster: Cluster, askers: int) -> Resources:
 class _Search:
     """Looks for a lease whose return helps one line."""
 
-    def __init__(self, line: Line, resources: Resources, cluster: Cluster, kept: NodeView | None, now: float) -> None:
-        self._line = line
-        self._resources = resources
+    def __init__(self, line: Line, cluster: Cluster, now: float) -> None:
+        self._candidates = line.candidates
         self._cluster = cluster
-        self._kept = kept
         self._now = now
 
     def first(self, owners: Iterable[ProcessId]) -> Victim | None:
@@ -108,22 +132,13 @@ class _Search:
     def _of(self, owner: ProcessId) -> Iterator[Victim]:
         for place in self._cluster.places.get(owner, ()):
             node = self._cluster.find(place)
-            if node is not None and place in self._line.candidates and node.avoid_until <= self._now:
+            if node is not None and place in self._candidates and node.avoid_until <= self._now:
                 for lease in node.leases:
-                    if (
-                        lease.owner == owner
-                        and lease.count > lease.blocked + lease.recalled
-                        and self._helps(node, lease)
-                    ):
+                    runs = lease.owner == owner and lease.count > lease.blocked + lease.recalled
+                    if runs and self._helps(node, lease):
                         yield Victim(node, lease)
 
     def _helps(self, node: NodeView, lease: LeaseSummary) -> bool:
-        """Tell whether the return of one lease makes room, or, where room is kept, more of what is missing there."""
-        resources = self._resources
-        if fits(resources, node.free):
-            return False
-        if fits(resources, add(node.free, lease.resources)):
-            return True
-        return node is self._kept and any(
-            lease.resources.get(name) and node.free.get(name, 0) < units for name, units in resources.items()
-        )
+        """Tell whether the return of one lease makes room."""
+        resources = self._candidates.resources
+        return not fits(resources, node.free) and fits(resources, add(node.free, lease.resources))

@@ -4,9 +4,14 @@ A *line* holds the demand of one job that asks the same of a node and has the sa
 holds the fewest leases comes first, then who has been asked for the least, then who was served longest ago. So what has
 its turn next is found among the heads of lines, however much waits behind them.
 
-A job's *head* is the demand of it that has waited longest, if that is longer than ``PATIENCE_SECONDS`` and no other
-head of the job was served within that time. There is one head a job, and it goes before everything else: so nobody
-waits for ever, and yet a job cannot get more than its share by having much that waits.
+Where there is room enough, replicas share the demand. Where there is not, one replica, the *leader*, places all of it:
+what comes free would else go to whoever is quickest, and not to whose turn it is, and be asked for by all of them at
+once. Each sees for itself, by what waits and what is free, which resources are *contended*.
+
+A job's *head* is the demand of it that has waited longest without a single lease, if that is longer than
+``PATIENCE_SECONDS`` and no other head of the job was served within that time. There is one head a job, and it goes
+before everything else: so nobody waits for ever, and yet a job cannot get more than its share by having much that
+waits.
 """
 
 from __future__ import annotations
@@ -14,9 +19,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import IntEnum
 
-from shoal_core.protocol.ids import ProcessId
+from shoal_core.protocol.ids import ProcessId, SlotId
 from shoal_core.protocol.placement import Bundle
+from shoal_core.protocol.resources import Resources
 from shoal_scheduler.candidates import Candidates
 from shoal_scheduler.cluster import Cluster
 from shoal_scheduler.demand import Wanted
@@ -26,12 +33,37 @@ from shoal_scheduler.ordering import Ordering
 PATIENCE_SECONDS = 2.0
 """Demand that got nothing for so long has waited too long."""
 
+CALM_SECONDS = 1.0
+"""Where nothing had to wait for so long, there is enough for everybody."""
+
+LATE_SECONDS = 0.01
+"""By so much two replicas may hear of the same thing at different times."""
+
 Urgency = tuple[int, int]
+
+
+class Stage(IntEnum):
+    """Whose demand is, where nothing is contended.
+
+    OURS: this replica's, which is the first to act on it. FRESH: another one's, which has had no time yet. OVERDUE:
+    another one's whose owner has repeated it, so that it should have been placed.
+    """
+
+    OURS = 0
+    FRESH = 1
+    OVERDUE = 2
+
+
+def stage_of(wanted: Wanted) -> Stage:
+    """Return whose demand is."""
+    if wanted.ours:
+        return Stage.OURS
+    return Stage.OVERDUE if wanted.is_overdue else Stage.FRESH
 
 
 @dataclass(eq=False)
 class Line:
-    """Demand that waits. ``turns`` is by whose turn it is, ``ages`` by who waits longest of those not asked for.
+    """Demand that waits. ``turns`` is by whose turn it is, ``ages`` by who waits longest of those that have nothing.
 
     ``untold`` is what this replica would have to tell the owners of, if no node can ever hold it.
     """
@@ -39,6 +71,7 @@ class Line:
     job: Job
     candidates: Candidates
     urgency: Urgency
+    stage: Stage = Stage.OURS
     turns: Ordering[Wanted] = field(default_factory=Ordering)
     ages: Ordering[Wanted] = field(default_factory=Ordering)
     untold: dict[tuple[ProcessId, int], Wanted] = field(default_factory=dict)
@@ -61,10 +94,40 @@ class Head:
     wanted: Wanted
     line: Line
 
+    def order(self) -> tuple[float, float, ProcessId, int]:
+        """Return the head's place among others: who has been one for longest comes first."""
+        return (self.since, self.wanted.served_at, *self.wanted.name)
+
 
 def urgency_of(wanted: Wanted) -> Urgency:
     """Return a demand's place among those of its job: by priority, then by depth, since the deeper holds up others."""
     return -wanted.entry.priority, -wanted.entry.depth
+
+
+class Contention:
+    """Of which resources there was not enough for what waited, not long ago, and since when."""
+
+    def __init__(self) -> None:
+        self._spans: dict[str, tuple[float, float]] = {}
+
+    def note(self, line: Line, now: float) -> None:
+        """Note that a line has no room: by what the nearest node lacks."""
+        node = line.candidates.nearest()
+        if node is None:
+            return
+        for name, units in line.candidates.resources.items():
+            if node.free.get(name, 0) < units:
+                since, at = self._spans.get(name, (now, now))
+                self._spans[name] = (since if now - at < CALM_SECONDS else now, now)
+
+    def began_at(self, resources: Resources, now: float) -> float | None:
+        """Return since when any of these is contended; None if none of them is."""
+        spans = [self._spans[name] for name in resources if name in self._spans]
+        return min((since for since, at in spans if now - at < CALM_SECONDS), default=None)
+
+    def over_at(self, now: float) -> float | None:
+        """Return when the next of what is contended will have been calm for long enough; None: nothing is contended."""
+        return min((at + CALM_SECONDS for _, at in self._spans.values() if now - at < CALM_SECONDS), default=None)
 
 
 class Waiting:
@@ -72,7 +135,10 @@ class Waiting:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._lines: dict[tuple[Candidates, Job, Urgency], Line] = {}
+        self.leads = True
+        """Whether this replica is the leader."""
+        self.contention = Contention()
+        self._lines: dict[tuple[Candidates, Job, Urgency, Stage], Line] = {}
         self._by_job: dict[Job, dict[Line, None]] = {}
         self._line_of: dict[tuple[ProcessId, int], Line] = {}
         self._of: dict[ProcessId, dict[int, Wanted]] = {}
@@ -95,30 +161,32 @@ class Waiting:
             self.put(wanted, now)
 
     def put(self, wanted: Wanted, now: float) -> None:
-        """Give a demand the place that it has now; none, if there is nothing of it that this replica should place."""
+        """Give a demand the place that it has now; none, if there is nothing of it to be placed."""
         job = self._cluster.jobs.get(wanted.job_id)
         line = self._line_of.get(wanted.name)
         if wanted.served_at > wanted.served_before:
             self._note_service(wanted, job, now)
         if line is not None:
-            moved = (line.candidates.resources, line.candidates.strategy) != (
-                wanted.entry.resources,
-                wanted.entry.strategy,
-            )
-            if wanted.next_slot() is None or moved or line.urgency != urgency_of(wanted):
+            moved = line.candidates.shape != wanted.shape or line.urgency != urgency_of(wanted)
+            moved = moved or line.stage != stage_of(wanted)
+            if not wanted.open or moved:
                 self._take_out(wanted, line)
                 line = None
-        if wanted.next_slot() is None:
+        if not wanted.open:
             return
         if line is None:
             line = self._line_of[wanted.name] = self._line_for(wanted, job)
             self._of.setdefault(wanted.owner, {})[wanted.entry.key] = wanted
         name = wanted.name
         line.turns.put(name, (job.owners.get(wanted.owner, 0), len(wanted.asked), wanted.served_at, *name), wanted)
-        if wanted.asked:
+        has_leases = (wanted.owner, wanted.shape[0]) in job.held
+        if wanted.has_leases and not has_leases:
+            wanted.idle_since = now
+        wanted.has_leases = has_leases
+        if wanted.asked or has_leases:
             line.ages.discard(name)
         else:
-            line.ages.put(name, (wanted.served_at, *name), wanted)
+            line.ages.put(name, (max(wanted.served_at, wanted.idle_since), *name), wanted)
         if wanted.ours and not wanted.noticed:
             line.untold[name] = wanted
         else:
@@ -136,10 +204,10 @@ class Waiting:
 
     def _line_for(self, wanted: Wanted, job: Job) -> Line:
         candidates = self._cluster.candidates(wanted.shape)
-        key = (candidates, job, urgency_of(wanted))
+        key = (candidates, job, urgency_of(wanted), stage_of(wanted))
         line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = Line(job, candidates, key[2], served_at=wanted.served_at)
+            line = self._lines[key] = Line(job, candidates, key[2], key[3], served_at=wanted.served_at)
             self._by_job.setdefault(job, {})[line] = None
         return line
 
@@ -154,15 +222,30 @@ class Waiting:
         line.untold.pop(wanted.name, None)
         self._due[line.job] = -math.inf
         if not line.turns:
-            del self._lines[(line.candidates, line.job, line.urgency)]
+            del self._lines[(line.candidates, line.job, line.urgency, line.stage)]
             del self._by_job[line.job][line]
             if not self._by_job[line.job]:
                 del self._by_job[line.job], self._due[line.job]
 
+    # ------------------------------------------------------------------------------- whose it is
+
+    def may_place(self, line: Line, now: float) -> bool:
+        """Tell whether this replica should place what is in a line, where there is room."""
+        if line.job.terms.quotas or self.contention.began_at(line.candidates.resources, now) is not None:
+            return self.leads
+        return line.stage is not Stage.FRESH
+
+    def next_slot(self, line: Line, wanted: Wanted, now: float) -> SlotId | None:
+        """Return the slot of a demand that this replica may place next: of FRESH demand what came to be contended."""
+        if line.stage is Stage.OURS:
+            return next(iter(wanted.open), None)
+        began_at = self.contention.began_at(line.candidates.resources, now)
+        return wanted.next_slot(math.inf if began_at is None else began_at - LATE_SECONDS)
+
     # ------------------------------------------------------------------------------- heads
 
     def heads(self, now: float) -> list[Head]:
-        """Return the heads of all jobs that have one, longest-waiting first."""
+        """Return the heads of all jobs that have one, longest-waiting first; they are the leader's to place."""
         found: list[Head] = []
         for job, due in self._due.items():
             if due > now:
@@ -177,15 +260,15 @@ class Waiting:
                 self._due[job] = head.since if head is not None else -math.inf
             else:
                 found.append(head)
-        return sorted(found, key=lambda head: (head.since, head.wanted.served_at, *head.wanted.name))
+        return sorted(found, key=Head.order)
 
     def _head(self, job: Job) -> Head | None:
-        lines = [line for line in self._by_job[job] if line.ages and len(line.candidates) and not line.is_over_quota]
-        line = min(lines, key=lambda line: line.ages.keys[0], default=None)
-        if line is None:
-            return None
-        wanted = line.ages.first
-        return Head(max(wanted.served_at, job.precedence_at) + PATIENCE_SECONDS, wanted, line)
+        heads = [
+            Head(max(line.ages.keys[0][0], job.precedence_at) + PATIENCE_SECONDS, line.ages.first, line)
+            for line in self._by_job[job]
+            if line.ages and len(line.candidates) and line.stage is not Stage.FRESH and not line.is_over_quota
+        ]
+        return min(heads, key=Head.order, default=None)
 
     def begun(self, head: Head) -> None:
         """A node is asked for a head: until it has answered, its job has no other."""

@@ -247,6 +247,7 @@ class NodeCore:
             refused = request.slots
         else:
             granted, refused, reason = self.workforce.grant(request, now)
+        self._sequence += 1
         return LeaseAnswer(
             node_id=self.node_id,
             granted=granted,

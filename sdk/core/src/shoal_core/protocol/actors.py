@@ -77,6 +77,7 @@ class ActorDescription(Message):
     resources: Resources = Field(description="What it holds while it lives.")
     strategy: Strategy = DEFAULT
     environment: str = Field(default="", description="The digest of the runtime environment; empty: none.")
+    priority: int = Field(default=0, description="See `DemandEntry`.")
     max_restarts: int = Field(default=0, description="How often it is started again; -1: without end.")
     methods: bytes = Field(default=b"", description="What a handle needs to know of the class; opaque to services.")
     trace: str = Field(default="", description="What its making belongs to (see ``traces``).")

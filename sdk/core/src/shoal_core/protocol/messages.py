@@ -172,7 +172,7 @@ class NodeAnnouncement(Message):
     """A node's state, published every second and soon after it changed (event ``announce``)."""
 
     node_id: NodeId
-    sequence: int = Field(description="Rises by one with each announcement of this node.")
+    sequence: int = Field(description="Rises with each announcement of this node, and each answer about a lease.")
     total: Resources
     free: Resources = Field(description="Without what bundles reserve. May be negative where workers overdraw.")
     labels: dict[str, str] = {}
@@ -235,6 +235,9 @@ class JobTerms(Message):
     quotas: Resources = Field(default={}, description="At most so much of these it holds at any time.")
 
 
+NO_TERMS = JobTerms()
+
+
 class LogEncoding(StrEnum):
     """How log lines are written."""
 
@@ -260,7 +263,7 @@ class JobConfig(Message):
     metadata: dict[str, str] = {}
     log_to_driver: bool = True
     logging: LogSettings | None = Field(default=None, description="None: the processes' logging is left as it is.")
-    terms: JobTerms = JobTerms()
+    terms: JobTerms = NO_TERMS
 
 
 class RegisterJob(Message):
@@ -463,7 +466,7 @@ class Demand(Message):
     job_id: JobId
     version: int
     entries: list[DemandEntry]
-    terms: JobTerms = Field(default=JobTerms(), description="The job's.")
+    terms: JobTerms = Field(default=NO_TERMS, description="The job's.")
 
 
 class LeaseRequest(Message):
@@ -488,7 +491,7 @@ class LeaseAnswer(Message):
     refused: list[SlotId]
     reason: str = ""
     free: Resources = Field(description="On the node, or in the bundle that was asked for.")
-    sequence: int = Field(description="Of the node's announcements: this answer is newer than that one.")
+    sequence: int = Field(description="As in the node's announcements: what has a lower one is older than this.")
 
 
 class RecallLeases(Message):

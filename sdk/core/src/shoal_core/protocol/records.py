@@ -83,7 +83,7 @@ class Task(msgspec.Struct, array_like=True, tag=1):
     number) before they are taken. A call of an actor's method is a task of lease 0: ``function`` is then the method's
     name and ``group`` the concurrency group it runs in, if the caller chose one. Calls of one caller come in its order.
     ``origins`` names the objects whose values the dependencies are, where a call needs that to ask for one again.
-    ``trace`` is what its run belongs to (see ``traces``).
+    ``trace`` is what its run belongs to (see ``traces``), ``priority`` what it submits has if nothing else is said.
     """
 
     number: TaskNumber
@@ -102,6 +102,7 @@ class Task(msgspec.Struct, array_like=True, tag=1):
     ahead: int = 0
     origins: list[Reference] = []
     in_group: InGroup | None = None
+    priority: int = 0
 
 
 class TaskDone(msgspec.Struct, array_like=True, tag=2):

@@ -27,7 +27,7 @@ from shoal_core.protocol.ids import (
     object_key,
     task_of,
 )
-from shoal_core.protocol.messages import Demand
+from shoal_core.protocol.messages import NO_TERMS, Demand
 from shoal_core.protocol.records import (
     Borrow,
     Borrowed,
@@ -92,7 +92,7 @@ class Reactor:
         self.local = local
         self.node = node_of(local)
         self.job = JobId("")
-        self.depth = 0
+        self.terms = NO_TERMS
         self.commands: deque[Any] = deque()
         self.tally = Tally()
         self.counted: Callable[[], None] = _nothing
@@ -329,8 +329,7 @@ class Reactor:
         now = time.monotonic()
         entries = self.submission.demand(now)
         self.groups.core.demanded(self.submission.waiting(), now)
-        entries = [entry.model_copy(update={"depth": self.depth}) for entry in entries]
-        demand = Demand(owner=self.local, job_id=self.job, version=self._version, entries=entries)
+        demand = Demand(owner=self.local, job_id=self.job, version=self._version, entries=entries, terms=self.terms)
         self._bus.publish(self._subjects.demand(self.local), encode(demand))
 
     def close(self, reason: Failed) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -241,9 +241,23 @@ class Runtime:
         if not self.functions.is_uploaded(job, exported.function_id):
             self.call(self.functions.upload(job, exported))
 
+    @property
+    def priority(self) -> int:
+        """The priority of the task that runs here: what it submits has it too."""
+        running = current.get()
+        return 0 if running is None else running.task.priority
+
     def scheduling_key(self, scheduling_class: SchedulingClass) -> SchedulingKey:
         """Return the queue that tasks of a scheduling class share."""
         return self.reactor.submission.key_for(scheduling_class)
+
+    def _key_by_priority(self, key: SchedulingKey, wire: Task) -> SchedulingKey:
+        """Return the queue of a new task, which has the priority of the task that submits it if none of its own."""
+        own = key.scheduling_class.priority
+        if own is None and wire.priority:
+            return self.scheduling_key(replace(key.scheduling_class, priority=wire.priority))
+        wire.priority = own or 0
+        return key
 
     def submit(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Start a task and return the references to what it will return; never waits for the task.
@@ -260,7 +274,8 @@ class Runtime:
         wire = self._wire(number, call.function, call.name, call.returns, arguments, call.retry_on, began_ns)
         wire.in_group = call.in_group
         refs = self._returns(wire, call.ahead)
-        self._commands.append(PendingTask(wire, call.key, call.retries, dependencies, nested, _parent()))
+        key = self._key_by_priority(call.key, wire)
+        self._commands.append(PendingTask(wire, key, call.retries, dependencies, nested, _parent()))
         self.reactor.wake()
         return refs
 
@@ -345,6 +360,7 @@ class Runtime:
             retry_on,
             "",
             0 if running is None else running.task.depth + 1,
+            priority=self.priority,
         )
         if self.results is not None:
             wire.trace = spans.submitted(wire, self.local, self.job, began_ns)
@@ -539,6 +555,7 @@ class Runtime:
             assert isinstance(record, JobRecord)
             config = record.config
         self.namespace = config.namespace
+        self.reactor.terms = config.terms
         return config
 
     # ------------------------------------------------------------------------------- objects

@@ -131,13 +131,15 @@ class PendingTask:
 class SchedulingClass:
     """What tasks must share to run on the same lease. ``near`` is where most of their large arguments lie.
 
-    ``environment`` is the digest of their runtime environment.
+    ``environment`` is the digest of their runtime environment. ``priority`` None is that of the task which submits
+    them, 0 outside of tasks.
     """
 
     resources: tuple[tuple[str, int], ...]
     strategy: Strategy = DEFAULT
     environment: str = ""
     near: NodeId = NO_NODE
+    priority: int | None = None
 
 
 class Lease:
@@ -475,6 +477,8 @@ class Submission:
                 near=argument_bytes(key.queue[0].wire) if key.queue and key.scheduling_class.near != NO_NODE else {},
                 wanted=len(key.queue),
                 slots=list(key.slots),
+                depth=key.queue[0].wire.depth if key.queue else 0,
+                priority=key.scheduling_class.priority or 0,
                 trace="" if key.traced is None else key.traced.wire.trace,
             )
             for key in self.waiting()
