@@ -9,7 +9,7 @@ from shoal_core.protocol.groups import GroupDemand
 from shoal_core.protocol.ids import JobId, NodeId, PlacementGroupId
 from shoal_core.protocol.resources import Resources, add
 from shoal_scheduler.demand import HELP_SECONDS
-from shoal_scheduler.gangs import Plan
+from shoal_scheduler.gangs import Plan, missing_bundles
 
 MOST_RETURNS = 3
 """So often a node is told that a plan was given up; after that it finds out by itself."""
@@ -50,7 +50,7 @@ class Unneeded:
 
 @dataclass(slots=True)
 class UnderWay:
-    """A plan that is being carried out. ``asked`` are the asks that were not answered, by node.
+    """A plan that is being carried out. ``needs`` is what it takes of each node, ``asked`` are the asks not answered.
 
     ``committing``: its commit was asked for, and from then on nothing may be given back.
     """
@@ -58,6 +58,7 @@ class UnderWay:
     name: str
     attempt: int
     places: Plan
+    needs: dict[NodeId, Resources]
     asked: dict[NodeId, PrepareAsk] = field(default_factory=dict)
     committing: bool = False
 
@@ -69,8 +70,8 @@ class WaitingGroup:
     ``since`` is when this was first heard, ``opened_at`` when the attempt that is to be made was. ``retry_at`` is when
     to plan (again), ``tried_at`` when that was last in vain, and ``ours`` tells whether it was this scheduler's to plan
     then; ``avoid`` says until when not to ask nodes that refused although they seemed to have the room. Its job would
-    hold more than it may of the resources in ``over_quota``. ``rank`` is its place in the order of turns, the same for
-    all schedulers; groups of one ``shape`` fit where the others fit.
+    hold more than it may of the resources in ``over_quota``. ``together`` is what its bundles ask for that have no
+    place, ``rank`` its place in the order of turns, the same for all schedulers.
     """
 
     demand: GroupDemand
@@ -86,12 +87,15 @@ class WaitingGroup:
     ours: bool = False
     over_quota: list[str] = field(default_factory=list)
     rank: tuple[int, int, float, PlacementGroupId] = field(init=False)
-    shape: str = field(init=False)
+    together: Resources = field(init=False)
+    _shape: str = ""
 
     def __post_init__(self) -> None:
         about = self.demand.description
         self.rank = (-self.demand.terms.priority, -about.priority, self.demand.created_at, about.group_id)
-        self.shape = repr((about.bundles, about.selectors, about.strategy, about.soft_target, self.demand.nodes))
+        self.together = {}
+        for bundle in missing_bundles(self.demand):
+            self.together = add(self.together, bundle)
 
     @property
     def job_id(self) -> JobId:
@@ -99,13 +103,12 @@ class WaitingGroup:
         return self.demand.description.job_id
 
     @property
-    def together(self) -> Resources:
-        """What its bundles that have no place ask for."""
-        together: Resources = {}
-        for bundle, node in zip(self.demand.description.bundles, self.demand.nodes, strict=True):
-            if node is None:
-                together = add(together, bundle)
-        return together
+    def shape(self) -> str:
+        """What it asks for: of two groups of one shape, the one fits where the other fits."""
+        if not self._shape:
+            about = self.demand.description
+            self._shape = repr((about.bundles, about.selectors, about.strategy, about.soft_target, self.demand.nodes))
+        return self._shape
 
     @property
     def group(self) -> PlacementGroupId:

@@ -161,13 +161,13 @@ class GroupTable:
     ) -> list[Effect]:
         del plan.asked[ask.node]
         if isinstance(answer, BundlesPrepared) and answer.granted:
-            needed = _needs(waiting, plan.places)[ask.node]
+            needed = plan.needs[ask.node]
             owner = waiting.demand.description.owner
             self._cluster.granted(ask.node, Granted(answer.sequence, waiting.job_id, owner, needed, 1))
             return [] if plan.asked else [self._ask_commit(waiting, plan)]
         node = self._cluster.nodes.get(ask.node)
         if isinstance(answer, BundlesPrepared):
-            if fits(_needs(waiting, plan.places).get(ask.node, {}), answer.free):
+            if fits(plan.needs[ask.node], answer.free):
                 waiting.avoid[ask.node] = now + AVOID_SECONDS
         elif node is not None:
             node.avoid_until = now + AVOID_SECONDS
@@ -259,7 +259,8 @@ class GroupTable:
                 self._due_at = min(self._due_at, waiting.retry_at)
                 effects += self._wait(waiting, now, ours=True)
                 continue
-            if waiting.shape in self._full or (len(self._full) >= MOST_TRIED and waiting is not stalest):
+            tried = len(self._full)
+            if tried and (waiting.shape in self._full or (tried >= MOST_TRIED and waiting is not stalest)):
                 self._look_at = min(self._look_at, now + pause)
                 continue
             waiting.over_quota = self._cluster.jobs.get(waiting.job_id).over_quota(waiting.together)
@@ -296,7 +297,8 @@ class GroupTable:
     def _begin(self, waiting: WaitingGroup, places: Plan) -> list[Effect]:
         """Ask all nodes of a plan to reserve."""
         self._plans += 1
-        plan = UnderWay(f"{self._identity}.{self._plans}", waiting.demand.attempt + 1, places)
+        name, attempt = f"{self._identity}.{self._plans}", waiting.demand.attempt + 1
+        plan = UnderWay(name, attempt, places, _needs(waiting, places))
         waiting.under_way = plan
         self._cluster.jobs.count_others(waiting.job_id, waiting.together, 1)
         self._idle.discard(waiting.group)
@@ -304,7 +306,7 @@ class GroupTable:
         nodes = self._cluster.nodes
         bundles = waiting.demand.description.bundles
         effects: list[Effect] = []
-        for node, resources in _needs(waiting, places).items():
+        for node, resources in plan.needs.items():
             self._last_ask -= 1
             ask = plan.asked[node] = PrepareAsk(self._last_ask, node, waiting.group, plan.name)
             nodes[node].asked[ask.number] = resources
