@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -30,8 +30,6 @@ from shoal.util import state
 from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.integration.waiting import get, is_gone, until
 
-FOLDERS = "shoal-*-environments"
-
 
 def write(folder: Path, **files: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,22 +45,37 @@ def mark() -> None:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes, and a job with an environment of its own."""
-    one = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     folder = write(tmp_path_factory.mktemp("job"), of_the_job="WHO = 'the job'")
-    config = JobConfig(
+    one = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        one.add_node(num_cpus=2)
+        shoal.init(one.address, job_config=config(folder))
+        yield one
+    finally:
+        shoal.shutdown()
+        one.shutdown()
+
+
+def config(folder: str) -> JobConfig:
+    return JobConfig(
         runtime_env={
             "env_vars": {"SHOAL_T_JOB": "job", "SHOAL_T_BOTH": "job"},
             "working_dir": folder,
             "worker_process_setup_hook": mark,
         }
     )
+
+
+@contextlib.contextmanager
+def left(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
+    """Leave the cluster for the block, and join it again for the tests that follow."""
+    shoal.shutdown()
     try:
-        one.add_node(num_cpus=2)
-        shoal.init(one.address, job_config=config)
-        yield one
+        yield
     finally:
         shoal.shutdown()
-        one.shutdown()
+        folder = write(tmp_path / "job", of_the_job="WHO = 'the job'")
+        shoal.init(cluster.address, job_config=config(folder))
 
 
 @shoal.remote
@@ -255,32 +268,37 @@ def test_a_detached_actor_has_its_environment_after_its_creators_job(cluster: Cl
     actor = Looker.options(runtime_env={"working_dir": folder}, namespace="lasting", **options).remote()
     pid, place = get(actor.where.remote())
     job = shoal.get_runtime_context().get_job_id()
-    shoal.shutdown()
-    os.rename(folder, f"{folder}-gone")
-    shoal.init(cluster.address)
-    until(lambda: state.get_job(job).status == "SUCCEEDED", "the job of the creator has ended")  # type: ignore[union-attr]
-    found = shoal.get_actor("shoal_t_lasting", namespace="lasting")
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: is_gone(pid), "the actor's process is gone")
-    again, there = get(found.where.remote())
-    assert again != pid
-    assert os.listdir(there) == os.listdir(place) == ["shoal_t_lasting.py"]
-    assert get(found.look.remote("JOB", "HOOK")) == {"JOB": "job", "HOOK": "called"}
-    shoal.kill(found)
-    until(lambda: not os.path.exists(there), "the folder of the actor's own job is gone")
+    with left(cluster, tmp_path):
+        os.rename(folder, f"{folder}-gone")
+        shoal.init(cluster.address)
+        until(
+            lambda: state.list_jobs(filters=[("job_id", "=", job)])[0].status != "RUNNING",
+            "the creator's job has ended",
+        )
+        found = shoal.get_actor("shoal_t_lasting", namespace="lasting")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: is_gone(pid), "the actor's process is gone")
+        again, there = get(found.where.remote())
+        assert again != pid
+        assert os.listdir(there) == os.listdir(place) == ["shoal_t_lasting.py"]
+        assert get(found.look.remote("JOB", "HOOK")) == {"JOB": "job", "HOOK": "called"}
+        shoal.kill(found)
+        until(lambda: not os.path.exists(there), "the folder of the actor's own job is gone")
 
 
 def test_a_jobs_folders_go_with_it(cluster: Cluster, tmp_path: Path) -> None:
     folder = write(tmp_path / "work", shoal_t_ends="WHO = 'ends'")
     place = Path(get(who.options(runtime_env={"working_dir": folder}).remote("shoal_t_ends"))[1])
     assert place.is_dir()
-    shoal.shutdown()
-    until(lambda: not place.exists(), "the folder of the job is gone")
+    with left(cluster, tmp_path):
+        until(lambda: not place.exists(), "the folder of the job is gone")
 
 
-def test_processes_write_log_lines_as_the_driver_says(capfd: pytest.CaptureFixture[str]) -> None:
+def test_processes_write_log_lines_as_the_driver_says(
+    cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     @shoal.remote
-    def write() -> str:
+    def write_lines() -> str:
         logging.getLogger("mine").info("from a task", extra={"colour": "red"})
         return shoal.get_runtime_context().get_worker_id()
 
@@ -293,23 +311,23 @@ def test_processes_write_log_lines_as_the_driver_says(capfd: pytest.CaptureFixtu
         lines.extend(map(json.loads, found))
         return bool(lines)
 
-    shoal.shutdown()
     try:
-        with shoal.init("local", num_cpus=1, logging_config=shoal.LoggingConfig(encoding="JSON")):
-            worker = get(write.remote())
+        with left(cluster, tmp_path):
+            shoal.init(cluster.address, logging_config=shoal.LoggingConfig(encoding="JSON"))
+            worker = get(write_lines.remote())
             until(read, "the line of the task has come")
             assert (lines[0]["worker_id"], lines[0]["colour"], lines[0]["levelname"]) == (worker, "red", "INFO")
             assert lines[0]["job_id"] == shoal.get_runtime_context().get_job_id()
-            assert "write" in lines[0]["task_name"]
+            assert "write_lines" in lines[0]["task_name"]
     finally:
         root.handlers, root.level = before
 
 
-def test_nothing_is_left_of_a_job(tmp_path: Path) -> None:
-    before = set(Path(tempfile.gettempdir()).glob(FOLDERS))
+def test_nothing_is_left_of_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
     folder = write(tmp_path / "work", shoal_t_left="WHO = 'left'")
-    with shoal.init("local", num_cpus=1, runtime_env={"working_dir": folder}):
-        said, place, _ = get(who.remote("shoal_t_left"))
-        assert said == "left"
-        assert Path(place).is_dir()
-    until(lambda: not set(Path(tempfile.gettempdir()).glob(FOLDERS)) - before, "the folders of the nodes are gone")
+    with left(cluster, tmp_path):
+        with shoal.init("local", num_cpus=1, runtime_env={"working_dir": folder}):
+            said, place, _ = get(who.remote("shoal_t_left"))
+            assert said == "left"
+            assert Path(place).is_dir()
+        until(lambda: not Path(place).parent.parent.exists(), "the folder of the node is gone")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from services.scheduler.tests.simulation import cpus, job_id
 from shoal_core.protocol.groups import GroupDemand, GroupDescription, GroupStrategy
 from shoal_core.protocol.ids import NodeId, PlacementGroupId, SlotId
-from shoal_core.protocol.messages import Demand, DemandEntry, LeaseSummary, NodeAnnouncement
+from shoal_core.protocol.messages import NO_TERMS, Demand, DemandEntry, JobTerms, LeaseSummary, NodeAnnouncement
 from shoal_core.protocol.placement import DEFAULT, Conditions, Strategy
 from shoal_core.protocol.resources import Resources
 from shoal_core.testing.builders import node_id, process_id
@@ -141,6 +141,7 @@ def group_demand(
     target: int | None = None,
     priority: int = 0,
     created_at: float = 0.0,
+    terms: JobTerms = NO_TERMS,
 ) -> GroupDemand:
     """Return what is stated of the ``number``-th group; ``there`` are the numbers of the nodes where bundles lie."""
     about = GroupDescription(
@@ -154,4 +155,4 @@ def group_demand(
         priority=priority,
     )
     nodes = [None if node is None else node_id(node) for node in there or [None] * len(bundles)]
-    return GroupDemand(description=about, attempt=attempt, nodes=nodes, created_at=created_at)
+    return GroupDemand(description=about, attempt=attempt, nodes=nodes, created_at=created_at, terms=terms)

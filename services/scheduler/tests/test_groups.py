@@ -26,6 +26,7 @@ from shoal_core.protocol.messages import (
     DemandEntry,
     DemandNotice,
     GetPending,
+    JobTerms,
     LeaseRequest,
     LeaseSummary,
     Message,
@@ -227,15 +228,17 @@ def test_one_of_many_schedulers_plans_a_group_and_the_others_help_if_it_is_state
 # ------------------------------------------------------------------------------- room
 
 
-def test_groups_come_by_priority_and_then_by_age() -> None:
+def test_groups_come_by_the_priority_of_their_job_and_their_own_and_then_by_age() -> None:
     driven = Driven()
-    for number, priority, created_at in ((1, 0, 2.0), (2, 0, 1.0), (3, 5, 3.0)):
-        driven(group_demand([cpus(3)], number=number, priority=priority, created_at=created_at), 1.0)
+    for number, of_job, priority, created_at in ((1, 0, 0, 2.0), (2, 0, 0, 1.0), (3, 0, 5, 3.0), (4, 1, 0, 4.0)):
+        terms = JobTerms(priority=of_job)
+        stated = group_demand([cpus(3)], number=number, priority=priority, created_at=created_at, terms=terms)
+        driven(stated, 1.0)
     order = []
-    for node in (1, 2, 3):
+    for node in (1, 2, 3, 4):
         effects = driven(announced(node, 1, cpus(4)), 1.0 + node * LOOK_SECONDS * 2)
         order += [ask.context.group for ask in asks(effects, PrepareBundles)]
-    assert [int(group, 16) for group in order] == [3, 2, 1]
+    assert [int(group, 16) for group in order] == [4, 3, 2, 1]
 
 
 def busy(driven: Driven, now: float, sequence: int, *leases: LeaseSummary, free: float = 0.0) -> list[Effect]:
@@ -308,6 +311,22 @@ def test_what_waits_is_listed_with_the_groups() -> None:
     (row,) = reply.message.pending
     assert (row.name, row.resources, row.wanted) == (f"placement group {GROUP}", cpus(7), 2)
     assert (row.waiting_seconds, row.feasible, row.job_id) == (2.0, False, JOB)
+
+
+def test_groups_of_a_job_do_not_take_it_beyond_its_quota() -> None:
+    driven = Driven(1, 2)
+    terms = JobTerms(quotas=cpus(4))
+    first, second = (group_demand([cpus(3)], number=number, terms=terms) for number in (1, 2))
+    (ask,) = asks(driven(first, 1.0), PrepareBundles)
+    assert asks(driven(second, 1.0), PrepareBundles) == [], "what is being prepared counts"
+    (commit,) = asks(driven.prepared(ask, 1.0), CommitGroup)
+    driven(Answered(commit.context, record(first, [node_id(1)])), 1.0)
+    assert asks(driven.core.tick(1.1), PrepareBundles) == [], "and what was prepared and not announced yet"
+    (row,) = pending(driven, 1.1)
+    assert row.why == "its job would hold more than its quota of CPU"
+    driven(announced_bundle(1, 3, (0, 3, 3, True)), 1.2)
+    assert asks(driven.core.tick(1.3), PrepareBundles) == []
+    assert len(asks(driven(announced(1, 4, cpus(4)), 1.4), PrepareBundles)) == 1, "the first was removed"
 
 
 # ------------------------------------------------------------------------------- leases out of bundles

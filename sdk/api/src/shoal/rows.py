@@ -12,7 +12,7 @@ MOST_ROWS = 10_000
 
 
 class Row(Mapping[str, Any]):
-    """One row. Its columns are attributes, and keys; ``COLUMNS`` are those that every row of the class has."""
+    """One row. Its columns are attributes, and keys; those that every row of a class has are annotated there."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self.__dict__.update(row)

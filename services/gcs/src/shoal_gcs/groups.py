@@ -30,7 +30,7 @@ from shoal_core.protocol.groups import (
     changed,
 )
 from shoal_core.protocol.ids import NodeId, PlacementGroupId, ServiceId
-from shoal_core.protocol.messages import BundleSummary, JobState, Message, NodeAnnouncement, NodeState
+from shoal_core.protocol.messages import NO_TERMS, BundleSummary, JobState, Message, NodeAnnouncement, NodeState
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import encode
 from shoal_gcs.actor_operations import NAME_TAKEN
@@ -141,8 +141,13 @@ class Groups:
         """State which bundles have no place, if any."""
         if not record.missing:
             return []
+        job = self._state.jobs.get(record.description.job_id)
         demand = GroupDemand(
-            description=record.description, attempt=record.attempt, nodes=record.nodes, created_at=record.created_at
+            description=record.description,
+            attempt=record.attempt,
+            nodes=record.nodes,
+            created_at=record.created_at,
+            terms=NO_TERMS if job is None else job.value.record.config.terms,
         )
         return [Publish(self._subjects.event(Role.GCS, self._identity, "group_demand"), demand)]
 

@@ -47,9 +47,13 @@ def _pending_group(waiting: WaitingGroup, nodes: Iterable[NodeView], now: float)
         resources=together,
         wanted=len(missing),
         waiting_seconds=max(0.0, now - waiting.since),
-        why=gangs.explain(demand, nodes),
+        why=_beyond(waiting.over_quota) or gangs.explain(demand, nodes),
         feasible=gangs.is_feasible(demand, nodes),
     )
+
+
+def _beyond(resources: list[str]) -> str:
+    return f"its job would hold more than its quota of {' and '.join(resources)}" if resources else ""
 
 
 def resource_view(nodes: Iterable[NodeView]) -> ResourceView:

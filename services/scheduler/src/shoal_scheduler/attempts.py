@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.groups import GroupDemand
-from shoal_core.protocol.ids import NodeId, PlacementGroupId
+from shoal_core.protocol.ids import JobId, NodeId, PlacementGroupId
+from shoal_core.protocol.resources import Resources, add
 from shoal_scheduler.demand import HELP_SECONDS
 from shoal_scheduler.gangs import Plan
 
@@ -67,8 +68,9 @@ class WaitingGroup:
 
     ``since`` is when this was first heard, ``opened_at`` when the attempt that is to be made was. ``retry_at`` is when
     to plan (again), ``tried_at`` when that was last in vain, and ``ours`` tells whether it was this scheduler's to plan
-    then; ``avoid`` says until when not to ask nodes that refused although they seemed to have the room. ``rank`` is its
-    place in the order of turns, the same for all schedulers; groups of one ``shape`` fit where the others fit.
+    then; ``avoid`` says until when not to ask nodes that refused although they seemed to have the room. Its job would
+    hold more than it may of the resources in ``over_quota``. ``rank`` is its place in the order of turns, the same for
+    all schedulers; groups of one ``shape`` fit where the others fit.
     """
 
     demand: GroupDemand
@@ -82,13 +84,28 @@ class WaitingGroup:
     avoid: dict[NodeId, float] = field(default_factory=dict)
     noticed: bool = False
     ours: bool = False
-    rank: tuple[int, float, PlacementGroupId] = field(init=False)
+    over_quota: list[str] = field(default_factory=list)
+    rank: tuple[int, int, float, PlacementGroupId] = field(init=False)
     shape: str = field(init=False)
 
     def __post_init__(self) -> None:
         about = self.demand.description
-        self.rank = (-about.priority, self.demand.created_at, about.group_id)
+        self.rank = (-self.demand.terms.priority, -about.priority, self.demand.created_at, about.group_id)
         self.shape = repr((about.bundles, about.selectors, about.strategy, about.soft_target, self.demand.nodes))
+
+    @property
+    def job_id(self) -> JobId:
+        """The group's job."""
+        return self.demand.description.job_id
+
+    @property
+    def together(self) -> Resources:
+        """What its bundles that have no place ask for."""
+        together: Resources = {}
+        for bundle, node in zip(self.demand.description.bundles, self.demand.nodes, strict=True):
+            if node is None:
+                together = add(together, bundle)
+        return together
 
     @property
     def group(self) -> PlacementGroupId:

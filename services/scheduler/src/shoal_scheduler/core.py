@@ -192,7 +192,7 @@ class Scheduler:
         for node in [node for node in self.nodes.values() if now - node.heard_at >= SILENT_SECONDS]:
             self.cluster.remove(node.node_id)
         self._requeue(self.demand.forget_silent(now), now)
-        self.cluster.jobs.forget_idle({wanted.job_id for wanted in self.demand})
+        self.cluster.jobs.forget_idle({waiting.job_id for waiting in (*self.demand, *self.groups)})
 
     def _connection_changed(self, connected: bool, now: float) -> None:
         """While nothing can be heard, silence means nothing; afterwards everyone has a full new period."""

@@ -11,9 +11,10 @@ The commit is asked for until it is answered, and nothing is given back meanwhil
 is given up before is never committed. When plans of several groups are in each other's way, all of them are given up as
 far as nodes have refused, and tried again after a pause that is different for each, so that one comes through.
 
-Groups are served by priority, then by age. The first of them that does not fit keeps room: what it needs on the nodes
-where it could be if leases came back counts as used by it, and those leases are asked back. Room is kept for a time,
-then for as long not, and so on, as it is for leases (``fairness``), since what is in the way may last for ever.
+Groups are served by the priority of their job, by their own, then by age; what would take a job beyond a quota waits.
+The first of them that does not fit keeps room: what it needs on the nodes where it could be if leases came back counts
+as used by it, and those leases are asked back. Room is kept for a time, then for as long not, and so on, as it is for
+leases (``fairness``), since what is in the way may last for ever.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from shoal_core.protocol.messages import DemandNotice, LeaseSummary, Message, Re
 from shoal_core.protocol.resources import Resources, add, fits
 from shoal_core.protocol.subjects import Subjects
 from shoal_scheduler.attempts import CommitAsk, PrepareAsk, ReturnAsk, UnderWay, Unneeded, WaitingGroup
-from shoal_scheduler.cluster import Cluster
+from shoal_scheduler.cluster import Cluster, Granted
 from shoal_scheduler.demand import FORGET_SECONDS
 from shoal_scheduler.fairness import keeps_room
 from shoal_scheduler.gangs import Plan, explain, free_without_leases, is_feasible, place
@@ -102,6 +103,7 @@ class GroupTable:
     def stated(self, demand: GroupDemand, now: float) -> list[Effect]:
         """Take in which bundles of a group have no place."""
         group = demand.description.group_id
+        self._cluster.jobs.get(demand.description.job_id).terms = demand.terms
         if demand.attempt < self._over.get(group, 0):
             return []  # an old statement that comes late
         known = self._waiting.get(group)
@@ -159,6 +161,9 @@ class GroupTable:
     ) -> list[Effect]:
         del plan.asked[ask.node]
         if isinstance(answer, BundlesPrepared) and answer.granted:
+            needed = _needs(waiting, plan.places)[ask.node]
+            owner = waiting.demand.description.owner
+            self._cluster.granted(ask.node, Granted(answer.sequence, waiting.job_id, owner, needed, 1))
             return [] if plan.asked else [self._ask_commit(waiting, plan)]
         node = self._cluster.nodes.get(ask.node)
         if isinstance(answer, BundlesPrepared):
@@ -257,6 +262,10 @@ class GroupTable:
             if waiting.shape in self._full or (len(self._full) >= MOST_TRIED and waiting is not stalest):
                 self._look_at = min(self._look_at, now + pause)
                 continue
+            waiting.over_quota = self._cluster.jobs.get(waiting.job_id).over_quota(waiting.together)
+            if waiting.over_quota:
+                self._look_at = min(self._look_at, now + pause)
+                continue
             waiting.tried_at = now
             ours = waiting.ours = waiting.is_overdue() or acts_first(f"group/{waiting.group}")
             places = place(waiting.demand, self._cluster.nodes.values(), now, avoid=waiting.avoid)
@@ -289,6 +298,7 @@ class GroupTable:
         self._plans += 1
         plan = UnderWay(f"{self._identity}.{self._plans}", waiting.demand.attempt + 1, places)
         waiting.under_way = plan
+        self._cluster.jobs.count_others(waiting.job_id, waiting.together, 1)
         self._idle.discard(waiting.group)
         self._keep_no_more(waiting.group)
         nodes = self._cluster.nodes
@@ -342,6 +352,7 @@ class GroupTable:
         self._idle.put(waiting.group, waiting.rank, waiting)
         if plan is None:
             return []
+        self._cluster.jobs.count_others(waiting.job_id, waiting.together, -1)
         for ask in plan.asked.values():
             self._settle(ask)
         if plan.committing:

@@ -38,7 +38,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from shoal_core.protocol.ids import JobId, NodeId, PlacementGroupId, ProcessId
-from shoal_core.protocol.messages import Message
+from shoal_core.protocol.messages import NO_TERMS, JobTerms, Message
 from shoal_core.protocol.placement import Conditions
 from shoal_core.protocol.resources import Resources
 
@@ -177,6 +177,7 @@ class GroupDemand(Message):
     attempt: int = Field(description="The record's: the next one is to be tried.")
     nodes: list[NodeId | None] = Field(description="Where its bundles lie; None for those that are to be placed.")
     created_at: float
+    terms: JobTerms = Field(default=NO_TERMS, description="The job's.")
 
 
 class PrepareBundles(Message):
