@@ -169,6 +169,7 @@ def placement_group(
         strategy=GroupStrategy(strategy),
         selectors=selectors,
         soft_target=soft_target,
+        priority=current.priority,
     )
     group = PlacementGroup(description.group_id, _specs(resources))
     if name or description.detached:
