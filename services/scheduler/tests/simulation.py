@@ -584,11 +584,16 @@ class World:
     def _record(self, record: GroupRecord) -> None:
         group = record.description.group_id
         self.groups[group] = record
+        self.group_changed(record)
         for node in self.nodes:
-            self.channel(lambda node=node: node.record_changed(record))  # type: ignore[misc]
+            if any(bundle.group == group for bundle in node.plans):
+                self.channel(lambda node=node: node.record_changed(record))  # type: ignore[misc]
         self.broadcast(
             GroupChanged(group_id=group, state=record.state, attempt=record.attempt, nodes=record.nodes), "gcs"
         )
+
+    def group_changed(self, record: GroupRecord) -> None:
+        """Hear that a group was created or removed."""
 
     def asked(self, request: LeaseRequest) -> None:
         """Hear what a node is asked for."""
