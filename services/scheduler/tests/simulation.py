@@ -199,6 +199,7 @@ class NodeModel:
         for bundle in () if granted else reserved:
             self._free_bundle(bundle)
         self._announce_soon()
+        self._sequence += 1
         return BundlesPrepared(node_id=self.node_id, granted=granted, free=self.table.free, sequence=self._sequence)
 
     def return_bundles(self, request: ReturnBundles) -> Done:

@@ -175,7 +175,7 @@ class NodeAnnouncement(Message):
     """A node's state, published every second and soon after it changed (event ``announce``)."""
 
     node_id: NodeId
-    sequence: int = Field(description="Rises with each announcement of this node, and each answer about a lease.")
+    sequence: int = Field(description="Rises with each announcement of this node, and each answer to a scheduler.")
     total: Resources
     free: Resources = Field(description="Without what bundles reserve. May be negative where workers overdraw.")
     labels: dict[str, str] = {}
