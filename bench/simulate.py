@@ -2,8 +2,9 @@
 
 The cores that decide are the real ones, and so are the nodes' tables of leases; owners are the small models of
 ``services/scheduler/tests/simulation.py``. Each run has the same workload, drawn from ``--seed``: jobs that come one
-after another, with weights and priorities, owners, tasks of three kinds of length, and actors. While it runs, no node
-may promise more than it has and no job that waits may starve; at its end all work must be done and nothing be held.
+after another, with weights and priorities, owners, tasks of three kinds of length, actors, and placement groups. While
+it runs, no node may promise more than it has, no group may be created that is not whole, and no job that waits may
+starve; at its end all work must be done and nothing be held.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.plots import Plot, Series, draw
-from services.scheduler.tests.simulation import OwnerModel, Queue, World, longest_wait
-from shoal_core.protocol.ids import JobId
+from services.scheduler.tests.simulation import OwnerModel, Queue, World, job_id, longest_wait
+from shoal_core.protocol.groups import GroupDemand, GroupDescription, GroupRecord, GroupState, GroupStrategy
+from shoal_core.protocol.ids import JobId, NodeId, PlacementGroupId
 from shoal_core.protocol.messages import JobTerms
+from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import CPU, Resources, to_resources
+from shoal_core.testing.builders import process_id
 
 NODE: dict[str, float] = {"CPU": 16, "memory": 64e9}
 NODE_WITH_GPUS: dict[str, float] = {"CPU": 32, "GPU": 4, "memory": 256e9}
@@ -57,6 +61,7 @@ class Scale:
     nodes: int
     tasks: int
     actors: int
+    groups: int
     jobs: int
     arrival_seconds: float
 
@@ -74,6 +79,7 @@ class Report:
     nodes: int
     tasks: int
     actors: int
+    groups: int
     jobs: int
     arrival_seconds: float
     virtual_seconds: float = 0.0
@@ -90,6 +96,8 @@ class Report:
     wait_p99: float = 0.0
     wait_max: float = 0.0
     longest_without_lease: float = 0.0
+    group_wait_p50: float = 0.0
+    group_wait_max: float = 0.0
     samples: list[tuple[float, float, int]] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
 
@@ -106,10 +114,29 @@ class Simulation(World):
         self.idle_since: dict[JobId, float] = {}
         self.longest_without_lease = 0.0
         self.coming = 0
+        self.group_waits: list[float] = []
+        self.group_lives: dict[PlacementGroupId, float] = {}
+        """How long each group lives that is not removed yet."""
 
     def waited(self, owner: OwnerModel, queue: Queue, seconds: float) -> None:
         """Keep a waiting time."""
         self.waits.append(seconds)
+
+    def group_changed(self, record: GroupRecord) -> None:
+        """Check that a group that was created is whole, and remove it when its time is over."""
+        group = record.description.group_id
+        if record.state is GroupState.CREATED:
+            for index, node in enumerate(record.nodes):
+                assert node is not None
+                assert Bundle(group, index) in self.nodes[int(node, 16) - 1].plans, "a gang is whole"
+            self.group_waits.append(self.now - record.created_at)
+            self.after(self.group_lives[group], lambda: self.remove_group(group))
+        elif record.state is GroupState.REMOVED:
+            del self.group_lives[group]
+
+    def is_over(self) -> bool:
+        """Tell whether all work has come and is done, and nobody remembers any."""
+        return not self.coming and not self.group_lives and self.is_quiet()
 
     def sample(self) -> None:
         """Look at the cluster: how much of it is used, how much waits, and whether anybody starves."""
@@ -131,7 +158,7 @@ class Simulation(World):
         self.longest_without_lease = max(self.longest_without_lease, without)
         assert without <= longest_wait(LONGEST_SECONDS, len(wanting)), "no job starves"
         self.samples.append((self.now, 1 - free / total, waiting))
-        if self.coming or not self.is_quiet():
+        if not self.is_over():
             self.after(SAMPLE_SECONDS, self.sample)
 
 
@@ -150,6 +177,7 @@ def add_work(world: Simulation, scale: Scale, draw_from: random.Random) -> None:
             JobTerms(priority=draw_from.choice((0, 0, 0, 0, 1)), weight=draw_from.choice((1, 1, 1, 2, 4))),
             tasks=max(1, round(scale.tasks * size / sum(sizes))),
             kinds=[TaskKind.drawn(draw_from) for _ in range(draw_from.randint(1, 12))],
+            groups=[GroupPlan.drawn(draw_from, scale.nodes) for _ in range(scale.groups // scale.jobs)],
             lives=[_bounded(draw_from.lognormvariate(3.0, 0.5)) for _ in range(scale.actors // scale.jobs)],
         )
         world.coming += 1
@@ -186,6 +214,7 @@ class JobPlan:
     terms: JobTerms
     tasks: int
     kinds: list[TaskKind]
+    groups: list[GroupPlan]
     lives: list[float]
 
     def begin(self, world: Simulation) -> None:
@@ -201,6 +230,38 @@ class JobPlan:
         for seconds in self.lives:
             life = Queue(0, to_resources({"CPU": 1}), 1, seconds, is_actor=True)
             world.add_owner(life, job=self.number, terms=self.terms)
+        for group in self.groups:
+            group.begin(world, self.number)
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """A placement group that is to come."""
+
+    bundles: list[Resources]
+    strategy: GroupStrategy
+    seconds: float
+
+    @classmethod
+    def drawn(cls, draw_from: random.Random, nodes: int) -> GroupPlan:
+        """Draw a group: most are small, one in twenty is as large as a gang of workers for training."""
+        count = min(nodes, 64 if draw_from.random() < 0.05 else draw_from.randint(1, 8))
+        bundle = to_resources({"CPU": draw_from.choice((1, 2, 4))})
+        strategy = draw_from.choice((GroupStrategy.PACK, GroupStrategy.SPREAD, GroupStrategy.STRICT_SPREAD))
+        return cls([bundle] * count, strategy, _bounded(draw_from.lognormvariate(2.0, 0.5)))
+
+    def begin(self, world: Simulation, job: int) -> None:
+        """Have the group wait."""
+        about = GroupDescription(
+            group_id=PlacementGroupId(f"{len(world.groups) + 1:032x}"),
+            job_id=job_id(job),
+            owner=process_id(len(world.owners), 0),
+            bundles=self.bundles,
+            strategy=self.strategy,
+        )
+        world.group_lives[about.group_id] = self.seconds
+        nowhere: list[NodeId | None] = [None] * len(self.bundles)
+        world.add_group(GroupDemand(description=about, attempt=0, nodes=nowhere, created_at=world.now))
 
 
 def _bounded(seconds: float) -> float:
@@ -217,7 +278,7 @@ def simulate(scale: Scale, schedulers: int, seed: int) -> Report:
     world.run(3.0)
     add_work(world, scale, random.Random(seed))
     world.sample()
-    while world.coming or not world.is_quiet():
+    while not world.is_over():
         assert world.now < MOST_VIRTUAL_SECONDS, "all work is done in time"
         world.run(SAMPLE_SECONDS)
     for node in world.nodes:
@@ -252,12 +313,16 @@ def _report(world: Simulation, scale: Scale, schedulers: int, seed: int) -> Repo
         wait_p99=_quantile(waits, 0.99),
         wait_max=_quantile(waits, 1.0),
         longest_without_lease=round(world.longest_without_lease, 3),
+        group_wait_p50=_quantile(sorted(world.group_waits), 0.5),
+        group_wait_max=_quantile(sorted(world.group_waits), 1.0),
         samples=world.samples,
         waits=[_quantile(waits, step / 200) for step in range(201)],
     )
 
 
 def _quantile(ordered: list[float], part: float) -> float:
+    if not ordered:
+        return 0.0
     return round(ordered[round(part * (len(ordered) - 1))], 4)
 
 
@@ -309,7 +374,8 @@ def _line(report: Report, points: list[tuple[float, float]]) -> Series:
 
 ROWS = [
     "decisions", "decisions_per_second", "busiest_seconds", "refused", "granted_twice", "conflict_rate", "leases",
-    "utilisation", "wait_p50", "wait_p95", "wait_p99", "wait_max", "longest_without_lease", "virtual_seconds",
+    "utilisation", "wait_p50", "wait_p95", "wait_p99", "wait_max", "longest_without_lease", "group_wait_p50",
+    "group_wait_max", "virtual_seconds",
 ]  # fmt: skip
 
 
@@ -317,6 +383,7 @@ def main(
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of 16 CPUs; every eighth has 32 and four GPUs.")] = 1000,
     tasks: Annotated[int, typer.Option(min=0, help="Tasks of all jobs together.")] = 1_000_000,
     actors: Annotated[int, typer.Option(min=0, help="Actors of all jobs together.")] = 10_000,
+    groups: Annotated[int, typer.Option(min=0, help="Placement groups of all jobs together.")] = 1000,
     jobs: Annotated[int, typer.Option(min=1, help="Jobs, of very different sizes.")] = 50,
     schedulers: Annotated[list[int], typer.Option(min=1, help="Run with so many; may be repeated.")] = [1, 2, 4, 8],  # noqa: B006 - typer copies it
     arrival_seconds: Annotated[float, typer.Option(min=0, help="Within this time all jobs come.")] = 20.0,
@@ -325,7 +392,7 @@ def main(
     output: Annotated[Format, typer.Option("--format", help="How to print the reports.")] = Format.TABLE,
 ) -> None:
     """Simulate schedulers among many nodes, and check that no node is over-committed and nobody starves."""
-    scale = Scale(nodes, tasks, actors, jobs, arrival_seconds)
+    scale = Scale(nodes, tasks, actors, groups, jobs, arrival_seconds)
     reports = []
     for count in schedulers:
         report = simulate(scale, count, seed)

@@ -11,7 +11,22 @@ from typer.testing import CliRunner
 
 from bench import simulate
 
-SMALL = ["--nodes", "6", "--tasks", "240", "--actors", "12", "--jobs", "3", "--arrival-seconds", "2", "--seed", "3"]
+SMALL = [
+    "--nodes",
+    "6",
+    "--tasks",
+    "240",
+    "--actors",
+    "12",
+    "--groups",
+    "6",
+    "--jobs",
+    "3",
+    "--arrival-seconds",
+    "2",
+    "--seed",
+    "3",
+]
 
 
 def test_all_work_is_done_with_any_number_of_schedulers_and_the_run_is_told_and_drawn(tmp_path: Path) -> None:
@@ -27,6 +42,7 @@ def test_all_work_is_done_with_any_number_of_schedulers_and_the_run_is_told_and_
         assert report["leases"] >= 12
         assert report["decisions"] >= report["leases"]
         assert 0 < report["utilisation"] <= 1
+        assert report["group_wait_max"] > 0
         assert report["wait_p50"] <= report["wait_p99"] <= report["wait_max"]
     assert "seed 3" in outcome.stderr
     drawn = ET.parse(plot).getroot()
@@ -34,6 +50,6 @@ def test_all_work_is_done_with_any_number_of_schedulers_and_the_run_is_told_and_
 
 
 def test_a_run_is_the_same_for_the_same_seed() -> None:
-    scale = simulate.Scale(nodes=3, tasks=60, actors=3, jobs=2, arrival_seconds=1.0)
+    scale = simulate.Scale(nodes=3, tasks=60, actors=3, groups=2, jobs=2, arrival_seconds=1.0)
     first, second = (simulate.simulate(scale, 2, seed=5) for _ in range(2))
     assert (first.decisions, first.waits, first.samples) == (second.decisions, second.waits, second.samples)

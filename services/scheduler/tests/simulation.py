@@ -199,6 +199,7 @@ class NodeModel:
         for bundle in () if granted else reserved:
             self._free_bundle(bundle)
         self._announce_soon()
+        self._sequence += 1
         return BundlesPrepared(node_id=self.node_id, granted=granted, free=self.table.free, sequence=self._sequence)
 
     def return_bundles(self, request: ReturnBundles) -> Done:
@@ -584,11 +585,16 @@ class World:
     def _record(self, record: GroupRecord) -> None:
         group = record.description.group_id
         self.groups[group] = record
+        self.group_changed(record)
         for node in self.nodes:
-            self.channel(lambda node=node: node.record_changed(record))  # type: ignore[misc]
+            if any(bundle.group == group for bundle in node.plans):
+                self.channel(lambda node=node: node.record_changed(record))  # type: ignore[misc]
         self.broadcast(
             GroupChanged(group_id=group, state=record.state, attempt=record.attempt, nodes=record.nodes), "gcs"
         )
+
+    def group_changed(self, record: GroupRecord) -> None:
+        """Hear that a group was created or removed."""
 
     def asked(self, request: LeaseRequest) -> None:
         """Hear what a node is asked for."""

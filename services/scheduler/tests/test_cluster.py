@@ -150,6 +150,16 @@ def test_what_is_counted_is_what_the_nodes_said_last(
     assert all(node in cluster.nodes for places in cluster.places.values() for node in places)
 
 
+def test_grants_count_in_whatever_order_their_answers_come() -> None:
+    cluster = clustered([])
+    cluster.announced(announced(1, 1, cpus(4)), 0.0)
+    node = cluster.nodes[node_id(1)]
+    for sequence in (3, 2):
+        cluster.granted(node_id(1), Granted(sequence, job_id(1), process_id(1, 0), cpus(1), 1))
+        node.sequence = max(node.sequence, sequence)
+    assert cluster.jobs.get(job_id(1)).used == cpus(2)
+
+
 def test_a_grant_counts_until_the_node_announces_it() -> None:
     cluster = clustered([])
     cluster.announced(announced(1, 1, cpus(4)), 0.0)

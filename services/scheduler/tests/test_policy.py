@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.tests.builders import among, summary, view, waiting
+from services.scheduler.tests.builders import among, summary, view
 from services.scheduler.tests.simulation import cpus
 from shoal_core.protocol.messages import ResourceView
 from shoal_core.protocol.placement import DEFAULT, SPREAD, Strategy
 from shoal_core.protocol.resources import Resources, fits
 from shoal_core.testing.builders import node_id
-from shoal_scheduler.answers import pending_list, resource_view
+from shoal_scheduler.answers import resource_view
 from shoal_scheduler.candidates import HALF_FULL
 from shoal_scheduler.policy import NodeView, explain, is_feasible
 
@@ -145,18 +145,6 @@ def test_a_view_counts_what_is_asked_on_top_of_what_a_node_says() -> None:
     assert node.free == cpus(2)
     assert node.utilisation(cpus(1)) == 0.75
     assert node.utilisation({}) == 0.0
-
-
-def test_what_waits_is_listed_longest_first_with_the_reason() -> None:
-    young, old = waiting(1, [1, 2], served_at=8.0), waiting(2, [1], cpus(9), served_at=1.0)
-    nodes = [view(1, cpus(4), {})]
-    rows = pending_list([young, old], [], nodes, 10.0).pending
-    assert [(row.owner, row.waiting_seconds, row.wanted, row.feasible) for row in rows] == [
-        (old.owner, 9.0, 1, False),
-        (young.owner, 2.0, 2, True),
-    ]
-    assert rows[0].why == explain(cpus(9), DEFAULT, nodes)
-    assert pending_list([young], [], nodes, 7.0).pending[0].waiting_seconds == 0.0, "never negative"
 
 
 def test_the_clusters_resources_are_the_sum_over_its_nodes() -> None:

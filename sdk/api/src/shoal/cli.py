@@ -1,4 +1,4 @@
-"""The command line: ``shoal up``, ``down``, ``status``, ``list``, ``memory``, ``drain``, ``service``, ``security``.
+"""The command line: ``shoal up``, ``down``, ``status``, ``why``, ``list``, ``memory``, ``drain``, ``service`` and more.
 
 ==========  ===========================================================
 exit code   meaning
@@ -31,6 +31,7 @@ from shoal.draining import drain as drain_nodes
 from shoal.listing import Listed, filter_of, print_rows, read_rows
 from shoal.memory import read_memory
 from shoal.memory_table import print_memory
+from shoal.reasons import print_reasons, read_reasons
 from shoal.rows import MOST_ROWS
 from shoal.security_commands import security
 from shoal.status import ClusterStatus, NodeStatus, Target, read_status
@@ -164,6 +165,26 @@ def status(
         print(json.dumps(seen.to_json(), indent=2))
     else:
         _print_status(seen)
+
+
+@app.command()
+def why(
+    about: Annotated[str, typer.Argument(help="A name of a task or actor, or an id, of a job or group too.")],
+    address: Address = None,
+    credentials: CredentialFile = None,
+    token: Token = None,
+    ca_file: AuthorityFile = None,
+    cluster: ClusterName = "default",
+    output: Output = Format.TABLE,
+) -> None:
+    """Say why something waits: for what, on which nodes, behind whom; 1 where nothing of that name is known."""
+    seen = asyncio.run(read_reasons(_target(address, credentials, token, ca_file, cluster), about))
+    if output is Format.JSON:
+        print(json.dumps(seen.to_json(), indent=2))
+    else:
+        print_reasons(seen, out)
+    if not seen.are_known:
+        raise typer.Exit(1)
 
 
 @app.command()

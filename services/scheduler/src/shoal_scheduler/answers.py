@@ -2,35 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
-from shoal_core.protocol.messages import PendingDemand, PendingList, ResourceView
+from shoal_core.protocol.messages import MOST_PENDING, GetPending, PendingDemand, PendingList, ResourceView
 from shoal_core.protocol.resources import Resources, add
 from shoal_scheduler import gangs
 from shoal_scheduler.attempts import WaitingGroup
+from shoal_scheduler.candidates import Shape
+from shoal_scheduler.cluster import Cluster
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.policy import NodeView, explain, is_feasible
+from shoal_scheduler.turns import turn_of
+from shoal_scheduler.waiting import Waiting
 
 
 def pending_list(
-    demand: Iterable[Wanted], groups: Iterable[WaitingGroup], nodes: Collection[NodeView], now: float
+    request: GetPending,
+    demand: Iterable[Wanted],
+    groups: Iterable[WaitingGroup],
+    cluster: Cluster,
+    waiting: Waiting,
+    now: float,
 ) -> PendingList:
-    """Return all demand that waits, longest first, with the reason. The views are those of nodes and of bundles."""
-    rows = [
-        PendingDemand(
-            owner=wanted.owner,
-            job_id=wanted.job_id,
-            name=wanted.entry.name,
-            resources=wanted.entry.resources,
-            wanted=wanted.entry.wanted,
-            waiting_seconds=max(0.0, now - wanted.since),
-            why=explain(wanted.entry.resources, wanted.entry.strategy, nodes),
-            feasible=is_feasible(wanted.entry.resources, wanted.entry.strategy, nodes),
+    """Return what waits of what is asked about, longest first, with the reason."""
+    wanted_rows = [wanted for wanted in demand if not request.about or request.about in _names(wanted)]
+    group_rows = [group for group in groups if not request.about or request.about in _group_names(group)]
+    rows: list[Wanted | WaitingGroup] = [*wanted_rows, *group_rows]
+    rows.sort(key=lambda row: row.since)
+    reasons = _Reasons(cluster, waiting, now)
+    return PendingList(pending=[reasons.row(row) for row in rows[:MOST_PENDING]], count=len(rows))
+
+
+def _names(wanted: Wanted) -> tuple[str, ...]:
+    actor = wanted.entry.actor
+    return (wanted.entry.name, wanted.job_id, wanted.owner, "" if actor is None else actor.actor_id)
+
+
+def _group_names(waiting: WaitingGroup) -> tuple[str, ...]:
+    about = waiting.demand.description
+    return (about.name, about.job_id, about.owner, about.group_id)
+
+
+class _Reasons:
+    """Makes the rows of an answer, and looks at each shape once."""
+
+    def __init__(self, cluster: Cluster, waiting: Waiting, now: float) -> None:
+        self._cluster = cluster
+        self._waiting = waiting
+        self._now = now
+        self._views = cluster.views()
+        self._known: dict[Shape, tuple[str, bool]] = {}
+
+    def row(self, waiting: Wanted | WaitingGroup) -> PendingDemand:
+        """Return one row."""
+        if isinstance(waiting, WaitingGroup):
+            return _pending_group(waiting, self._views, self._now)
+        entry = waiting.entry
+        why, feasible = self._explained(waiting)
+        return PendingDemand(
+            owner=waiting.owner,
+            job_id=waiting.job_id,
+            name=entry.name,
+            resources=entry.resources,
+            wanted=entry.wanted,
+            waiting_seconds=max(0.0, self._now - waiting.since),
+            why=why,
+            feasible=feasible,
+            actor=None if entry.actor is None else entry.actor.actor_id,
+            turn=turn_of(waiting, self._cluster, self._waiting, self._now),
         )
-        for wanted in demand
-    ]
-    rows += [_pending_group(waiting, nodes, now) for waiting in groups]
-    return PendingList(pending=sorted(rows, key=lambda row: -row.waiting_seconds))
+
+    def _explained(self, wanted: Wanted) -> tuple[str, bool]:
+        known = self._known.get(wanted.shape)
+        if known is None:
+            entry = wanted.entry
+            known = (
+                explain(entry.resources, entry.strategy, self._views),
+                is_feasible(entry.resources, entry.strategy, self._views),
+            )
+            self._known[wanted.shape] = known
+        return known
 
 
 def _pending_group(waiting: WaitingGroup, nodes: Iterable[NodeView], now: float) -> PendingDemand:
@@ -44,6 +95,7 @@ def _pending_group(waiting: WaitingGroup, nodes: Iterable[NodeView], now: float)
         owner=about.owner,
         job_id=about.job_id,
         name=f"placement group {about.name or about.group_id}",
+        group=about.group_id,
         resources=together,
         wanted=len(missing),
         waiting_seconds=max(0.0, now - waiting.since),

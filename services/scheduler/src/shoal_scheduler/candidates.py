@@ -52,6 +52,10 @@ class Candidates:
         """How many nodes could ever hold a lease."""
         return len(self._places)
 
+    def __iter__(self) -> Iterator[NodeView]:
+        """Yield the places that may be taken now, group by group, those that lack the least first."""
+        return (node for _, ordering in self._allowed() for node in ordering)
+
     def __contains__(self, node: PlaceId) -> bool:
         return node in self._places
 

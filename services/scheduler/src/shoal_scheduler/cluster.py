@@ -34,8 +34,9 @@ class Granted:
 
 @dataclass
 class _Told:
-    """What is counted of a node beside its leases. ``owners`` have leases there that could be asked back."""
+    """What is counted of a node beside its leases; ``sequence`` is of its last announcement."""
 
+    sequence: int = 0
     granted: list[Granted] = field(default_factory=list)
     held_otherwise: list[tuple[JobId, Resources]] = field(default_factory=list)
     bundles: dict[PlaceId, NodeView] = field(default_factory=dict)
@@ -81,7 +82,7 @@ class Cluster:
         node.labels = announcement.labels
         node.draining = announcement.draining
         node.actors = announcement.actors
-        node.sequence = announcement.sequence
+        node.sequence = self._told[node.node_id].sequence = announcement.sequence
         node.heard_at = now
         node.learn(announcement.free)
         self._learn_bundles(node, announcement)
@@ -200,7 +201,7 @@ class Cluster:
     def granted(self, node_id: NodeId, leases: Granted) -> None:
         """Count what a node has granted, until it says so itself."""
         node = self.nodes.get(node_id)
-        if node is not None and node.sequence <= leases.sequence and leases.count:
+        if node is not None and self._told[node_id].sequence <= leases.sequence and leases.count:
             self.jobs.count(leases.job_id, leases.owner, leases.resources, leases.count)
             self._told[node_id].granted.append(leases)
 

@@ -147,8 +147,9 @@ class Scheduler:
                 effects = self.groups.answered(ask, answer, now)
                 if not self.groups.has_plans_to_make():
                     return effects
-            case Request(GetPending(), token):
-                return [Reply(token, pending_list(self.demand, self.groups, self.cluster.views(), now))]
+            case Request(GetPending() as request, token):
+                listed = pending_list(request, self.demand, self.groups, self.cluster, self.waiting, now)
+                return [Reply(token, listed)]
             case Request(GetResources(), token):
                 return [Reply(token, resource_view(self.nodes.values()))]
             case Begin():

@@ -57,6 +57,11 @@ def keeps_room(waited: float) -> bool:
     return waited - 2 * KEEP_SECONDS * (doubled - 1) < KEEP_SECONDS * doubled
 
 
+def rank(job: Job, cluster: Cluster) -> Rank:
+    """Return a job's place in the order of turns; it only rises while a round goes on."""
+    return (-job.terms.priority, job.share(cluster.total), job.served_at, job.job_id)
+
+
 def plan(cluster: Cluster, waiting: Waiting, now: float) -> list[Placement]:
     """Return which slots to ask which nodes for: all that fits."""
     room = False
@@ -136,19 +141,15 @@ class _Round:
         for line in self._waiting:
             if self._waiting.may_place(line, self._now) and self._may_fit(line):
                 lines.setdefault(line.job, []).append(line)
-        turns = [(self._rank(job), job) for job in lines]
+        turns = [(rank(job, self._cluster), job) for job in lines]
         heapq.heapify(turns)
         while turns:
             before, job = turns[0]
-            rank = self._rank(job)
-            if rank == before and not self._take_turn(lines[job]):
+            now = rank(job, self._cluster)
+            if now == before and not self._take_turn(lines[job]):
                 heapq.heappop(turns)
                 continue
-            heapq.heapreplace(turns, (self._rank(job), job))
-
-    def _rank(self, job: Job) -> Rank:
-        """Return a job's place in the order of turns; it only rises while a round goes on."""
-        return (-job.terms.priority, job.share(self._cluster.total), job.served_at, job.job_id)
+            heapq.heapreplace(turns, (rank(job, self._cluster), job))
 
     def _take_turn(self, lines: list[Line]) -> bool:
         """Place one slot of a job, if any of its lines has one that fits; those that have not are left out."""

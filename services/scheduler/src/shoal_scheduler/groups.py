@@ -143,6 +143,7 @@ class GroupTable:
             if isinstance(answer, BundlesPrepared):
                 node = self._cluster.nodes.get(ask.node)
                 if node is not None and answer.sequence >= node.sequence:
+                    node.sequence = answer.sequence
                     node.learn(answer.free)
         known = self._waiting.get(ask.group)
         if known is None or known.under_way is None or known.under_way.name != ask.plan:

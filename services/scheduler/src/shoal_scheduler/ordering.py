@@ -41,6 +41,10 @@ class Ordering(Generic[T]):
         """Return an item by its name; KeyError if it is not there."""
         return self._items[self._key_of[name]]
 
+    def position(self, name: Hashable) -> int:
+        """Return how many items come before one; KeyError if it is not there."""
+        return bisect_left(self.keys, self._key_of[name])
+
     @property
     def first(self) -> T:
         """The item with the smallest key; IndexError if there is none."""

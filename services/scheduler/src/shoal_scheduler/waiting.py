@@ -151,6 +151,19 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._lines)
 
+    def jobs(self) -> list[Job]:
+        """Return the jobs that have demand that waits."""
+        return list(self._by_job)
+
+    def line_of(self, wanted: Wanted) -> Line | None:
+        """Return the line in which a demand waits, if it waits to be asked for."""
+        return self._line_of.get(wanted.name)
+
+    def before_in_job(self, wanted: Wanted, line: Line) -> int:
+        """Return how many demands of its job go before one that stands in a line."""
+        more_urgent = sum(len(other.turns) for other in self._by_job[line.job] if other.urgency < line.urgency)
+        return more_urgent + line.turns.position(wanted.name)
+
     def count_jobs(self) -> int:
         """Return how many jobs have demand that waits."""
         return len(self._by_job)
@@ -255,14 +268,15 @@ class Waiting:
                 if under_way.asked:
                     continue
                 del self._under_way[job]
-            head = self._head(job)
+            head = self.head_of(job)
             if head is None or head.since > now:
                 self._due[job] = head.since if head is not None else -math.inf
             else:
                 found.append(head)
         return sorted(found, key=Head.order)
 
-    def _head(self, job: Job) -> Head | None:
+    def head_of(self, job: Job) -> Head | None:
+        """Return the demand of a job that is its head, or will be if it goes on waiting."""
         heads = [
             Head(max(line.ages.keys[0][0], job.precedence_at) + PATIENCE_SECONDS, line.ages.first, line)
             for line in self._by_job[job]

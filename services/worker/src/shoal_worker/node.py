@@ -260,6 +260,7 @@ class NodeCore:
     def _prepare(self, request: PrepareBundles, token: int, now: float) -> BundlesPrepared:
         reason = "the node is leaving" if self.workforce.draining else self.bundles.prepare(request, now)
         self.workforce.changed = self.workforce.changed or not reason
+        self._sequence += 1
         return BundlesPrepared(
             node_id=self.node_id,
             granted=not reason,

@@ -17,6 +17,7 @@ from shoal import inventory
 from shoal.inventory import ActorState, JobState, NodeState, WorkerState
 from shoal.memory import ClusterMemory, ask_all
 from shoal.placement_groups import find_record, list_records, row_of
+from shoal.reasons import ask_why
 from shoal.rows import MOST_ROWS, AnyRow, Filter, Row, check_filters, columns_of, count, select
 from shoal.session import runtime
 from shoal_core.bus import Bus
@@ -50,6 +51,7 @@ __all__ = [
     "list_workers",
     "summarize_actors",
     "summarize_objects",
+    "why",
 ]
 
 T = TypeVar("T")
@@ -306,6 +308,20 @@ async def _run(read: Callable[[Bus, Subjects, float], Awaitable[T]], current: Ru
 def _get(read: Callable[[Bus, Subjects, str, float], Awaitable[T]], id: str, address: str | None, timeout: float) -> T:
     current = _joined(address, timeout)
     return current.call(_run(lambda bus, subjects, seconds: read(bus, subjects, id, seconds), current, timeout))
+
+
+# ------------------------------------------------------------------------------------ why it waits
+
+
+def why(about: str, *, address: str | None = None, timeout: float = 30) -> dict[str, Any]:
+    """Return why something waits, as ``shoal why --format json`` prints it (docs/scheduling.md).
+
+    ``about`` is the name of a function, of an actor or of its class, or the id of a task, an actor, a placement group,
+    a job or a process. ``pending`` holds what waits of it, and ``text`` of each says why in words; ``actors`` are those
+    that it names.
+    """
+    current = _joined(address, timeout)
+    return current.call(ask_why(current.bus, current.subjects, about, timeout)).to_json()
 
 
 # ------------------------------------------------------------------------------------ reading

@@ -197,7 +197,7 @@ class BundlesPrepared(Message):
     granted: bool
     reason: str = ""
     free: Resources
-    sequence: int = Field(description="Of the node's announcements: this answer is newer than that one.")
+    sequence: int = Field(description="As in the node's announcements: what has a lower one is older than this.")
 
 
 class ReturnBundles(Message):

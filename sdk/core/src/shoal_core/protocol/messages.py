@@ -28,6 +28,9 @@ from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 1
 MOST_LISTED_OBJECTS = 1000
+MOST_PENDING = 500
+"""How many demands that wait one answer tells."""
+MOST_NAMED = 5
 MOST_PINS = 1000
 """How many segments one request pins."""
 CHUNK_BYTES = 1024 * 1024 - 4096
@@ -172,7 +175,7 @@ class NodeAnnouncement(Message):
     """A node's state, published every second and soon after it changed (event ``announce``)."""
 
     node_id: NodeId
-    sequence: int = Field(description="Rises with each announcement of this node, and each answer about a lease.")
+    sequence: int = Field(description="Rises with each announcement of this node, and each answer to a scheduler.")
     total: Resources
     free: Resources = Field(description="Without what bundles reserve. May be negative where workers overdraw.")
     labels: dict[str, str] = {}
@@ -523,6 +526,40 @@ class SchedulerPresence(Message):
 class GetPending(Message):
     """Ask a scheduler what waits (verb ``pending``)."""
 
+    about: str = Field(default="", description="Only what has this name, job, owner, actor or group; empty: anything.")
+
+
+class NodeShortage(Message):
+    """What a node lacks that could ever hold a lease."""
+
+    node_id: NodeId
+    lacking: Resources
+
+
+class JobStanding(Message):
+    """What a job may claim and holds: its dominant share, of 1 for all there is, divided by its weight."""
+
+    job_id: JobId
+    priority: int
+    weight: float
+    share: float
+
+
+class PendingTurn(Message):
+    """When demand has its turn: what decides is in this order."""
+
+    goes_first_seconds: float | None = Field(
+        default=None, description="For so long it has gone before everything, since it had waited too long; else None."
+    )
+    kept_on: NodeId | None = Field(default=None, description="The node on which room is kept for it now.")
+    over_quota: list[str] = Field(default=[], description="Of these its job would hold more than it may.")
+    job: JobStanding
+    jobs_before: list[JobStanding] = Field(description="Jobs that wait and go before; at most MOST_NAMED of them.")
+    job_count: int = Field(description="How many jobs go before.")
+    priority: int = Field(description="Within its job.")
+    before_in_job: int = Field(description="How many demands of its job go before.")
+    nearest: list[NodeShortage] = Field(description="The nodes that lack the least; at most MOST_NAMED of them.")
+
 
 class PendingDemand(Message):
     """Demand that waits, and why."""
@@ -535,12 +572,16 @@ class PendingDemand(Message):
     waiting_seconds: float
     why: str
     feasible: bool
+    actor: ActorId | None = None
+    group: str = Field(default="", description="The placement group that waits; empty: it is none.")
+    turn: PendingTurn | None = Field(default=None, description="None where it is asked for now, or can never be.")
 
 
 class PendingList(Message):
-    """All demand that waits, longest first."""
+    """What waits, longest first; at most MOST_PENDING."""
 
     pending: list[PendingDemand]
+    count: int = Field(default=0, description="How many there are altogether.")
 
 
 class GetResources(Message):

@@ -1,0 +1,176 @@
+"""Why something waits, from what the scheduler itself decides by, in words and as data.
+
+What is asked about is the name of a function or of an actor's class, the name of an actor, or the id of a task, of an
+actor, of a placement group, of a job or of a process.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from shoal.status import Target
+from shoal_core.bus import Bus, connect
+from shoal_core.bus.requests import ask
+from shoal_core.protocol.actors import ActorList, ActorState, ActorSummary, ListActors
+from shoal_core.protocol.messages import GetPending, JobStanding, PendingDemand, PendingList, PendingTurn
+from shoal_core.protocol.resources import to_amounts
+from shoal_core.protocol.subjects import Subjects
+
+PROCESS_CHARS = 24
+TASK_CHARS = 40
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What is known of a thing: the actors that it may be, and the demand that waits.
+
+    ``count`` is how much waits; the longest-waiting part of it is in ``pending``.
+    """
+
+    about: str
+    actors: list[ActorSummary]
+    pending: list[PendingDemand]
+    count: int
+
+    @property
+    def are_known(self) -> bool:
+        """Whether there is anything to say."""
+        return bool(self.actors or self.pending)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them as ``shoal why --format json`` shows them; amounts are those that users give."""
+        return {
+            "about": self.about,
+            "actors": [actor.model_dump(mode="json") for actor in self.actors],
+            "count": self.count,
+            "pending": [_to_json(item) | {"text": list(words(item))} for item in self.pending],
+        }
+
+
+def _to_json(item: PendingDemand) -> dict[str, Any]:
+    row = item.model_dump(mode="json") | {"resources": to_amounts(item.resources)}
+    if item.turn is not None:
+        nearest = [{"node_id": near.node_id, "lacking": to_amounts(near.lacking)} for near in item.turn.nearest]
+        row["turn"] = row["turn"] | {"nearest": nearest}
+    return row
+
+
+async def read_reasons(target: Target, about: str, timeout_seconds: float = 5.0) -> Reasons:
+    """Connect to a cluster and ask it why something waits; raises as ``read_status`` does."""
+    async with connect(
+        target.address,
+        role=target.role,
+        identity=f"why-{secrets.token_hex(4)}",
+        cluster=target.cluster,
+        credentials=target.credentials,
+        tls=target.tls,
+        timeout_seconds=timeout_seconds,
+    ) as bus:
+        return await ask_why(bus, Subjects(target.cluster), about, timeout_seconds)
+
+
+async def ask_why(bus: Bus, subjects: Subjects, about: str, timeout_seconds: float) -> Reasons:
+    """Ask a scheduler why something waits, and the control store whether it is an actor that does not."""
+    listed = await ask(bus, subjects.gcs("list_actors"), ListActors(), timeout_seconds)
+    assert isinstance(listed, ActorList)
+    actors = [actor for actor in listed.actors if about in (actor.actor_id, actor.name)]
+    names: list[str] = [actor.actor_id for actor in actors] or [about]
+    if len(about) == TASK_CHARS and _is_hex(about):
+        names = [about[:PROCESS_CHARS]]  # tasks are their owners' own; a scheduler knows what owners want
+    pending: list[PendingDemand] = []
+    count = 0
+    for name in names:
+        answer = await ask(bus, subjects.scheduler("pending"), GetPending(about=name), timeout_seconds)
+        assert isinstance(answer, PendingList)
+        pending += answer.pending
+        count += answer.count
+    return Reasons(about, actors, pending, count)
+
+
+def _is_hex(text: str) -> bool:
+    return all(char in "0123456789abcdef" for char in text)
+
+
+# ------------------------------------------------------------------------------- in words
+
+
+def print_reasons(reasons: Reasons, out: Console) -> None:
+    """Print them, the longest-waiting first."""
+    if not reasons.are_known:
+        out.print(f"Nothing that is called {escape(reasons.about)} waits.")
+        return
+    for actor in reasons.actors:
+        out.print(escape(about_actor(actor)))
+    for item in reasons.pending:
+        out.print(f"[bold]{escape(_headline(item))}[/]")
+        for sentence in words(item):
+            out.print(f"  {escape(sentence)}")
+    if reasons.count > len(reasons.pending):
+        out.print(f"{reasons.count - len(reasons.pending)} more wait, for less long.")
+
+
+def _headline(item: PendingDemand) -> str:
+    """Return what waits, how long and for what."""
+    amounts = to_amounts(item.resources).items()
+    needs = ", ".join(f"{name} {amount:g}" for name, amount in amounts) or "no resources"
+    many = "" if item.actor is not None or item.group else f"{item.wanted} × "
+    where = f"job {item.job_id}, owner {item.owner}"
+    return f"{many}{item.name} ({where}): waits {item.waiting_seconds:.0f} s for {needs}"
+
+
+def about_actor(actor: ActorSummary) -> str:
+    """Return what has become of an actor."""
+    name = f"Actor {actor.name or actor.class_name} ({actor.actor_id})"
+    if actor.state is ActorState.DEAD:
+        return f"{name} is dead: {actor.death_reason}."
+    where = f" on node {actor.node_id}" if actor.node_id else ""
+    return f"{name} is {actor.state.value}{where}."
+
+
+def words(item: PendingDemand) -> Iterator[str]:
+    """Yield why something waits, sentence by sentence."""
+    yield f"{item.why[:1].upper()}{item.why[1:]}."
+    turn = item.turn
+    if turn is None:
+        return
+    for near in turn.nearest:
+        lacking = ", ".join(f"{name} {amount:g}" for name, amount in to_amounts(near.lacking).items())
+        yield f"Node {near.node_id} lacks {lacking}."
+    if turn.over_quota:
+        yield f"Job {item.job_id} holds as much {' and '.join(turn.over_quota)} as its quota allows."
+    elif turn.goes_first_seconds is not None:
+        kept = f"; room is kept for it on node {turn.kept_on}" if turn.kept_on else ""
+        yield f"It has waited too long, and has gone before everything else for {turn.goes_first_seconds:.0f} s{kept}."
+    else:
+        yield from _order(turn)
+
+
+def _order(turn: PendingTurn) -> Iterator[str]:
+    """Yield behind whom it is."""
+    if turn.job_count:
+        named = ", ".join(_standing(job, turn.job) for job in turn.jobs_before)
+        more = f" and {turn.job_count - len(turn.jobs_before)} more" if turn.job_count > len(turn.jobs_before) else ""
+        yield (
+            f"Its job {turn.job.job_id} (priority {turn.job.priority}, {_share(turn.job)}) goes after "
+            f"{turn.job_count} other{'s' * (turn.job_count > 1)}: {named}{more}."
+        )
+    if turn.before_in_job:
+        yield f"In its job {turn.before_in_job} go before it: of a higher priority, deeper, or of who holds less."
+    if not turn.job_count and not turn.before_in_job:
+        yield "It is next: nothing that waits goes before it."
+
+
+def _standing(job: JobStanding, own: JobStanding) -> str:
+    why = f"priority {job.priority}" if job.priority != own.priority else _share(job)
+    return f"{job.job_id} ({why})"
+
+
+def _share(job: JobStanding) -> str:
+    weight = f" for its weight of {job.weight:g}" if job.weight != 1 else ""
+    return f"holds {job.share:.1%}{weight}"
