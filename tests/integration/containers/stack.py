@@ -17,7 +17,7 @@ SERVICES = ("nats", "gcs", "scheduler", "objectstore", "worker")
 """What of the file can run here: images of the others cannot be had without a registry."""
 
 
-def docker(*arguments: str, seconds: float = 50, environment: dict[str, str] | None = None) -> str:
+def docker(*arguments: str, seconds: float = 120, environment: dict[str, str] | None = None) -> str:
     """Run docker to its end and return what it printed."""
     done = subprocess.run(
         ["docker", *arguments], capture_output=True, text=True, timeout=seconds, env=environment, check=False

@@ -20,10 +20,7 @@ from tests.integration.containers.container_broker import image
 from tests.integration.containers.stack import ROOT, docker
 from tests.integration.waiting import until
 
-pytestmark = [
-    pytest.mark.timeout(150),
-    pytest.mark.filterwarnings("ignore:.*StreamWriter:pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.timeout(300)
 NETWORK = "shoal-test-brokers"
 
 

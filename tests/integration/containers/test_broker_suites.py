@@ -19,9 +19,11 @@ SUITES = (
 
 @pytest.mark.timeout(300)
 def test_the_suites_pass_against_the_broker_of_compose() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.integration.containers.container_broker", *SUITES]
+    plugin = ("-p", "tests.integration.containers.container_broker", "-o", "timeout=150")
     # One implementation on one event loop, as in production: `make test` has all of them on the embedded broker.
-    done = subprocess.run([*command, "-k", "fast and (uvloop or durable)"], cwd=ROOT, capture_output=True, text=True)
+    chosen = ("-k", "fast and (uvloop or durable)")
+    command = [sys.executable, "-m", "pytest", "-q", *plugin, *chosen, *SUITES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
         docker(

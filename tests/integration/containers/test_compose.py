@@ -23,11 +23,7 @@ from shoal_core.protocol.subjects import Role
 from tests.integration.containers.stack import ROOT, SERVICES, Stack, docker
 from tests.integration.waiting import get, until
 
-pytestmark = [
-    pytest.mark.timeout(150),
-    # Docker's proxy takes connections for a broker that is gone, and nats-py leaves those to the garbage collector.
-    pytest.mark.filterwarnings("ignore:.*StreamWriter:pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.timeout(300)
 
 OUTSTANDING = 500
 SHOAL = str(Path(sys.executable).with_name("shoal"))
@@ -119,9 +115,11 @@ def test_large_values_go_both_ways(joined: Stack) -> None:
 
 def test_workers_come_and_go_under_load(joined: Stack) -> None:
     with under_load() as load:
-        joined.up(workers=4)
-        load.reach(4)
-        joined.up(workers=2)
+        try:
+            joined.up(workers=4)
+            load.reach(4)
+        finally:
+            joined.up(workers=2)
         until(lambda: alive() == 2, "two nodes are left")
         load.go_on()
 

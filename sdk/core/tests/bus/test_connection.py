@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import stat
@@ -142,6 +143,30 @@ async def test_a_broker_that_does_not_read_fills_a_bounded_buffer() -> None:
         assert bus.publish(subject, b"") is False
         server.close()
         await server.wait_closed()
+
+
+async def test_connections_that_a_proxy_takes_for_a_broker_that_is_away_are_closed() -> None:
+    taken: list[asyncio.StreamWriter] = []
+    joined = asyncio.Event()
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(writer)
+        if len(taken) == 1:
+            writer.write(b'INFO {"server_id": "x", "version": "2.10.0", "headers": true}\r\n')
+            while b"PING" not in await reader.readline():
+                pass
+            writer.write(b"PONG\r\n")
+            await joined.wait()
+        writer.close()
+
+    server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+    address = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with connect(address, role=Role.GCS, identity="x", cluster=CLUSTER):
+        joined.set()
+        await until(lambda: len(taken) > 3)
+    server.close()
+    await server.wait_closed()
+    gc.collect()  # what is left unclosed warns, and a warning is an error
 
 
 async def test_a_broker_without_tls_gets_no_credential_from_who_insists_on_it() -> None:

@@ -50,7 +50,17 @@ class FastClient(Client):
         self._bus = bus
 
     async def _process_connect_init(self) -> None:
-        """Shake hands, then hand the connection to the bus."""
+        """Shake hands; where that fails, close the connection, which nats-py does not where it reconnects."""
+        try:
+            await self.shake_hands()
+        except BaseException:
+            # A proxy before a broker that is away takes a connection at each attempt.
+            if self._transport is not None:
+                self._transport.close()  # type: ignore[no-untyped-call]
+            raise
+
+    async def shake_hands(self) -> None:
+        """Do what nats-py does at first, then hand the connection to the bus."""
         await super()._process_connect_init()
         # Their first step has not run yet: nobody has read a byte past the handshake.
         for task in (self._reading_task, self._flusher_task):
