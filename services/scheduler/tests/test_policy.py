@@ -60,6 +60,21 @@ def test_actors_that_hold_nothing_count_where_nothing_else_does() -> None:
     assert chosen(nodes, strategy=SPREAD) == node_id(2)
 
 
+def test_a_replica_packs_its_own_nodes_first_and_spreads_over_all() -> None:
+    nodes = [view(1, cpus(4)), view(2, cpus(4)), view(3, cpus(4), cpus(3))]
+    nodes[2].is_home = nodes[0].is_home = False
+    assert chosen(nodes) == node_id(2)
+    nodes[1].free = cpus(2)
+    assert chosen(nodes) == node_id(3), "another's that stays half full, rather than one's own above that"
+    nodes[2].free = cpus(1)
+    nodes[0].free = cpus(1.5)
+    assert chosen(nodes) == node_id(2), "above half it is the emptiest of all"
+    nodes[0].free = cpus(2.5)
+    assert chosen(nodes) == node_id(1)
+    nodes[1].free = cpus(2)
+    assert chosen(nodes, strategy=SPREAD) == node_id(1)
+
+
 def test_what_drains_or_is_avoided_or_full_is_not_chosen() -> None:
     assert chosen([view(1, cpus(4), draining=True)]) is None
     assert chosen([view(1, cpus(4), {})]) is None

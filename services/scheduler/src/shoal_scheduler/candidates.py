@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterator, Mapping
+from itertools import groupby
 
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.placement import Spread, Strategy
 from shoal_core.protocol.resources import GPU, Resources, fits
 from shoal_scheduler.jobs import Amounts, amounts_of
-from shoal_scheduler.ordering import Ordering
+from shoal_scheduler.ordering import Key, Ordering
 from shoal_scheduler.policy import NodeView, PlaceId, preference, spreads, waits_for_first
 
 HALF_FULL = 0.5
@@ -23,6 +24,8 @@ NOWHERE: Mapping[NodeId, float] = {}
 NO_BYTES: Mapping[NodeId, int] = {}
 
 Shape = tuple[Amounts, Strategy]
+_Part = tuple[int, bool, bool]
+"""The group, whether its nodes are left to who needs GPUs, and whether they are home to another replica."""
 
 
 def shape_of(resources: Resources, strategy: Strategy) -> Shape:
@@ -45,8 +48,8 @@ class Candidates:
         self.seen = 0
         self._leaves_gpus = GPU not in self.resources and not isinstance(self.strategy, Spread)
         self._packs = bool(self.resources) and not spreads(self.strategy)
-        self._orderings: dict[tuple[int, bool], Ordering[NodeView]] = {}
-        self._places: dict[PlaceId, tuple[int, bool]] = {}
+        self._orderings: dict[_Part, Ordering[NodeView]] = {}
+        self._places: dict[PlaceId, _Part] = {}
 
     def __len__(self) -> int:
         """How many nodes could ever hold a lease."""
@@ -72,7 +75,7 @@ class Candidates:
                 del self._places[node_id]
                 self._leave(before, node_id)
             return
-        place = (group, self._leaves_gpus and GPU in node.total)
+        place = (group, self._leaves_gpus and GPU in node.total, self._packs and not node.is_home)
         if before is not None and before != place:
             self._leave(before, node_id)
         self._places[node_id] = place
@@ -84,7 +87,7 @@ class Candidates:
         lacks = not fits(resources, node.free)
         ordering.put(node_id, (lacks, node.utilisation(resources), node.load, node_id), node)
 
-    def _leave(self, place: tuple[int, bool], node: PlaceId) -> None:
+    def _leave(self, place: _Part, node: PlaceId) -> None:
         ordering = self._orderings[place]
         ordering.discard(node)
         if not ordering:
@@ -92,8 +95,8 @@ class Candidates:
 
     def _allowed(self) -> Iterator[tuple[int, Ordering[NodeView]]]:
         """Yield the nodes group by group, in each those without GPUs first where GPUs are left to others."""
-        only_first = waits_for_first(self.strategy) and any(group == 0 for group, _ in self._orderings)
-        for (group, _), ordering in self._orderings.items():
+        only_first = waits_for_first(self.strategy) and any(group == 0 for group, _, _ in self._orderings)
+        for (group, _, _), ordering in self._orderings.items():
             if group == 0 or not only_first:
                 yield group, ordering
 
@@ -111,13 +114,16 @@ class Candidates:
         they are. ``near`` says how many bytes of the arguments lie on which node, ``avoid`` until when not to ask one.
         """
         looked_at: set[int] = set()
-        for group, ordering in self._allowed():
+        allowed = {group for group, _ in self._allowed()}
+        for (group, _), parts in groupby(self._orderings.items(), lambda part: part[0][:2]):
+            if group not in allowed:
+                continue
             if near and group not in looked_at:
                 looked_at.add(group)
                 node = self._nearest_to_arguments(group, now, near, avoid)
                 if node is not None:
                     return node
-            node = self._by_fullness(ordering, now, avoid)
+            node = self._by_fullness([ordering for _, ordering in parts], now, avoid)
             if node is not None:
                 return node
         return None
@@ -133,28 +139,21 @@ class Candidates:
                     return node
         return None
 
-    def _by_fullness(self, ordering: Ordering[NodeView], now: float, avoid: Mapping[NodeId, float]) -> NodeView | None:
-        """Return one of the nodes that have room.
+    def _by_fullness(
+        self, orderings: list[Ordering[NodeView]], now: float, avoid: Mapping[NodeId, float]
+    ) -> NodeView | None:
+        """Return one of the nodes that have room: those that are home to this replica, then the others.
 
         To pack is to take the fullest node that stays at most half full, else the emptiest; to spread is to take the
         emptiest. Of equally full ones the one with the most leases is packed further, the one with the fewest is taken
         to spread: what needs no resources goes where the fewest leases are.
         """
-        keys = ordering.keys
-        if self._packs:
-            end = bisect_right(keys, (False, HALF_FULL, math.inf))
-            while end:
-                start = bisect_left(keys, keys[end - 1][:3])
-                for key in keys[start:end]:
-                    if not _is_avoided(ordering[key], now, avoid):
-                        return ordering[key]
-                end = start
-        for key in keys:
-            if key[0]:
-                return None
-            if not _is_avoided(ordering[key], now, avoid):
-                return ordering[key]
-        return None
+        for ordering in orderings if self._packs else ():
+            node = _fullest_below_half(ordering, now, avoid)
+            if node is not None:
+                return node
+        found = [place for ordering in orderings if (place := _emptiest(ordering, now, avoid)) is not None]
+        return min(found, key=lambda place: place[0])[1] if found else None
 
     def nearest(self) -> NodeView | None:
         """Return the node of which the least must come free."""
@@ -162,6 +161,27 @@ class Candidates:
         if first is None:
             return None
         return self._orderings[self._places[first[3]]].first
+
+
+def _fullest_below_half(ordering: Ordering[NodeView], now: float, avoid: Mapping[NodeId, float]) -> NodeView | None:
+    keys = ordering.keys
+    end = bisect_right(keys, (False, HALF_FULL, math.inf))
+    while end:
+        start = bisect_left(keys, keys[end - 1][:3])
+        for key in keys[start:end]:
+            if not _is_avoided(ordering[key], now, avoid):
+                return ordering[key]
+        end = start
+    return None
+
+
+def _emptiest(ordering: Ordering[NodeView], now: float, avoid: Mapping[NodeId, float]) -> tuple[Key, NodeView] | None:
+    for key in ordering.keys:
+        if key[0]:
+            return None
+        if not _is_avoided(ordering[key], now, avoid):
+            return key, ordering[key]
+    return None
 
 
 def _is_avoided(node: NodeView, now: float, avoid: Mapping[NodeId, float]) -> bool:

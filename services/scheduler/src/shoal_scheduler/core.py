@@ -124,8 +124,11 @@ class Scheduler:
                 if demand.owner != source:
                     return []
                 self._stated(demand, now)
-            case Event(NodeAnnouncement() as announcement):
+            case Event(NodeAnnouncement(node_id=node) as announcement):
+                is_new = node not in self.nodes
                 self.cluster.announced(announcement, now)
+                if is_new:
+                    self._settle_in(self.nodes[node])
             case Event(SchedulerPresence(scheduler=scheduler)):
                 self._heard_of(scheduler, now)
                 return []
@@ -284,10 +287,19 @@ class Scheduler:
     def _share_out(self, now: float) -> None:
         """See anew which demand is this replica's to place, since the replicas have changed."""
         self.waiting.leads = self._acts_first("")
+        for node in self.nodes.values():
+            self._settle_in(node)
         everything = list(self.demand)
         for wanted in everything:
             wanted.ours = self._is_first(wanted)
         self._requeue(everything, now)
+
+    def _settle_in(self, node: NodeView) -> None:
+        """See whether a node is home to this replica."""
+        is_home = self._acts_first(f"node/{node.node_id}")
+        if is_home != node.is_home:
+            node.is_home = is_home
+            node.touch()
 
     def _is_first(self, wanted: Wanted) -> bool:
         """Tell whether this replica is the first to act on a demand."""

@@ -44,6 +44,8 @@ class NodeView:
     hold and bundles reserve; ``kept`` is what is kept for groups that wait. What changes where a lease should go is
     noted in ``journal``, where there is one: by the methods here, and by ``touch`` for what is set from outside.
 
+    ``is_home``: this replica packs here first. Each node is home to one replica, so that they do not all take the same.
+
     A bundle of a placement group, out of which leases may come as out of a node, is a view of its own; ``bundle`` says
     which one it is.
     """
@@ -55,6 +57,7 @@ class NodeView:
     draining: bool = False
     leases: list[LeaseSummary] = field(default_factory=list)
     actors: int = 0
+    is_home: bool = True
     lasting: Resources = field(default_factory=dict)
     asked: dict[int, Resources] = field(default_factory=dict)
     kept: Resources = field(default_factory=dict)
