@@ -148,3 +148,22 @@ def test_without_a_server_it_is_said_how_to_get_one(monkeypatch: pytest.MonkeyPa
         find_server.__wrapped__()
     old.write_text("#!/bin/sh\necho nats-server: v2.10.0\n")
     assert find_server.__wrapped__() == str(old)
+
+
+async def test_who_stops_waiting_for_a_greeting_is_not_held_up_by_the_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = asyncio.StreamReader()
+
+    class Writer:
+        def close(self) -> None:
+            """Nothing is open."""
+
+    async def connected(host: str, port: int) -> tuple[asyncio.StreamReader, Writer]:
+        return reader, Writer()
+
+    monkeypatch.setattr(asyncio, "open_connection", connected)
+    greeting = asyncio.ensure_future(greets(1, "name"))
+    await asyncio.sleep(0.01)
+    reader.feed_data(b'INFO {"server_name": "name"}\r\n')
+    greeting.cancel()  # in the same turn of the loop: so ended, now and then, who killed a broker and left at once
+    with pytest.raises(asyncio.CancelledError):
+        await greeting

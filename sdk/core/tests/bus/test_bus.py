@@ -297,3 +297,24 @@ async def test_a_closed_bus_says_so(implementation: Implementation) -> None:
         bus.publish(VERB, b"")
     with pytest.raises(BusClosedError):
         bus.subscribe(VERB, lambda message: None)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+async def test_closing_ends_what_was_spawned_though_it_overhears_a_cancellation(implementation: Implementation) -> None:
+    heard = 0
+
+    async def stubborn() -> None:
+        nonlocal heard
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                heard += 1
+                if heard == 2:
+                    raise
+
+    async with bus_harness(implementation) as harness:
+        bus = await harness.join(Role.PROCESS, "process")
+        bus.spawn(stubborn())
+        await asyncio.sleep(0)
+    assert heard == 2

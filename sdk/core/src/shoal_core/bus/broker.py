@@ -173,7 +173,8 @@ class EmbeddedBroker:
         if in_good_order:
             process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(_ended(process), STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):
+                    await _ended(process)
         if process.poll() is None:
             process.kill()
             await _ended(process)
@@ -289,7 +290,8 @@ async def greets(port: int, name: str) -> bool:
     except OSError:
         return False
     try:
-        word, _, info = (await asyncio.wait_for(reader.readline(), GREETING_SECONDS)).partition(b" ")
+        async with asyncio.timeout(GREETING_SECONDS):
+            word, _, info = (await reader.readline()).partition(b" ")
         return word == b"INFO" and bool(json.loads(info).get("server_name") == name)
     except (OSError, TimeoutError, ValueError):
         return False

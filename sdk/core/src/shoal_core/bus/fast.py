@@ -218,7 +218,8 @@ class FastBus(Bus):
         pong: asyncio.Future[bool] = self._loop.create_future()
         self.send_ping(pong)
         try:
-            arrived = await asyncio.wait_for(pong, timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                arrived = await pong
         except TimeoutError:
             raise RequestTimeoutError(f"the broker did not answer a PING within {timeout_seconds:g} s") from None
         if not arrived:

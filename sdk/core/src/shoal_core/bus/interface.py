@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("shoal.bus")
 
 WRITE_BUFFER_BYTES = 64 * 1024 * 1024
+CANCEL_AGAIN_SECONDS = 0.5
 STATUS_HEADER = "Status"
 DESCRIPTION_HEADER = "Description"
 NO_RESPONDERS_STATUS = "503"
@@ -205,11 +206,15 @@ class Bus(ABC):
             self._report(error)
 
     async def _end_tasks(self) -> None:
-        """Cancel what was spawned and wait for its end."""
+        """Cancel what was spawned and wait for its end.
+
+        Again and again, since nats-py's own waiting (``asyncio.wait_for`` of Python 3.11) may swallow a cancellation.
+        """
         tasks = self._tasks - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_SECONDS)
 
     def _answer(self, message: Message) -> None:
         """Hand an answer to the request that waits for it; a late one is dropped."""

@@ -87,7 +87,8 @@ class JetStreamWatch(Watch):
         longest_seconds = SILENCE_SECONDS if hears else SILENCE_WITHOUT_HEARTBEATS_SECONDS
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stale.wait(), HEARTBEAT_SECONDS)
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await self._stale.wait()
             silent_seconds = time.monotonic() - self._heard_at
             if not self._stale.is_set() and silent_seconds < longest_seconds:
                 continue

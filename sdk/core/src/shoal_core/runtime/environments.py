@@ -132,7 +132,11 @@ def set_variables(variables: Mapping[str, str]) -> None:
 
 
 def _fetch(runtime: Runtime, job: JobId, part: FunctionId, seconds: float | None) -> bytes:
-    return runtime.call(asyncio.wait_for(runtime.functions.download(job, part), seconds))
+    async def fetch() -> bytes:
+        async with asyncio.timeout(seconds):
+            return await runtime.functions.download(job, part)
+
+    return runtime.call(fetch())
 
 
 def _call_hook(runtime: Runtime, hook: str) -> None:
