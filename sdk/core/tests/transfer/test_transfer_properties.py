@@ -26,8 +26,9 @@ STREAM = "o1"
 
 @dataclass
 class Subscription:
-    """What the broker knows of a subscription."""
+    """What the broker knows of a subscription: that of a pull, under a number of its own."""
 
+    pull: str
     number: int
     most: int
     delivered: int = 0
@@ -40,7 +41,7 @@ class Side:
     core: Pulling = field(default_factory=lambda: Pulling(CHUNK * WINDOW_CHUNKS))
     memory: bytearray = field(default_factory=bytearray)
     subscription: Subscription | None = None
-    coming: deque[tuple[int, Chunk, bytes] | Record] = field(default_factory=deque)
+    coming: deque[tuple[Subscription, Chunk, bytes] | Record] = field(default_factory=deque)
     connected: bool = True
     pulls: int = 0
     asked: int = 0
@@ -48,8 +49,13 @@ class Side:
     received: set[int] = field(default_factory=set)
 
     @property
+    def pull(self) -> str:
+        """The name of the last pull; what comes of those before is dropped, as it comes by their subscriptions."""
+        return f"c{self.pulls}"
+
+    @property
     def in_flight(self) -> int:
-        return sum(isinstance(one, tuple) for one in self.coming)
+        return sum(isinstance(one, tuple) and one[0].pull == self.pull for one in self.coming)
 
 
 class World:
@@ -85,8 +91,8 @@ class World:
                     assert to == SOURCE
                     if self.source_connected:
                         self.to_source.append((peer, record))
-                case Listen(_, number, most):
-                    side.subscription = Subscription(number, most)
+                case Listen(name, number, most):
+                    side.subscription = Subscription(name, number, most)
                     side.asked += 1
                 case Extend(_, number, most):
                     if side.subscription is not None and side.subscription.number == number:
@@ -104,9 +110,10 @@ class World:
         if len(side.core):
             return
         side.pulls += 1
+        side.asked = 0
         side.memory = bytearray(len(self.data))
         side.received = set()
-        self.perform(peer, side.core.pull(f"c{side.pulls}", SOURCE, STREAM, len(self.data), CHUNK, self.now))
+        self.perform(peer, side.core.pull(side.pull, SOURCE, STREAM, len(self.data), CHUNK, self.now))
 
     def publish(self) -> bool:
         if not self.source_connected:
@@ -119,7 +126,7 @@ class World:
             one = side.subscription
             if one is not None and side.connected:
                 one.delivered += 1
-                side.coming.append((one.number, chunk, self.chunk(chunk.index)))
+                side.coming.append((one, chunk, self.chunk(chunk.index)))
                 if one.delivered >= one.most:
                     side.subscription = None
         return True
@@ -139,8 +146,8 @@ class World:
         if not isinstance(one, tuple):
             self.perform(peer, side.core.heard(SOURCE, one, self.now))
             return True
-        number, chunk, data = one
-        name = f"c{side.pulls}"
+        subscription, chunk, data = one
+        name = subscription.pull
         if spoiled:
             data = bytes(byte ^ 1 for byte in data)
         place = side.core.place(name, chunk.index, len(data))
@@ -151,7 +158,7 @@ class World:
             if zlib.crc32(data) == chunk.checksum:
                 checksum = chunk.checksum
                 side.received.add(chunk.index)
-        self.perform(peer, side.core.arrived(name, number, chunk.index, checksum, self.now))
+        self.perform(peer, side.core.arrived(name, subscription.number, chunk.index, checksum, self.now))
         return True
 
     def cut(self, peer: PeerId) -> None:
@@ -191,7 +198,7 @@ class World:
             # One chunk more for each time it had to ask again: it cannot know that nothing is on its way.
             assert side.in_flight <= 2 * WINDOW_CHUNKS + side.asked, "credit is never exceeded"
             for ended in side.ended:
-                if not ended.code and ended.name == f"c{side.pulls}":
+                if not ended.code and ended.name == side.pull:
                     assert bytes(side.memory) == self.data, "who has it all has the right bytes"
 
     def settle(self, seconds: float) -> None:
@@ -228,7 +235,7 @@ class Transfers(RuleBasedStateMachine):
     @rule(peer=which)
     def a_puller_gives_up(self, peer: PeerId) -> None:
         side = self.world.sides[peer]
-        self.world.perform(peer, side.core.cancel(f"c{side.pulls}"))
+        self.world.perform(peer, side.core.cancel(side.pull))
 
     @rule(count=st.integers(1, 8))
     def chunks_are_published(self, count: int) -> None:
