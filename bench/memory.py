@@ -1,7 +1,7 @@
 """How much memory the processes of one measurement hold, from Linux's ``/proc``.
 
 Which processes belong to it is told by a variable of the environment that all of them inherit (``MARK``), so
-that daemons are found too.
+that daemons are found too; and by who started them, since the title of a process may lie where its environment was.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ _REST_BYTES = 1_000_000
 
 
 def marked_processes(mark: str) -> list[int]:
-    """Return the pids of all processes whose environment holds this mark."""
-    found = []
+    """Return the pids of all processes whose environment holds this mark, and of those that descend from them."""
+    found: set[int] = set()
+    parents: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
+        pid = int(folder.name)
         try:
+            parents[pid] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
             environment = (folder / "environ").read_bytes()
         except OSError:  # gone, or somebody else's
             continue
         if f"{MARK}={mark}".encode() in environment.split(b"\0"):
-            found.append(int(folder.name))
-    return found
+            found.add(pid)
+    while children := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= children
+    return sorted(found)
 
 
 def pss_bytes(pid: int) -> int:

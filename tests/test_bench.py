@@ -7,6 +7,8 @@ import json
 import math
 import mmap
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +161,15 @@ def test_memory_of_marked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     own, others = pss_by_process()
     assert own > 1_000_000
     assert others == {}
+    below = [sys.executable, "-c", "import subprocess, sys; subprocess.run(['sleep', '60'], env={}); sys.exit()"]
+    with subprocess.Popen(below, env={MARK: "mine"}) as process:
+        try:
+            while len(found := marked_processes("mine")) < 2:
+                assert process.poll() is None
+            assert process.pid in found, "who hides his environment is found by who started him"
+        finally:
+            for pid in marked_processes("mine")[::-1]:
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_peak_memory_sees_growth() -> None:
