@@ -360,7 +360,7 @@ class Runtime:
             retry_on,
             "",
             0 if running is None else running.task.depth + 1,
-            priority=self.priority,
+            priority=0 if running is None else running.task.priority,
         )
         if self.results is not None:
             wire.trace = spans.submitted(wire, self.local, self.job, began_ns)
