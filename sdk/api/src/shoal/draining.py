@@ -14,7 +14,7 @@ from shoal.status import Target
 from shoal_core.bus import Message, connect
 from shoal_core.bus.requests import ask
 from shoal_core.machine import machine_id
-from shoal_core.protocol.errors import NotFoundError
+from shoal_core.protocol.errors import NotFoundError, PermissionViolationError
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.messages import DrainNode, ListNodes, NodeAnnouncement, NodeList, NodeState
 from shoal_core.protocol.subjects import Role, Subjects
@@ -35,8 +35,9 @@ async def drain(target: Target, nodes: Sequence[str], deadline_seconds: float) -
 
     Returns what the nodes have left that are not empty after ``deadline_seconds``.
     Raises ``NotFoundError`` for a node that does not live, and ``ConnectionFailedError`` where the cluster cannot be
-    joined. The broker refuses who has not the credential of nodes with a ``PermissionViolationError``.
+    joined, ``PermissionViolationError`` for a credential that is not that of nodes.
     """
+    refusals: list[BaseException] = []
     async with connect(
         target.address,
         role=Role.NODE,
@@ -44,7 +45,14 @@ async def drain(target: Target, nodes: Sequence[str], deadline_seconds: float) -
         cluster=target.cluster,
         credentials=target.credentials,
         tls=target.tls,
+        on_error=refusals.append,
     ) as bus:
+        await bus.flush()
+        if any(isinstance(refusal, PermissionViolationError) for refusal in refusals):
+            raise PermissionViolationError(
+                "to drain nodes takes the credential of role node, and this is another's: name that file with "
+                "--credentials or SHOAL_CREDENTIALS (`shoal security init` makes it as node.json)"
+            )
         subjects = Subjects(target.cluster)
         listed = await ask(bus, subjects.gcs("list_nodes"), ListNodes(), timeout_seconds=REQUEST_SECONDS)
         assert isinstance(listed, NodeList)
