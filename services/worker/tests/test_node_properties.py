@@ -98,6 +98,7 @@ from shoal_core.protocol.records import (
     ReportObjects,
     SegmentFreed,
     SegmentSealed,
+    SegmentsUnpinned,
     SegmentUnpinned,
     WorkerBlocked,
     WorkerLost,
@@ -960,15 +961,20 @@ class NodeMachine(RuleBasedStateMachine):
         if len(self.world.core.inquiries) < MOST_INQUIRIES:
             self.world.request(ListObjects(most=10, timeout_seconds=1))
 
-    @rule(which=pick)
-    def a_mapping_ends(self, which: int) -> None:
+    @rule(which=pick, together=st.booleans())
+    def a_mapping_ends(self, which: int, together: bool) -> None:
         world = self.world
-        if world.mapped:
-            process, serial = list(world.mapped)[which % len(world.mapped)]
-            name = world.mapped.pop((process, serial))
+        if not world.mapped:
+            return
+        process, serial = list(world.mapped)[which % len(world.mapped)]
+        ending = [place for place in world.mapped if place[0] == process] if together else [(process, serial)]
+        pins = []
+        for place in ending:
+            name = world.mapped.pop(place)
             if name in world.files:
                 world.files[name].maps[process] -= 1
-            world.say(process, SegmentUnpinned(name, serial))
+            pins.append((name, place[1]))
+        world.say(process, SegmentsUnpinned(pins) if together else SegmentUnpinned(*pins[0]))
 
     @rule(which=pick, other=pick, stranger=st.sampled_from([False, False, False, True]))
     def an_object_is_freed(self, which: int, other: int, stranger: bool) -> None:
@@ -1098,7 +1104,7 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         lambda: machine.a_writer_is_done(which(), which(), chance(0.2), chance(0.1)): 4,
         lambda: machine.ask_for_a_pin(which(), which(), chance(0.6)): 5,
         lambda: machine.a_pin_arrives(which(), chance(0.3)): 3,
-        lambda: machine.a_mapping_ends(which()): 3,
+        lambda: machine.a_mapping_ends(which(), chance(0.3)): 3,
         lambda: machine.an_object_is_freed(which(), which(), chance(0.1)): 3,
         lambda: machine.a_job_begins(random.randrange(3)): 1,
         lambda: machine.a_driver_attaches(which()): 1,

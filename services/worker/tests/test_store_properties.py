@@ -267,8 +267,7 @@ class World:
         self.pinning.discard((process, serial))
         name = self.mapped.pop((process, serial), None)
         names = [name] if name is not None else list(self.sealed)
-        for one in names:
-            self.store.unpinned(process, one, serial, self.now)
+        self.store.unpinned(process, [(one, serial) for one in names], self.now)
         self.after()
 
     def free(self, name: str) -> None:

@@ -13,12 +13,13 @@ import pytest
 from shoal_core.protocol.errors import NotFoundError, RequestTimeoutError
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.messages import MOST_PINS, Message, PinSegment, PinSegments, SegmentPinned, SegmentsPinned
-from shoal_core.protocol.records import Inline, SegmentUnpinned, Stored, Value
+from shoal_core.protocol.records import Inline, SegmentsUnpinned, SegmentUnpinned, Stored, Value
 from shoal_core.runtime.commands import Say
 from shoal_core.runtime.serialization import Codec, Serialized, as_inline, segment_bytes, written
 from shoal_core.runtime.values import CopyUnavailable, Values
 from shoal_core.runtime.writing import Writer
 from shoal_core.testing.builders import node_id, process_id
+from shoal_core.testing.buses import until
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 
 LOCAL = process_id(1)
@@ -40,6 +41,7 @@ async def test_a_pin_ends_where_the_segment_cannot_be_mapped(tmp_path: Path, pin
             values.read(Stored(node_id(1), "o1", 1_000_000))
         home = NodeId("") if pin_is_answered else node_id(1)
         assert list(runtime.reactor.commands) == [Say(node_id(1), SegmentUnpinned("o1", 1, home))]
+        assert not runtime.reactor.unpinned, "who waits for the room of a large object is told at once"
 
 
 class Node:
@@ -95,7 +97,9 @@ async def test_many_segments_are_pinned_with_one_request_and_each_is_let_go(lone
     with values.pinned(stored) as pins:
         assert [values.read(value, pins) for value in stored] == ["one", "two", "three"]
     assert node.requests == [PinSegments(process=LOCAL, pins={"a": 1, "b": 2})]
-    assert [say.record for say in lone.reactor.commands] == [SegmentUnpinned("a", 1), SegmentUnpinned("b", 2)]
+    assert list(lone.reactor.unpinned) == [("a", 1), ("b", 2)]
+    await until(lambda: not lone.reactor.unpinned)
+    assert lone.sent() == [(NODE, SegmentsUnpinned([("a", 1), ("b", 2)]))], "together, a moment later"
 
 
 async def test_a_single_segment_is_pinned_as_it_is_read(lone: LoneRuntime, tmp_path: Path) -> None:
@@ -122,8 +126,9 @@ async def test_what_could_not_be_pinned_is_asked_for_alone_and_says_why(lone: Lo
     assert node.requests[1:] == [
         PinSegment(process=LOCAL, segment="b", serial=4, home=NODE, size_bytes=stored[1].size_bytes)
     ]
-    ended = {(say.record.segment, say.record.serial) for say in lone.reactor.commands}
-    assert ended == {("a", 1), ("b", 4), ("b", 2), ("c", 3)}, "whatever was pinned, or may yet be, is let go"
+    assert set(lone.reactor.unpinned) == {("a", 1), ("b", 4), ("b", 2), ("c", 3)}, (
+        "whatever was pinned, or may yet be, is let go"
+    )
 
 
 async def test_very_many_segments_are_pinned_some_at_a_time(lone: LoneRuntime, tmp_path: Path) -> None:

@@ -28,7 +28,14 @@ from shoal_core.protocol.messages import (
     SegmentsPinned,
     TakeObject,
 )
-from shoal_core.protocol.records import CopyDropped, SegmentFreed, SegmentSealed, SegmentUnpinned, SegmentWanted
+from shoal_core.protocol.records import (
+    CopyDropped,
+    SegmentFreed,
+    SegmentSealed,
+    SegmentsUnpinned,
+    SegmentUnpinned,
+    SegmentWanted,
+)
 from shoal_core.protocol.subjects import Subjects
 from shoal_worker.copies import Copies
 from shoal_worker.files import StoreInput
@@ -37,7 +44,7 @@ from shoal_worker.liveness import Liveness
 from shoal_worker.loans import Loans
 from shoal_worker.store import ObjectStore
 
-SegmentRecord = SegmentSealed | SegmentUnpinned | SegmentFreed | CopyDropped | SegmentWanted
+SegmentRecord = SegmentSealed | SegmentUnpinned | SegmentsUnpinned | SegmentFreed | CopyDropped | SegmentWanted
 """What processes and other nodes say about segments."""
 
 Handler = Callable[..., Message | ShoalError | None]
@@ -153,7 +160,9 @@ class SharedMemory:
                 self.copies.give_up(process, record)
             case SegmentUnpinned():
                 self.loans.ended(process, record.segment, record.serial)
-                self.store.unpinned(process, record.segment, record.serial, now)
+                self.store.unpinned(process, [(record.segment, record.serial)], now)
+            case SegmentsUnpinned():
+                self.store.unpinned(process, record.pins, now)
             case SegmentFreed():
                 if not self.copies.freed(peer, record.segment) and not is_node(peer):
                     self.store.freed(process, record.segment, now)

@@ -33,6 +33,7 @@ What the durable tier refuses is tried again after ``REFUSED_SECONDS``, when som
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import is_
@@ -226,9 +227,10 @@ class ObjectStore:
         self.pump(now)
         return sealed
 
-    def unpinned(self, process: ProcessId, segment: str, serial: int, now: float) -> None:
-        """A process maps a segment no more."""
-        self.segments.unpin(segment, process, serial)
+    def unpinned(self, process: ProcessId, pins: Sequence[tuple[str, int]], now: float) -> None:
+        """A process maps segments no more, each by the pin of this serial."""
+        for segment, serial in pins:
+            self.segments.unpin(segment, process, serial)
         self.pump(now)
 
     def freed(self, process: ProcessId, segment: str, now: float) -> None:

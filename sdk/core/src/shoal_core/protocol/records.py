@@ -258,6 +258,12 @@ class SegmentUnpinned(msgspec.Struct, array_like=True, tag=19):
     home: NodeId = NodeId("")
 
 
+class SegmentsUnpinned(msgspec.Struct, array_like=True, tag=37):
+    """Process → node: these pins on the node's own segments have ended; each is a segment and the pin's serial."""
+
+    pins: list[tuple[str, int]]
+
+
 class SegmentSealed(msgspec.Struct, array_like=True, tag=20):
     """Writer → node: the segment is written; ``owner`` will free it, or its death will.
 
@@ -460,6 +466,7 @@ Record = (
     | Transfer
     | SegmentFreed
     | SegmentUnpinned
+    | SegmentsUnpinned
     | SegmentSealed
     | ObjectUnavailable
     | ProcessUnneeded

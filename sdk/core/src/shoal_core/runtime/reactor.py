@@ -27,7 +27,7 @@ from shoal_core.protocol.ids import (
     object_key,
     task_of,
 )
-from shoal_core.protocol.messages import NO_TERMS, Demand
+from shoal_core.protocol.messages import MOST_PINS, NO_TERMS, Demand
 from shoal_core.protocol.records import (
     Borrow,
     Borrowed,
@@ -42,6 +42,7 @@ from shoal_core.protocol.records import (
     LeaseRecalled,
     ObjectUnavailable,
     Record,
+    SegmentsUnpinned,
     Stored,
     StreamAdvanced,
     StreamClosed,
@@ -76,6 +77,7 @@ if TYPE_CHECKING or ENABLED:
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
 """A crashed worker's last results may still be on their way when its node tells of the crash."""
+UNPIN_SECONDS = 0.002
 MOST_BOUNCES = 20
 """So often a task may come back unrun, since arguments could not be read where it was."""
 
@@ -104,6 +106,9 @@ class Reactor:
         self.sharing.orphaned = lambda state, failure: self.restoring.lost(state, failure)
         self.nodes = NodeWatch(self._dead)
         self.released = self.sharing.released
+        self.unpinned: deque[tuple[str, int]] = deque()
+        """Small segments of this node that user threads map no more, each with the serial of its pin."""
+        self._will_unpin = False
         self.borrowing = self.sharing.borrowing
         self.actors = Actors(bus, subjects, self._dead, self.tally)
         self.actors.turn = self._finish_unless_closed
@@ -199,6 +204,22 @@ class Reactor:
         """Have something done on the I/O thread after some seconds (any thread)."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: this process is leaving
             self._loop.call_soon_threadsafe(self._loop.call_later, seconds, callback)
+
+    def unpin(self, segment: str, serial: int) -> None:
+        """Tell the node soon, together with others, that a segment is mapped no more (any thread).
+
+        To wake the loop for each takes longer than to read the next one: both want the interpreter's lock.
+        """
+        self.unpinned.append((segment, serial))
+        if not self._will_unpin:
+            self._will_unpin = True
+            self.later(UNPIN_SECONDS, self._unpin_all)
+
+    def _unpin_all(self) -> None:
+        self._will_unpin = False
+        while self.unpinned and self.closed is None:
+            count = min(len(self.unpinned), MOST_PINS)
+            self.send(self.node, SegmentsUnpinned([self.unpinned.popleft() for _ in range(count)]))
 
     def drain(self) -> None:
         """Work off what user threads left on the queues."""

@@ -33,12 +33,12 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.runtime import segments
 from shoal_core.runtime.commands import discard, seal, unpin
 from shoal_core.runtime.durable import DurableTier
 from shoal_core.runtime.failures import error_of
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.reactor import Reactor
+from shoal_core.runtime.segments import Reader
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes, written
 from shoal_core.runtime.transfers import REQUEST_SECONDS, Transfers, patience_seconds
 from shoal_core.runtime.writing import Writer
@@ -47,6 +47,9 @@ T = TypeVar("T")
 
 ROOM_SECONDS = 600.0
 """So long a node may take to make room for an object, or to bring one back; it says itself when it gives up."""
+
+LARGE_BYTES = 1024 * 1024
+"""The end of a smaller mapping is told together with others."""
 
 Call = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the I/O thread and waits for its result."""
@@ -82,8 +85,8 @@ class Values:
         self._subjects = subjects
         self._local = local
         self._node = node_of(local)
-        self._shared_memory = shared_memory
         self._writer = None if shared_memory is None else Writer(shared_memory, reactor.later)
+        self._reader = None if shared_memory is None else Reader(shared_memory, self._unpin)
         self._transfers = transfers
         self._reactor = reactor
         self._call = call
@@ -176,7 +179,7 @@ class Values:
         What cannot be pinned at once is left to whoever reads it; what is not taken is let go again.
         """
         names = [value.segment for value in values if type(value) is Stored and value.node == self._node]
-        if len(names) < 2 or self._shared_memory is None:
+        if len(names) < 2 or self._reader is None:
             yield {}
             return
         asked = {name: next(self._pins) for name in names}
@@ -191,37 +194,39 @@ class Values:
             yield pins
         finally:
             for name, serial in (*asked.items(), *pins.items()):
-                unpin(self._reactor, self._node, name, serial)
+                self._reactor.unpin(name, serial)
 
     def _load(self, value: Stored, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
         """Return the value of a segment, and the memory it lies in."""
-        if self._shared_memory is not None:
-            return self._map(value, self._shared_memory, pins)
+        if self._reader is not None:
+            return self._map(value, self._reader, pins)
         if self._transfers is None:
             raise ObjectLostError(f"this process has no way to read what lies on node {value.node}")
         mapping = self._call(self._unless_lost(value, partial(self._transfers.fetch, value)))
         return read_segment(memoryview(mapping).toreadonly()), mapping
 
-    def _map(self, value: Stored, folder: Path, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
+    def _map(self, value: Stored, reader: Reader, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
         """Map a segment of this node, one of those pinned or pinned for it alone, or a copy that this node pulls."""
-        reactor, node = self._reactor, self._node
-        ahead = pins.pop(value.segment, None) if pins and value.node == node else None
+        ahead = pins.pop(value.segment, None) if pins and value.node == self._node else None
         serial = next(self._pins) if ahead is None else ahead
         segment = "" if ahead is None else value.segment
-
-        def done(segment: str) -> None:
-            unpin(reactor, node, segment, serial)
-
         try:
             if not segment:
                 segment = self._pin(value, serial)
-            return segments.read(folder, segment, value.size_bytes, done)
+            return reader.read(segment, value.size_bytes, serial)
         except BaseException:
             if segment:
-                done(segment)
+                self._unpin(segment, serial, value.size_bytes)
             else:  # whether the node heard of the pin is unknown; if not, it will never count
-                unpin(reactor, node, value.segment, serial, value.node)
+                unpin(self._reactor, self._node, value.segment, serial, value.node)
             raise
+
+    def _unpin(self, segment: str, serial: int, size_bytes: int) -> None:
+        """Tell the node of the end of a pin: at once where somebody may wait for the room (any thread)."""
+        if size_bytes < LARGE_BYTES:
+            self._reactor.unpin(segment, serial)
+        else:
+            unpin(self._reactor, self._node, segment, serial)
 
     def _pin(self, value: Stored, serial: int) -> str:
         """Have the node keep a segment, or pull a copy of it; return its name here."""
