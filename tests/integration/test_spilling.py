@@ -86,6 +86,19 @@ def test_tasks_get_spilled_arguments_and_their_results_are_spilled_too(small: An
     assert all(is_right(get(ref), 1000 + number) for number, ref in enumerate(made))
 
 
+def test_small_objects_are_spilled_and_read_back_too(small: Any) -> None:
+    count = 3 * STORE_BYTES // 500_000
+    refs = [shoal.put(np.full(500_000 // 8, number)) for number in range(count)]
+    for _ in range(2):
+        for start in range(0, count, 50):
+            values = get(refs[start : start + 50])
+            assert [int(value[0]) for value in values] == [int(value[-1]) for value in values]
+            assert [int(value[0]) for value in values] == list(range(start, start + len(values)))
+    del refs[::2]
+    refs += [shoal.put(np.full(500_000 // 8, count + number)) for number in range(count // 2)]
+    assert [int(get(ref)[-1]) for ref in refs] == [*range(1, count, 2), *range(count, count + count // 2)]
+
+
 def test_what_cannot_be_spilled_is_said_and_costs_nothing(small: Any) -> None:
     with pytest.raises(ObjectStoreFullError, match="larger than the node's whole shared memory"):
         shoal.put(np.zeros(2 * STORE_BYTES, dtype=np.uint8))

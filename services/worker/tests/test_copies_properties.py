@@ -208,7 +208,7 @@ class World:
                 node.moving.append(command)
             case DropDurable(object_id, holder):
                 del self.durable[object_id, holder]
-            case OfferSegment(name, size_bytes):
+            case OfferSegment(name, _, size_bytes):
                 assert size_bytes == PAGE_BYTES
                 assert node.files[name], "only what is whole is offered"
                 node.offered[name] = node.files[name]

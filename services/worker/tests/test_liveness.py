@@ -354,7 +354,7 @@ def test_a_segment_that_is_asked_for_again_is_the_same_one() -> None:
     ask = AllocateSegment(process=process, size_bytes=10, serial=1)
     node.request(ask)
     node.request(ask)  # its answer is late
-    granted = SegmentGranted(segment="o1", capacity_bytes=4096)
+    granted = SegmentGranted(segment="o1", place="o1", capacity_bytes=4096)
     answers = [effect.message for effect in node.take(FileCreated("o1")) if isinstance(effect, Reply)]
     assert answers == [granted, granted]
     assert [effect.message for effect in node.request(ask) if isinstance(effect, Reply)] == [granted]

@@ -408,7 +408,7 @@ class World:
             assert request.driver in self.watched
         elif isinstance(request, PinSegments) and isinstance(answer, SegmentsPinned):
             assert request.process not in self.dead, "nothing is pinned for the dead"
-            for name in answer.segments:
+            for name in answer.places:
                 place3 = (request.process, request.pins[name])
                 if place3 not in self.used_serials:
                     self.used_serials.add(place3)

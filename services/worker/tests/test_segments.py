@@ -6,6 +6,7 @@ import pytest
 
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import JobId, ProcessId
+from shoal_core.protocol.places import part_of
 from shoal_core.testing.builders import process_id
 from shoal_worker.files import PAGE_BYTES, CreateFile, FileCommand, RemoveFile, size_class
 from shoal_worker.pins import MOST_ENDED
@@ -18,8 +19,8 @@ KIB = 1024
 class Table(SegmentTable):
     """A table whose files are made at once."""
 
-    def __init__(self, capacity_bytes: int = 1024 * KIB, warm_bytes: int = 256 * KIB) -> None:
-        super().__init__(capacity_bytes, warm_bytes)
+    def __init__(self, capacity_bytes: int = 1024 * KIB, warm_bytes: int = 256 * KIB, shared_bytes: int = 0) -> None:
+        super().__init__(capacity_bytes, warm_bytes, shared_bytes=shared_bytes)
 
     def taken(self) -> list[FileCommand]:
         commands, self.commands = self.commands, []
@@ -275,10 +276,10 @@ def test_of_many_segments_those_are_pinned_that_can_be() -> None:
     table = Table()
     first, gone, second = table.sealed(), table.sealed(), table.sealed()
     table.free(gone, OWNER)
-    assert table.pin_many({first: 1, gone: 2, second: 3}, READER) == [first, second]
-    assert table.pin_many({first: 1}, READER) == [first], "a repeated request pins once"
+    assert table.pin_many({first: 1, gone: 2, second: 3}, READER) == {first: first, second: second}
+    assert table.pin_many({first: 1}, READER) == {first: first}, "a repeated request pins once"
     table.unpin(first, READER, 1)
-    assert table.pin_many({first: 1, second: 4}, READER) == [second], "a late copy pins nothing"
+    assert table.pin_many({first: 1, second: 4}, READER) == {second: second}, "a late copy pins nothing"
     table.free(first, OWNER)
     table.free(second, OWNER)
     assert table.get(first) is None
@@ -286,3 +287,79 @@ def test_of_many_segments_those_are_pinned_that_can_be() -> None:
     for serial in (3, 4):
         table.unpin(second, READER, serial)
     assert len(table) == 0
+
+
+# ------------------------------------------------------------------------------- files that are shared
+
+
+def shared(capacity_bytes: int = 1024 * KIB, warm_bytes: int = 256 * KIB) -> Table:
+    return Table(capacity_bytes, warm_bytes, shared_bytes=64 * KIB)
+
+
+def written(table: Table, size_bytes: int = PAGE_BYTES) -> Segment:
+    """Return a segment that a process has written."""
+    segment = table.allocate_to_writer(WRITER, size_bytes)
+    assert segment is not None
+    table.created(segment.name)
+    assert table.seal(segment.name, WRITER, OWNER)
+    return segment
+
+
+def test_small_segments_share_a_file_and_their_parts_are_kept_warm() -> None:
+    table = shared()
+    first, second, large = written(table), written(table), written(table, 80 * KIB)
+    assert [first.place, second.place, large.place] == [part_of("s1", 0), part_of("s1", PAGE_BYTES), large.name]
+    table.taken()
+    table.free(first.name, OWNER)
+    assert table.taken() == []
+    assert table.warm_bytes == PAGE_BYTES
+    third = written(table)
+    assert third.place == first.place
+    assert table.taken() == [CreateFile(third.name, PAGE_BYTES, third.place, part=third.place)]
+
+
+def test_what_is_pulled_or_restored_has_a_file_of_its_own() -> None:
+    table = shared()
+    for segment in (table.allocate(WRITER, 1, filled=True), table.allocate(WRITER, 1, is_copy=True)):
+        assert segment is not None
+        assert segment.place == segment.name
+
+
+def test_parts_are_given_back_where_there_is_no_room_to_keep_them() -> None:
+    table = shared(warm_bytes=0)
+    first, second = written(table), written(table)
+    table.taken()
+    table.free(first.name, OWNER)
+    table.free(second.name, OWNER)
+    assert table.taken() == [RemoveFile(first.place, PAGE_BYTES), RemoveFile("s1")]
+    assert table.used_bytes == 0
+
+
+def test_a_part_that_could_not_be_reserved_is_free_again() -> None:
+    table = shared()
+    kept = written(table)
+    segment = table.allocate_to_writer(WRITER, 1)
+    assert segment is not None
+    table.creation_failed(segment.name)
+    assert table.used_bytes == kept.capacity_bytes
+    assert written(table).place == segment.place
+
+
+def test_what_a_process_may_still_map_that_counts_as_dead_is_not_taken_from_it() -> None:
+    table = shared()
+    read, beside, warm = written(table), written(table), written(table)
+    writing = table.allocate_to_writer(READER, 1)
+    assert writing is not None
+    table.created(writing.name)
+    table.pin(read.name, READER, 1)
+    table.free(warm.name, OWNER)
+    table.taken()
+    table.process_died(READER, reaped=False)
+    table.free(read.name, OWNER)
+    assert table.taken() == [RemoveFile(warm.place, PAGE_BYTES)], "what is warm would only keep the file"
+    assert table.used_bytes == 3 * PAGE_BYTES, "it takes room, and is counted"
+    assert written(table).place == part_of("s2", 0)
+    table.taken()
+    table.free(beside.name, OWNER)
+    assert table.taken() == [RemoveFile("s1")]
+    assert table.used_bytes == PAGE_BYTES

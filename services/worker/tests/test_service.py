@@ -36,6 +36,7 @@ from shoal_core.protocol.messages import (
     ProcessDied,
     RetireNode,
 )
+from shoal_core.protocol.places import part_of
 from shoal_core.protocol.resources import to_amounts
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
@@ -46,7 +47,7 @@ from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.buses import until
 from shoal_worker import machine
 from shoal_worker.durable import DurableTier
-from shoal_worker.files import CreateFile, DropDurable, FileCreated, RemoveFile
+from shoal_worker.files import SLAB_BYTES, CreateFile, DropDurable, FileCreated, RemoveFile
 from shoal_worker.inputs import DriverEnded, UnwatchDriver, WatchDriver
 from shoal_worker.liveness import REREAD_SECONDS
 from shoal_worker.output import Outputs
@@ -188,6 +189,37 @@ async def test_a_file_is_removed_also_where_it_is_gone(tmp_path: Path) -> None:
         one.perform(RemoveFile("o1"))
         one.perform(RemoveFile("o1"))
         assert os.listdir(tmp_path) == []
+
+
+async def test_a_part_of_a_file_has_pages_only_while_it_is_in_use(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        first, second = part_of("s1", 0), part_of("s1", 1024 * 1024)
+        one.perform(CreateFile("o1", 1024 * 1024, part=first))
+        one.perform(CreateFile("o2", 1024 * 1024, part=second))
+        assert inputs == [FileCreated("o1"), FileCreated("o2")]
+        assert os.listdir(tmp_path) == ["s1"]
+        assert (tmp_path / "s1").stat().st_size == SLAB_BYTES
+        assert (tmp_path / "s1").stat().st_blocks == 2 * 2048
+        descriptor = os.open(tmp_path / "s1", os.O_RDWR)
+        os.pwrite(descriptor, b"kept", 1024 * 1024)
+        os.close(descriptor)
+        one.perform(RemoveFile(first, 1024 * 1024))
+        assert (tmp_path / "s1").stat().st_blocks == 2048
+        one.perform(CreateFile("o3", 1024 * 1024, reused=second, part=second))
+        assert inputs[-1] == FileCreated("o3")
+        assert (tmp_path / "s1").read_bytes()[1024 * 1024 :][:4] == b"kept"
+        removing = one.perform(RemoveFile("s1"))
+        assert removing is not None
+        await removing
+        one.perform(RemoveFile(second, 1024 * 1024))
+        assert os.listdir(tmp_path) == []
+
+
+async def test_a_part_for_which_there_is_no_room_is_refused(tmp_path: Path) -> None:
+    async with hands(tmp_path / "gone") as (one, inputs):
+        one.perform(CreateFile("o1", 4096, part=part_of("s1", 0)))
+        assert isinstance(inputs[0], FileCreated)
+        assert "4,096 bytes of shared memory are not to be had" in inputs[0].error
 
 
 # ------------------------------------------------------------------------------- drivers

@@ -32,6 +32,7 @@ from shoal_core.protocol.messages import (
     SegmentGranted,
     SegmentPinned,
 )
+from shoal_core.protocol.places import is_part, located
 from shoal_core.protocol.records import SegmentSealed
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.files import (
@@ -52,6 +53,7 @@ from shoal_worker.store import NEVER, REFUSED_SECONDS, STALL_SECONDS, ObjectStor
 
 JOB = JobId("00000001")
 CAPACITY = 64 * 1024
+SHARED_BYTES = 16 * 1024
 SIZES = [4096, 5000, 9000, 20_000, 40_000]
 PROCESSES = [process_id(number) for number in range(1, 5)]
 DURABLE = "d" * 48
@@ -85,7 +87,9 @@ class World:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.store = ObjectStore(node_id(1), CAPACITY, CAPACITY // 4)
+        self.store = ObjectStore(node_id(1), CAPACITY, CAPACITY // 4, SHARED_BYTES)
+        self.places: dict[str, str] = {}
+        self.haunted: set[str] = set()
         self.files: dict[str, str | None] = {}
         self.tier = Tier()
         self.tier.put(DURABLE, "durable", "put")
@@ -113,20 +117,26 @@ class World:
 
     def perform(self, command: StoreCommand) -> None:
         match command:
-            case CreateFile(name, _, reused, filled):
-                path = name + PART * filled
-                assert path not in self.files
+            case CreateFile(name, _, reused, filled, part):
+                path = part or name + PART * filled
+                assert path not in self.haunted
+                assert not reused or reused not in self.mapped_places(), "nobody maps a file that is used again"
                 if reused:
-                    assert reused not in self.mapped.values(), "nobody maps a file that is used again"
+                    assert reused == part or not part
                     del self.files[reused]
+                assert path not in self.files
                 self.files[path] = None
                 self.orders.append(command)
-            case RemoveFile(name):
-                self.files.pop(name + PART, None)
-                self.files.pop(name, None)
-                self.writing.pop(name, None)
+            case RemoveFile(place):
+                parts = [path for path in self.files if located(path)[0] == place and is_part(path)]
+                assert parts or place not in self.haunted, "what the dead may still use goes with its slab only"
+                for path in [place, place + PART, *parts]:
+                    assert path not in self.mapped_places(), "what is mapped keeps its pages"
+                    self.files.pop(path, None)
+                    self.haunted.discard(path)
+                    self.writing = {name: who for name, who in self.writing.items() if self.places[name] != path}
             case ShelveFile(name, shelf):
-                assert name not in self.mapped.values(), "what is mapped keeps its file"
+                assert name not in self.mapped_places(), "what is mapped keeps its file"
                 assert shelf not in self.files
                 self.files[shelf] = self.files.pop(name)
             case FillFile() | SpillFile() | FindDurable():
@@ -139,12 +149,14 @@ class World:
             case AllocateSegment(), SegmentGranted():
                 assert request.process in self.living, "nothing is promised to the dead"
                 assert answer.capacity_bytes >= request.size_bytes
-                assert answer.segment in self.files
+                assert answer.place in self.files
+                self.places[answer.segment] = answer.place
                 self.writing[answer.segment] = request.process
             case PinSegment(), SegmentPinned():
-                self.map(request)
+                self.map(request, answer.place)
             case RestoreObject(), ObjectRestored():
                 assert self.files[answer.segment] == "durable", "a restored object is whole"
+                self.places[answer.segment] = answer.segment
                 self.sealed[answer.segment] = (request.process, DURABLE, "durable")
             case AllocateSegment(), ObjectStoreFullError() | DeclaredDeadError():
                 pass
@@ -160,13 +172,17 @@ class World:
             case _:
                 raise AssertionError(f"{request!r} was answered with {answer!r}")
 
-    def map(self, request: PinSegment) -> None:
+    def mapped_places(self) -> set[str]:
+        return {self.places[name] for name in self.mapped.values()}
+
+    def map(self, request: PinSegment, at: str) -> None:
         place = (request.process, request.serial)
         if place in self.pinning:
             self.pinning.remove(place)
             if request.process in self.living:
                 _, _, contents = self.sealed[request.segment]
-                assert self.files[request.segment] == contents, "a pin never sees half an object"
+                assert self.files[at] == contents, "a pin never sees half an object"
+                self.places[request.segment] = at
                 self.mapped[place] = request.segment
 
     def ask(self, message: Message) -> None:
@@ -191,9 +207,9 @@ class World:
     def finish(self, order: Order, fate: str = "done") -> None:
         self.orders.remove(order)
         match order:
-            case CreateFile(name, _, _, filled):
+            case CreateFile(name, _, _, filled, part):
                 if fate != "done":
-                    self.files.pop(name + PART * filled)
+                    self.files.pop(part or name + PART * filled)
                 self.store.take(FileCreated(name, "" if fate == "done" else "no room"), self.now)
             case FillFile():
                 self.fill(order, fate)
@@ -221,7 +237,7 @@ class World:
 
     def spill(self, order: SpillFile, fate: str) -> None:
         error: ShoalError | None = None
-        contents = self.files.get(order.name)
+        contents = self.files.get(order.place)
         if order.holder == PUT_HOLDER:
             contents = order.name
         assert contents is not None, "only what is whole is spilled"
@@ -249,7 +265,7 @@ class World:
         writer = self.writing.pop(name)
         object_id = durable_id(owner, ObjectKey(key))
         contents = name
-        self.files[name] = contents
+        self.files[self.places[name]] = contents
         self.sealed[name] = (owner, object_id, contents)
         if freed:
             self.free(name)
@@ -275,14 +291,18 @@ class World:
         self.store.freed(self.sealed[name][0], name, self.now)
         self.after()
 
-    def die(self, process: ProcessId) -> None:
+    def die(self, process: ProcessId, reaped: bool = True) -> None:
         self.living.remove(process)
+        if not reaped:
+            used = [name for (who, _), name in self.mapped.items() if who == process]
+            used += [name for name, who in self.writing.items() if who == process]
+            self.haunted |= {self.places[name] for name in used if is_part(self.places[name])}
         for place in [place for place in self.mapped if place[0] == process]:
             del self.mapped[place]
         self.pinning = {place for place in self.pinning if place[0] != process}
         self.writing = {name: writer for name, writer in self.writing.items() if writer != process}
         self.freed |= {name for name, (owner, _, _) in self.sealed.items() if owner == process}
-        self.store.process_died(process, True, self.now)
+        self.store.process_died(process, reaped, self.now)
         self.after()
 
     def pass_time(self, seconds: float) -> None:
@@ -298,14 +318,15 @@ class World:
         for name, (_, object_id, contents) in self.sealed.items():
             if name in self.freed or self.store.segments.get(name) is None:
                 continue
-            in_memory = self.files.get(name) == contents
             segment = self.store.segments.get(name)
             assert segment is not None
+            in_memory = self.files.get(segment.place) == contents
             copied = segment.holder in self.tier.holders.get(object_id, ())
             dropped = any(drop.object_id == object_id and segment.holder.startswith(drop.holder) for drop in self.drops)
             assert in_memory or (copied and self.tier.contents[object_id] == contents and not dropped), "it is lost"
         for name in self.mapped.values():
-            assert self.files[name] == self.sealed[name][2], "what is mapped stays as it is"
+            assert self.files[self.places[name]] == self.sealed[name][2], "what is mapped stays as it is"
+        assert self.haunted <= {*self.files}, "and what the dead may still use"
         if self.asked:
             assert self.orders or self.store.wake_at < NEVER, "who waits will be answered"
 
@@ -332,8 +353,7 @@ class World:
         kept = [holders for holders in self.tier.holders.values() if holders != {PUT_HOLDER}]
         assert not kept, "nothing durable is left but what was put as durable"
         while table.warm_bytes:
-            size = next(size for size, names in table._warm.items() if names)
-            table._cool(size)
+            table._cool_largest()
         self.after()
         assert self.files == {}, "no file is left"
 
@@ -391,11 +411,11 @@ class StoreMachine(RuleBasedStateMachine):
         if names:
             self.world.free(names[which % len(names)])
 
-    @rule(which=pick)
-    def die(self, which: int) -> None:
+    @rule(which=pick, reaped=st.booleans())
+    def die(self, which: int, reaped: bool) -> None:
         process = self.living(which)
         if process is not None:
-            self.world.die(process)
+            self.world.die(process, reaped)
 
     @rule(which=pick, fate=st.sampled_from(FATES))
     def an_order_ends(self, which: int, fate: str) -> None:
@@ -460,7 +480,7 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         lambda: machine.pin(which(), which()): 5,
         lambda: machine.unpin(which()): 5,
         lambda: machine.free(which()): 1,
-        lambda: machine.die(which()): 0.05,
+        lambda: machine.die(which(), random.random() < 0.5): 0.1,
         lambda: machine.an_order_ends(which(), random.choice(FATES)): 8,
         lambda: machine.all_orders_end(): 2,
         lambda: machine.what_is_durable_goes(which()): 1,

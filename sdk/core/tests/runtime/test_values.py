@@ -32,7 +32,7 @@ async def test_a_pin_ends_where_the_segment_cannot_be_mapped(tmp_path: Path, pin
         coroutine.close()
         if not pin_is_answered:
             raise RequestTimeoutError("no answer")
-        return SegmentPinned(segment="o1")
+        return SegmentPinned(segment="o1", place="o1")
 
     async with lone_runtime(LOCAL) as lone:
         runtime = lone.runtime
@@ -54,7 +54,7 @@ class Node:
     def answer(self, request: Message) -> Message:
         self.requests.append(request)
         if isinstance(request, PinSegments):
-            return SegmentsPinned(segments=[name for name in request.pins if name in self.segments])
+            return SegmentsPinned(places={name: name for name in request.pins if name in self.segments})
         raise NotFoundError("gone")
 
 

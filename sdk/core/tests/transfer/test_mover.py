@@ -107,6 +107,16 @@ async def test_bytes_go_from_file_to_file_and_from_and_to_a_process_without_a_no
     assert away.mover.moved.received_bytes == 2 * len(data)
 
 
+async def test_what_lies_in_a_part_of_a_file_is_pulled_from_there(join: Join, tmp_path: Path) -> None:
+    data = os.urandom(CHUNK + 4321)
+    (tmp_path / "s1").write_bytes(bytes(8192) + data + bytes(5000))
+    home, away = join(node_id(1)), join(node_id(2))
+    home.mover.order(Offer("o1", tmp_path / "s1", len(data), CHUNK, 8192))
+    there = away.pull(home, "o1", len(data))
+    assert (await away.end()).code == ""
+    assert bytes(there) == data
+
+
 @pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1])
 async def test_any_size_arrives(join: Join, size: int) -> None:
     data = os.urandom(size)

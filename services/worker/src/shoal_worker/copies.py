@@ -137,7 +137,7 @@ class Copies:
         copy = self._copies.get((request.home, request.segment))
         if copy is not None and copy.state is CopyState.HERE:
             self._segments.pin(copy.name, request.process, request.serial)
-            return SegmentPinned(segment=copy.name)
+            return SegmentPinned(segment=copy.name, place=copy.name)
         if self._is_dead(request.home):
             raise _home_died(request.home)
         if copy is None:
@@ -287,12 +287,12 @@ class Copies:
             self._segments.pin(copy.name, one.process, one.serial)
         except ShoalError as error:
             return error
-        return SegmentPinned(segment=copy.name)
+        return SegmentPinned(segment=copy.name, place=copy.name)
 
     def _granted(self, copy: Copy) -> SegmentGranted:
         segment = self._segments.get(copy.name)
         assert segment is not None, "what was taken is known while its segment is"
-        return SegmentGranted(segment=copy.name, capacity_bytes=segment.capacity_bytes)
+        return SegmentGranted(segment=copy.name, place=copy.name, capacity_bytes=segment.capacity_bytes)
 
     # ------------------------------------------------------------------------------- ends
 

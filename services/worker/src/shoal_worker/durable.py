@@ -42,6 +42,7 @@ from shoal_core.protocol.messages import (
     DurableUpload,
     Message,
 )
+from shoal_core.protocol.places import located
 from shoal_core.protocol.subjects import Subjects
 from shoal_worker.files import SpillFile
 
@@ -58,12 +59,12 @@ PARTIAL = ".part"
 Dial = Callable[[], AbstractAsyncContextManager[Bus]]
 
 
-def file_digests(path: Path, size_bytes: int) -> list[int]:
-    """Return the crc32 of each chunk of a file."""
+def file_digests(path: Path, size_bytes: int, begin: int = 0) -> list[int]:
+    """Return the crc32 of each chunk of a file, or of what begins there in it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return [
-            zlib.crc32(os.pread(descriptor, min(CHUNK_BYTES, size_bytes - offset), offset))
+            zlib.crc32(os.pread(descriptor, min(CHUNK_BYTES, size_bytes - offset), begin + offset))
             for offset in range(0, max(1, size_bytes), CHUNK_BYTES)
         ]
     finally:
@@ -85,9 +86,10 @@ class DurableTier:
         self._stack: AsyncExitStack
         self._bus: Bus | None = None
 
-    async def spill(self, path: Path, order: SpillFile) -> None:
-        """Copy the object in a file to the durable tier; what cannot be copied leaves nothing there."""
-        await self._run(lambda bus: self._spill(bus, path, order))
+    async def spill(self, folder: Path, order: SpillFile) -> None:
+        """Copy an object that lies in this folder to the durable tier; what cannot be copied leaves nothing there."""
+        file, begin = located(order.place)
+        await self._run(lambda bus: self._spill(bus, folder / file, begin, order))
 
     async def fill(self, path: Path, object_id: str, size_bytes: int) -> None:
         """Write a durable object into the partial file of ``path``, which then gets its name."""
@@ -146,8 +148,8 @@ class DurableTier:
 
     # ------------------------------------------------------------------------------- spilling
 
-    async def _spill(self, bus: Bus, path: Path, order: SpillFile) -> None:
-        digests = await asyncio.to_thread(file_digests, path, order.size_bytes)
+    async def _spill(self, bus: Bus, path: Path, begin: int, order: SpillFile) -> None:
+        digests = await asyncio.to_thread(file_digests, path, order.size_bytes, begin)
         try:
             put = DurablePut(
                 object_id=order.object_id,
@@ -160,7 +162,7 @@ class DurableTier:
             opened = await self._ask(bus, "put", put)
             assert isinstance(opened, DurableUpload)
             if not opened.sealed:
-                await self._upload(bus, path, opened.place, order.size_bytes)
+                await self._upload(bus, path, begin, opened.place, order.size_bytes)
                 await self._ask(bus, "seal", DurableSeal(object_id=order.object_id))
         except* ShoalError:
             with suppress(ShoalError):  # what is left all the same goes with its job
@@ -169,13 +171,13 @@ class DurableTier:
                 await ask(bus, subject, delete, timeout_seconds=GIVE_UP_SECONDS)
             raise
 
-    async def _upload(self, bus: Bus, path: Path, place: str, size_bytes: int) -> None:
+    async def _upload(self, bus: Bus, path: Path, begin: int, place: str, size_bytes: int) -> None:
         stream = self._stream(bus)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
         async def upload(index: int) -> None:
             offset = index * CHUNK_BYTES
-            data = os.pread(descriptor, min(CHUNK_BYTES, size_bytes - offset), offset)
+            data = os.pread(descriptor, min(CHUNK_BYTES, size_bytes - offset), begin + offset)
             await _patiently(lambda: stream.put_chunk(place, index, data))
 
         try:

@@ -9,6 +9,9 @@ from shoal_core.protocol.ids import JobId
 from shoal_worker.restoring import Restoration
 
 PAGE_BYTES = 4096
+SLAB_BYTES = 64 * 1024 * 1024
+MOST_SHARED_BYTES = 1024 * 1024
+"""What processes write that takes no more than this shares its file with others (see ``slabs``)."""
 
 
 def size_class(size_bytes: int) -> int:
@@ -24,19 +27,22 @@ class CreateFile:
     """Make a file of this size with all its pages reserved, from the warm file ``reused`` where one is named.
 
     The outcome comes back as ``FileCreated``. Where it is to be ``filled``, nobody finds it under its name before.
+    ``part`` says where it is to lie in a file that others share; a part that is warm is ``reused`` where it lies.
     """
 
     name: str
     capacity_bytes: int
     reused: str = ""
     filled: bool = False
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveFile:
-    """Remove a file, and its pages with it."""
+    """Remove a file, and its pages with it; or the pages of a part of one, which has so many bytes."""
 
     name: str
+    part_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,13 @@ class FillFile:
 
 @dataclass(frozen=True, slots=True)
 class SpillFile:
-    """Copy a file's object into the durable tier; ``FileSpilled`` comes back.
+    """Copy the object that lies at ``place`` into the durable tier; ``FileSpilled`` comes back.
 
     ``holder`` is the segment, or, where the object was put as a durable one, ``PUT_HOLDER``: for so long.
     """
 
     name: str
+    place: str
     object_id: str
     size_bytes: int
     job: JobId

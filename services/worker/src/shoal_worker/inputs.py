@@ -60,6 +60,7 @@ class OfferSegment:
     """Let the chunks of a segment be pulled."""
 
     name: str
+    place: str
     size_bytes: int
     chunk_bytes: int
 

@@ -70,7 +70,7 @@ class Loans:
     def _offer(self, segment: Segment) -> None:
         if segment.name not in self._offered:
             self._offered.add(segment.name)
-            self.effects.append(Start(OfferSegment(segment.name, segment.size_bytes, self._chunk_bytes)))
+            self.effects.append(Start(OfferSegment(segment.name, segment.place, segment.size_bytes, self._chunk_bytes)))
 
     def _withdraw(self, name: str) -> None:
         del self._lent[name]

@@ -109,6 +109,7 @@ class NodeCore:
         gpu_names: Sequence[str] = (),
         prestart: int = 0,
         warm_bytes: int = 0,
+        shared_bytes: int = 0,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.node_id: NodeId = description.node_id
@@ -116,7 +117,7 @@ class NodeCore:
         self.leases = LeaseTable(description.total, gpu_names)
         self.processes = ProcessTable(self.node_id, prestart)
         self.liveness = Liveness(self.node_id, subjects)
-        self.store = ObjectStore(self.node_id, description.object_store_bytes, warm_bytes)
+        self.store = ObjectStore(self.node_id, description.object_store_bytes, warm_bytes, shared_bytes)
         self.segments = self.store.segments
         self.memory = SharedMemory(self.node_id, subjects, self.store, self.liveness, self._require_local, chunk_bytes)
         self.inquiries = Inquiries(self.node_id, self.segments)

@@ -12,6 +12,9 @@ A reclaimed file is kept *warm*, for the next object of its size class: writing 
 faster than to new ones. It gets a new name at each use. A name therefore means one object only, and a late request for
 an object that is gone finds nothing, instead of another object.
 
+A small segment that a process of this node writes lies in a *part* of a file that it shares with others (see
+``slabs``). A part is kept warm, or given back, as a file is. What is pulled, restored or comes back has its own file.
+
 A sealed segment may be written to the *durable* tier as well. Once it is whole there, and nobody maps it, its file can
 go: then it is spilled. It keeps its name; when it is pinned again its file is made anew and filled. The object stays
 durable: what was spilled once can be spilled again without moving a byte. What is durable goes with its segment.
@@ -36,6 +39,7 @@ from enum import Enum
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import NO_NODE, JobId, NodeId, ProcessId
 from shoal_core.protocol.messages import NODE_HOLDER
+from shoal_core.protocol.places import is_part, located
 from shoal_worker.files import (
     CreateFile,
     DropDurable,
@@ -47,6 +51,7 @@ from shoal_worker.files import (
     size_class,
 )
 from shoal_worker.pins import MOST_ENDED, Pins
+from shoal_worker.slabs import Slabs, Vacated
 
 
 class SegmentState(Enum):
@@ -73,7 +78,8 @@ class DurableState(Enum):
 class Segment:
     """One object's file. ``process`` is the writer until it is sealed, the owner afterwards; both belong to ``job``.
 
-    ``spoiled``: someone may still map it, so its file must not be used again.
+    ``place`` is where it lies: in a file that is called like it, or in a part of another.
+    ``spoiled``: someone may still use it, so its file must not be used again.
     ``freed_by`` are those who freed it before it was sealed: the owner, if its word overtook the writer's.
     ``object_id`` names the object in the durable tier, and ``holder`` the segment itself, as who holds it there.
     ``ordered``: its file is being made or filled. ``used`` rises with each use of any segment. ``is_copy``: of another
@@ -96,6 +102,10 @@ class Segment:
     ordered: bool = False
     used: int = 0
     is_copy: bool = False
+    place: str = ""
+
+    def __post_init__(self) -> None:
+        self.place = self.place or self.name
 
     def pinned(self) -> bool:
         """Tell whether a process maps the segment, or a puller pulls it."""
@@ -122,20 +132,26 @@ _PINNABLE = (SegmentState.WRITING, SegmentState.SEALED, SegmentState.SPILLED, Se
 
 
 class SegmentTable:
-    """All segments of one node, within ``capacity_bytes``. What is to be done to files is left in ``commands``."""
+    """All segments of one node, within ``capacity_bytes``. What is to be done to files is left in ``commands``.
 
-    def __init__(self, capacity_bytes: int, warm_bytes: int, node: NodeId = NO_NODE) -> None:
+    What processes write shares files where it takes no more than ``shared_bytes``.
+    """
+
+    def __init__(self, capacity_bytes: int, warm_bytes: int, node: NodeId = NO_NODE, shared_bytes: int = 0) -> None:
         self.node = node
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self.warm_bytes = 0
         self.spilled_sizes: Counter[int] = Counter()
+        self.slabs = Slabs()
         self.commands: list[FileCommand] = []
         self.gone: list[str] = []
         """The segments that ceased to be any object's, or that are removed, for whoever knows more about them."""
         self._most_warm_bytes = warm_bytes
         self._segments: dict[str, Segment] = {}
+        self._shared_bytes = shared_bytes
         self._warm: dict[int, deque[str]] = {}
+        self._warm_parts: dict[int, deque[str]] = {}
         self._requests: dict[ProcessId, dict[int, str]] = {}
         self._drawn = 0
         self._uses = 0
@@ -167,15 +183,40 @@ class SegmentTable:
         filled: bool = False,
         is_copy: bool = False,
     ) -> Segment | None:
-        """Promise a file to a writer and order it made; None where there is no room now."""
+        """Promise a file to one who will fill it and order it made; None where there is no room now."""
         capacity = size_class(size_bytes)
         reused = self._take_room(capacity)
         if reused is None:
             return None
+        segment = self._new(capacity, process, job, size_bytes, is_copy=is_copy)
+        self._order_file(segment, reused, filled=filled)
+        return segment
+
+    def allocate_to_writer(self, process: ProcessId, size_bytes: int, job: JobId | None = None) -> Segment | None:
+        """Promise a file, or a part of one, to a process of this node; None where there is no room now."""
+        capacity = size_class(size_bytes)
+        if capacity > self._shared_bytes:
+            return self.allocate(process, size_bytes, job)
+        if warm := self._warm_parts.get(capacity):
+            self.warm_bytes -= capacity
+            self.used_bytes += capacity
+            part = reused = warm.pop()
+        elif self._make_room(capacity):
+            part, reused = self.slabs.take(capacity), ""
+        else:
+            return None
+        segment = self._new(capacity, process, job, size_bytes)
+        segment.place = part
+        segment.ordered = True
+        self.commands.append(CreateFile(segment.name, capacity, reused, part=part))
+        return segment
+
+    def _new(
+        self, capacity: int, process: ProcessId, job: JobId | None, size_bytes: int, *, is_copy: bool = False
+    ) -> Segment:
         self._drawn += 1
         segment = Segment(f"o{self._drawn}", capacity, SegmentState.CREATING, process, job, size_bytes, is_copy=is_copy)
         self._segments[segment.name] = segment
-        self._order_file(segment, reused, filled=filled)
         return segment
 
     def asked_again(self, process: ProcessId, serial: int) -> Segment | None:
@@ -218,6 +259,8 @@ class SegmentTable:
         segment = self._segments[name]
         segment.ordered = False
         self.used_bytes -= segment.capacity_bytes
+        if is_part(segment.place):
+            self._vacate(segment.place)
         if segment.state in (SegmentState.RETURNING, SegmentState.FREED):
             self._spilled_again(segment)
         else:
@@ -247,18 +290,17 @@ class SegmentTable:
         self._use(segment)
         return segment
 
-    def pin_many(self, pins: dict[str, int], process: ProcessId) -> list[str]:
-        """Keep segments (by their serials) for a process, as far as they lie in memory; return the names of those."""
-        pinned = []
+    def pin_many(self, pins: dict[str, int], process: ProcessId) -> dict[str, str]:
+        """Keep segments (by their serials) for a process, as far as they lie in memory; return where those lie."""
+        pinned = {}
         for name, serial in pins.items():
             segment = self._segments.get(name)
             if segment is not None and segment.state not in (SegmentState.WRITING, SegmentState.SEALED):
                 continue  # the process asks for it alone, and waits until it is back
             try:
-                self.pin(name, process, serial)
+                pinned[name] = self.pin(name, process, serial).place
             except NotFoundError:
                 continue  # the process asks for it alone, and is told why it cannot have it
-            pinned.append(name)
         return pinned
 
     def unpin(self, name: str, process: ProcessId, serial: int) -> None:
@@ -303,7 +345,7 @@ class SegmentTable:
     def process_died(self, process: ProcessId, reaped: bool = True) -> None:
         """A process is gone: its mappings are, what it was writing never becomes whole, what it owned is freed.
 
-        Where it was not ``reaped``, it may go on reading what it has mapped: those files are not used again.
+        Where it was not ``reaped``, it may go on using what it has mapped: those files are not used again.
         """
         self._requests.pop(process, None)
         for segment in list(self._segments.values()):
@@ -313,6 +355,7 @@ class SegmentTable:
             if segment.process != process:
                 self._reclaim(segment)
             elif segment.state is SegmentState.WRITING:
+                segment.spoiled = segment.spoiled or not reaped
                 self._remove(segment)
             elif segment.state is SegmentState.CREATING:
                 segment.state = SegmentState.ABANDONED
@@ -328,7 +371,14 @@ class SegmentTable:
         self._drawn += 1
         segment.durable, segment.holder = DurableState.WRITING, f"{NODE_HOLDER}{self.node}:{self._drawn:012x}"
         self.commands.append(
-            SpillFile(segment.name, segment.object_id, segment.size_bytes, segment.job or JobId(""), segment.holder)
+            SpillFile(
+                segment.name,
+                segment.place,
+                segment.object_id,
+                segment.size_bytes,
+                segment.job or JobId(""),
+                segment.holder,
+            )
         )
 
     def spilled(self, name: str, whole: bool) -> Segment:
@@ -344,10 +394,14 @@ class SegmentTable:
         assert segment.durable is DurableState.WHOLE
         segment.state = SegmentState.SPILLED
         self.spilled_sizes[segment.capacity_bytes] += 1
-        self.used_bytes -= segment.capacity_bytes
         if segment.spoiled:
-            segment.spoiled = False
-            self.commands.append(RemoveFile(segment.name))
+            self._give_back(segment)
+            segment.spoiled, segment.place = False, segment.name
+            return
+        self.used_bytes -= segment.capacity_bytes
+        if is_part(segment.place):
+            self._keep_warm(segment.place, segment.capacity_bytes)
+            segment.place = segment.name
             return
         self._drawn += 1
         shelf = f"w{self._drawn}"
@@ -428,13 +482,16 @@ class SegmentTable:
             self.warm_bytes -= capacity
             self.used_bytes += capacity
             return self._warm[capacity].pop()
-        if not self.has_room(capacity):
-            return None
-        for size in sorted(self._warm, reverse=True):
-            while self._warm[size] and self.used_bytes + self.warm_bytes + capacity > self.capacity_bytes:
-                self._cool(size)
+        return "" if self._make_room(capacity) else None
+
+    def _make_room(self, capacity: int) -> bool:
+        """Take room for a new file, from warm ones where there is no other; tell whether there was any."""
+        if self.used_bytes + capacity > self.capacity_bytes:
+            return False
+        while self.used_bytes + self.warm_bytes + capacity > self.capacity_bytes:
+            self._cool_largest()
         self.used_bytes += capacity
-        return ""
+        return True
 
     def _order_file(self, segment: Segment, reused: str, *, filled: bool) -> None:
         segment.ordered = True
@@ -472,32 +529,73 @@ class SegmentTable:
             return
         del self._segments[segment.name]
         self.used_bytes -= segment.capacity_bytes
-        self._keep_warm(segment.name, segment.capacity_bytes)
+        self._keep_warm(segment.place, segment.capacity_bytes)
 
-    def _keep_warm(self, file: str, capacity: int) -> None:
+    def _keep_warm(self, place: str, capacity: int) -> None:
+        """Keep what lies there for the next object of its size, as long as there is room for that."""
+        if is_part(place) and self.slabs.is_closed(place):
+            self._vacate(place)
+            return
+        warm = self._warm_parts if is_part(place) else self._warm
         self.warm_bytes += capacity
-        self._warm.setdefault(capacity, deque()).append(file)
+        warm.setdefault(capacity, deque()).append(place)
         while self.warm_bytes > self._most_warm_bytes:
-            self._cool(max(size for size, names in self._warm.items() if names))
+            self._cool_largest()
 
-    def _cool(self, size: int) -> None:
-        self.commands.append(RemoveFile(self._warm[size].popleft()))
+    def _cool_largest(self) -> None:
+        """Give back what is warm: the largest first, and of those the one that was used the longest ago."""
+        size = max(size for warm in (self._warm, self._warm_parts) for size, places in warm.items() if places)
         self.warm_bytes -= size
+        if self._warm.get(size):
+            self.commands.append(RemoveFile(self._warm[size].popleft()))
+        else:
+            self._vacate(self._warm_parts[size].popleft())
 
     def _remove(self, segment: Segment) -> None:
         self._end(segment)
-        self.used_bytes -= segment.capacity_bytes
-        self.commands.append(RemoveFile(segment.name))
+        self._give_back(segment)
+
+    def _give_back(self, segment: Segment) -> None:
+        """Have a segment's file go, or its part; what is spoiled of a shared one has to stay, and counts as used."""
+        if not is_part(segment.place):
+            self.used_bytes -= segment.capacity_bytes
+            self.commands.append(RemoveFile(segment.name))
+        elif segment.spoiled:
+            self._lose(segment.place, segment.capacity_bytes)
+        else:
+            self.used_bytes -= segment.capacity_bytes
+            self._vacate(segment.place)
+
+    def _lose(self, place: str, capacity: int) -> None:
+        """Leave a part to whoever may still use it, and keep nothing warm beside it that would keep its file."""
+        if (vacated := self.slabs.lose(place)) is not None:
+            self._vacated(vacated)
+        warm = self._warm_parts.get(capacity, deque())
+        beside = [part for part in warm if located(part)[0] == located(place)[0]]
+        for part in beside:
+            warm.remove(part)
+            self.warm_bytes -= capacity
+            self._vacate(part)
+
+    def _vacate(self, part: str) -> None:
+        self._vacated(self.slabs.vacate(part))
+
+    def _vacated(self, vacated: Vacated) -> None:
+        self.used_bytes -= vacated.lost_bytes
+        self.commands.append(RemoveFile(vacated.place, vacated.part_bytes))
 
     def sanity_check(self) -> None:
         """State the invariants."""
-        assert self.used_bytes == sum(segment.capacity_bytes for segment in self if segment.has_file())
+        used = [segment for segment in self if segment.has_file()]
+        assert self.used_bytes == sum(segment.capacity_bytes for segment in used) + self.slabs.lost_bytes()
         spilled = Counter(segment.capacity_bytes for segment in self if not segment.has_file())
         assert self.spilled_sizes == spilled
-        assert self.warm_bytes == sum(size * len(names) for size, names in self._warm.items())
+        kept = [*self._warm.items(), *self._warm_parts.items()]
+        assert self.warm_bytes == sum(size * len(places) for size, places in kept)
         assert self.warm_bytes <= self._most_warm_bytes
         assert self.used_bytes + self.warm_bytes <= self.capacity_bytes
-        assert not {name for names in self._warm.values() for name in names} & {*self._segments}
+        places = [*(segment.place for segment in used), *(place for _, warm in kept for place in warm)]
+        assert len({*places}) == len(places), "no two lie in the same place"
         for segment in self._segments.values():
             assert not segment.is_copy or segment.durable is DurableState.NONE, "copies are never spilled"
             under_way = segment.ordered or segment.durable is DurableState.WRITING

@@ -36,6 +36,7 @@ from shoal_core.protocol.messages import (
     ProcessDied,
     RetireNode,
 )
+from shoal_core.protocol.places import located
 from shoal_core.protocol.resources import UNIT
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.verbs import NODE_NODE, NODE_PROCESS, NODE_PUBLIC, NODE_SCHEDULER
@@ -49,6 +50,7 @@ from shoal_core.transfer.records import CHUNK_BYTES
 from shoal_worker import accelerators, machine
 from shoal_worker.accelerators import NoAccelerators
 from shoal_worker.durable import DurableTier, durable_tier
+from shoal_worker.files import MOST_SHARED_BYTES
 from shoal_worker.forks import Forks, forks
 from shoal_worker.gpus import Gpus
 from shoal_worker.inputs import (
@@ -171,8 +173,9 @@ class Hands:
                 self._outputs.route(process, job)
             case RemoveEnvironments(job):
                 return asyncio.to_thread(shutil.rmtree, self._environments / job, ignore_errors=True)
-            case OfferSegment(name, size_bytes, chunk_bytes):
-                self.mover.order(Offer(name, self._folder / name, size_bytes, chunk_bytes))
+            case OfferSegment(name, place, size_bytes, chunk_bytes):
+                file, offset = located(place)
+                self.mover.order(Offer(name, self._folder / file, size_bytes, chunk_bytes, offset))
             case WithdrawSegment(name):
                 self.mover.order(Withdraw(name, "its home withdrew it"))
             case PullSegment(name, source, stream, size_bytes, chunk_bytes):
@@ -325,6 +328,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             gpu_names=gpus.names,
             prestart=prestart,
             warm_bytes=min(WARM_BYTES, description.object_store_bytes // 4),
+            shared_bytes=MOST_SHARED_BYTES,
             chunk_bytes=min(CHUNK_BYTES, bus.max_payload),
         )
         outputs = Outputs(bus, subjects, node)

@@ -128,7 +128,7 @@ class SharedMemory:
 
     def _pin_many(self, request: PinSegments, token: int, now: float) -> SegmentsPinned:
         self._job_of(request.process)
-        return SegmentsPinned(segments=self.store.segments.pin_many(request.pins, request.process))
+        return SegmentsPinned(places=self.store.segments.pin_many(request.pins, request.process))
 
     def _persist(self, request: PersistSegment, token: int, now: float) -> None:
         self.store.persist(request, token, self._job_of(request.process))

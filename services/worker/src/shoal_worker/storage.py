@@ -7,12 +7,14 @@ Small files are made and removed at once, since they are on the path of every ob
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from shoal_core.bus import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import BusError, ShoalError
 from shoal_core.protocol.messages import DurableDelete, DurableGet, DurableManifest
+from shoal_core.protocol.places import is_part, located
 from shoal_core.protocol.subjects import Subjects
 from shoal_worker.durable import PARTIAL, DurableTier
 from shoal_worker.files import (
+    SLAB_BYTES,
     CreateFile,
     DropDurable,
     DurableFound,
@@ -46,6 +50,11 @@ PAUSE_SECONDS = 0.05
 REFUSED_PAUSE_SECONDS = 1.0
 REMOVED = ".gone"
 
+PUNCH_HOLE = 3
+"""Of Linux's ``fallocate``, which Python does not have: keep the size of the file, and take pages out of it."""
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong)
+
 
 class Storage:
     """The folder of a node's segments, and its way to the durable tier. ``inject`` takes what comes of a command."""
@@ -61,14 +70,15 @@ class Storage:
         # Unbounded: each entry is of something that is durable and has to go.
         self._dropped: deque[DropDurable] = deque()
         self._dropping = False
+        self._keeps_pages = False
 
     def perform(self, command: StoreCommand) -> Awaitable[None] | None:
         """Carry out one command; what takes time is returned, to be awaited beside the core."""
         match command:
             case CreateFile():
                 return self._create(command)
-            case RemoveFile(name):
-                return self._remove(name)
+            case RemoveFile(name, part_bytes):
+                return self._remove(name, part_bytes)
             case ShelveFile(name, shelf):
                 os.rename(self._folder / name, self._folder / shelf)
             case FillFile():
@@ -87,6 +97,9 @@ class Storage:
     # ------------------------------------------------------------------------------- files
 
     def _create(self, command: CreateFile) -> Awaitable[None] | None:
+        if command.part:
+            self._inject(FileCreated(command.name) if command.reused else self._reserve(command))
+            return None
         path = self._folder / (command.name + PARTIAL * command.filled)
         if command.capacity_bytes < LARGE_BYTES or command.reused:
             self._inject(self._make(path, command))
@@ -115,15 +128,40 @@ class Storage:
                     os.close(descriptor)
         except OSError as error:
             path.unlink(missing_ok=True)
-            return FileCreated(
-                command.name,
-                f"{command.capacity_bytes:,} bytes of shared memory are not to be had: {error}",
-                no_space=error.errno == errno.ENOSPC,
-            )
+            return _no_room(command, error)
         return FileCreated(command.name)
 
-    def _remove(self, name: str) -> Awaitable[None] | None:
+    def _reserve(self, command: CreateFile) -> FileCreated:
+        """Reserve the pages of a part of a file, which is made at its first use."""
+        file, offset = located(command.part)
+        try:
+            descriptor = os.open(self._folder / file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if not os.fstat(descriptor).st_size:
+                    os.truncate(descriptor, SLAB_BYTES)
+                os.posix_fallocate(descriptor, offset, command.capacity_bytes)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            return _no_room(command, error)
+        return FileCreated(command.name)
+
+    def _punch(self, file: str, offset: int, size_bytes: int) -> None:
+        """Give back the pages of a part; the file system of a folder that is not in memory may be unable to."""
+        with suppress(FileNotFoundError):  # it could not be made
+            descriptor = os.open(self._folder / file, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if _fallocate(descriptor, PUNCH_HOLE, offset, size_bytes) and not self._keeps_pages:
+                    self._keeps_pages = True
+                    logger.warning("%s keeps the pages of freed objects: %s", file, os.strerror(ctypes.get_errno()))
+            finally:
+                os.close(descriptor)
+
+    def _remove(self, name: str, part_bytes: int) -> Awaitable[None] | None:
         """Remove a file; one that is being filled loses its partial name first, so that it cannot get the other."""
+        if is_part(name):
+            self._punch(*located(name), part_bytes)
+            return None
         (self._folder / (name + PARTIAL)).unlink(missing_ok=True)
         path = self._folder / name
         try:
@@ -149,7 +187,7 @@ class Storage:
 
     async def _spill(self, command: SpillFile) -> None:
         try:
-            await self._durable.spill(self._folder / command.name, command)
+            await self._durable.spill(self._folder, command)
         except ShoalError as error:
             logger.warning("segment %s could not be copied to the durable tier: %s", command.name, error)
             self._inject(FileSpilled(command.name, command.holder, error))
@@ -183,3 +221,11 @@ class Storage:
                 self._dropped.popleft()
         finally:
             self._dropping = False
+
+
+def _no_room(command: CreateFile, error: OSError) -> FileCreated:
+    return FileCreated(
+        command.name,
+        f"{command.capacity_bytes:,} bytes of shared memory are not to be had: {error}",
+        no_space=error.errno == errno.ENOSPC,
+    )

@@ -95,8 +95,8 @@ class Counts:
 class ObjectStore:
     """The segments of one node, and who waits for room. What is to be done is left in ``commands`` and ``replies``."""
 
-    def __init__(self, node: NodeId, capacity_bytes: int, warm_bytes: int) -> None:
-        self.segments = SegmentTable(capacity_bytes, warm_bytes, node)
+    def __init__(self, node: NodeId, capacity_bytes: int, warm_bytes: int, shared_bytes: int = 0) -> None:
+        self.segments = SegmentTable(capacity_bytes, warm_bytes, node, shared_bytes)
         self.counts = Counts()
         self.replies: list[tuple[int, Message | ShoalError]] = []
         self.served: list[tuple[Incoming, ShoalError | None]] = []
@@ -143,7 +143,7 @@ class ObjectStore:
     def pin(self, request: PinSegment, token: int, now: float) -> None:
         """Keep a segment for a process; it is answered when the segment lies in memory."""
         segment = self.segments.pin(request.segment, request.process, request.serial)
-        self.answer_in_memory(segment, token, SegmentPinned(segment=segment.name), now)
+        self.answer_in_memory(segment, token, SegmentPinned(segment=segment.name, place=segment.place), now)
 
     def answer_in_memory(self, segment: Segment, token: int, answer: Message, now: float) -> None:
         """Answer a request once a segment, which is pinned, lies in memory."""
@@ -165,7 +165,15 @@ class ObjectStore:
         self._persisting[segment.name] = [token]
         object_id = durable_id(request.process, request.key)
         self._commands.append(
-            SpillFile(segment.name, object_id, segment.size_bytes, job or JobId(""), PUT_HOLDER, request.keep_seconds)
+            SpillFile(
+                segment.name,
+                segment.place,
+                object_id,
+                segment.size_bytes,
+                job or JobId(""),
+                PUT_HOLDER,
+                request.keep_seconds,
+            )
         )
 
     def restore(self, request: RestoreObject, token: int, job: JobId | None) -> None:
@@ -380,7 +388,7 @@ class ObjectStore:
             if not self.segments.bring_back(segment):
                 return False
         elif isinstance(wanted, Allocation):
-            new = self.segments.allocate(wanted.process, wanted.size_bytes, wanted.job)
+            new = self.segments.allocate_to_writer(wanted.process, wanted.size_bytes, wanted.job)
             if new is None:
                 return False
             segment = new
@@ -546,4 +554,4 @@ def _last_use(segment: Segment) -> int:
 
 
 def _granted(segment: Segment) -> SegmentGranted:
-    return SegmentGranted(segment=segment.name, capacity_bytes=segment.capacity_bytes)
+    return SegmentGranted(segment=segment.name, place=segment.place, capacity_bytes=segment.capacity_bytes)

@@ -33,6 +33,7 @@ MOST_PENDING = 500
 MOST_NAMED = 5
 MOST_PINS = 1000
 """How many segments one request pins."""
+PLACE = "A file in the node's shared-memory folder; with `+` and an offset where the file is one that segments share."
 CHUNK_BYTES = 1024 * 1024 - 4096
 """Of a durable object: with its headers, a chunk is one message of the broker's usual ``max_payload``."""
 PUT_HOLDER = "put"
@@ -612,7 +613,8 @@ class AllocateSegment(Message):
 class SegmentGranted(Message):
     """The file to write; it is pinned for the asker until it seals, frees or dies."""
 
-    segment: str = Field(description="The file's name in the node's shared-memory folder.")
+    segment: str
+    place: str = Field(description=PLACE)
     capacity_bytes: int
 
 
@@ -644,13 +646,14 @@ class PinSegments(Message):
 class SegmentsPinned(Message):
     """Which of the segments are pinned; the others are to be asked for one by one, which says what is wrong."""
 
-    segments: list[str]
+    places: dict[str, str] = Field(description=f"By the names of the segments. {PLACE}")
 
 
 class SegmentPinned(Message):
     """The segment is kept; it can be mapped."""
 
-    segment: str = Field(description="The file's name in the folder of the node that was asked.")
+    segment: str = Field(description="Its name on the node that was asked.")
+    place: str = Field(description=PLACE)
 
 
 class LendSegment(Message):

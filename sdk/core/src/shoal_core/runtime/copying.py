@@ -29,7 +29,7 @@ def copy(target: memoryview, source: memoryview) -> None:
     if size < 2 * SHARED_BYTES:
         target[:size] = _flat(source)
         return
-    to, of = _address(target, writable=True), _address(source, writable=False)
+    to, of = address_of(target, writable=True), address_of(source, writable=False)
     count = min(size // SHARED_BYTES, MOST_THREADS, cpu_count())
     ends = [size * index // count for index in range(count + 1)]
     parts = list(itertools.pairwise(ends))
@@ -92,7 +92,7 @@ def _flat(view: memoryview) -> memoryview:
     return view if view.ndim == 1 and view.format == "B" else view.cast("B")
 
 
-def _address(view: memoryview, *, writable: bool) -> int:
+def address_of(view: memoryview, *, writable: bool) -> int:
     """Return where the bytes of a view lie; they lie there while the view lives, which is the caller's to see to."""
     buffer = _Buffer()
     _get_buffer(_flat(view), buffer, _WRITABLE if writable else 0)

@@ -79,7 +79,7 @@ from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Se
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
 from shoal_core.runtime.transfers import Transfers
-from shoal_core.runtime.values import CopyUnavailable, Values
+from shoal_core.runtime.values import CopyUnavailable, Pins, Values
 from shoal_core.runtime.work import Ended, current
 
 if TYPE_CHECKING:
@@ -646,7 +646,7 @@ class Runtime:
         with self.values.pinned(unmapped) as pins:
             return self._read_pinned(states, pins)
 
-    def _read_pinned(self, states: Sequence[ObjectState], pins: dict[str, int] | None) -> tuple[list[Any], list[int]]:
+    def _read_pinned(self, states: Sequence[ObjectState], pins: Pins | None) -> tuple[list[Any], list[int]]:
         values: list[Any] = []
         lost: list[int] = []
         value_of = self.values.of

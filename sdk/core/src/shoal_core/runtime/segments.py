@@ -1,11 +1,14 @@
-"""Reading the segments of the node's shared memory.
+"""Reading the segments of the node's shared memory, read-only and without a copy.
 
-A segment is a file in the node's folder, mapped read-only. A mapping lives as long as any buffer inside it does; then
-the node is told to unpin it.
+A segment is a file in the node's folder, or a part of one. What is read from it lies in *memory* that lives as long as
+any buffer inside it does; then the node is told to unpin the segment. That memory is a mapping of the file; of a part
+it is an array of bytes over the mapping that all parts of the file share.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import mmap
 import os
 import weakref
@@ -13,7 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shoal_core.protocol.places import is_part, located
 from shoal_core.runtime.serialization import read_segment
+from shoal_core.runtime.slabs import Later, Slabs
+
+Memory = mmap.mmap | ctypes.Array[ctypes.c_ubyte]
 
 Unpin = Callable[[str, int, int], None]
 """Told of the end of a pin: the segment, the pin's serial, and how many bytes were mapped."""
@@ -22,40 +29,82 @@ Unpin = Callable[[str, int, int], None]
 class Reader:
     """Maps segments of one folder (any thread). ``unpin`` is called when the last buffer of one is gone."""
 
-    def __init__(self, folder: Path, unpin: Unpin) -> None:
+    def __init__(self, folder: Path, later: Later, unpin: Unpin) -> None:
         self._folder = folder
+        self._slabs = Slabs(folder, later, writable=False)
         self._unpin = unpin
-        self._ends: dict[int, _End] = {}
 
-    def read(self, segment: str, size_bytes: int, serial: int) -> tuple[Any, mmap.mmap]:
-        """Return the value of a segment, pinned by this serial, and its mapping."""
-        # Joining paths takes longer than opening them.
-        descriptor = os.open(f"{self._folder}/{segment}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mapping = mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        finally:
-            os.close(descriptor)
-        self._ends[serial] = _End(mapping, self._ended, segment, serial)
-        return read_segment(memoryview(mapping)), mapping
+    def read(self, segment: str, place: str, size_bytes: int, serial: int) -> tuple[Any, Memory]:
+        """Return the value of a segment, which lies there and is pinned by this serial, and its memory."""
+        memory: Memory
+        keeps = None
+        if is_part(place):
+            file, offset = located(place)
+            keeps, address = self._slabs.get(file)
+            memory = _bytes(-(-size_bytes // mmap.PAGESIZE)).from_address(address + offset)
+        else:
+            memory = _map(f"{self._folder}/{place}", size_bytes)
+        end = _End(memory, self._ended, segment, serial, size_bytes, keeps)
+        _ends[id(end)] = end
+        return read_segment(view(memory)), memory
+
+    def close(self) -> None:
+        """Keep no file mapped in which nothing is read."""
+        self._slabs.close()
 
     def _ended(self, end: _End) -> None:
-        del self._ends[end.serial]
+        del _ends[id(end)]
         self._unpin(end.segment, end.serial, end.size_bytes)
 
 
-class _End(weakref.ref[mmap.mmap]):
-    """Calls back when a mapping is gone; ``weakref.finalize`` does so too, but takes five times as long."""
+def view(memory: Memory) -> memoryview:
+    """Return the bytes in which a segment lies."""
+    return memoryview(memory).cast("B").toreadonly()
 
-    __slots__ = ("segment", "serial", "size_bytes")
+
+def _map(path: str, size_bytes: int) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def _bytes(pages: int) -> type[ctypes.Array[ctypes.c_ubyte]]:
+    """Return the type of memory of so many pages; there are few, since what is large has a file of its own."""
+    return ctypes.c_ubyte * (pages * mmap.PAGESIZE)
+
+
+class _End(weakref.ref[Memory]):
+    """Calls back when memory is gone; ``weakref.finalize`` does so too, but takes five times as long.
+
+    ``keeps`` is the mapping over which the memory lies.
+    """
+
+    __slots__ = ("keeps", "segment", "serial", "size_bytes")
 
     segment: str
     serial: int
     size_bytes: int
+    keeps: mmap.mmap | None
 
-    def __new__(cls, mapping: mmap.mmap, ended: Callable[[Any], None], segment: str, serial: int) -> _End:
-        end = super().__new__(cls, mapping, ended)
-        end.segment, end.serial, end.size_bytes = segment, serial, len(mapping)
+    def __new__(
+        cls,
+        memory: Memory,
+        ended: Callable[[Any], None],
+        segment: str,
+        serial: int,
+        size_bytes: int,
+        keeps: mmap.mmap | None,
+    ) -> _End:
+        end = super().__new__(cls, memory, ended)
+        end.segment, end.serial, end.size_bytes, end.keeps = segment, serial, size_bytes, keeps
         return end
 
     def __init__(self, *_arguments: object) -> None:
         """``__new__`` has set all."""
+
+
+_ends: dict[int, _End] = {}  # memory that is an array cannot be hashed, and so its references neither
+"""Of all memory that lives, which may be longer than the process is part of a cluster."""

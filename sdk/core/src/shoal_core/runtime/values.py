@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import mmap
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
@@ -38,7 +37,7 @@ from shoal_core.runtime.durable import DurableTier
 from shoal_core.runtime.failures import error_of
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.reactor import Reactor
-from shoal_core.runtime.segments import Reader
+from shoal_core.runtime.segments import Memory, Reader, view
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Serialized, read_segment, segment_bytes, written
 from shoal_core.runtime.transfers import REQUEST_SECONDS, Transfers, patience_seconds
 from shoal_core.runtime.writing import Writer
@@ -50,6 +49,9 @@ ROOM_SECONDS = 600.0
 
 LARGE_BYTES = 1024 * 1024
 """The end of a smaller mapping is told together with others."""
+
+Pins = dict[str, tuple[int, str]]
+"""Segments that are pinned: the serial of the pin of each, and where it lies."""
 
 Call = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the I/O thread and waits for its result."""
@@ -86,7 +88,7 @@ class Values:
         self._local = local
         self._node = node_of(local)
         self._writer = None if shared_memory is None else Writer(shared_memory, reactor.later)
-        self._reader = None if shared_memory is None else Reader(shared_memory, self._unpin)
+        self._reader = None if shared_memory is None else Reader(shared_memory, reactor.later, self._unpin)
         self._transfers = transfers
         self._reactor = reactor
         self._call = call
@@ -98,6 +100,8 @@ class Values:
         """Let go of what is kept for the next value to be put (any thread)."""
         if self._writer is not None:
             self._writer.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def place(self, serialized: Serialized, owner: ProcessId, key: ObjectKey) -> Value:
         """Return a value as it travels: small ones inline, large ones in a node's shared memory."""
@@ -137,7 +141,7 @@ class Values:
         )
         granted = self._call(self._ask_node("allocate", request, ROOM_SECONDS))
         assert isinstance(granted, SegmentGranted)
-        writer.write(granted.segment, serialized)
+        writer.write(granted.place, serialized)
         return granted.segment
 
     def _seal(self, segment: str, serialized: Serialized, written: Reference) -> Stored:
@@ -145,8 +149,8 @@ class Values:
         self._reactor.wake()
         return Stored(self._node, segment, segment_bytes(serialized), serialized.contained)
 
-    def of(self, state: ObjectState, pins: dict[str, int] | None = None) -> Any:
-        """Return the value of an object that is ready, or raise its error; a mapping that is alive is used again.
+    def of(self, state: ObjectState, pins: Pins | None = None) -> Any:
+        """Return the value of an object that is ready, or raise its error; memory that is alive is used again.
 
         Raises ``CopyUnavailable`` where the object is not ready any more, or will have to come anew. ``pins`` are those
         that ``pinned`` holds.
@@ -155,15 +159,15 @@ class Values:
         if value is None:
             raise CopyUnavailable(None)
         if type(value) is Stored:
-            mapping = None if state.shared is None else state.shared()
-            if mapping is not None:
-                return read_segment(memoryview(mapping).toreadonly())
-            loaded, mapping = self._load(value, pins)
-            state.shared = weakref.ref(mapping)
+            memory = None if state.shared is None else state.shared()
+            if memory is not None:
+                return read_segment(view(memory))
+            loaded, memory = self._load(value, pins)
+            state.shared = weakref.ref(memory)
             return loaded
         return self.read(value, pins)
 
-    def read(self, value: Value, pins: dict[str, int] | None = None) -> Any:
+    def read(self, value: Value, pins: Pins | None = None) -> Any:
         """Return what a value stands for, wherever it lies; raise the error it stands for, or ``CopyUnavailable``."""
         if type(value) is Inline:
             return self.codec.load(value)
@@ -173,7 +177,7 @@ class Values:
         return self._load(value, pins)[0]
 
     @contextlib.contextmanager
-    def pinned(self, values: Sequence[Value | None]) -> Iterator[dict[str, int]]:
+    def pinned(self, values: Sequence[Value | None]) -> Iterator[Pins]:
         """Pin the segments of this node among values with few requests, for ``of`` and ``read`` to take from.
 
         What cannot be pinned at once is left to whoever reads it; what is not taken is let go again.
@@ -183,42 +187,43 @@ class Values:
             yield {}
             return
         asked = {name: next(self._pins) for name in names}
-        pins: dict[str, int] = {}
+        pins: Pins = {}
         try:
             waiting = list(asked.items())
             for start in range(0, len(waiting), MOST_PINS):
                 request = PinSegments(process=self._local, pins=dict(waiting[start : start + MOST_PINS]))
                 answer = self._call(self._ask_node("pin_many", request))
                 assert isinstance(answer, SegmentsPinned)
-                pins |= {name: asked.pop(name) for name in answer.segments}
+                pins |= {name: (asked.pop(name), place) for name, place in answer.places.items()}
             yield pins
         finally:
-            for name, serial in (*asked.items(), *pins.items()):
+            left = {name: serial for name, (serial, _) in pins.items()}
+            for name, serial in (*asked.items(), *left.items()):
                 self._reactor.unpin(name, serial)
 
-    def _load(self, value: Stored, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
+    def _load(self, value: Stored, pins: Pins | None) -> tuple[Any, Memory]:
         """Return the value of a segment, and the memory it lies in."""
         if self._reader is not None:
             return self._map(value, self._reader, pins)
         if self._transfers is None:
             raise ObjectLostError(f"this process has no way to read what lies on node {value.node}")
         mapping = self._call(self._unless_lost(value, partial(self._transfers.fetch, value)))
-        return read_segment(memoryview(mapping).toreadonly()), mapping
+        return read_segment(view(mapping)), mapping
 
-    def _map(self, value: Stored, reader: Reader, pins: dict[str, int] | None) -> tuple[Any, mmap.mmap]:
+    def _map(self, value: Stored, reader: Reader, pins: Pins | None) -> tuple[Any, Memory]:
         """Map a segment of this node, one of those pinned or pinned for it alone, or a copy that this node pulls."""
-        ahead = pins.pop(value.segment, None) if pins and value.node == self._node else None
-        serial = next(self._pins) if ahead is None else ahead
-        segment = "" if ahead is None else value.segment
+        segment = value.segment
+        serial, place = pins.pop(segment, (0, "")) if pins and value.node == self._node else (0, "")
+        serial = serial or next(self._pins)
         try:
-            if not segment:
-                segment = self._pin(value, serial)
-            return reader.read(segment, value.size_bytes, serial)
+            if not place:
+                segment, place = self._pin(value, serial)
+            return reader.read(segment, place, value.size_bytes, serial)
         except BaseException:
-            if segment:
+            if place:
                 self._unpin(segment, serial, value.size_bytes)
             else:  # whether the node heard of the pin is unknown; if not, it will never count
-                unpin(self._reactor, self._node, value.segment, serial, value.node)
+                unpin(self._reactor, self._node, segment, serial, value.node)
             raise
 
     def _unpin(self, segment: str, serial: int, size_bytes: int) -> None:
@@ -228,15 +233,15 @@ class Values:
         else:
             unpin(self._reactor, self._node, segment, serial)
 
-    def _pin(self, value: Stored, serial: int) -> str:
-        """Have the node keep a segment, or pull a copy of it; return its name here."""
+    def _pin(self, value: Stored, serial: int) -> tuple[str, str]:
+        """Have the node keep a segment, or pull a copy of it; return its name here, and where it lies."""
         request = PinSegment(
             process=self._local, segment=value.segment, serial=serial, home=value.node, size_bytes=value.size_bytes
         )
         seconds = ROOM_SECONDS + patience_seconds(value.size_bytes)
         pinned = self._call(self._unless_lost(value, partial(self._ask_node, "pin", request, seconds)))
         assert isinstance(pinned, SegmentPinned)
-        return pinned.segment
+        return pinned.segment, pinned.place
 
     async def _unless_lost(self, value: Stored, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return what reading a copy returns; ``CopyUnavailable`` where it is gone, or its node dies meanwhile."""

@@ -23,7 +23,7 @@ from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
 from shoal_core.runtime.streams import Producer
 from shoal_core.runtime.submission import cancelled
-from shoal_core.runtime.values import CopyUnavailable
+from shoal_core.runtime.values import CopyUnavailable, Pins
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -264,7 +264,7 @@ class Work:
             self._fetch_seconds = time.perf_counter() - began
         return fill_in(args, kwargs, given) if given else (args, kwargs)
 
-    def _read(self, value: Value, index: int, pins: dict[str, int], missing: list[Stored]) -> Any:
+    def _read(self, value: Value, index: int, pins: Pins, missing: list[Stored]) -> Any:
         """Return the value of a dependency, or (index -1) of the arguments; what cannot be read becomes ``missing``."""
         origins = self.accepted.task.origins
         try:

@@ -7,6 +7,8 @@ So the mappings of the files that were written last are kept for a moment, by th
 stays the same when the node gives it another name. They are written only while the node says that the file is ours.
 
 A kept mapping also keeps the memory of a file that the node has removed; hence the bounds, in bytes and in time.
+
+What is small lies in a file that it shares with others (``slabs``), which stays mapped.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from shoal_core.protocol.errors import ObjectStoreFullError
+from shoal_core.protocol.places import is_part, located
 from shoal_core.runtime.copying import STEP_BYTES, copy
 from shoal_core.runtime.serialization import Serialized, segment_bytes, write_segment
+from shoal_core.runtime.slabs import Later, Slabs
 
 LEAST_KEPT_BYTES = 1024 * 1024
 """A smaller mapping costs no more to make than to keep."""
@@ -30,9 +33,6 @@ KEPT_SECONDS = 1.0
 MADV_POPULATE_WRITE = 23
 """Of Linux's ``madvise``; Python has no name for it yet."""
 
-Later = Callable[[float, Callable[[], None]], None]
-"""Has a function called after some seconds (from any thread)."""
-
 
 class Writer:
     """Writes into the segments of one folder (any thread)."""
@@ -40,22 +40,40 @@ class Writer:
     def __init__(self, folder: Path, later: Later) -> None:
         self._folder = folder
         self._later = later
+        self._slabs = Slabs(folder, later, writable=True)
         self._kept: dict[int, mmap.mmap] = {}
         self._lock = threading.Lock()
         self._written = 0
         self._looking = False
 
-    def write(self, segment: str, value: Serialized) -> int:
-        """Write a value into a segment; return its size in bytes."""
+    def write(self, place: str, value: Serialized) -> int:
+        """Write a value into the segment that lies there; return its size in bytes."""
         size = segment_bytes(value)
-        inode, mapping = self._map(segment, size)
+        if is_part(place):
+            self._write_part(place, value, size)
+            return size
+        inode, mapping = self._map(place, size)
         with memoryview(mapping) as target:
             write_segment(value, target, copy)
         self._keep(inode, mapping)
         return size
 
+    def _write_part(self, place: str, value: Serialized, size: int) -> None:
+        file, offset = located(place)
+        try:
+            mapping = self._slabs.get(file).mapping
+        except (OSError, ValueError) as error:
+            raise _not_mapped(size, self._folder, error) from error
+        _populate(mapping, offset, offset + size)
+        with memoryview(mapping) as whole, whole[offset : offset + size] as target:
+            write_segment(value, target, copy)
+
     def close(self) -> None:
         """Keep nothing any more."""
+        self._slabs.close()
+        self._drop_kept()
+
+    def _drop_kept(self) -> None:
         with self._lock:
             kept, self._kept = self._kept, {}
         for mapping in kept.values():
@@ -71,11 +89,11 @@ class Writer:
                     mapping = self._kept.pop(file.st_ino, None)
                 if mapping is None:
                     mapping = mmap.mmap(descriptor, max(size, file.st_size), flags=mmap.MAP_SHARED)
-                    _populate(mapping)
+                    _populate(mapping, 0, len(mapping))
             finally:
                 os.close(descriptor)
         except (OSError, ValueError) as error:
-            raise ObjectStoreFullError(f"{size:,} bytes could not be mapped in {self._folder}: {error}") from error
+            raise _not_mapped(size, self._folder, error) from error
         return file.st_ino, mapping
 
     def _keep(self, inode: int, mapping: mmap.mmap) -> None:
@@ -104,16 +122,20 @@ class Writer:
             self._looking = not idle and bool(self._kept)
             again, now = self._looking, self._written
         if idle:
-            self.close()
+            self._drop_kept()
         elif again:
             self._later(KEPT_SECONDS, lambda: self._look(now))
 
 
-def _populate(mapping: mmap.mmap) -> None:
-    """Enter all pages of a mapping, in steps; where the kernel cannot (before Linux 5.14), each as it is written to."""
-    for start in range(0, len(mapping), STEP_BYTES):
+def _not_mapped(size: int, folder: Path, error: Exception) -> ObjectStoreFullError:
+    return ObjectStoreFullError(f"{size:,} bytes could not be mapped in {folder}: {error}")
+
+
+def _populate(mapping: mmap.mmap, begin: int, end: int) -> None:
+    """Enter pages of a mapping, in steps; where the kernel cannot (before Linux 5.14), each as it is written to."""
+    for start in range(begin, end, STEP_BYTES):
         try:
-            mapping.madvise(MADV_POPULATE_WRITE, start, min(STEP_BYTES, len(mapping) - start))
+            mapping.madvise(MADV_POPULATE_WRITE, start, min(STEP_BYTES, end - start))
         except OSError as error:
             if error.errno == errno.EINVAL:
                 return

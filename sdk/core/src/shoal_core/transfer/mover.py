@@ -45,12 +45,13 @@ logger = logging.getLogger("shoal.transfer")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Command: let an object be pulled, under this name."""
+    """Command: let an object be pulled, under this name. It begins at ``offset`` of a file, where pages begin."""
 
     name: str
     memory: Memory
     size_bytes: int
     chunk_bytes: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ class Mover:
         if offer.name in self._offered:
             return
         try:
-            memory = _mapped(offer.memory, offer.size_bytes, writable=False)
+            memory = _mapped(offer.memory, offer.size_bytes, offer.offset, writable=False)
         except OSError as error:
             logger.error("%s cannot be offered: %s", offer.name, error)
             return
@@ -192,7 +193,7 @@ class Mover:
 
     def _pull(self, pull: Pull, now: float) -> None:
         try:
-            self._targets[pull.name] = _mapped(pull.memory, pull.size_bytes, writable=True)
+            self._targets[pull.name] = _mapped(pull.memory, pull.size_bytes, 0, writable=True)
         except OSError as error:
             self._ended(Ended(pull.name, "object_store_full", f"{pull.memory} cannot be mapped: {error}"))
             return
@@ -335,13 +336,13 @@ def _role_of(peer: PeerId) -> Role:
     return Role.NODE if is_node(peer) else Role.PROCESS
 
 
-def _mapped(memory: Memory, size_bytes: int, *, writable: bool) -> memoryview:
+def _mapped(memory: Memory, size_bytes: int, offset: int, *, writable: bool) -> memoryview:
     """Return memory as it is, or a mapping of a file, which lives as long as what refers to it."""
     if not isinstance(memory, Path):
         return memory
     descriptor = os.open(memory, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     try:
         access: Any = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        return memoryview(mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED, prot=access))
+        return memoryview(mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED, prot=access, offset=offset))
     finally:
         os.close(descriptor)
