@@ -43,6 +43,18 @@ async def test_leaving_leaves_no_process_and_no_files() -> None:
     assert not await greets(broker.port, broker.name)
 
 
+@pytest.mark.parametrize(("told", "threads"), [(None, str(max(1, len(os.sched_getaffinity(0)) // 2))), ("7", "7")])
+async def test_the_server_takes_half_of_the_cores_unless_told_otherwise(
+    told: str | None, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOMAXPROCS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("GOMAXPROCS", told)
+    async with launch_broker(CLUSTER, jetstream=False) as broker:
+        variables = await asyncio.to_thread(Path(f"/proc/{broker.pid}/environ").read_bytes)
+    assert f"GOMAXPROCS={threads}".encode() in variables.split(b"\0")
+
+
 async def test_a_killed_broker_comes_back_with_its_port_credentials_and_store() -> None:
     async with launch_broker(CLUSTER) as broker:
         proof = broker.credentials[Role.GCS]
