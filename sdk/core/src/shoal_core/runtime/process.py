@@ -101,6 +101,7 @@ class Service:
         self._ended: list[Ended] = []
         self._unanswered = 0
         self._accepted: dict[TaskKey, Accepted] = {}
+        self._awaited: dict[int, Reference] = {}  # lost arguments that calls wait for, by the calls' order
         self._order = 0
         self._ended_order = 0
         self._waits = 0
@@ -169,7 +170,7 @@ class Service:
         accepted = self._accept(call, caller, self._adopt(caller, call))
         if not hosting.is_sequential:
             hosting.accept(accepted)
-        elif any(of.awaited is not None and _makes(accepted, of.awaited) for of in self._accepted.values()):
+        elif any(_makes(accepted, awaited) for awaited in self._awaited.values()):
             self._answer_in_vain(accepted)
         else:
             self._execution.queue.put(accepted)
@@ -179,9 +180,12 @@ class Service:
         hosting, awaited = self._runtime.hosting, awaits.awaited
         if hosting is None or not hosting.is_sequential:
             return
-        awaits.accepted.awaited = awaited
+        if awaited is None:
+            self._awaited.pop(awaits.accepted.order, None)
+            return
+        self._awaited[awaits.accepted.order] = awaited
         for accepted in list(self._accepted.values()):
-            if awaited is not None and _makes(accepted, awaited) and not cancel(accepted):
+            if _makes(accepted, awaited) and not cancel(accepted):
                 self._answer_in_vain(accepted)
 
     def _answer_in_vain(self, accepted: Accepted) -> None:

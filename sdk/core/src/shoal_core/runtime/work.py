@@ -42,8 +42,7 @@ class Accepted:
 
     ``order`` rises with each task that comes; ``producer`` is there for generators. What is ``cancelled`` before it was
     ``begun`` never is (see ``begin`` and ``cancel``). A cancellation may break into it only while it is
-    ``interruptible``: while the user's code runs, on the main thread. ``awaited`` is an argument that a call
-    waits for, since its copy was lost.
+    ``interruptible``: while the user's code runs, on the main thread.
     """
 
     task: Task
@@ -54,7 +53,6 @@ class Accepted:
     begun: bool = False
     cancelled: bool = False
     interruptible: bool = False
-    awaited: Reference | None = None
 
 
 class ArgumentsUnavailable(Exception):
