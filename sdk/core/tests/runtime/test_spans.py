@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
@@ -22,10 +23,12 @@ from shoal_core.runtime.spans import (
     Processing,
     Results,
     Waiting,
+    begun,
     of_task,
     putting,
     retrieving,
     submitted,
+    unrecorded,
 )
 from shoal_core.testing.builders import node_id, process_id, task
 
@@ -34,7 +37,8 @@ OWNER, WORKER, JOB = process_id(1), process_id(2), JobId("1")
 
 def submit(number: int = 2) -> Task:
     wire = task(number)
-    wire.trace = submitted(wire, OWNER, JOB, 0)
+    began_ns = begun()
+    wire.trace = submitted(wire, OWNER, JOB, began_ns) if began_ns else UNRECORDED
     return wire
 
 
@@ -93,21 +97,31 @@ def test_what_was_decided_holds_for_all_that_comes_of_it(
     wire = submit()
     assert wire.trace == UNRECORDED
     monkeypatch.setattr(bus_spans, "sampling", RootSampling(ID_LIMIT))  # where it runs, all would be recorded
-    running = of_task(wire, OWNER, None, lambda: True)
-    assert running is not None
-    running.run()
+    unrecorded(wire.trace)
     assert submit(4).trace == UNRECORDED
     assert noted(wire).place([state(2)]) is None
     with opened("the user's", "INTERNAL", "", {}) as users:
         assert not users.is_recording()
-    running.store()
-    running.end(None)
+    token = attach(Context())
+    unrecorded(wire.trace)
+    assert submit(4).trace == UNRECORDED, "whatever the code of the task before has left open"
+    detach(token)
     assert names(recorded) == []
-    assert is_recorded(submit(6).trace), "and for nothing else"
 
 
-def test_who_does_not_trace_decides_nothing(recorded: InMemorySpanExporter) -> None:
-    assert of_task(task(2), OWNER, None, lambda: True) is None
+def test_what_was_decided_holds_for_nothing_else(
+    recorded: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_spans, "sampling", RootSampling(ID_LIMIT))
+    kept = submit(2)
+    unrecorded(UNRECORDED)
+    running = of_task(kept, OWNER, None, lambda: True)
+    running.run()
+    assert submit(8).trace.split("-")[1] == kept.trace.split("-")[1], "it hangs below the task that runs"
+    running.end(None)
+    assert submit(10).trace == UNRECORDED, "the thread is as the task before left it"
+    unrecorded("")
+    assert is_recorded(submit(12).trace), "a task whose owner does not trace begins traces of its own"
 
 
 # ------------------------------------------------------------------------------------ the owner
@@ -171,7 +185,6 @@ def test_nothing_is_kept_of_what_is_not_recorded_or_has_ended() -> None:
 def test_a_run_has_its_phases_and_what_the_user_opens_hangs_below(recorded: InMemorySpanExporter) -> None:
     wire = submit()
     running = of_task(wire, OWNER, None, lambda: False)
-    assert running is not None
     running.run()
     with opened("the user's", "INTERNAL", "", {}):
         pass

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace as api
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
@@ -45,11 +45,12 @@ class RootSampling:
         self._of_thread = threading.local()
 
     def draw(self) -> bool:
-        """Decide whether the trace that begins now is recorded."""
-        if random.random() >= self._share:
-            return False
+        """Decide whether a trace is recorded that begins soon."""
+        return random.random() < self._share
+
+    def choose(self) -> None:
+        """Choose the id of a trace that begins now in this thread, and that it was decided to record."""
         self._of_thread.chosen = random.getrandbits(64) * ID_LIMIT + random.randrange(self._bound)
-        return True
 
     def take(self) -> int:
         """Return the id that was chosen in this thread for the trace that begins now; 0 where none was."""
@@ -62,8 +63,16 @@ sampling: RootSampling | None = None
 
 
 def is_open() -> bool | None:
-    """Tell whether the span that is open here is recorded; None where none is open."""
-    span = api.get_current_span()
+    """Tell whether the span that is open here is recorded; None where none is open.
+
+    This is all that ``.remote()`` pays for what is not recorded, beside the drawing. So the usual contexts come first.
+    """
+    context = get_current()
+    if not context:
+        return None
+    if context is UNRECORDED_CONTEXT:
+        return False
+    span = api.get_current_span(context)
     return None if span is api.INVALID_SPAN else bool(span.get_span_context().trace_flags & TraceFlags.SAMPLED)
 
 
@@ -81,6 +90,13 @@ def parent_of(span: Span) -> TraceParent | None:
     if not context.trace_flags.sampled or not context.is_valid:
         return None
     return TraceParent(context.trace_id, context.span_id, context.trace_flags, context.trace_state.to_header())
+
+
+def record_wanted(name: str, about: Attributes, began_ns: int) -> str:
+    """Record what a producer did until now, which ``is_wanted``; return the trace of what hangs below it."""
+    if sampling is not None and is_open() is None:
+        sampling.choose()
+    return trace_below(record(name, "PRODUCER", None, about, began_ns))
 
 
 def trace_below(span: Span) -> str:

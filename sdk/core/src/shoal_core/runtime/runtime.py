@@ -268,7 +268,7 @@ class Runtime:
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
         number = self._draw_number()
-        began_ns = time.time_ns() if ENABLED else 0
+        began_ns = spans.begun() if ENABLED else 0
         if args or kwargs:
             arguments, dependencies, nested = self._arguments(call.name, number, args, kwargs)
         wire = self._wire(number, call.function, call.name, call.returns, arguments, call.retry_on, began_ns)
@@ -301,7 +301,7 @@ class Runtime:
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
         number = TaskNumber(self._draw_number() + 1)  # odd: a call (see ``ids``)
-        began_ns = time.time_ns() if ENABLED else 0
+        began_ns = spans.begun() if ENABLED else 0
         try:
             if args or kwargs:
                 arguments, dependencies, nested = self._arguments(call.name, number, args, kwargs)
@@ -344,7 +344,7 @@ class Runtime:
         retry_on: bytes,
         began_ns: int,
     ) -> Task:
-        """Return a new task as it travels; its submission began at ``began_ns``, as far as it is traced."""
+        """Return a new task as it travels; its submission began at ``began_ns``, if it is traced (else 0)."""
         self._check_open()
         running = current.get()
         wire = Task(
@@ -363,9 +363,11 @@ class Runtime:
             priority=0 if running is None else running.task.priority,
         )
         if self.results is not None:
-            wire.trace = spans.submitted(wire, self.local, self.job, began_ns)
-            if wire.trace != UNRECORDED:
+            if began_ns:
+                wire.trace = spans.submitted(wire, self.local, self.job, began_ns)
                 self.results.note(wire)
+            else:
+                wire.trace = UNRECORDED
         return wire
 
     def _returns(self, wire: Task, ahead: int) -> list[Any]:

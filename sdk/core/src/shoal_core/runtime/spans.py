@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from opentelemetry import trace as api
-from opentelemetry.context import Context, attach, detach
+from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.trace import Link, Span
 
 from shoal_core.bus.spans import (
@@ -35,10 +35,10 @@ from shoal_core.bus.spans import (
     is_wanted,
     opened,
     record,
+    record_wanted,
     said,
     span_context,
     start,
-    trace_below,
 )
 from shoal_core.protocol.actors import ActorRecord
 from shoal_core.protocol.ids import INDEX_BITS, ActorId, JobId, PeerId, ProcessId, TaskNumber, task_id_bytes
@@ -56,17 +56,20 @@ MOST_ITEMS = 100
 # ------------------------------------------------------------------------------------ .remote()
 
 
+def begun() -> int:
+    """Return when the submission of a task begins that is to be recorded: now; 0 where it is not to be."""
+    return time.time_ns() if is_wanted() else 0
+
+
 def submitted(task: Task, owner: ProcessId, job: JobId, began_ns: int) -> str:
-    """Record the submission of a task that began at ``began_ns``, if that is wanted; return the task's trace."""
-    if not is_wanted():
-        return UNRECORDED
+    """Record the submission of a task that was ``begun``; return the task's trace."""
     about = _task(task, owner) | {
         "messaging.operation.name": "submit",
         "messaging.operation.type": "create",
         "messaging.message.body.size": _size_bytes(task.arguments),
         "shoal.job.id": job,
     }
-    return trace_below(record(f"submit {task.name}", "PRODUCER", None, about, began_ns))
+    return record_wanted(f"submit {task.name}", about, began_ns)
 
 
 def created(class_name: str, actor: ActorId, job: JobId, began_ns: int) -> str:
@@ -80,7 +83,7 @@ def created(class_name: str, actor: ActorId, job: JobId, began_ns: int) -> str:
         "shoal.actor.id": actor,
         "shoal.job.id": job,
     }
-    return trace_below(record(f"create {class_name}", "PRODUCER", None, about, began_ns))
+    return record_wanted(f"create {class_name}", about, began_ns)
 
 
 class Waiting:
@@ -105,8 +108,11 @@ class Waiting:
 
     def sent(self, outgoing: Sequence[tuple[PeerId, Record]]) -> None:
         """Records go out now; those among them that are tasks wait no more."""
+        queued = self._queued
+        if not queued:
+            return
         for peer, task in outgoing:
-            if type(task) is Task and (began_ns := self._queued.pop(task.number, 0)):
+            if type(task) is Task and task.trace != UNRECORDED and (began_ns := queued.pop(task.number, 0)):
                 self._sent[task.number] = time.time_ns(), peer
                 about: Attributes = {"shoal.task.attempt": task.attempt, "shoal.process.id": peer}
                 self._record("queue", task, began_ns, about)
@@ -213,38 +219,23 @@ unsent = False
 """Whether a run has ended whose spans may still wait in this process for being sent."""
 
 
-class Unrecorded:
-    """What stands in the place of ``Processing`` where a task is not recorded: nor is what the user's code opens."""
+def unrecorded(trace: str) -> None:
+    """What begins here is not recorded, nor is what its code opens; "": its owner does not trace, so code may.
 
-    __slots__ = ("_token",)
-
-    def __init__(self) -> None:
-        self._token = attach(UNRECORDED_CONTEXT)
-
-    def run(self) -> None:
-        """Nothing is to be told."""
-
-    store = run
-
-    def item(self, began_ns: int, value: Value) -> None:
-        """Nothing is to be told."""
-
-    def end(self, error: BaseException | None, failure: Failed | None = None) -> None:
-        """From now on it is as before."""
-        detach(self._token)
+    This is all that a worker process pays for most tasks: a look whether it is so already, after the task before.
+    """
+    if trace:
+        if get_current() is not UNRECORDED_CONTEXT:
+            attach(UNRECORDED_CONTEXT)
+    elif get_current() is UNRECORDED_CONTEXT:
+        attach(Context())
 
 
-def of_task(
-    task: Task, owner: ProcessId, actor: ActorRecord | None, known: Callable[[], bool]
-) -> Processing | Unrecorded | None:
-    """Return the spans of a task that begins here; None where nobody traces.
+def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: Callable[[], bool]) -> Processing:
+    """Return the spans of a task that begins here and is recorded.
 
     ``known`` tells whether the process has run its function before.
     """
-    if task.trace == UNRECORDED:
-        return Unrecorded()
-    if not task.trace:
-        return None
     about: dict[str, str | int | bool] = {
         **_task(task, owner),
         "faas.invocation_id": _id(task, owner),
@@ -256,12 +247,11 @@ def of_task(
     return Processing(task.name, task.trace, about)
 
 
-def of_actor(record: ActorRecord) -> Processing | Unrecorded | None:
-    """Return the spans of making an actor's instance here; None where nobody traces."""
+def of_actor(record: ActorRecord) -> Processing | None:
+    """Return the spans of making an actor's instance here; None where it is not recorded: then nor is what it opens."""
     about = record.description
-    if about.trace == UNRECORDED:
-        return Unrecorded()
-    if not about.trace:
+    if not is_recorded(about.trace):
+        unrecorded(about.trace)
         return None
     attributes: Attributes = {
         "messaging.destination.name": about.class_name,
@@ -321,8 +311,8 @@ class Results:
             return []
         found: dict[str, None] = {}
         local = self._local
-        for state in states:
-            trace = known.get(state.key >> INDEX_BITS)  # type: ignore[call-overload]
+        for state in [state for state in states if state.key >> INDEX_BITS in known]:  # few, of many
+            trace = known.get(TaskNumber(state.key >> INDEX_BITS))
             if trace is not None and state.owner == local:
                 found[trace] = None
                 if len(found) == MOST_LINKS:

@@ -18,6 +18,7 @@ from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.errors import TaskCancelledError, TaskError
 from shoal_core.protocol.ids import MAX_RETURNS, ProcessId, object_key
 from shoal_core.protocol.records import Failed, Inline, LeaseAssigned, Reference, Stored, Task, Value
+from shoal_core.protocol.traces import is_recorded
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
@@ -164,8 +165,8 @@ class Work:
     )
 
     ended: Ended
-    _spans: spans.Processing | spans.Unrecorded | None
-    """There where this process traces; None where the task's owner does not."""
+    _spans: spans.Processing | None
+    """There where this process traces; None where the task is not recorded."""
 
     def __init__(
         self,
@@ -191,13 +192,17 @@ class Work:
             Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label, accepted)
         )
         if ENABLED:
-            self._spans = self._open_spans(accepted.task)
+            self._spans = None
+            if is_recorded(accepted.task.trace):
+                self._spans = self._open_spans(accepted.task)
+            else:
+                spans.unrecorded(accepted.task.trace)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         passes = error is not None and isinstance(error, self._lets_pass)
-        if ENABLED:
-            self._end_spans(None if passes else error)
+        if ENABLED and self._spans is not None:
+            self._end_spans(self._spans, None if passes else error)
         current.reset(self._token)
         if error is None or passes:
             return not passes
@@ -218,24 +223,25 @@ class Work:
     def _was_cancelled_by(self, error: BaseException) -> bool:
         return self.accepted.cancelled and isinstance(error, CANCELLATIONS)
 
-    def _open_spans(self, task: Task) -> spans.Processing | spans.Unrecorded | None:
-        runtime, hosting = self._runtime, self._runtime.hosting
+    def _open_spans(self, task: Task) -> spans.Processing:
+        hosting = self._runtime.hosting
+        return spans.of_task(task, self.accepted.owner, None if hosting is None else hosting.record, self._knows)
 
-        def known() -> bool:
-            return hosting is not None or runtime.functions.known(runtime.job, task.function) is not None
+    def _knows(self) -> bool:
+        """Tell whether this process has run the task's function before."""
+        runtime = self._runtime
+        return runtime.hosting is not None or (
+            runtime.functions.known(runtime.job, self.accepted.task.function) is not None
+        )
 
-        return spans.of_task(task, self.accepted.owner, None if hosting is None else hosting.record, known)
-
-    def _end_spans(self, error: BaseException | None) -> None:
-        if self._spans is None:
-            return
+    def _end_spans(self, opened: spans.Processing, error: BaseException | None) -> None:
         if isinstance(error, ArgumentsUnavailable):
             failed = Failed("arguments_unavailable", "copies of its arguments are gone; it goes back to its owner")
-            self._spans.end(None, failed)
+            opened.end(None, failed)
         elif error is not None and self._was_cancelled_by(error):
-            self._spans.end(None, cancelled(self._name))
+            opened.end(None, cancelled(self._name))
         else:
-            self._spans.end(error)
+            opened.end(error)
 
     def runs(self) -> None:
         """The arguments are there, and the function is called next."""
