@@ -37,8 +37,9 @@ from shoal_core.protocol.groups import (
     GroupState,
     ListGroups,
     RemoveGroup,
+    changed,
 )
-from shoal_core.protocol.ids import NodeId, PlacementGroupId, actor_id
+from shoal_core.protocol.ids import NodeId, PlacementGroupId, actor_id, creator_of
 from shoal_core.protocol.messages import BundleSummary, Demand, Done, FinishJob, JobState, Message, RetireNode
 from shoal_core.protocol.placement import Bundle
 from shoal_core.testing.builders import node_id, process_id
@@ -109,7 +110,7 @@ class GroupWorld(World):
         """Hear what the control store tells of groups."""
         match effect.message:
             case GroupChanged() as news:
-                assert effect.subject == self.subjects.group_changed(replica.identity, news.group_id)
+                assert effect.subject == self.subjects.groups_changed(replica.identity, creator_of(news.group_id))
                 self.news.append(news)
             case GroupDemand() as demand:
                 self.demands.append(demand)
@@ -179,14 +180,14 @@ def make_ignorant(replica: Replica) -> None:
 
 def test_a_group_waits_and_its_demand_is_stated_until_it_is_placed(cluster: Cluster) -> None:
     record = cluster.create()
-    assert isinstance(record, GroupRecord)
+    assert isinstance(record, GroupChanged)
     assert (record.state, record.attempt, record.nodes) == (PENDING, 0, [None, None])
     (demand,) = cluster.world.demands
     assert (demand.description, demand.attempt, demand.nodes) == (about(), 0, [None, None])
     cluster.seconds(1)
     assert len(cluster.world.demands) == 3, "both replicas repeat it"
     committed = cluster.commit({0: HERE, 1: THERE})
-    assert committed == cluster.record()
+    assert committed == changed(cluster.record())
     assert (cluster.record().state, cluster.record().attempt, cluster.record().nodes) == (CREATED, 1, [HERE, THERE])
     assert [(news.state, news.nodes) for news in cluster.world.news] == [(CREATED, [HERE, THERE])]
     cluster.world.demands.clear()
@@ -195,7 +196,8 @@ def test_a_group_waits_and_its_demand_is_stated_until_it_is_placed(cluster: Clus
 
 
 def test_the_same_requests_again_find_their_own_work(cluster: Cluster) -> None:
-    assert cluster.create() == cluster.create() == cluster.settled(GetGroup(group_id=GROUP), cluster.two)
+    assert cluster.create() == cluster.create() == changed(cluster.record())
+    assert cluster.settled(GetGroup(group_id=GROUP), cluster.two) == cluster.record()
     first = cluster.commit({0: HERE, 1: THERE})
     assert cluster.commit({0: HERE, 1: THERE}, replica=cluster.two) == first
     assert cluster.settled(REMOVE) == cluster.settled(REMOVE, cluster.two) == Done()
@@ -228,7 +230,7 @@ def test_an_attempt_that_a_node_had_end_cannot_be_committed(cluster: Cluster) ->
     assert cluster.world.demands[-1].attempt == 1, "it is stated anew"
     assert cluster.world.news[-1].attempt == 1, "and nodes hear that it is over"
     assert isinstance(cluster.commit({0: HERE, 1: THERE}), DeclaredDeadError)
-    assert isinstance(cluster.commit({0: HERE, 1: THERE}, 2), GroupRecord)
+    assert isinstance(cluster.commit({0: HERE, 1: THERE}, 2), GroupChanged)
 
 
 def test_an_attempt_that_was_committed_does_not_end(cluster: Cluster) -> None:
@@ -242,7 +244,7 @@ def test_a_replica_that_is_behind_reads_before_it_refuses(cluster: Cluster) -> N
     cluster.create()
     cluster.settled(AbandonGroup(group_id=GROUP, attempt=1))
     make_ignorant(cluster.two)
-    assert isinstance(cluster.commit({0: HERE, 1: THERE}, 2, cluster.two), GroupRecord)
+    assert isinstance(cluster.commit({0: HERE, 1: THERE}, 2, cluster.two), GroupChanged)
 
 
 def test_bundles_of_a_dead_node_are_wanted_again_and_the_others_stay(cluster: Cluster) -> None:
@@ -253,7 +255,7 @@ def test_bundles_of_a_dead_node_are_wanted_again_and_the_others_stay(cluster: Cl
     assert (record.state, record.attempt, record.nodes, record.missing) == (RESCHEDULING, 2, [None, THERE], [0])
     assert cluster.world.demands[-1].nodes == [None, THERE]
     assert cluster.world.news[-1].state is RESCHEDULING
-    assert isinstance(cluster.commit({0: THERE}, 3), GroupRecord)
+    assert isinstance(cluster.commit({0: THERE}, 3), GroupChanged)
     assert (cluster.record().state, cluster.record().nodes) == (CREATED, [THERE, THERE])
 
 
@@ -354,17 +356,18 @@ FIND = FindGroup(name="n", namespace="")
 
 def test_a_name_is_its_holders_until_the_holder_is_removed(cluster: Cluster) -> None:
     first = cluster.create(name="n")
-    assert isinstance(first, GroupRecord)
+    assert isinstance(first, GroupChanged)
     assert first.state is PENDING
-    assert cluster.settled(FIND, cluster.two) == first
+    assert cluster.settled(FIND, cluster.two) == cluster.record()
     refused = cluster.create(2, name="n")
     assert isinstance(refused, PlacementGroupAlreadyExistsError)
     assert "The name 'n' is already taken" in str(refused)
     assert isinstance(cluster.create(2, name="n"), PlacementGroupAlreadyExistsError), "however often it asks"
-    assert isinstance(cluster.create(3, name="n", namespace="other"), GroupRecord)
+    assert isinstance(cluster.create(3, name="n", namespace="other"), GroupChanged)
     cluster.settled(REMOVE)
     assert isinstance(cluster.settled(FIND), NotFoundError)
-    assert cluster.create(4, name="n") == cluster.settled(FIND)
+    cluster.create(4, name="n")
+    assert cluster.settled(FIND) == cluster.record(4)
     listed = cluster.settled(ListGroups())
     assert isinstance(listed, GroupList)
     assert [record.description.group_id for record in listed.groups] == [group_id(1), group_id(3), group_id(4)]

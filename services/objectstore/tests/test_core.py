@@ -296,7 +296,7 @@ class World:
         )
 
     def store(self, pending: Pending, store: Store, fate: Fate) -> Stored | Conflict | None:
-        """Do what ``perform_store`` does, one step at a time; None: it goes on."""
+        """Do what ``see_store_through`` does, one step at a time; None: it goes on."""
         value, revision = self.keys.get(store.key, (None, 0))
         if pending.uncertain and revision != store.revision:
             if value is not None and value == store.value:

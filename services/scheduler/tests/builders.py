@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from services.scheduler.tests.simulation import cpus, job_id
+from shoal_core.protocol.effects import Effect, WakeAt
 from shoal_core.protocol.groups import GroupDemand, GroupDescription, GroupStrategy
 from shoal_core.protocol.ids import NodeId, PlacementGroupId, SlotId
 from shoal_core.protocol.messages import NO_TERMS, Demand, DemandEntry, JobTerms, LeaseSummary, NodeAnnouncement
@@ -13,6 +14,7 @@ from shoal_core.protocol.resources import Resources
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.candidates import Candidates, shape_of
 from shoal_scheduler.cluster import Cluster
+from shoal_scheduler.core import Scheduler
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.policy import NodeView
 
@@ -156,3 +158,10 @@ def group_demand(
     )
     nodes = [None if node is None else node_id(node) for node in there or [None] * len(bundles)]
     return GroupDemand(description=about, attempt=attempt, nodes=nodes, created_at=created_at, terms=terms)
+
+
+def performed(core: Scheduler, effects: list[Effect], now: float) -> list[Effect]:
+    """Return effects, and those of the ticks that they want at once."""
+    while any(isinstance(effect, WakeAt) and effect.at == now for effect in effects):
+        effects = [*(effect for effect in effects if not isinstance(effect, WakeAt)), *core.tick(now)]
+    return [effect for effect in effects if not isinstance(effect, WakeAt)]

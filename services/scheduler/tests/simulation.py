@@ -19,12 +19,12 @@ from shoal_core.protocol.errors import DeclaredDeadError, RequestTimeoutError, S
 from shoal_core.protocol.groups import (
     BundlesPrepared,
     CommitGroup,
-    GroupChanged,
     GroupDemand,
     GroupRecord,
     GroupState,
     PrepareBundles,
     ReturnBundles,
+    changed,
 )
 from shoal_core.protocol.ids import (
     ActorId,
@@ -567,7 +567,7 @@ class World:
             self._record(record.model_copy(update=created))
         elif record.nodes != nodes:
             return DeclaredDeadError("it lies elsewhere, or was removed")
-        return self.groups[request.group_id]
+        return changed(self.groups[request.group_id])
 
     def abandon(self, group: PlacementGroupId, attempt: int) -> GroupRecord:
         """End an attempt, if the group was not created meanwhile; return the record."""
@@ -589,9 +589,7 @@ class World:
         for node in self.nodes:
             if any(bundle.group == group for bundle in node.plans):
                 self.channel(lambda node=node: node.record_changed(record))  # type: ignore[misc]
-        self.broadcast(
-            GroupChanged(group_id=group, state=record.state, attempt=record.attempt, nodes=record.nodes), "gcs"
-        )
+        self.broadcast(changed(record), "gcs")
 
     def group_changed(self, record: GroupRecord) -> None:
         """Hear that a group was created or removed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from services.scheduler.tests.builders import announced, demand, entry, group_demand, summary
+from services.scheduler.tests.builders import announced, demand, entry, group_demand, performed, summary
 from services.scheduler.tests.simulation import SUBJECTS, cpus, job_id
 from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event, Publish, Reply, Request
 from shoal_core.protocol.errors import DeclaredDeadError, RequestTimeoutError, ShoalError
@@ -13,8 +13,6 @@ from shoal_core.protocol.groups import (
     BundlesPrepared,
     CommitGroup,
     GroupChanged,
-    GroupDemand,
-    GroupRecord,
     GroupState,
     GroupStrategy,
     PrepareBundles,
@@ -61,7 +59,7 @@ class Driven:
     def __call__(self, message: Any, now: float) -> list[Effect]:
         if isinstance(message, Message):
             message = Event(message, getattr(message, "owner", "somebody"))
-        return self.core.handle(message, now)
+        return performed(self.core, self.core.handle(message, now), now)
 
     def prepared(self, ask: Ask, now: float, free: Resources | None = None, sequence: int = 2) -> list[Effect]:
         """Have a node reserve, or refuse where it says what is ``free``."""
@@ -83,11 +81,6 @@ def told(effects: Sequence[Effect]) -> list[DemandNotice]:
     return [message for message in messages if isinstance(message, DemandNotice)]
 
 
-def record(demand: GroupDemand, nodes: Sequence[NodeId], attempt: int = 1) -> GroupRecord:
-    about = demand.description
-    return GroupRecord(description=about, state=GroupState.CREATED, attempt=attempt, nodes=list(nodes), created_at=0.0)
-
-
 def news(state: GroupState, attempt: int, nodes: Sequence[NodeId | None] = ()) -> GroupChanged:
     return GroupChanged(group_id=GROUP, state=state, attempt=attempt, nodes=list(nodes))
 
@@ -105,7 +98,7 @@ def test_a_group_is_prepared_on_all_its_nodes_and_then_committed() -> None:
     assert isinstance(commit, Ask)
     assert commit.subject == SUBJECTS.gcs_from_scheduler("commit_group")
     assert commit.message == CommitGroup(group_id=GROUP, attempt=1, nodes={0: node_id(1), 1: node_id(2)})
-    assert driven(Answered(commit.context, record(wanted, [node_id(1), node_id(2)])), 2.0) == []
+    assert driven(Answered(commit.context, news(GroupState.CREATED, 1, [node_id(1), node_id(2)])), 2.0) == []
     assert len(driven.core.groups) == 0
     assert asks(driven(wanted, 3.0), PrepareBundles) == [], "an old statement"
 
@@ -292,7 +285,7 @@ def test_a_group_that_nothing_can_ever_hold_is_told_to_its_owner_once() -> None:
     driven = Driven(1)
     assert told(driven(group_demand([cpus(9)]), 0.0)) == []
     assert told(driven.core.tick(1.5)) == []
-    driven(announced(1, 2, cpus(4)), 2.5)
+    driven(announced(1, 2, cpus(4)), 2.4)
     (notice,) = told(driven.core.tick(3.0))
     assert notice.group == GROUP
     assert notice.name == GROUP
@@ -320,7 +313,7 @@ def test_groups_of_a_job_do_not_take_it_beyond_its_quota() -> None:
     (ask,) = asks(driven(first, 1.0), PrepareBundles)
     assert asks(driven(second, 1.0), PrepareBundles) == [], "what is being prepared counts"
     (commit,) = asks(driven.prepared(ask, 1.0), CommitGroup)
-    driven(Answered(commit.context, record(first, [node_id(1)])), 1.0)
+    driven(Answered(commit.context, news(GroupState.CREATED, 1, [node_id(1)])), 1.0)
     assert asks(driven.core.tick(1.1), PrepareBundles) == [], "and what was prepared and not announced yet"
     (row,) = pending(driven, 1.1)
     assert row.why == "its job would hold more than its quota of CPU"

@@ -46,7 +46,7 @@ def test_what_needs_no_resources_goes_where_the_fewest_leases_are() -> None:
     for number in range(4):
         node = place({}, DEFAULT, nodes)
         assert node is not None
-        node.asked[number] = {}
+        node.promise(number, {})
         node.touch()
         where.append(node.node_id)
     assert where == [node_id(1), node_id(2), node_id(1), node_id(2)]
@@ -151,7 +151,7 @@ def test_the_explanation_says_what_is_lacking_and_where() -> None:
 
 def test_a_view_counts_what_is_asked_on_top_of_what_a_node_says() -> None:
     node = view(1, cpus(4))
-    node.asked[1] = cpus(1)
+    node.promise(1, cpus(1))
     node.learn(cpus(3))
     assert node.free == cpus(2)
     node.take(cpus(1), 2)

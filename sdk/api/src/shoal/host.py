@@ -28,6 +28,7 @@ from shoal_core.bus.broker import EmbeddedBroker, launch_broker
 from shoal_core.bus.connection import connect
 from shoal_core.bus.interface import Bus
 from shoal_core.protocol.subjects import Role
+from shoal_core.service.collector import collect_rarely
 from shoal_core.service.health import Served, serve_health
 from shoal_core.service.logs import set_up_logs
 from shoal_core.service.main import Service, run
@@ -110,6 +111,7 @@ async def serve(orders: Orders) -> None:
             "cluster": orders.cluster,
             "credentials_path": str(credentials_file(orders.session_dir, Role.PROCESS)),
         }
+        collect_rarely()
         print(json.dumps(ready), flush=True)
         await ended.wait()
 

@@ -14,7 +14,7 @@ import pytest
 from shoal_core.bus.broker import launch_broker
 from shoal_core.bus.connection import connect
 from shoal_core.protocol.errors import PermissionViolationError
-from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ProcessId
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
 from shoal_core.protocol.subjects import Role, Subjects
 
 CLUSTER = "c"
@@ -22,7 +22,6 @@ SUBJECTS = Subjects(CLUSTER)
 NODE = NodeId("0123456789abcdef")
 PROCESS = ProcessId("0123456789abcdef01234567")
 ACTOR = ActorId(PROCESS + "00000001")
-GROUP = PlacementGroupId("0" * 32)
 EVERYONE = set(Role)
 SERVICES = {Role.NODE, Role.GCS, Role.SCHEDULER, Role.OBJECTSTORE}
 NOBODY: set[Role] = set()
@@ -113,8 +112,8 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
     Subjects.actor_changed: [
         Row(SUBJECTS.actor_changed("x", ACTOR), {Role.GCS}, EVERYONE, SUBJECTS.actor_changed("*", ACTOR)),
     ],
-    Subjects.group_changed: [
-        Row(SUBJECTS.group_changed("x", GROUP), {Role.GCS}, EVERYONE, SUBJECTS.group_changed("*", GROUP)),
+    Subjects.groups_changed: [
+        Row(SUBJECTS.groups_changed("x", PROCESS), {Role.GCS}, EVERYONE, SUBJECTS.groups_changed("*", PROCESS)),
     ],
     Subjects.notice: [
         Row(SUBJECTS.notice("x", PROCESS), {Role.SCHEDULER}, EVERYONE, SUBJECTS.notice("*", PROCESS)),

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal_core.protocol.errors import InvalidRequestError, NotFoundError, ServiceError, ShoalError
+from shoal_core.protocol.groups import RemoveGroup
+from shoal_core.protocol.ids import PlacementGroupId
 from shoal_core.protocol.messages import (
     Done,
     DurableChunk,
@@ -21,7 +23,17 @@ from shoal_core.protocol.messages import (
     NodeRecord,
     Refusal,
 )
-from shoal_core.protocol.wire import decode, decode_reply, encode
+from shoal_core.protocol.wire import (
+    MOST_PACKED,
+    MOST_PACKED_BYTES,
+    decode,
+    decode_packet,
+    decode_replies,
+    decode_reply,
+    encode,
+    pack,
+    packets,
+)
 
 
 @given(st.text(), st.text(), st.binary(), st.booleans())
@@ -103,3 +115,47 @@ def test_bulk_bytes_travel_as_they_are(data: bytes) -> None:
 def test_a_message_with_bulk_bytes_that_is_wrong_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidRequestError, match="DurablePutChunk"):
         decode(DurablePutChunk, data)
+
+
+def removals(sizes: list[int]) -> list[RemoveGroup]:
+    return [RemoveGroup(group_id=PlacementGroupId(f"{i:032x}"), reason="r" * size) for i, size in enumerate(sizes)]
+
+
+@given(st.lists(st.sampled_from([0, 10, MOST_PACKED_BYTES // 3, MOST_PACKED_BYTES + 1]), max_size=3 * MOST_PACKED))
+def test_packets_hold_all_messages_in_their_order_and_are_bounded(sizes: list[int]) -> None:
+    messages = removals(sizes)
+    sent = list(packets(messages))
+    assert [message for _, data in sent for message in decode_packet(RemoveGroup, data)] == messages
+    for count, data in sent:
+        assert count == len(decode_packet(RemoveGroup, data)) <= MOST_PACKED
+        assert count == 1 or len(data) <= MOST_PACKED_BYTES + 2 * MOST_PACKED
+
+
+def test_of_a_packet_each_request_has_its_answer_or_its_error() -> None:
+    answers: list[KvValue | ShoalError] = [KvValue(value=b"a"), NotFoundError("there is none"), KvValue(value=None)]
+    first, second, third = decode_replies(KvValue, pack([encode(answer) for answer in answers]), 3)
+    assert (first, third) == (answers[0], answers[2])
+    assert isinstance(second, NotFoundError)
+    assert str(second) == "there is none"
+    assert decode_replies(KvValue, encode(answers[0]), 1) == [answers[0]]
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (encode(InvalidRequestError("not a packet")), InvalidRequestError),
+        (pack([encode(Done())]), ServiceError),
+        (pack([encode(KvValue(value=None))] * 3), ServiceError),
+        (b"[{}, {}]", ServiceError),
+        (b"[", ServiceError),
+    ],
+)
+def test_an_answer_that_is_not_one_of_the_packet_is_an_error_of_all_of_it(data: bytes, kind: type[ShoalError]) -> None:
+    answers = decode_replies(KvValue, data, 2)
+    assert len(answers) == 2
+    assert all(isinstance(answer, kind) for answer in answers)
+
+
+def test_a_packet_with_something_else_in_it_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match=r"not a valid packet of KvGet: 1\.key: Field required"):
+        decode_packet(KvGet, b'[{"namespace":"n","key":"k"},{"namespace":"n"}]')

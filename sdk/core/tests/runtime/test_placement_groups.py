@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from shoal_core.bus.interface import Bus, Message
@@ -14,18 +15,19 @@ from shoal_core.protocol.errors import InvalidRequestError, NotFoundError, Servi
 from shoal_core.protocol.groups import (
     CreateGroup,
     GetGroup,
+    GroupChanged,
     GroupDescription,
     GroupRecord,
     GroupState,
     RemoveGroup,
     changed,
 )
-from shoal_core.protocol.ids import FunctionId, JobId, LeaseId, PlacementGroupId
+from shoal_core.protocol.ids import FunctionId, JobId, LeaseId, PlacementGroupId, creator_of
 from shoal_core.protocol.messages import Done
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.records import Failed, InGroup, LeaseGranted, Task, WorkerLost
 from shoal_core.protocol.subjects import Role, Subjects
-from shoal_core.protocol.wire import decode, encode
+from shoal_core.protocol.wire import decode, encode, pack
 from shoal_core.runtime import placement_groups
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Call, Runtime
@@ -64,19 +66,23 @@ class World:
 
     async def _answer(self, verb: str, message: Message) -> None:
         await self.holds.wait()
-        answer = self.errors.pop(0) if self.errors else self._carry_out(verb, message)
-        self._store.publish(message.reply, encode(answer))
+        packed = message.data.startswith(b"[")
+        requests = [msgspec.json.encode(request) for request in msgspec.json.decode(message.data)] if packed else []
+        answers = [
+            self.errors.pop(0) if self.errors else self._carry_out(verb, data) for data in requests or [message.data]
+        ]
+        self._store.publish(message.reply, pack([encode(answer) for answer in answers]))
 
-    def _carry_out(self, verb: str, message: Message) -> GroupRecord | Done | ShoalError:
+    def _carry_out(self, verb: str, data: bytes) -> GroupRecord | GroupChanged | Done | ShoalError:
         if verb == "create_group":
-            about = decode(CreateGroup, message.data).description
+            about = decode(CreateGroup, data).description
             record = GroupRecord(description=about, state=GroupState.PENDING, nodes=[None], created_at=1.0)
-            return self.records.setdefault(about.group_id, record)
+            return changed(self.records.setdefault(about.group_id, record))
         if verb == "remove_group":
-            request = decode(RemoveGroup, message.data)
+            request = decode(RemoveGroup, data)
             self.change(request.group_id, GroupState.REMOVED, request.reason)
             return Done()
-        group = decode(GetGroup, message.data).group_id
+        group = decode(GetGroup, data).group_id
         return self.records.get(group) or NotFoundError(f"there is no placement group {group}")
 
     def change(self, group: PlacementGroupId, state: GroupState, reason: str = "", *, told: bool = True) -> None:
@@ -84,7 +90,9 @@ class World:
         attempt = record.attempt + (state is GroupState.CREATED)
         self.records[group] = record.model_copy(update={"state": state, "attempt": attempt, "reason": reason})
         if told:
-            self._store.publish(Subjects("test").group_changed("store", group), encode(changed(self.records[group])))
+            self._store.publish(
+                SUBJECTS.groups_changed("store", creator_of(group)), encode(changed(self.records[group]))
+            )
 
     def make(self) -> PlacementGroupId:
         group = self.runtime.new_group()
@@ -146,6 +154,28 @@ async def test_a_group_is_made_and_waited_for_without_being_asked_about() -> Non
         later = world.ready(group)
         await until(lambda: later._state.value == inline(b"the group"))
         assert world.heard == ["create_group"]
+
+
+async def test_what_is_made_and_removed_in_one_turn_is_told_in_packets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement_groups, "PAUSE_SECONDS", 0.001)
+    async with connected() as world:
+        world.holds.clear()
+        groups = [world.make() for _ in range(3)]
+        refs = [world.ready(group) for group in groups]
+        await until(lambda: world.heard == ["create_group"])
+        world.errors = [ServiceError("busy"), InvalidRequestError("too large")]
+        world.holds.set()
+        await until(lambda: world.heard == ["create_group"] * 2)
+        await until(lambda: refs[1]._state.value is not None)
+        assert "it could not be made: too large" in failed(refs[1]).text
+        for group in (groups[0], groups[2]):
+            world.change(group, GroupState.CREATED)
+        await until(lambda: all(refs[index]._state.value == inline(b"the group") for index in (0, 2)))
+        for group in groups:
+            world.runtime.remove_group(group, "it was removed")
+        await until(lambda: all(world.records[group].state is GroupState.REMOVED for group in groups))
+        await world.reactor.groups.told(1.0)
+        assert world.heard == ["create_group"] * 2 + ["remove_group"]
 
 
 async def test_another_processs_group_is_asked_about_once() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from shoal_core.bus.interface import Message
+from shoal_core.bus.jetstream import WRONG_LAST_SEQUENCE, Acknowledged
 from shoal_core.bus.keyvalue import Entry, KeyValue, WatchCallback, conflict
 from shoal_core.bus.memory import MemoryBroker, MemoryBus
 from shoal_core.bus.watch import Watch
@@ -33,14 +35,19 @@ from shoal_core.protocol.effects import (
 )
 from shoal_core.protocol.errors import (
     InvalidRequestError,
+    JetStreamError,
     NoRespondersError,
+    NotFoundError,
+    RevisionConflict,
     ServiceError,
+    ShoalError,
 )
-from shoal_core.protocol.ids import new_process_id
-from shoal_core.protocol.messages import Echo, KvAdded, KvGet, KvPut, KvValue
+from shoal_core.protocol.groups import GroupChanged, GroupState, RemoveGroup
+from shoal_core.protocol.ids import PlacementGroupId, new_process_id
+from shoal_core.protocol.messages import Done, Echo, KvAdded, KvGet, KvPut, KvValue
 from shoal_core.protocol.records import WorkerReady
 from shoal_core.protocol.subjects import GCS_QUEUE, Role, Subjects
-from shoal_core.protocol.wire import decode_reply, encode
+from shoal_core.protocol.wire import decode_packet, decode_replies, decode_reply, encode, pack, packets
 from shoal_core.service import Engine, Route
 from shoal_core.service import engine as engine_module
 from shoal_core.testing import run_virtual
@@ -125,6 +132,7 @@ class SlowBucket(KeyValue):
         self.begun: list[str] = []
         self.gate = asyncio.Event()
         self.values = dict(taken or {})
+        self.tasks: list[asyncio.Future[None]] = []
 
     async def get(self, key: str) -> Entry | None:
         self.begun.append(key)
@@ -138,6 +146,18 @@ class SlowBucket(KeyValue):
             raise conflict(self.bucket, key, revision, Entry(key, self.values[key], 1))
         self.values[key] = value
         return 7
+
+    def begin(self, key: str, value: bytes | None, settled: Acknowledged, *, revision: int) -> None:
+        assert value is not None
+        wanted = value
+
+        async def put() -> None:
+            try:
+                settled(await self.put(key, wanted, revision=revision))
+            except RevisionConflict:
+                settled(JetStreamError("wrong last sequence", 400, WRONG_LAST_SEQUENCE[0]))
+
+        self.tasks.append(asyncio.ensure_future(put()))
 
     async def delete(self, key: str, *, revision: int) -> None:
         raise NotImplementedError
@@ -172,6 +192,56 @@ async def test_effects_happen_in_their_order(world: World) -> None:
         world.asker.publish(GET, encode(KvGet(namespace="n", key="k")), reply=reply)
         await until(lambda: len(heard) == 3)
         assert heard == ["one", "answer", "two"]
+
+
+async def test_what_comes_in_crowds_is_asked_told_and_answered_in_packets(world: World) -> None:
+    remove, changes = SUBJECTS.gcs("remove_group"), SUBJECTS.groups_changed("replica", "creator")
+    requests = [RemoveGroup(group_id=PlacementGroupId(f"{number:032x}"), reason="told to") for number in range(3)]
+
+    def decide(message: Any) -> list[Effect]:
+        match message:
+            case Request(RemoveGroup() as request):
+                gone = GroupChanged(group_id=request.group_id, state=GroupState.REMOVED, attempt=0, nodes=[])
+                return [Ask(remove, request, message.token), Publish(changes, gone)]
+            case Answered(token, answer):
+                return [Reply(token, answer)]
+        return []
+
+    async with world.engine(ScriptedCore(decide), routes=[Route(GET, RemoveGroup, GCS_QUEUE)]):
+        asked: list[Message] = []
+        told: list[Message] = []
+
+        def answer(message: Message) -> None:
+            asked.append(message)
+            answers: list[Done | ShoalError] = [Done(), NotFoundError("there is none"), Done()]
+            world.service.publish(message.reply, pack([encode(answer) for answer in answers]))
+
+        world.service.subscribe(remove, answer)
+        world.asker.subscribe(changes, told.append)
+        await world.asker.flush()
+        ((_, packet),) = packets(requests)
+        reply = await world.asker.request(GET, packet, timeout_seconds=5)
+        first, second, third = decode_replies(Done, reply.data, 3)
+        assert (first, third) == (Done(), Done())
+        assert isinstance(second, NotFoundError)
+        assert [decode_packet(RemoveGroup, message.data) for message in asked] == [requests]
+        assert [len(decode_packet(GroupChanged, message.data)) for message in told] == [3]
+
+
+async def test_a_packet_that_is_lost_is_lost_for_each_of_its_requests(world: World) -> None:
+    requests = [RemoveGroup(group_id=PlacementGroupId(f"{number:032x}"), reason="told to") for number in range(2)]
+
+    def decide(message: Any) -> list[Effect]:
+        return [Ask(SUBJECTS.gcs("remove_group"), r, i) for i, r in enumerate(requests)] if message == "go" else []
+
+    core = ScriptedCore(decide)
+    async with world.engine(core) as engine:
+        engine.inject("go")
+        await until(lambda: len(core.heard_of(Answered)) == 2)
+        assert [(told.context, type(told.answer)) for told in core.heard_of(Answered)] == [
+            (0, NoRespondersError),
+            (1, NoRespondersError),
+        ]
 
 
 async def test_what_follows_a_store_waits_for_it_while_other_inputs_are_handled(world: World) -> None:
@@ -240,7 +310,7 @@ async def test_neighbouring_stores_go_together_and_what_follows_needs_all(world:
         if conflicts:
             await world.asker.flush()
             assert not asked.done()
-            assert bucket.begun == ["a", "b"]
+            assert bucket.begun == ["a", "b", "b"], "what was refused is looked into, and nothing else is begun"
             assert heard == []
             asked.cancel()
         else:

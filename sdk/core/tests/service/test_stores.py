@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shoal_core.bus.jetstream import WRONG_LAST_SEQUENCE, Acknowledged
 from shoal_core.bus.keyvalue import Entry, KeyValue, WatchCallback, conflict
 from shoal_core.bus.watch import Watch
 from shoal_core.protocol.effects import Conflict, Store, Stored, StoreRefused
@@ -20,9 +21,10 @@ from shoal_core.protocol.errors import (
     NoRespondersError,
     PayloadTooLargeError,
     RequestTimeoutError,
+    RevisionConflict,
     ShoalError,
 )
-from shoal_core.service.stores import perform_load, perform_store
+from shoal_core.service.stores import perform_load, see_store_through
 from shoal_core.testing import run_virtual
 
 LOST = DisconnectedError("the connection broke while a request was in flight")
@@ -87,11 +89,28 @@ class FaultyBucket(KeyValue):
     async def delete(self, key: str, *, revision: int) -> None:
         await self._changed(key, None, revision)
 
+    def begin(self, key: str, value: bytes | None, settled: Acknowledged, *, revision: int) -> None:
+        raise NotImplementedError
+
     async def purge(self, prefix: str) -> int:
         raise NotImplementedError
 
     async def watch(self, callback: WatchCallback) -> Watch:
         raise NotImplementedError
+
+
+async def perform_store(bucket: FaultyBucket, store: Store) -> Stored | Conflict | StoreRefused:
+    """Do what the engine does: try once, and see it through where that fails."""
+    try:
+        revision = await bucket._changed(store.key, store.value, store.revision)
+    except RevisionConflict:
+        failure: ShoalError = JetStreamError("wrong last sequence", 400, WRONG_LAST_SEQUENCE[0])
+    except ShoalError as error:
+        failure = error
+    else:
+        revision = 0 if store.value is None else revision
+        return Stored(store.key, store.value, revision, store.context, store.bucket)
+    return await see_store_through(bucket, store, failure)
 
 
 def perform(bucket: FaultyBucket, store: Store) -> Stored | Conflict | StoreRefused:
@@ -192,7 +211,7 @@ def test_a_stream_without_a_leader_is_waited_for() -> None:
 )
 def test_a_bus_that_was_closed_ends_the_work(work: Callable[[KeyValue], Coroutine[Any, Any, Any]]) -> None:
     with pytest.raises(BusClosedError):
-        run_virtual(work(FaultyBucket(BusClosedError("closed"))))
+        run_virtual(work(FaultyBucket(BusClosedError("closed"), BusClosedError("closed"))))
 
 
 @pytest.mark.parametrize(

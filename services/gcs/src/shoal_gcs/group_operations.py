@@ -16,19 +16,13 @@ from shoal_core.protocol.errors import (
     PlacementGroupAlreadyExistsError,
     ShoalError,
 )
-from shoal_core.protocol.groups import GroupDescription, GroupRecord, GroupState
+from shoal_core.protocol.groups import GroupDescription, GroupRecord, GroupState, changed
 from shoal_core.protocol.ids import NodeId, PlacementGroupId
 from shoal_core.protocol.messages import Done, JobState, Message
 from shoal_gcs.actor_operations import NAME_TAKEN, Detour
 from shoal_gcs.operations import Operation, Outcome
 from shoal_gcs.records import group_key, group_name_key
 from shoal_gcs.state import State
-
-
-def encode_group(record: GroupRecord) -> bytes:
-    """Return a record as the store keeps it."""
-    return record.__pydantic_serializer__.to_json(record)
-
 
 # ------------------------------------------------------------------------------------ how records change
 
@@ -61,6 +55,10 @@ class Commit(GroupChange):
 
     attempt: int
     nodes: tuple[tuple[int, NodeId], ...]
+
+    def answer(self, record: GroupRecord) -> Message:
+        """Without the description, which may be large: the answers to a packet of commits are to fit into one."""
+        return changed(record)
 
     def is_ahead(self, record: GroupRecord) -> bool:
         """An earlier attempt is not known to be over, or the name is not known to be won."""
@@ -155,7 +153,7 @@ class ChangeGroup(Operation):
             return self.answer(following)
         if following is None:
             return self.answer(self.change.answer(held.value))
-        return [Store(group_key(self.group_id), encode_group(following), held.revision, self)]
+        return [Store(group_key(self.group_id), state.drafts.encode(following), held.revision, self)]
 
 
 # ------------------------------------------------------------------------------------ making and forgetting
@@ -189,7 +187,7 @@ class MakeGroup(Detour):
         record = held.value
         if record.state is GroupState.NAMING:
             if self.lost:
-                gone = encode_group(removed(record, NAME_TAKEN, self.now))
+                gone = state.drafts.encode(removed(record, NAME_TAKEN, self.now))
                 return [Store(self.begun_for, gone, held.revision, self)]
             return [Store(self._name_key(), about.group_id.encode(), self.name_revision, self)]
         if record.state is GroupState.REMOVED and record.reason == NAME_TAKEN:
@@ -199,7 +197,7 @@ class MakeGroup(Detour):
                     "Use get_placement_group() to get it, or remove it first, or choose another name."
                 )
             )
-        return self.answer(record)
+        return self.answer(changed(record))
 
     def _begin(self, state: State) -> list[Effect]:
         about = self.description
@@ -210,7 +208,7 @@ class MakeGroup(Detour):
             return self.answer(NotFoundError(f"job {about.job_id} has ended ({job.value.record.state})"))
         begins = GroupState.NAMING if about.name else GroupState.PENDING
         record = GroupRecord(description=about, state=begins, nodes=[None] * len(about.bundles), created_at=self.now)
-        return [Store(self.begun_for, encode_group(record), 0, self)]
+        return [Store(self.begun_for, state.drafts.encode(record), 0, self)]
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
         """Go on from what was written or read."""
@@ -235,7 +233,7 @@ class MakeGroup(Detour):
         if held is None or held.value.state is not GroupState.NAMING:
             return self.attempt(state)
         named = held.value.model_copy(update={"state": GroupState.PENDING})
-        return [Store(self.begun_for, encode_group(named), held.revision, self)]
+        return [Store(self.begun_for, state.drafts.encode(named), held.revision, self)]
 
     def _name_key(self) -> str:
         return group_name_key(self.description.namespace, self.description.name)

@@ -29,7 +29,7 @@ from shoal_core.protocol.groups import (
     RemoveGroup,
     changed,
 )
-from shoal_core.protocol.ids import NodeId, PlacementGroupId, ServiceId
+from shoal_core.protocol.ids import NodeId, PlacementGroupId, ServiceId, creator_of
 from shoal_core.protocol.messages import NO_TERMS, BundleSummary, JobState, Message, NodeAnnouncement, NodeState
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import encode
@@ -135,7 +135,7 @@ class Groups:
         return effects
 
     def _changed(self, message: GroupChanged) -> Publish:
-        return Publish(self._subjects.group_changed(self._identity, message.group_id), message)
+        return Publish(self._subjects.groups_changed(self._identity, creator_of(message.group_id)), message)
 
     def _demand(self, record: GroupRecord) -> list[Effect]:
         """State which bundles have no place, if any."""

@@ -16,6 +16,7 @@ from shoal_core.protocol.groups import GroupRecord, GroupState
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ProcessId
 from shoal_core.protocol.messages import JobState, NodeState
 from shoal_core.protocol.placement import Bundle
+from shoal_gcs.drafts import Drafts
 from shoal_gcs.records import CLUSTER_KEY, StoredJob, StoredKey, StoredNode, job_id, parse_kv_key
 from shoal_gcs.written import Written
 
@@ -54,6 +55,7 @@ class State:
     untold: set[str] = field(default_factory=set)
     first_free_job: int = 1
     written: Written = field(default_factory=Written)
+    drafts: Drafts = field(default_factory=Drafts)
 
     def remember(self, key: str, value: bytes | None, revision: int) -> None:
         """Take in what the store held at a revision; None where the key is gone, as an actor's or a group's may be."""
@@ -78,7 +80,7 @@ class State:
         elif kind == "actor":
             self._remember_actor(Held(ActorRecord.model_validate_json(value), revision, len(value)))
         elif kind == "group":
-            self._remember_group(Held(GroupRecord.model_validate_json(value), revision, len(value)))
+            self._remember_group(Held(self.drafts.decode(value), revision, len(value)))
         elif key == CLUSTER_KEY:
             self.session = value.decode()
 

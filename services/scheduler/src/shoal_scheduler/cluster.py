@@ -195,8 +195,8 @@ class Cluster:
         """An ask is over: what it would have taken counts no more."""
         self.jobs.count(job_id, owner, resources, -count)
         node = self.find(place)
-        if node is not None and node.asked.pop(number, None) is not None:
-            node.take(resources, -count)
+        if node is not None:
+            node.settle(number)
 
     def granted(self, node_id: NodeId, leases: Granted) -> None:
         """Count what a node has granted, until it says so itself."""

@@ -133,7 +133,7 @@ class Scheduler:
                 self._heard_of(scheduler, now)
                 return []
             case Event(GroupDemand() as stated):
-                effects = self.groups.stated(stated, now)
+                return [*self.groups.stated(stated, now), WakeAt(now)]  # many come at a time, and are planned at once
             case Event(GroupChanged() as news):
                 return self.groups.changed(news)
             case Event(NodeDied(node_id=node)):
@@ -148,8 +148,7 @@ class Scheduler:
                 self._answered(ask, answer, now)
             case Answered(PrepareAsk() | CommitAsk() | ReturnAsk() as ask, answer):
                 effects = self.groups.answered(ask, answer, now)
-                if not self.groups.has_plans_to_make():
-                    return effects
+                return [*effects, WakeAt(now)] if self.groups.has_plans_to_make() else effects
             case Request(GetPending() as request, token):
                 listed = pending_list(request, self.demand, self.groups, self.cluster, self.waiting, now)
                 return [Reply(token, listed)]
@@ -377,8 +376,7 @@ class Scheduler:
             now,
         )
         self.asks[ask.number] = ask
-        node.asked[ask.number] = {name: units * len(slots) for name, units in amounts}
-        node.touch()
+        node.promise(ask.number, {name: units * len(slots) for name, units in amounts})
         wanted.asked.update(dict.fromkeys(slots, ask.number))
         request = LeaseRequest(
             scheduler=self._identity,

@@ -31,7 +31,6 @@ from shoal_core.protocol.groups import (
     CommitGroup,
     GroupChanged,
     GroupDemand,
-    GroupRecord,
     GroupState,
     PrepareBundles,
     ReturnBundles,
@@ -177,7 +176,7 @@ class GroupTable:
     def _committed(
         self, waiting: WaitingGroup, plan: UnderWay, answer: Message | ShoalError, now: float
     ) -> list[Effect]:
-        if isinstance(answer, GroupRecord):
+        if isinstance(answer, GroupChanged):
             self._note_over(waiting.group, math.inf if answer.state is GroupState.REMOVED else answer.attempt)
         elif not isinstance(answer, RequestRefusedError):
             self._unsure[waiting.group] = now + PAUSE_SECONDS  # it may have been heard: asked again until that is known
@@ -310,8 +309,8 @@ class GroupTable:
         for node, resources in plan.needs.items():
             self._last_ask -= 1
             ask = plan.asked[node] = PrepareAsk(self._last_ask, node, waiting.group, plan.name)
-            nodes[node].asked[ask.number] = resources
             nodes[node].take(resources)
+            nodes[node].promise(ask.number, resources)
             request = PrepareBundles(
                 plan=plan.name,
                 group_id=waiting.group,
@@ -387,8 +386,8 @@ class GroupTable:
     def _settle(self, ask: PrepareAsk) -> None:
         """An ask is over: what it would have taken counts no more."""
         node = self._cluster.nodes.get(ask.node)
-        if node is not None and (resources := node.asked.pop(ask.number, None)) is not None:
-            node.take(resources, -1)
+        if node is not None:
+            node.settle(ask.number)
 
     # ------------------------------------------------------------------------------- keeping room
 

@@ -24,7 +24,7 @@ from shoal_core.protocol.placement import (
     all_met,
     in_words,
 )
-from shoal_core.protocol.resources import Resources, add, fits, from_units
+from shoal_core.protocol.resources import Resources, add, fits, from_units, subtract
 
 PlaceId = str
 """A node, or a bundle on a node."""
@@ -39,10 +39,11 @@ def place_of(node: NodeId, bundle: Bundle | None) -> PlaceId:
 class NodeView:
     """What a scheduler believes of a node: what it last announced or answered, less what is asked of it.
 
-    ``asked`` holds, by the number of the ask, what a request under way would take; no answer is out of date about it
-    for long, since each ask is settled when its own answer comes. ``lasting`` is what cannot be asked back: what actors
-    hold and bundles reserve; ``kept`` is what is kept for groups that wait. What changes where a lease should go is
-    noted in ``journal``, where there is one: by the methods here, and by ``touch`` for what is set from outside.
+    ``asked`` holds, by the number of the ask, what a request under way would take, and ``promised`` what all of them
+    would; no answer is out of date about it for long, since each ask is settled when its own answer comes. ``lasting``
+    is what cannot be asked back: what actors hold and bundles reserve; ``kept`` is what is kept for groups that wait.
+    What changes where a lease should go is noted in ``journal``, where there is one: by the methods here, and by
+    ``touch`` for what is set from outside.
 
     ``is_home``: this replica packs here first. Each node is home to one replica, so that they do not all take the same.
 
@@ -60,6 +61,7 @@ class NodeView:
     is_home: bool = True
     lasting: Resources = field(default_factory=dict)
     asked: dict[int, Resources] = field(default_factory=dict)
+    promised: Resources = field(default_factory=dict)
     kept: Resources = field(default_factory=dict)
     sequence: int = 0
     heard_at: float = 0.0
@@ -86,9 +88,21 @@ class NodeView:
     def learn(self, free: Resources) -> None:
         """Take in what the node says is free; it does not know yet of what is on its way to it."""
         self.free = dict(free)
+        self.take(self.promised)
+        self.take(self.kept)
+
+    def promise(self, number: int, resources: Resources) -> None:
+        """Note what a request under way would take, which is counted as used already."""
+        self.asked[number] = resources
+        self.promised = add(self.promised, resources)
         self.touch()
-        for resources in (*self.asked.values(), self.kept):
-            self.take(resources)
+
+    def settle(self, number: int) -> None:
+        """A request is over: what it would have taken counts no more."""
+        resources = self.asked.pop(number, None)
+        if resources is not None:
+            self.promised = subtract(self.promised, resources)
+            self.take(resources, -1)
 
     def keep(self, resources: Resources, times: int = 1) -> None:
         """Count resources as used until they are not kept any more (``times`` -1), whatever the node says is free."""

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from shoal_core.bus import Bus
 from shoal_core.protocol import metrics as names
 from shoal_core.protocol.groups import GroupChanged, GroupDemand
-from shoal_core.protocol.ids import PlacementGroupId, ServiceId
+from shoal_core.protocol.ids import ServiceId
 from shoal_core.protocol.measures import labels
 from shoal_core.protocol.messages import (
     Demand,
@@ -36,7 +36,7 @@ def routes(subjects: Subjects) -> list[Route]:
         Route(subjects.event(Role.NODE, "*", "announce"), NodeAnnouncement, kind="event"),
         Route(subjects.event(Role.NODE, "*", "process_died"), ProcessDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "group_demand"), GroupDemand, kind="event"),
-        Route(subjects.group_changed("*", PlacementGroupId("*")), GroupChanged, kind="event"),
+        Route(subjects.groups_changed("*", "*"), GroupChanged, kind="event"),
         Route(subjects.event(Role.GCS, "*", "node_died"), NodeDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
         Route(subjects.event(Role.SCHEDULER, "*", "presence"), SchedulerPresence, kind="event"),

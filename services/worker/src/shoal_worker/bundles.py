@@ -82,7 +82,7 @@ class BundleTable:
             yield from bundles.values()
 
     def __len__(self) -> int:
-        return sum(map(len, self._groups.values()))
+        return self._leases.count_reserved()
 
     # ------------------------------------------------------------------------------- what schedulers ask
 

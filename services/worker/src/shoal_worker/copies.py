@@ -192,6 +192,8 @@ class Copies:
 
     def begin(self, now: float) -> None:
         """Begin with those that wait in the queue, as many as may be pulled at once."""
+        if not self._coming:
+            return
         queued = [copy for copy in self._coming.values() if copy.state is CopyState.QUEUED]
         queued.sort(key=lambda copy: not copy.waiting)  # what somebody waits for before what a queued task will read
         free = PULLS_AT_ONCE - (len(self._coming) - len(queued))

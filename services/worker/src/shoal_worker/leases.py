@@ -193,6 +193,10 @@ class LeaseTable:
         """Return the bundles for which something is reserved."""
         return set(self._bundles)
 
+    def count_reserved(self) -> int:
+        """Return for how many bundles something is reserved."""
+        return len(self._bundles)
+
     def pool(self, bundle: Bundle | None) -> Pool:
         """Return the node's resources, or those of a bundle; KeyError where it is not reserved here."""
         return self._node if bundle is None else self._bundles[bundle]

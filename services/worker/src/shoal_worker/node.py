@@ -13,7 +13,7 @@ who died. It is put together from tables that each know one thing::
        └─────── Liveness          (who elsewhere is dead)
 
 What it says of itself goes out as ``NodeAnnouncement``: at once when something changed, but not more often than every
-``COALESCE_SECONDS``, and every ``ANNOUNCE_SECONDS`` in any case.
+``COALESCE_SECONDS`` (less often with many bundles, all of which it tells), and every ``ANNOUNCE_SECONDS`` in any case.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ from shoal_worker.store import ObjectStore
 from shoal_worker.workforce import Workforce
 
 ANNOUNCE_SECONDS = 1.0
-COALESCE_SECONDS = 0.01
+COALESCE_SECONDS, COALESCE_SECONDS_FOR_A_BUNDLE = 0.01, 0.0001
 OWNER_DIED = "its owner has died"
 
 
@@ -208,7 +208,9 @@ class NodeCore:
     # ------------------------------------------------------------------------------- announcing
 
     def _announce_at(self) -> float:
-        return self._announced_at + (COALESCE_SECONDS if self.workforce.changed else ANNOUNCE_SECONDS)
+        if not self.workforce.changed:
+            return self._announced_at + ANNOUNCE_SECONDS
+        return self._announced_at + COALESCE_SECONDS + COALESCE_SECONDS_FOR_A_BUNDLE * len(self.bundles)
 
     def _announcement(self, now: float) -> Publish:
         self._sequence += 1

@@ -27,7 +27,7 @@ from shoal_core.machine import machine_id
 from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
 from shoal_core.protocol.groups import GroupChanged
-from shoal_core.protocol.ids import ActorId, NodeId, PlacementGroupId, ProcessId, new_node_id
+from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
 from shoal_core.protocol.labels import check_labels, system_labels
 from shoal_core.protocol.messages import (
     JobFinished,
@@ -258,7 +258,7 @@ def routes(subjects: Subjects, node: NodeId) -> list[Route]:
         Route(subjects.event(Role.GCS, "*", "node_died"), NodeDied, kind="event"),
         Route(subjects.event(Role.GCS, "*", "job_finished"), JobFinished, kind="event"),
         Route(subjects.actor_changed("*", ActorId("*")), ActorChanged, kind="event"),
-        Route(subjects.group_changed("*", PlacementGroupId("*")), GroupChanged, kind="event"),
+        Route(subjects.groups_changed("*", "*"), GroupChanged, kind="event"),
     ]
     return [*asked, *events]
 

@@ -18,7 +18,8 @@ import logging
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -61,6 +62,8 @@ class Message(msgspec.Struct, gc=False):
 
 
 Callback = Callable[[Message], None]
+Settled = Callable[[Message | BusError], None]
+"""Takes the answer to a request, or the error that came instead."""
 
 
 class Subscription(ABC):
@@ -109,7 +112,7 @@ class Bus(ABC):
         self._connection_listeners: dict[int, ConnectionListener] = {}
         self._listener_count = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._requests: dict[str, tuple[asyncio.Future[Message], str]] = {}
+        self._requests: dict[str, tuple[Settled, str, asyncio.TimerHandle]] = {}
         self._request_count = 0
         self._reply_prefix = f"{self.inbox}."
         self._reply_prefix_length = len(self._reply_prefix)
@@ -154,21 +157,37 @@ class Bus(ABC):
         or goes down (the request may or may not have been carried out), ``PermissionViolationError`` when the broker
         forbids the subject, and ``RequestTimeoutError``.
         """
+        future: asyncio.Future[Message] = self._loop.create_future()
+        token = self.call(subject, data, partial(_settle, future), timeout_seconds=timeout_seconds, headers=headers)
+        try:
+            return await future
+        finally:
+            self._settled(token)
+
+    def call(
+        self,
+        subject: str,
+        data: bytes,
+        settled: Settled,
+        *,
+        timeout_seconds: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Send a request without waiting; ``settled`` is called once, with its answer or with an error of ``request``.
+
+        Raises, and calls nothing, where the request cannot be sent. Returns the request's name on this connection.
+        """
         self._request_count += 1
         token = str(self._request_count)
-        future: asyncio.Future[Message] = self._loop.create_future()
-        self._requests[token] = future, subject
-        timer = self._loop.call_later(timeout_seconds, _expire, future, subject, timeout_seconds)
+        timer = self._loop.call_later(timeout_seconds, self._expire, token, timeout_seconds)
+        self._requests[token] = settled, subject, timer
         try:
             if not self.publish(subject, data, reply=self._reply_prefix + token, headers=headers):
                 raise DisconnectedError(f"cannot ask {subject!r}: the connection to the broker is down")
-            answer = await future
-        finally:
-            timer.cancel()
-            del self._requests[token]
-        if answer.headers is not None and not answer.data and answer.headers.get(STATUS_HEADER) == NO_RESPONDERS_STATUS:
-            raise NoRespondersError(f"nobody listens on {subject!r}")
-        return answer
+        except BaseException:
+            self._settled(token)
+            raise
+        return token
 
     async def key_value(self, bucket: str, *, create: bool = True, memory: bool = False, replicas: int = 1) -> KeyValue:
         """Open a bucket of the broker's key-value store, making it first if ``create`` is set and it does not exist.
@@ -217,23 +236,48 @@ class Bus(ABC):
             _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_SECONDS)
 
     def _answer(self, message: Message) -> None:
-        """Hand an answer to the request that waits for it; a late one is dropped."""
-        waiting = self._requests.get(message.subject[self._reply_prefix_length :])
-        if waiting is not None and not waiting[0].done():
-            waiting[0].set_result(message)
+        """Hand an answer to whoever waits for it; a late one is dropped."""
+        waiting = self._settled(message.subject[self._reply_prefix_length :])
+        if waiting is None:
+            return
+        settled, subject, _ = waiting
+        headers = message.headers
+        if headers is not None and not message.data and headers.get(STATUS_HEADER) == NO_RESPONDERS_STATUS:
+            settled(NoRespondersError(f"nobody listens on {subject!r}"))
+        else:
+            settled(message)
+
+    def _settled(self, token: str) -> tuple[Settled, str, asyncio.TimerHandle] | None:
+        """A request waits no more: return what was known of it, if it has waited."""
+        waiting = self._requests.pop(token, None)
+        if waiting is not None:
+            waiting[2].cancel()
+        return waiting
+
+    def _expire(self, token: str, timeout_seconds: float) -> None:
+        """Fail a request whose time is over."""
+        settled, subject, _ = self._requests.pop(token)
+        settled(RequestTimeoutError(f"no answer on {subject!r} within {timeout_seconds:g} s"))
+
+    def _fail_requests(self, tokens: Iterable[str], kind: type[BusError], text: str) -> None:
+        """Fail requests that nobody will answer, each with an error of its own."""
+        for token in list(tokens):
+            waiting = self._settled(token)
+            if waiting is not None:
+                try:
+                    waiting[0](kind(text))
+                except Exception as failure:
+                    self._report(failure)
 
     def _connection_changed(self, connected: bool) -> None:
         """Note the connection's state; at a loss fail all requests in flight; tell the listeners."""
         self.connected = connected
         if not connected:
-            for future, _ in self._requests.values():
-                if not future.done():
-                    future.set_exception(
-                        DisconnectedError(
-                            "the connection to the broker broke while a request was in flight; "
-                            "it may or may not have been carried out"
-                        )
-                    )
+            text = (
+                "the connection to the broker broke while a request was in flight; it may or may not have been carried "
+                "out"
+            )
+            self._fail_requests(self._requests, DisconnectedError, text)
         for listener in list(self._connection_listeners.values()):
             try:
                 listener(connected)
@@ -242,9 +286,8 @@ class Bus(ABC):
 
     def _forbidden(self, subject: str, error: PermissionViolationError) -> None:
         """Report a publish that the broker forbade; requests on the subject fail at once, nobody will answer them."""
-        for future, asked in self._requests.values():
-            if asked == subject and not future.done():
-                future.set_exception(error)
+        asking = [token for token, (_, asked, _) in self._requests.items() if asked == subject]
+        self._fail_requests(asking, PermissionViolationError, str(error))
         self._report(error)
 
     def _refuse_large(self, subject: str, size_bytes: int) -> PayloadTooLargeError:
@@ -272,10 +315,14 @@ class Bus(ABC):
             log_error(second)
 
 
-def _expire(future: asyncio.Future[Message], subject: str, timeout_seconds: float) -> None:
-    """Fail a request whose time is over."""
-    if not future.done():
-        future.set_exception(RequestTimeoutError(f"no answer on {subject!r} within {timeout_seconds:g} s"))
+def _settle(future: asyncio.Future[Message], answer: Message | BusError) -> None:
+    """Give whoever awaits a request its answer, or raise the error there."""
+    if future.done():
+        return
+    if isinstance(answer, Message):
+        future.set_result(answer)
+    else:
+        future.set_exception(answer)
 
 
 def is_refusal(text: str) -> bool:

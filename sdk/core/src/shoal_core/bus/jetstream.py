@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shoal_core.bus.interface import Bus
+from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.wire import parse_headers
-from shoal_core.protocol.errors import JetStreamError, JetStreamUnavailableError, NoRespondersError
+from shoal_core.protocol.errors import BusError, JetStreamError, JetStreamUnavailableError, NoRespondersError
 
 API = "$JS.API"
 CALL_SECONDS = 10.0
@@ -33,6 +33,9 @@ class StoredMessage:
     sequence: int
     data: bytes
     headers: Mapping[str, str]
+
+
+Acknowledged = Callable[[int | BusError | JetStreamUnavailableError], None]
 
 
 class JetStream:
@@ -97,8 +100,24 @@ class JetStream:
         if expected_revision is not None:
             headers = {**(headers or {}), EXPECTED_REVISION_HEADER: str(expected_revision)}
         reply = await self.bus.request(subject, data, timeout_seconds=timeout_seconds, headers=headers)
-        sequence: int = _checked(json.loads(reply.data), subject)["seq"]
-        return sequence
+        return _sequence(reply, subject)
+
+    def begin_publish(
+        self, subject: str, data: bytes, acknowledged: Acknowledged, *, headers: dict[str, str], expected_revision: int
+    ) -> None:
+        """Do what ``publish`` does without waiting; ``acknowledged`` is called with the sequence, or with an error."""
+
+        def settled(reply: Message | BusError) -> None:
+            try:
+                outcome: int | BusError | JetStreamUnavailableError = (
+                    _sequence(reply, subject) if isinstance(reply, Message) else reply
+                )
+            except (JetStreamError, JetStreamUnavailableError) as error:
+                outcome = error
+            acknowledged(outcome)
+
+        headers[EXPECTED_REVISION_HEADER] = str(expected_revision)
+        self.bus.call(subject, data, settled, timeout_seconds=CALL_SECONDS, headers=headers)
 
     async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
         """Return the last message on a subject, read through the stream's leader: it shows every write before it."""
@@ -123,6 +142,12 @@ class JetStream:
             body["seq"] = below_sequence
         purged: int = (await self.call(f"STREAM.PURGE.{stream}", body)).get("purged", 0)
         return purged
+
+
+def _sequence(reply: Message, subject: str) -> int:
+    """Return the sequence that an acknowledgement tells, or raise the error it carries."""
+    sequence: int = _checked(json.loads(reply.data), subject)["seq"]
+    return sequence
 
 
 def _checked(answer: dict[str, Any], what: str) -> dict[str, Any]:

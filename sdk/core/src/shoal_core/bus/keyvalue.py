@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal_core.bus.interface import Bus
-from shoal_core.bus.jetstream import WRONG_LAST_SEQUENCE, JetStream, StoredMessage
+from shoal_core.bus.jetstream import WRONG_LAST_SEQUENCE, Acknowledged, JetStream, StoredMessage
 from shoal_core.protocol.errors import JetStreamError, NotFoundError, RevisionConflict
 
 if TYPE_CHECKING:
@@ -68,6 +68,15 @@ class KeyValue(ABC):
     @abstractmethod
     async def delete(self, key: str, *, revision: int) -> None:
         """Delete a key that is still at ``revision``; raises ``RevisionConflict`` with what it holds now."""
+
+    @abstractmethod
+    def begin(self, key: str, value: bytes | None, settled: Acknowledged, *, revision: int) -> None:
+        """Try once to do what ``put`` does (``delete``: None), without waiting; raises where it cannot even be sent.
+
+        ``settled`` is called with the new revision, or with an error: after one for which ``came_too_late`` is true
+        nothing was changed and it is not known by whom the key was; after others ``put`` could raise, the change may
+        have been made.
+        """
 
     @abstractmethod
     async def purge(self, prefix: str) -> int:
@@ -122,6 +131,14 @@ class JetStreamKeyValue(KeyValue):
         """Leave a marker in place of the value if the key is still at ``revision``."""
         await self._change(key, b"", revision, {OPERATION_HEADER: DELETED})
 
+    def begin(self, key: str, value: bytes | None, settled: Acknowledged, *, revision: int) -> None:
+        """Publish on the key's subject, and look no further where that is refused."""
+        check_key(key)
+        headers = {OPERATION_HEADER: DELETED} if value is None else {}
+        self.jetstream.begin_publish(
+            self.prefix + key, value or b"", settled, headers=headers, expected_revision=revision
+        )
+
     async def purge(self, prefix: str) -> int:
         """Purge the stream below the prefix."""
         return await self.jetstream.purge(self.stream, f"{self.prefix}{prefix}>")
@@ -147,7 +164,7 @@ class JetStreamKeyValue(KeyValue):
             try:
                 return await self.jetstream.publish(subject, value, headers=headers, expected_revision=expected)
             except JetStreamError as error:
-                if error.error_code not in WRONG_LAST_SEQUENCE:
+                if not came_too_late(error):
                     raise
             message = await self.jetstream.last_message(self.stream, subject)
             if message is None or is_deletion(message):
@@ -158,6 +175,11 @@ class JetStreamKeyValue(KeyValue):
                     continue
                 raise conflict(self.bucket, key, revision, None)
             raise conflict(self.bucket, key, revision, Entry(key, message.data, message.sequence))
+
+
+def came_too_late(error: Exception) -> bool:
+    """Tell whether JetStream refused a change because the key is at another revision."""
+    return isinstance(error, JetStreamError) and error.error_code in WRONG_LAST_SEQUENCE
 
 
 def is_deletion(message: StoredMessage) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 from shoal_core.bus.interface import Bus
+from shoal_core.bus.interface import Message as Answer
 from shoal_core.bus.tracing import message_headers
-from shoal_core.protocol.errors import DisconnectedError, NoRespondersError, RequestTimeoutError
+from shoal_core.protocol.errors import DisconnectedError, NoRespondersError, RequestTimeoutError, ShoalError
 from shoal_core.protocol.messages import Message
 from shoal_core.protocol.traces import headers_of
 from shoal_core.protocol.verbs import REPLIES
-from shoal_core.protocol.wire import decode_reply, encode
+from shoal_core.protocol.wire import decode_replies, decode_reply, encode
 
 FIRST_PAUSE_SECONDS = 0.02
 LONGEST_PAUSE_SECONDS = 0.5
@@ -31,8 +33,30 @@ async def ask(
     part of it where ``attempts`` is given, else 2 s). Raises the service's refusal, or the last of those errors. The
     request belongs to ``trace``, or to what happens here now.
     """
-    data = encode(message)
     headers = headers_of(trace) if trace else message_headers()
+    answer = await _patiently(bus, subject, encode(message), headers, timeout_seconds, attempts)
+    return decode_reply(REPLIES[type(message)], answer.data)
+
+
+async def ask_packed(
+    bus: Bus, subject: str, model: type[Message], packet: bytes, count: int, timeout_seconds: float = 10.0
+) -> list[Message | ShoalError]:
+    """Send a packet of ``count`` requests of one kind and return their answers in its order; sent again as in ``ask``.
+
+    Raises where the packet as a whole could not be asked for; what was refused is among the answers.
+    """
+    answer = await _patiently(bus, subject, packet, message_headers(), timeout_seconds, None)
+    return decode_replies(REPLIES[model], answer.data, count)
+
+
+async def _patiently(
+    bus: Bus,
+    subject: str,
+    data: bytes,
+    headers: Mapping[str, str] | None,
+    timeout_seconds: float,
+    attempts: int | None,
+) -> Answer:
     deadline = time.monotonic() + timeout_seconds
     share_seconds = timeout_seconds / attempts if attempts else 2.0
     pause_seconds = FIRST_PAUSE_SECONDS
@@ -41,8 +65,7 @@ async def ask(
         left_seconds = deadline - time.monotonic()
         try:
             patience_seconds = max(0.001, min(share_seconds, left_seconds))
-            answer = await bus.request(subject, data, timeout_seconds=patience_seconds, headers=headers)
-            return decode_reply(REPLIES[type(message)], answer.data)
+            return await bus.request(subject, data, timeout_seconds=patience_seconds, headers=headers)
         except (DisconnectedError, NoRespondersError, RequestTimeoutError):
             made += 1
             if made == attempts or time.monotonic() + pause_seconds >= deadline:

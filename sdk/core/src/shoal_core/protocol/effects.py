@@ -18,8 +18,9 @@ taken effect, and is dropped if it did not: the core then hears why and decides 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.ids import PeerId
@@ -28,48 +29,42 @@ from shoal_core.protocol.records import Record
 from shoal_core.protocol.traces import Spanned
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A control message that wants an answer; ``token`` names the asker to ``Reply``."""
 
     message: Message
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """A control message that wants no answer."""
 
     message: Message
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """Records that a channel delivered, in order."""
 
     peer: PeerId
     records: Sequence[Record]
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """Answer a request, with a message or an error."""
 
     token: int
     message: Message | ShoalError
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """Publish a control message."""
 
     subject: str
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """Send a request; its answer comes back as ``Answered`` with the same ``context``. ``span`` lasts until then."""
 
     subject: str
@@ -79,31 +74,27 @@ class Ask:
     span: Spanned | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     """The answer to an ``Ask``, or the error that came instead."""
 
     context: Any
     answer: Message | ShoalError
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Send a record on the channel to a peer."""
 
     peer: PeerId
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(msgspec.Struct, frozen=True):
     """End the channel to a peer that is dead."""
 
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(msgspec.Struct, frozen=True):
     """Write a key by compare-and-set: ``revision`` is what the core last saw, 0 for a key that must be new.
 
     ``value`` None deletes. The outcome comes back as ``Stored`` or ``Conflict`` with the same ``context``. A store
@@ -117,8 +108,7 @@ class Store:
     bucket: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """A ``Store`` took effect; ``revision`` is the new one (0 after a deletion)."""
 
     key: str
@@ -128,8 +118,7 @@ class Stored:
     bucket: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(msgspec.Struct, frozen=True):
     """A ``Store`` came too late: this is what the key holds now (None and 0: nothing)."""
 
     key: str
@@ -139,8 +128,7 @@ class Conflict:
     bucket: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StoreRefused:
+class StoreRefused(msgspec.Struct, frozen=True):
     """A ``Store`` that the bucket will never take: it is full, or the value too large. Nothing was changed."""
 
     key: str
@@ -149,8 +137,7 @@ class StoreRefused:
     bucket: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """Read a key through the leader of its bucket; it comes back as ``Loaded`` with the same ``context``."""
 
     key: str
@@ -158,8 +145,7 @@ class Load:
     bucket: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(msgspec.Struct, frozen=True):
     """What a key held when it was read (None and 0: nothing)."""
 
     key: str
@@ -169,8 +155,7 @@ class Loaded:
     bucket: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(msgspec.Struct, frozen=True):
     """A watched bucket says that a key has changed; None: it was deleted. Changes of a key come in order."""
 
     key: str
@@ -179,22 +164,19 @@ class Changed:
     bucket: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(msgspec.Struct, frozen=True):
     """The connection to the broker was lost, or is back: whatever was told in between was not heard."""
 
     connected: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """Have the service do something of its own, described by ``command`` (a frozen dataclass of that service)."""
 
     command: Any
 
 
-@dataclass(frozen=True, slots=True)
-class WakeAt:
+class WakeAt(msgspec.Struct, frozen=True):
     """Call ``tick`` at this time (the core's clock); an earlier one replaces a later one."""
 
     at: float

@@ -25,8 +25,9 @@ A group's life::
 6. **End.** REMOVED is never undone. Nodes kill what runs in the bundles and give them back; actors that are bound to
    the group die, for good.
 
-Changes are told by ``GroupChanged`` events, which are hints: whoever waits reads the record again. Nodes say with every
-announcement which bundles they have, and are told again where the record does not name them any more.
+Changes are told by ``GroupChanged`` events, which are hints: whoever waits reads the record again. There is one subject
+for all groups of a creator, whom a group's id names. Nodes say with every announcement which bundles they have, and are
+told again where the record does not name them any more. What is said of many groups at a time travels in packets.
 
 A group ends with its job, unless it is detached: that one ends only when it is removed.
 """
@@ -34,6 +35,7 @@ A group ends with its job, unless it is detached: that one ends only when it is 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -100,11 +102,13 @@ class GroupRecord(Message):
 
 
 class CreateGroup(Message):
-    """Ask for a group (verb ``create_group``); the answer is its record.
+    """Ask for a group (verb ``create_group``); the answer is what may change of its record.
 
     The same request again finds its own work. Where the name is taken the answer is
     ``PlacementGroupAlreadyExistsError``.
     """
+
+    packs: ClassVar[bool] = True
 
     description: GroupDescription
 
@@ -135,6 +139,8 @@ class GroupList(Message):
 class RemoveGroup(Message):
     """End a group (verb ``remove_group``); to end it again is no error."""
 
+    packs: ClassVar[bool] = True
+
     group_id: PlacementGroupId
     reason: str
 
@@ -142,8 +148,11 @@ class RemoveGroup(Message):
 class CommitGroup(Message):
     """Nodes have reserved all bundles that had no place (verb ``commit_group``, audience scheduler).
 
-    The answer is the record, which names them; ``DeclaredDeadError`` where this attempt can never be committed.
+    The answer is what may change of the record, which names them; ``DeclaredDeadError`` where this attempt can never
+    be committed.
     """
+
+    packs: ClassVar[bool] = True
 
     group_id: PlacementGroupId
     attempt: int
@@ -161,7 +170,9 @@ class AbandonGroup(Message):
 
 
 class GroupChanged(Message):
-    """A group's record has changed (event ``group.<group>`` of role gcs); a hint, without what never changes."""
+    """A group's record has changed (event ``group.<creator>`` of role gcs); a hint, without what never changes."""
+
+    packs: ClassVar[bool] = True
 
     group_id: PlacementGroupId
     state: GroupState
@@ -173,6 +184,8 @@ class GroupChanged(Message):
 class GroupDemand(Message):
     """Bundles of a group have no place (event ``group_demand`` of role gcs), repeated every second."""
 
+    packs: ClassVar[bool] = True
+
     description: GroupDescription
     attempt: int = Field(description="The record's: the next one is to be tried.")
     nodes: list[NodeId | None] = Field(description="Where its bundles lie; None for those that are to be placed.")
@@ -182,6 +195,8 @@ class GroupDemand(Message):
 
 class PrepareBundles(Message):
     """A scheduler asks a node to reserve bundles of a group (verb ``prepare``), all of them or none."""
+
+    packs: ClassVar[bool] = True
 
     plan: str = Field(description="Drawn for this plan; no other has the same.")
     group_id: PlacementGroupId
@@ -202,6 +217,8 @@ class BundlesPrepared(Message):
 
 class ReturnBundles(Message):
     """A scheduler gives a plan up: what a node reserved for it is free (verb ``return_bundles``)."""
+
+    packs: ClassVar[bool] = True
 
     plan: str
     group_id: PlacementGroupId

@@ -63,6 +63,11 @@ def group_id(creator: ProcessId, number: int) -> PlacementGroupId:
     return PlacementGroupId(f"{creator}{number:08x}")
 
 
+def creator_of(made: ActorId | PlacementGroupId) -> ProcessId:
+    """Return the process that created an actor or a placement group."""
+    return ProcessId(made[:24])
+
+
 def new_service_id() -> ServiceId:
     """Draw the id of one replica of a service that starts now."""
     return ServiceId(secrets.token_hex(8))

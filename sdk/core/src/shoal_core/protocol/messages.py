@@ -50,6 +50,9 @@ class Message(BaseModel):
     bulk_field: ClassVar[str] = ""
     """The field of bytes that travels as it is, behind the JSON of all others (see ``wire``); "": none."""
 
+    packs: ClassVar[bool] = False
+    """Whether many of them that go to one subject in one turn of a loop travel as one packet (see ``wire``)."""
+
 
 class Refusal(Message):
     """The answer to a request that could not be carried out."""

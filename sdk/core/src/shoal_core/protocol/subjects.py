@@ -33,8 +33,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
-from shoal_core.protocol.ids import ActorId, JobId, NodeId, PeerId, PlacementGroupId, ProcessId
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, PeerId, ProcessId
 
 
 class Role(StrEnum):
@@ -59,7 +60,7 @@ class Subjects:
 
     cluster: str
 
-    @property
+    @cached_property
     def root(self) -> str:
         """What every subject of this cluster begins with."""
         return f"shoal.{self.cluster}"
@@ -136,9 +137,12 @@ class Subjects:
         """Return where a replica (``*`` for all) of the control store tells that an actor's record has changed."""
         return self.event(Role.GCS, replica, f"actor.{actor}")
 
-    def group_changed(self, replica: str, group: PlacementGroupId) -> str:
-        """Return where a replica (``*`` for all) of the control store tells that a group's record has changed."""
-        return self.event(Role.GCS, replica, f"group.{group}")
+    def groups_changed(self, replica: str, creator: str) -> str:
+        """Return where a replica of the control store tells that records of groups which a process made have changed.
+
+        ``*`` for all of either.
+        """
+        return self.event(Role.GCS, replica, f"group.{creator}")
 
     def notice(self, scheduler: str, owner: ProcessId) -> str:
         """Return where a scheduler (``*`` for all) tells an owner about its demand."""

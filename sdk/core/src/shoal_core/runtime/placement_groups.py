@@ -1,17 +1,19 @@
 """The I/O thread's side of placement groups: making them, hearing what becomes of them, removing them.
 
 What follows from what is heard is in ``groups``. Neither making nor removing makes anybody wait: each is told to the
-control store until it has heard it, in the order in which it was asked for. Whoever asks about groups waits for that.
+control store until it has heard it, in the order in which it was asked for; what was asked for in one turn is told in
+packets. Whoever asks about groups waits for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from shoal_core.bus.interface import Bus, Message, Subscription
-from shoal_core.bus.requests import ask
+from shoal_core.bus.requests import ask, ask_packed
 from shoal_core.protocol.errors import BusClosedError, BusError, NotFoundError, ServiceError, ShoalError
 from shoal_core.protocol.groups import (
     CreateGroup,
@@ -22,17 +24,21 @@ from shoal_core.protocol.groups import (
     RemoveGroup,
     changed,
 )
-from shoal_core.protocol.ids import PlacementGroupId
+from shoal_core.protocol.ids import PlacementGroupId, ProcessId, creator_of
 from shoal_core.protocol.messages import Message as Request
 from shoal_core.protocol.records import Value
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.protocol.wire import decode
+from shoal_core.protocol.wire import decode_packet, packets
 from shoal_core.runtime.groups import Groups
 from shoal_core.runtime.objects import ObjectState
 
 PAUSE_SECONDS = 0.5
 LEAST_SECONDS = 1.0
 """So long the control store has in any case to answer."""
+
+
+Heard = Callable[[PlacementGroupId, Request | ShoalError], None]
+"""Takes what the control store has answered about a group."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +77,10 @@ class PlacementGroups:
         """Called after news came outside a turn of the reactor's own."""
         self._bus = bus
         self._subjects = subjects
-        self._heard: dict[PlacementGroupId, Subscription] = {}
+        self._heard: dict[ProcessId, tuple[Subscription, set[PlacementGroupId]]] = {}
+        """By their creator: the groups that are listened for."""
+        self._to_make: list[GroupDescription] = []
+        self._to_remove: list[DropGroup] = []
         self._making: dict[PlacementGroupId, asyncio.Task[None]] = {}
         self._removing: set[asyncio.Task[None]] = set()
         self._asking: set[PlacementGroupId] = set()
@@ -83,7 +92,7 @@ class PlacementGroups:
         group_id = command.description.group_id
         self.core.make(group_id)
         self._hear(group_id)
-        self._making[group_id] = self._bus.spawn(self._make(command.description))
+        self._to_make.append(command.description)
 
     def await_ready(self, command: AwaitGroup) -> None:
         """Make an object ready as soon as a group is."""
@@ -92,15 +101,19 @@ class PlacementGroups:
     def drop(self, command: DropGroup) -> None:
         """Have a group removed."""
         self.core.let_go(command.group_id, time.monotonic())
-        task = self._bus.spawn(self._remove(command))
-        self._removing.add(task)
-        task.add_done_callback(self._removing.discard)
+        self._to_remove.append(command)
 
     # ------------------------------------------------------------------------------- turns
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing for ``work_off`` to do."""
+        return not (self._to_make or self._to_remove or self.core.questions or self.core.unheard)
+
     def work_off(self) -> None:
-        """Ask what the core wants to know, and hear no more of what it has forgotten."""
+        """Tell what is to be told, ask what the core wants to know, and hear no more of what it has forgotten."""
         core = self.core
+        self._tell()
         questions, core.questions = core.questions, []
         for group_id in questions:
             if core.knows(group_id):
@@ -110,8 +123,8 @@ class PlacementGroups:
                     self._bus.spawn(self._ask(group_id))
         unheard, core.unheard = core.unheard, []
         for group_id in unheard:
-            if not core.knows(group_id) and (subscription := self._heard.pop(group_id, None)) is not None:
-                subscription.unsubscribe()
+            if not core.knows(group_id):
+                self._hear_no_more(group_id)
 
     def reread(self) -> None:
         """Some news may have been missed."""
@@ -120,7 +133,8 @@ class PlacementGroups:
 
     async def told(self, timeout_seconds: float) -> None:
         """Return when the control store has heard of all groups that were made and removed here before this call."""
-        if tasks := [*self._making.values(), *self._removing]:
+        self._tell()
+        if tasks := {*self._making.values(), *self._removing}:
             await asyncio.wait(tasks, timeout=timeout_seconds)
 
     async def ask(self, verb: str, request: Request, timeout_seconds: float) -> Request:
@@ -133,23 +147,53 @@ class PlacementGroups:
     # ------------------------------------------------------------------------------- inside
 
     def _hear(self, group_id: PlacementGroupId) -> None:
-        if group_id not in self._heard:
-            subject = self._subjects.group_changed("*", group_id)
-            self._heard[group_id] = self._bus.subscribe(subject, self._on_changed)
+        creator = creator_of(group_id)
+        if creator not in self._heard:
+            subscription = self._bus.subscribe(self._subjects.groups_changed("*", creator), self._on_changed)
+            self._heard[creator] = subscription, set()
+        self._heard[creator][1].add(group_id)
+
+    def _hear_no_more(self, group_id: PlacementGroupId) -> None:
+        creator = creator_of(group_id)
+        if creator in self._heard:
+            subscription, groups = self._heard[creator]
+            groups.discard(group_id)
+            if not groups:
+                del self._heard[creator]
+                subscription.unsubscribe()
 
     def _on_changed(self, message: Message) -> None:
-        self._take(decode(GroupChanged, message.data))
+        self._take(decode_packet(GroupChanged, message.data))
 
-    def _take(self, news: GroupChanged) -> None:
-        self.core.changed(news, time.monotonic())
+    def _take(self, news: Iterable[GroupChanged]) -> None:
+        now = time.monotonic()
+        for change in news:
+            self.core.changed(change, now)
         self.turn()
+
+    def _tell(self) -> None:
+        """Begin to tell the control store of what was made and removed in this turn."""
+        making, self._to_make = self._to_make, []
+        position = 0
+        for count, packet in packets(CreateGroup(description=about) for about in making):
+            groups = [about.group_id for about in making[position : position + count]]
+            position += count
+            self._making.update(dict.fromkeys(groups, self._bus.spawn(self._make(groups, packet))))
+        dropped, self._to_remove = self._to_remove, []
+        position = 0
+        for count, packet in packets(RemoveGroup(group_id=drop.group_id, reason=drop.reason) for drop in dropped):
+            groups = [drop.group_id for drop in dropped[position : position + count]]
+            position += count
+            task = self._bus.spawn(self._remove(groups, packet))
+            self._removing.add(task)
+            task.add_done_callback(self._removing.discard)
 
     async def _ask(self, group_id: PlacementGroupId) -> None:
         asked_at = time.monotonic()
         try:
             record = await ask(self._bus, self._subjects.gcs("get_group"), GetGroup(group_id=group_id))
             assert isinstance(record, GroupRecord)
-            self._take(changed(record))
+            self._take([changed(record)])
         except NotFoundError:
             self.core.gone(group_id, asked_at, time.monotonic())
             self.turn()
@@ -158,39 +202,50 @@ class PlacementGroups:
         finally:
             self._asking.discard(group_id)
 
-    async def _make(self, description: GroupDescription) -> None:
-        group_id = description.group_id
+    async def _make(self, groups: Sequence[PlacementGroupId], packet: bytes) -> None:
+        """Tell the control store of groups until it has heard of them all."""
+
+        def heard(group_id: PlacementGroupId, answer: Request | ShoalError) -> None:
+            now = time.monotonic()
+            if isinstance(answer, GroupChanged):
+                self.core.made(group_id, now)
+                self.core.changed(answer, now)
+            else:
+                self.core.refused(group_id, f"it could not be made: {answer}", now)
+
         try:
-            record = await self._until_heard("create_group", CreateGroup(description=description))
-        except BusClosedError:
-            return
-        except ShoalError as error:
-            self.core.refused(group_id, f"it could not be made: {error}", time.monotonic())
-            self.turn()
-        else:
-            assert isinstance(record, GroupRecord)
-            self.core.made(group_id, time.monotonic())
-            self._take(changed(record))
+            await self._until_heard("create_group", CreateGroup, groups, packet, heard)
         finally:
-            del self._making[group_id]
+            for group_id in groups:
+                del self._making[group_id]
 
-    async def _remove(self, command: DropGroup) -> None:
-        """Tell the control store, until it has heard it, that a group is to go; not before it has the group."""
-        if (making := self._making.get(command.group_id)) is not None:
-            await asyncio.wait({making})
-        try:
-            await self._until_heard("remove_group", RemoveGroup(group_id=command.group_id, reason=command.reason))
-        except ShoalError:
-            return  # it is not known, so it is gone; or this process is going
+    async def _remove(self, groups: Sequence[PlacementGroupId], packet: bytes) -> None:
+        """Tell the control store, until it has heard it, that groups are to go; not before it has them."""
+        if making := {self._making[group_id] for group_id in groups if group_id in self._making}:
+            await asyncio.wait(making)
+        # One that is not known is gone.
+        await self._until_heard("remove_group", RemoveGroup, groups, packet, lambda group_id, answer: None)
 
-    async def _until_heard(self, verb: str, request: Request) -> Request:
+    async def _until_heard(
+        self, verb: str, model: type[Request], groups: Sequence[PlacementGroupId], packet: bytes, heard: Heard
+    ) -> None:
+        """Send a packet until every request in it has an answer that counts; this process going ends it, too."""
+        waiting = dict.fromkeys(groups)
         while True:
             try:
-                return await ask(self._bus, self._subjects.gcs(verb), request)
+                answers = await ask_packed(self._bus, self._subjects.gcs(verb), model, packet, len(groups))
             except BusClosedError:
-                raise
-            except (BusError, ServiceError):
-                await asyncio.sleep(PAUSE_SECONDS)
+                return
+            except ShoalError as error:
+                answers = [error] * len(groups)
+            for group_id, answer in zip(groups, answers, strict=True):
+                if group_id in waiting and not isinstance(answer, BusError | ServiceError):
+                    del waiting[group_id]
+                    heard(group_id, answer)
+            self.turn()
+            if not waiting:
+                return
+            await asyncio.sleep(PAUSE_SECONDS)
 
 
 def _nothing() -> None:

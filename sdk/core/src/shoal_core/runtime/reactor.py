@@ -291,7 +291,7 @@ class Reactor:
         self.sharing.flush()
         if submission.demand_changed:
             self._publish_demand()
-        if groups.questions or groups.unheard:
+        if not self.groups.is_idle:
             self.groups.work_off()
         if self._tick is None and not (submission.quiet() and calls.quiet() and groups.quiet()):
             self._tick = self._loop.call_later(TICK_SECONDS, self._on_tick)

@@ -9,6 +9,9 @@ takes time (stores, loads, questions to others, a service's own starts) runs bes
                           ▲                                          │
                           └── Stored, Conflict, Loaded, Answered ◄───┘
 
+What comes in crowds (``Message.packs``) is handled one by one, but what the core asks and tells of it is kept to the
+end of the turn and sent in packets (see ``outbox``). A store takes no task of its own: only one that fails does.
+
 A core that raises, or asks for what cannot be done, is wrong: the asker is told so, and the engine stops by raising in
 the task that entered it, to be started again by whoever runs it. Bad input from outside is refused and never gets so
 far.
@@ -33,6 +36,7 @@ from shoal_core.protocol.effects import (
     Answered,
     Ask,
     Changed,
+    Conflict,
     Connected,
     Effect,
     Event,
@@ -47,6 +51,7 @@ from shoal_core.protocol.effects import (
     Start,
     Store,
     Stored,
+    StoreRefused,
     WakeAt,
 )
 from shoal_core.protocol.errors import BufferFullError, ServiceError, ShoalError
@@ -55,11 +60,12 @@ from shoal_core.protocol.messages import Message
 from shoal_core.protocol.metrics import MESSAGES_DROPPED
 from shoal_core.protocol.records import Record
 from shoal_core.protocol.verbs import REPLIES
-from shoal_core.protocol.wire import decode, decode_reply, encode
+from shoal_core.protocol.wire import decode, decode_packet, decode_replies, decode_reply, encode, pack, packets
 from shoal_core.service.discovery import Discovery
 from shoal_core.service.metrics import Metrics
+from shoal_core.service.outbox import Asker, Outbox, PackedAnswers, StoreRun
 from shoal_core.service.routes import Route, Served, wildcard_position
-from shoal_core.service.stores import perform_load, perform_store
+from shoal_core.service.stores import perform_load, see_store_through
 from shoal_core.service.vitals import Vitals
 
 logger = logging.getLogger("shoal.service")
@@ -120,13 +126,14 @@ class Engine:
         self._first = first
         self._clock = clock
         self._entered = False
-        self._askers: dict[int, tuple[str, Served, float]] = {}
+        self._askers: dict[int, Asker] = {}
         self._last_token = 0
         self._wake_at: float | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
         self._subscriptions: list[Subscription] = []
         self._watches: list[Watch] = []
-        self._work: set[asyncio.Task[None]] = set()
+        self._work: set[asyncio.Future[None]] = set()
+        self._outbox = Outbox(self._send_packets)
         self._dropped = self.metrics.counter(MESSAGES_DROPPED)
         self._vitals = Vitals(bus, name, self.metrics)
 
@@ -196,6 +203,7 @@ class Engine:
         for watch in self._watches:
             watch.stop()
         self._end_listening()
+        self._outbox.close()
         try:
             if self.peers is not None:
                 await self.peers.__aexit__(kind, error, trace)
@@ -287,25 +295,29 @@ class Engine:
         try:
             if len(self._askers) >= WAITING_REQUESTS:
                 raise ServiceError(f"{self.name} is busy: {WAITING_REQUESTS} requests wait; ask again later")
-            request = decode(route.model, message.data)
+            requests = _decoded(route.model, message.data)
         except ShoalError as error:
             self._refuse(message.reply, served, error)
             return
-        self._last_token += 1
-        self._askers[self._last_token] = (message.reply, served, self._loop.time())
+        began_at = self._loop.time()
+        packet = PackedAnswers(message.reply, len(requests)) if len(requests) > 1 else None
         with handling(route.subject, served.endpoint, message.headers):
-            self.inject(Request(request, self._last_token))
+            for index, request in enumerate(requests):
+                self._last_token += 1
+                self._askers[self._last_token] = Asker(message.reply, served, began_at, packet, index)
+                self.inject(Request(request, self._last_token))
 
     def _on_event(self, route: Route, served: Served, position: int | None, message: BusMessage) -> None:
         served.requests.add()
         try:
-            event = decode(route.model, message.data)
+            events = _decoded(route.model, message.data)
         except ShoalError as error:
             served.fail(error)
             logger.warning("an event on %s was dropped: %s", message.subject, error)
             return
         source = message.subject.split(".")[position] if position is not None else ""
-        self.inject(Event(event, source))
+        for event in events:
+            self.inject(Event(event, source))
 
     # -------------------------------------------------------------------------------- effects
 
@@ -317,15 +329,21 @@ class Engine:
                 case Reply():
                     self._reply(effect)
                 case Publish():
-                    self._publish(effect.subject, encode(effect.message))
+                    if effect.message.packs:
+                        self._outbox.put(effect)
+                    else:
+                        self._publish(effect.subject, encode(effect.message))
                 case Ask():
-                    self._spawn(self._ask(effect))
+                    if effect.message.packs and effect.span is None:
+                        self._outbox.put(effect)
+                    else:
+                        self._spawn(self._ask(effect))
                 case Send():
                     self._channels().send(effect.peer, effect.record)
                 case Forget():
                     self._channels().forget(effect.peer)
                 case Store():
-                    self._spawn(self._store(effects, position))
+                    self._store(effects, position)
                     return
                 case Load():
                     self._spawn(self._load(effect))
@@ -334,21 +352,50 @@ class Engine:
                 case WakeAt():
                     self._wake(effect.at)
 
-    async def _store(self, effects: Sequence[Effect], start: int) -> None:
+    def _store(self, effects: Sequence[Effect], start: int) -> None:
         """Perform a run of stores together, and then, if all took effect, what stands behind them."""
         end = start
-        stores: list[Store] = []
-        while end < len(effects) and isinstance(effect := effects[end], Store):
-            stores.append(effect)
+        while end < len(effects) and isinstance(effects[end], Store):
             end += 1
-        if len(stores) == 1:
-            outcomes = [await perform_store(self._stores[stores[0].bucket], stores[0])]
-        else:
-            outcomes = await asyncio.gather(*(perform_store(self._stores[store.bucket], store) for store in stores))
+        run = StoreRun(effects, start, end, self._loop.create_future())
+        self._work.add(run.over)
+        for index in range(end - start):
+            self._begin_store(run, index)
+
+    def _begin_store(self, run: StoreRun, index: int) -> None:
+        """Write without a task; only what does not succeed at once is seen through by one."""
+        store = run.store(index)
+
+        def settled(outcome: int | Exception) -> None:
+            if run.over.done():
+                return  # the engine has ended
+            if isinstance(outcome, Exception):
+                self._spawn(self._see_store_through(run, index, outcome))
+            else:
+                revision = 0 if store.value is None else outcome
+                self._stored(run, index, Stored(store.key, store.value, revision, store.context, store.bucket))
+
+        try:
+            self._stores[store.bucket].begin(store.key, store.value, settled, revision=store.revision)
+        except ShoalError as error:
+            self._spawn(self._see_store_through(run, index, error))
+
+    async def _see_store_through(self, run: StoreRun, index: int, failure: Exception) -> None:
+        store = run.store(index)
+        self._stored(run, index, await see_store_through(self._stores[store.bucket], store, failure))
+
+    def _stored(self, run: StoreRun, index: int, outcome: Stored | Conflict | StoreRefused) -> None:
+        """One of a run of stores is certain; with the last of them the core is told of all."""
+        run.outcomes[index] = outcome
+        if len(run.outcomes) < run.end - run.start:
+            return
+        run.over.set_result(None)
+        self._work.discard(run.over)
+        outcomes = [run.outcomes[index] for index in range(run.end - run.start)]
         for outcome in outcomes:
             self.inject(outcome)
         if all(isinstance(outcome, Stored) for outcome in outcomes):
-            self._perform(effects, end)
+            self._perform(run.effects, run.end)
 
     async def _load(self, effect: Load) -> None:
         entry = await perform_load(self._stores[effect.bucket], effect.key)
@@ -370,6 +417,31 @@ class Engine:
         except ShoalError as error:
             answer = error
         self.inject(Answered(effect.context, answer))
+
+    def _send_packets(self, asks: Sequence[Sequence[Ask]], events: Sequence[Sequence[Publish]]) -> None:
+        """Send what a turn has put out; each group is what goes to one subject."""
+        for group in asks:
+            position = 0
+            for count, packet in packets(ask.message for ask in group):
+                self._spawn(self._ask_packed(group[position : position + count], packet))
+                position += count
+        for told in events:
+            for _, packet in packets(effect.message for effect in told):
+                self._publish(told[0].subject, packet)
+
+    async def _ask_packed(self, asks: Sequence[Ask], packet: bytes) -> None:
+        """Ask many things of one service at once; whatever comes of each goes to the core."""
+        answers: Sequence[Message | ShoalError]
+        first = asks[0]
+        try:
+            reply = await self.bus.request(
+                first.subject, packet, timeout_seconds=first.timeout_seconds, headers=message_headers()
+            )
+            answers = decode_replies(REPLIES[type(first.message)], reply.data, len(asks))
+        except ShoalError as error:
+            answers = [error] * len(asks)
+        for ask, answer in zip(asks, answers, strict=True):
+            self.inject(Answered(ask.context, answer))
 
     def _start(self, effect: Start) -> None:
         if self._perform_start is None:
@@ -394,12 +466,26 @@ class Engine:
 
     def _reply(self, effect: Reply) -> None:
         """Answer whoever asked; a second answer to the same is a bug of the core."""
-        reply, served, began_at = self._askers.pop(effect.token)
-        served.seconds.observe(self._loop.time() - began_at)
-        if isinstance(effect.message, ShoalError):
-            self._refuse(reply, served, effect.message)
+        asker = self._askers.pop(effect.token)
+        asker.served.seconds.observe(self._loop.time() - asker.began_at)
+        if asker.packet is not None:
+            self._answer_packed(asker, asker.packet, effect.message)
             return
-        data = encode(effect.message)
+        if isinstance(effect.message, ShoalError):
+            self._refuse(asker.reply, asker.served, effect.message)
+            return
+        self._answer(asker.reply, asker.served, encode(effect.message))
+
+    def _answer_packed(self, asker: Asker, packet: PackedAnswers, message: Message | ShoalError) -> None:
+        """Keep an answer until all that were asked for in one packet are there."""
+        if isinstance(message, ShoalError):
+            asker.served.fail(message)
+        packet.answers[asker.index] = encode(message)
+        packet.missing -= 1
+        if not packet.missing:
+            self._answer(asker.reply, asker.served, pack(packet.answers))
+
+    def _answer(self, reply: str, served: Served, data: bytes) -> None:
         if len(data) > self.bus.max_payload:
             self._refuse(reply, served, ServiceError(f"the answer has {len(data)} bytes, more than the broker takes"))
         else:
@@ -421,6 +507,11 @@ class Engine:
             taken = False
         if not taken:
             self._dropped.add()
+
+
+def _decoded(model: type[Message], data: bytes) -> list[Message]:
+    """Return the messages that arrived in one, which are many only where they come in crowds."""
+    return decode_packet(model, data) if model.packs else [decode(model, data)]
 
 
 async def _completion(work: Awaitable[None]) -> None:

@@ -27,6 +27,7 @@ from shoal_core.bus.interface import Bus
 from shoal_core.protocol.errors import ConnectionFailedError
 from shoal_core.protocol.ids import new_service_id
 from shoal_core.protocol.subjects import Role
+from shoal_core.service.collector import collect_rarely
 from shoal_core.service.health import Served, serve_health
 from shoal_core.service.logs import set_up_logs
 from shoal_core.service.settings import ServiceSettings, SettingsError, read_settings
@@ -102,6 +103,7 @@ async def _serve(service: Service[S], settings: S, identity: str) -> None:
             )
         )
         served = await stack.enter_async_context(service.serve(bus, settings))
+        collect_rarely()
         logger.info("serving cluster %s at %s", settings.cluster, redacted(settings.address))
         await told_to_end.wait()
         logger.info("told to end: draining")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from shoal_core.bus.keyvalue import Entry, KeyValue
+from shoal_core.bus.keyvalue import Entry, KeyValue, came_too_late
 from shoal_core.bus.streams import is_full
 from shoal_core.protocol.effects import Conflict, Store, Stored, StoreRefused
 from shoal_core.protocol.errors import (
@@ -19,6 +19,7 @@ from shoal_core.protocol.errors import (
     JetStreamUnavailableError,
     PayloadTooLargeError,
     RevisionConflict,
+    ShoalError,
 )
 
 logger = logging.getLogger("shoal.service")
@@ -41,10 +42,12 @@ class Patience:
         self._seconds = min(2 * self._seconds, LONGEST_PAUSE_SECONDS)
 
 
-async def perform_store(bucket: KeyValue, store: Store) -> Stored | Conflict | StoreRefused:
-    """Carry out a store until it is certain whether it took effect."""
+async def see_store_through(bucket: KeyValue, store: Store, failure: Exception) -> Stored | Conflict | StoreRefused:
+    """Go on with a store whose first attempt ended with ``failure``, until it is certain whether it took effect."""
+    uncertain = not came_too_late(failure)
+    if uncertain and isinstance(failure, ShoalError) and _is_final(failure):
+        return StoreRefused(store.key, failure, store.context, store.bucket)
     patience = Patience()
-    uncertain = False
     while True:
         try:
             if uncertain:
