@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -433,6 +434,59 @@ class TestConcurrency:
         counter = Counter.remote()
         asks: Any = shoal.remote(Asks).remote()
         assert get(asks.both.remote(counter)) == (1, [2, 3, 4])
+
+    def test_a_sync_method_of_an_async_actor_may_return_something_to_await(self) -> None:
+        class Mixed:
+            async def loops(self) -> None: ...
+
+            def at_once(self) -> bool:
+                return asyncio.current_task() is None
+
+            def later(self, x: int) -> Any:
+                async def doubled() -> tuple[int, str]:
+                    await asyncio.sleep(0)
+                    return 2 * x, shoal.get_runtime_context().get_task_id() or ""
+
+                return doubled()
+
+            def never(self) -> Any:
+                async def fail() -> None:
+                    await asyncio.sleep(0)
+                    raise KeyError("later")
+
+                return fail()
+
+        mixed: Any = shoal.remote(max_concurrency=2)(Mixed).remote()
+        calls = [mixed.later.remote(n) for n in range(10)]
+        assert get(mixed.at_once.remote()), "it needs no task of its own"
+        assert get(calls) == [(2 * n, call.task_id().hex()) for n, call in enumerate(calls)]
+        with pytest.raises(KeyError, match="later"):
+            get(mixed.never.remote())
+
+    def test_calls_whose_tasks_the_actor_cancels_before_they_begin_are_answered(self) -> None:
+        class Sweeper:
+            async def never(self) -> None:
+                await asyncio.Event().wait()
+
+            def never_of_sync(self) -> Any:
+                return asyncio.Event().wait()
+
+            def hold(self) -> None:
+                time.sleep(0.2)  # calls that come meanwhile are begun in one turn of the loop
+
+            async def sweep(self) -> None:
+                for task in asyncio.all_tasks():
+                    if task is not asyncio.current_task():
+                        task.cancel()
+
+        sweeper: Any = shoal.remote(Sweeper).remote()
+        get(sweeper.sweep.remote())
+        held = [sweeper.hold.remote(), sweeper.sweep.remote()]
+        for call in (sweeper.never.remote(), sweeper.never_of_sync.remote()):
+            with pytest.raises(exceptions.TaskError, match="CancelledError"):
+                get(call)
+        assert get(held) == [None, None]
+        assert get(sweeper.sweep.remote()) is None, "the actor goes on"
 
     def test_errors_of_async_methods_come_home(self) -> None:
         class Fails:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
@@ -20,7 +19,7 @@ from shoal.actor import ActorClass, kill
 from shoal.handle import ActorHandle
 from shoal.objects import get, wait
 from shoal.session import runtime
-from shoal.util.queue_actor import Empty, Full, QueueActor, Result, Ticket
+from shoal.util.queue_actor import Empty, Full, QueueActor, Result, Ticket, ticket_of
 from shoal_core.runtime.objects import ObjectRef
 
 T = TypeVar("T")
@@ -32,8 +31,6 @@ MOST_TOGETHER = 256
 
 MOST_WAITING = 1_000_000
 """So many callers may wait for one queue at once, unless ``actor_options`` say otherwise."""
-
-_numbers = itertools.count(1)
 
 
 class _Turn:
@@ -323,8 +320,8 @@ def _check_timeout(timeout: float | None) -> None:
 
 
 def _ticket() -> Ticket:
-    """Return what names a call that may wait: its process, and a number."""
-    return runtime().local, next(_numbers)
+    """Draw what names a call of this process that may wait."""
+    return ticket_of(runtime().local)
 
 
 __all__ = ["Empty", "Full", "Queue"]

@@ -29,13 +29,25 @@ from shoal_core.runtime.objects import ObjectRef
 QUIET_SECONDS = 5.0
 """So long a process that waits for nothing is remembered: a worker process whose object somebody holds does not end."""
 
-Ticket = tuple[str, int]
-"""What names a call that may wait: its process, and a number."""
+Ticket = str
+"""What names a call that may wait (see ``ticket_of``)."""
 
 Result = tuple[()] | tuple[Any] | tuple[Any, Ticket]
 """What ``take`` returns: nothing (its sign of life is wanted), an item, or an item whose receipt is to be told."""
 
+NOBODY = ""
+"""The process of those who use the actor itself."""
+
 _numbers = itertools.count(1)
+
+
+def ticket_of(process: str) -> Ticket:
+    """Draw what names a call that may wait: its process, and a number (in one string, which is pickled fast)."""
+    return f"{process}:{next(_numbers)}"
+
+
+def _process_of(ticket: Ticket) -> str:
+    return ticket.partition(":")[0]
 
 
 class Empty(queue.Empty):
@@ -114,7 +126,7 @@ class QueueActor:
     def put(self, item: Any, timeout: float | None = None, ticket: Ticket | None = None) -> Awaitable[None] | None:
         """Add an item, as soon as there is room."""
         if self.full():
-            return self._wait_for_room(item, timeout, ticket or self._own_ticket())
+            return self._wait_for_room(item, timeout, ticket or ticket_of(NOBODY))
         self._add(item)
         return None
 
@@ -122,7 +134,7 @@ class QueueActor:
         """Take an item, as soon as there is one (for those who use the actor itself)."""
         if self._items:
             return self._pop()
-        return self._wait_for_item(timeout, self._own_ticket(), None)
+        return self._wait_for_item(timeout, ticket_of(NOBODY), None)
 
     def put_nowait(self, item: Any) -> None:
         """Add an item, if there is room."""
@@ -166,17 +178,18 @@ class QueueActor:
         """Take an item, as soon as there is one; ``life`` is the caller's sign of life. Returns ``Result``."""
         if self._items:
             return (self._pop(),)
-        client = self._clients.get(ticket[0])
+        process = _process_of(ticket)
+        client = self._clients.get(process)
         if client is None:
             if life is None and timeout != 0:
                 return ()
-            client = _Client(ticket[0]) if life is None else self._meet(ticket[0], life[0])
+            client = _Client(process) if life is None else self._meet(process, life[0])
         return self._wait_for_item(timeout, ticket, client)
 
     @method(num_returns=0)
     def received(self, ticket: Ticket) -> None:
         """Forget what was given to a call: its caller has it."""
-        client = self._clients.get(ticket[0])
+        client = self._clients.get(_process_of(ticket))
         if client is not None:
             client.given.pop(ticket, None)
             self._used(client)
@@ -184,7 +197,7 @@ class QueueActor:
     @method(num_returns=0)
     async def give_up(self, ticket: Ticket, taken: list[ObjectRef[Result]]) -> None:
         """Undo a call: its caller does not wait for it any more, and has not received anything."""
-        client = self._clients.get(ticket[0])
+        client = self._clients.get(_process_of(ticket))
         if (taker := self._takers.pop(ticket, None)) is not None:
             taker.future.set_exception(Empty())
         elif (giver := self._givers.pop(ticket, None)) is not None:
@@ -314,6 +327,3 @@ class QueueActor:
             waiting.pop(ticket, None)
             if timer is not None:
                 timer.cancel()
-
-    def _own_ticket(self) -> Ticket:
-        return "", next(_numbers)

@@ -9,7 +9,8 @@ async          an event loop on the main thread              the group's number 
 =============  ============================================  ====================================================
 
 An actor is async if any of its methods is ``async def``, else threaded if more than one call may run at once. Methods
-of an async actor that are not ``async`` run on the loop as well, and hold it up.
+of an async actor that are not ``async`` run on the loop as well, and hold it up; as a rule at once, in no task of their
+own, which is made only if they return something to await. Calls begin in the order in which they came.
 
 The actor leaves when a method raises ``ActorExit`` (``exit_actor()``, ``__ray_terminate__``, ``sys.exit(0)``), or when
 its node says that nobody has a handle of it any more. The call in which it left is not answered: its caller hears that
@@ -19,6 +20,8 @@ the actor has died. ``sys.exit`` with anything but 0 is a crash, as in Ray: the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import gc
 import inspect
 import pickle
@@ -26,8 +29,9 @@ import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -104,6 +108,8 @@ class Hosting:
         self._group_names: dict[str, str] = {}
         self._groups: dict[str, _Pool | _Limit] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._in_tasks: set[str] = set()
+        self._unbegun: set[int] = set()  # whose tasks have not made their first step
         self._arrived: deque[Accepted] = deque()
         self._running: dict[int, asyncio.Task[None]] = {}
         self._left = False
@@ -165,6 +171,8 @@ class Hosting:
             group = getattr(method, "__shoal_method__", {}).get("concurrency_group")
             if group:
                 self._group_names[name] = group
+            if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+                self._in_tasks.add(name)
         if is_async(cls):
             self._loop = new_event_loop()
             limits = {DEFAULT_GROUP: spec.concurrency or ASYNC_CONCURRENCY, **spec.groups}
@@ -229,20 +237,19 @@ class Hosting:
         work = Work(self._runtime, accepted, self.lease, (ActorExit, SystemExit), self.label)
         try:
             with work:
-                method = self._method(accepted)
-                args, kwargs = work.arguments()
-                if ENABLED:
-                    work.runs()
-                try:
-                    result = method(*args, **kwargs)
-                finally:
-                    del args, kwargs, method
-                work.succeed(result)
-                del result
+                work.succeed(self._result(work))
         except (ActorExit, SystemExit) as error:
             self._leave(error)
             return
         self._runtime.ended(work.ended)
+
+    def _result(self, work: Work) -> Any:
+        """Call the method that a call names, and return what it returns."""
+        method = self._method(work.accepted)
+        args, kwargs = work.arguments()
+        if ENABLED:
+            work.runs()
+        return method(*args, **kwargs)
 
     def leave(self) -> None:
         """Run nothing more, and let the instance go, where that can be done from outside (I/O thread)."""
@@ -303,25 +310,76 @@ class Hosting:
                 self._start(accepted, limit)
 
     def _start(self, accepted: Accepted, limit: _Limit) -> None:
+        """Begin a call, and those that waited for it to end if it ends at once."""
         assert self._loop is not None
-        task = self._loop.create_task(self._run_on_loop(accepted))
-        self._running[accepted.order] = task
-
-        def ended(task: asyncio.Task[None]) -> None:
-            del self._running[accepted.order]
+        following: Accepted | None = accepted
+        while following is not None:
+            context = contextvars.copy_context()
+            work = Work(self._runtime, following, self.lease, (ActorExit, SystemExit), self.label)
+            needs_task = following.task.function in self._in_tasks or following.producer or work.has_large_arguments
+            rest = self._run_in_task(work) if needs_task or self._unbegun else context.run(self._run_at_once, work)
+            if rest is not None:
+                self._unbegun.add(following.order)
+                task = self._loop.create_task(rest, context=context)
+                self._running[following.order] = task
+                task.add_done_callback(partial(self._task_ended, work, context, limit))
+                return
             following = limit.leave()
-            if following is not None and not self._left:
-                self._start(following, limit)
 
-        task.add_done_callback(ended)
+    def _task_ended(self, work: Work, context: contextvars.Context, limit: _Limit, task: asyncio.Task[None]) -> None:
+        del self._running[work.accepted.order]
+        if work.accepted.order in self._unbegun:
+            context.run(self._drop, work)
+        following = limit.leave()
+        if following is not None:
+            self._start(following, limit)
 
-    async def _run_on_loop(self, accepted: Accepted) -> None:
-        if self._left or not begin(accepted):
+    def _drop(self, work: Work) -> None:
+        """Answer a call whose task was cancelled before its first step, by the actor's own code."""
+        self._unbegun.remove(work.accepted.order)
+        if not work.accepted.begun:
+            if not begin(work.accepted):
+                return
+            work.__enter__()
+        error = asyncio.CancelledError()
+        work.__exit__(type(error), error, None)
+        self._runtime.ended(work.ended)
+
+    def _run_at_once(self, work: Work) -> Coroutine[Any, Any, None] | None:
+        """Run a method that is not ``async``; return what is left to do if it returns something to await."""
+        if self._left or not begin(work.accepted):
+            return None
+        try:
+            with contextlib.ExitStack() as entered:
+                entered.enter_context(work)
+                result = self._result(work)
+                if inspect.isawaitable(result):
+                    return self._await(work, entered.pop_all(), result)
+                work.succeed(result)
+                del result
+        except (ActorExit, SystemExit) as error:
+            self._leave(error)
+            return None
+        self._runtime.ended(work.ended)
+        return None
+
+    async def _await(self, work: Work, entered: contextlib.ExitStack, result: Awaitable[Any]) -> None:
+        self._unbegun.remove(work.accepted.order)
+        try:
+            with entered:
+                work.succeed(await result)
+        except (ActorExit, SystemExit) as error:
+            self._leave(error)
             return
-        work = Work(self._runtime, accepted, self.lease, (ActorExit, SystemExit), self.label)
+        self._runtime.ended(work.ended)
+
+    async def _run_in_task(self, work: Work) -> None:
+        self._unbegun.remove(work.accepted.order)
+        if self._left or not begin(work.accepted):
+            return
         try:
             with work:
-                method = self._method(accepted)
+                method = self._method(work.accepted)
                 if work.has_large_arguments:
                     args, kwargs = await asyncio.to_thread(work.arguments)
                 else:
@@ -334,7 +392,7 @@ class Hosting:
                         result = await result
                 finally:
                     del args, kwargs, method
-                if accepted.producer is not None:
+                if work.accepted.producer is not None:
                     await work.stream_on_loop(result)
                 else:
                     work.succeed(result)

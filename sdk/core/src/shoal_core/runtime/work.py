@@ -255,8 +255,8 @@ class Work:
         holds (``ArgumentsUnavailable``). A call keeps its place and waits, since an actor keeps what it holds anyway.
         """
         task = self.accepted.task
-        if type(task.arguments) is Inline and not task.arguments.data:
-            return _NO_ARGUMENTS
+        if type(task.arguments) is Inline and not task.dependencies:
+            return self._runtime.codec.load(task.arguments) if task.arguments.data else _NO_ARGUMENTS
         missing: list[Stored] = []
         values = (task.arguments, *task.dependencies)
         began = time.perf_counter()
