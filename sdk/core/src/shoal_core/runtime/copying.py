@@ -13,8 +13,12 @@ from collections.abc import Sequence
 
 from shoal_core.machine import cpu_count
 
-STEP_BYTES = 16 * 1024 * 1024
-"""What is done in steps of so much lets a signal be heard in between: gigabytes take seconds."""
+STEP_BYTES = 1024 * 1024 * 1024
+"""A signal is heard between steps, which take a tenth of a second.
+
+Steps are as long as that allows: the C library writes past the caches where a move is longer than they are, and spares
+memory the reading of what will be overwritten (measured for 0.8 GB by two threads: 51 ms in steps of 16 MiB, else 39).
+"""
 SHARED_BYTES = 8 * 1024 * 1024
 """What each thread gets at least; to start one takes as long as to copy a megabyte."""
 MOST_THREADS = 4

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from shoal_core.protocol.errors import ObjectStoreFullError
 from shoal_core.protocol.places import is_part, located
-from shoal_core.runtime.copying import STEP_BYTES, copy
+from shoal_core.runtime.copying import copy
 from shoal_core.runtime.serialization import Serialized, segment_bytes, write_segment
 from shoal_core.runtime.slabs import Later, Slabs
 
@@ -30,6 +30,8 @@ LEAST_KEPT_BYTES = 1024 * 1024
 MOST_KEPT_BYTES = 2 * 1024 * 1024 * 1024
 MOST_KEPT = 8
 KEPT_SECONDS = 1.0
+STEP_BYTES = 16 * 1024 * 1024
+"""Pages are entered in steps of so many bytes, between which a signal is heard: gigabytes take seconds."""
 MADV_POPULATE_WRITE = 23
 """Of Linux's ``madvise``; Python has no name for it yet."""
 
