@@ -112,7 +112,7 @@ class World(RuleBasedStateMachine):
 
     # --- the cluster
 
-    async def restore(self, key: ObjectKey) -> Stored:
+    async def restore(self, key: ObjectKey, remakable: bool) -> Stored:
         await asyncio.sleep(0)
         if key not in self.durable:
             raise NotFoundError("it is not durable")
@@ -424,7 +424,7 @@ TestWorld.settings = settings(max_examples=100, stateful_step_count=40, deadline
 async def lone() -> AsyncIterator[LoneRuntime]:
     """A runtime whose objects are not durable."""
 
-    async def restore(key: ObjectKey) -> Stored:
+    async def restore(key: ObjectKey, remakable: bool) -> Stored:
         raise NotFoundError("it is not durable")
 
     async with lone_runtime(LOCAL) as lone:
@@ -492,7 +492,7 @@ async def test_a_put_is_not_made_again_and_its_error_says_what_to_do(lone: LoneR
 
 
 async def test_what_is_durable_is_restored_and_no_task_runs(lone: LoneRuntime) -> None:
-    async def restore(key: ObjectKey) -> Stored:
+    async def restore(key: ObjectKey, remakable: bool) -> Stored:
         return Stored(HERE, "o7", 9)
 
     lone.reactor.recovery.restore = restore
@@ -503,8 +503,25 @@ async def test_what_is_durable_is_restored_and_no_task_runs(lone: LoneRuntime) -
     assert lone.sent(Task) == []
 
 
+async def test_the_durable_tier_need_not_be_waited_for_where_a_task_can_run_again(lone: LoneRuntime) -> None:
+    asked: list[bool] = []
+
+    async def restore(key: ObjectKey, remakable: bool) -> Stored:
+        asked.append(remakable)
+        raise NotFoundError("it is not durable")
+
+    lone.reactor.recovery.restore = restore
+    [again], [once] = made(lone, Stored(NODE, "o1", 9)), made(lone, Stored(NODE, "o2", 9), retries=0)
+    put = lone.runtime.put(1)
+    put._state.value = Stored(NODE, "o3", 9)
+    lone.reactor.node_died(NODE, "it was killed")
+    for ref in (again, once, put):
+        await need(lone, ref)
+    assert asked == [True, False, False]
+
+
 async def test_a_durable_tier_that_fails_is_named_where_nothing_else_helps(lone: LoneRuntime) -> None:
-    async def restore(key: ObjectKey) -> Stored:
+    async def restore(key: ObjectKey, remakable: bool) -> Stored:
         raise ServiceError("the disk is on fire")
 
     lone.reactor.recovery.restore = restore
@@ -518,7 +535,7 @@ async def test_a_durable_tier_that_fails_is_named_where_nothing_else_helps(lone:
 async def test_what_was_restored_for_nobody_is_freed(lone: LoneRuntime) -> None:
     go = asyncio.Event()
 
-    async def restore(key: ObjectKey) -> Stored:
+    async def restore(key: ObjectKey, remakable: bool) -> Stored:
         await go.wait()
         return Stored(HERE, "o7", 9)
 
@@ -643,7 +660,7 @@ async def test_a_task_that_never_finds_its_arguments_ends(lone: LoneRuntime) -> 
     given: ObjectRef[Any] = lone.runtime.objects.create(put_key(1000))
     count = 0
 
-    async def restore(key: ObjectKey) -> Stored:
+    async def restore(key: ObjectKey, remakable: bool) -> Stored:
         nonlocal count
         count += 1
         return Stored(HERE, f"o{count}", 9)

@@ -197,8 +197,9 @@ class Storage:
     async def _find_durable(self, command: FindDurable) -> None:
         restoration = command.restoration
         request = DurableGet(object_id=restoration.request.object_id)
+        subject, absent_seconds = self._subjects.objectstore("get"), restoration.request.absent_seconds
         try:
-            manifest = await ask(self._bus, self._subjects.objectstore("get"), request, timeout_seconds=FIND_SECONDS)
+            manifest = await ask(self._bus, subject, request, FIND_SECONDS, absent_seconds=absent_seconds)
         except ShoalError as error:
             self._inject(DurableFound(restoration, 0, error))
         else:

@@ -768,6 +768,7 @@ class RestoreObject(Message):
     process: ProcessId
     object_id: str = Field(description="The durable id: the object's id, 48 hex digits.")
     serial: int = Field(description="Of this process's restorations, another number for each.")
+    absent_seconds: float = Field(default=10.0, gt=0, description="How long to wait for any objectstore service.")
 
 
 class ObjectRestored(Message):

@@ -46,6 +46,8 @@ logger = logging.getLogger("shoal.runtime")
 REQUEST_SECONDS = 60.0
 LOOK_SECONDS = 10.0
 """So long is tried to find out whether the durable tier has an object; a service that was killed is back by then."""
+ABSENT_SECONDS = 0.25
+"""So long is looked for any service where there is another way to the object; none may be part of the cluster."""
 RESTORE_SECONDS = 600.0
 CHUNKS_AT_ONCE = 4
 RESTORED_AT_ONCE = 16
@@ -158,11 +160,15 @@ class Restoring:
         if state.value is None:
             self._reactor.settle(state, value)
 
-    async def own(self, key: ObjectKey) -> Stored:
-        """Return a new copy of one of our objects that was lost; ``NotFoundError`` where the tier has nothing of it."""
+    async def own(self, key: ObjectKey, remakable: bool) -> Stored:
+        """Return a new copy of one of our objects that was lost; ``NotFoundError`` where the tier has nothing of it.
+
+        Where it can be made again, it is not waited for a tier that has no service.
+        """
         if self._node is None:
             raise NotFoundError("this process has no node that could restore its objects")
-        return await self._copy(durable_id(self._reactor.local, key), self._node)
+        absent_seconds = ABSENT_SECONDS if remakable else LOOK_SECONDS
+        return await self._copy(durable_id(self._reactor.local, key), self._node, absent_seconds)
 
     async def _restore(self, state: ObjectState) -> Value | None:
         """Return what the durable tier has of an object, None where it has nothing; many who ask, ask once."""
@@ -185,16 +191,21 @@ class Restoring:
         object_id = _id(state)
         if self._node is None:
             return as_inline(await self._tier.get(object_id))
-        value = await self._copy(object_id, self._node)
+        value = await self._copy(object_id, self._node, LOOK_SECONDS)
         if state.instances:
             self._segments[state] = value
         else:
             self._reactor.send(value.node, SegmentFreed(value.segment))
         return value
 
-    async def _copy(self, object_id: str, node: NodeId) -> Stored:
+    async def _copy(self, object_id: str, node: NodeId, absent_seconds: float) -> Stored:
         """Have the node fetch an object into a segment that this process owns."""
-        request = RestoreObject(process=self._reactor.local, object_id=object_id, serial=next(self._serials))
+        request = RestoreObject(
+            process=self._reactor.local,
+            object_id=object_id,
+            serial=next(self._serials),
+            absent_seconds=absent_seconds,
+        )
         subject = self._subjects.node_from_process(node, "restore")
         restored = await ask(self._bus, subject, request, timeout_seconds=RESTORE_SECONDS)
         assert isinstance(restored, ObjectRestored)

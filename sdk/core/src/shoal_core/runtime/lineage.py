@@ -142,6 +142,11 @@ class Lineage:
             ended.live.discard(index_of(key))
             self._settle([task_of(key)])
 
+    def can_remake(self, key: ObjectKey) -> bool:
+        """Tell whether there is a task that would make an object anew."""
+        ended = self._ended.get(task_of(key))
+        return bool(index_of(key)) and ended is not None and ended.task is not None
+
     def again(self, key: ObjectKey) -> PendingTask | PendingCall | Refusal:
         """Return the task to run again so that an object is made anew, at the cost of a retry; or why not."""
         if not index_of(key):

@@ -62,8 +62,9 @@ LINEAGE_BYTES = int(os.environ.get("SHOAL_LINEAGE_BYTES", str(1 << 30)))
 FREED = Stored(NO_NODE, "", 0)
 """The copy of an object that was freed, and is needed again."""
 
-Restore = Callable[[ObjectKey], Coroutine[Any, Any, Stored]]
-"""Gets one of our objects from the durable tier; ``NotFoundError`` where it is not there."""
+Restore = Callable[[ObjectKey, bool], Coroutine[Any, Any, Stored]]
+"""Gets one of our objects from the durable tier; ``NotFoundError`` where it is not there. It is told whether the object
+could be made again instead."""
 
 _CAUSE = "what it is made from could not be had either. "
 BORROWED = "reconstruction_borrowed"
@@ -177,7 +178,7 @@ class Recovery:
     async def _restore(self, state: ObjectState, lost: Stored) -> None:
         found, reason = None, ""
         try:
-            found = await self.restore(state.key)
+            found = await self.restore(state.key, self.lineage.can_remake(state.key))
         except BusClosedError:
             return
         except NotFoundError:
@@ -362,7 +363,7 @@ def _inputs(task: PendingTask | PendingCall) -> Inputs:
     return Inputs(dependencies, list(nested), small)
 
 
-async def _nothing_is_durable(key: ObjectKey) -> Stored:
+async def _nothing_is_durable(key: ObjectKey, remakable: bool) -> Stored:
     raise NotFoundError(f"object {key:x} is not durable")
 
 
