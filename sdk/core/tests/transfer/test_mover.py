@@ -199,6 +199,24 @@ async def test_user_code_cannot_speak_for_a_node(join: Join, broker: EmbeddedBro
     assert bytes(forged) == bytes(CHUNK)
 
 
+async def test_a_refused_credential_ends_every_pull_and_says_what_to_do(broker: EmbeddedBroker) -> None:
+    def wrong(role: Role, name: str) -> BulkAddress:
+        return BulkAddress(broker.address, name, Credentials(user="nobody", password="guessed"))
+
+    async with joined(wrong) as join:
+        home, away = join(node_id(1)), join(node_id(2))
+        away.pull(home, "o1", CHUNK)
+        away.pull(home, "o2", CHUNK)
+        ended = [await away.end(), await away.end()]
+        away.pull(home, "o3", CHUNK)
+        ended.append(await away.end())
+        for one in ended:
+            assert one.code == "authentication"
+            assert f"refuses the credential of {node_id(2)}" in one.text
+            assert "credentials file" in one.text
+            assert "guessed" not in one.text
+
+
 async def test_nothing_is_left_of_a_mover_that_was_closed(broker: EmbeddedBroker) -> None:
     def left() -> tuple[int, int]:
         return threading.active_count(), psutil.Process().num_fds()

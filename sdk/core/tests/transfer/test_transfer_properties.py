@@ -293,6 +293,13 @@ class Transfers(RuleBasedStateMachine):
         self.world.cut(peer)
 
     @rule(peer=which)
+    def a_credential_is_refused(self, peer: PeerId) -> None:
+        self.world.cut(peer)
+        side = self.world.sides[peer]
+        self.world.perform(peer, side.core.refused("the credential was withdrawn"))
+        assert len(side.core) == 0
+
+    @rule(peer=which)
     def a_connection_comes_back(self, peer: PeerId) -> None:
         self.world.join(peer)
 

@@ -29,7 +29,9 @@ from urllib.parse import unquote, urlsplit
 from shoal_core import __version__
 from shoal_core.bus.backoff import Backoff
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
+from shoal_core.bus.interface import is_refusal
 from shoal_core.bus.wire import WireProtocolError
+from shoal_core.protocol.errors import AuthenticationError
 
 CONNECT_SECONDS = 5.0
 PING_SECONDS = 5.0
@@ -72,6 +74,9 @@ class Handler(Protocol):
 
     def disconnected(self) -> None:
         """The connection is gone."""
+
+    def refused(self, error: AuthenticationError) -> None:
+        """The broker refused the credential, and may do so again; it is asked again all the same."""
 
     def turn(self) -> float:
         """Do what is due, before every wait of the thread; return for how many seconds nothing will be."""
@@ -161,6 +166,10 @@ class BulkConnection:
         while not self._closed:
             try:
                 self._connect()
+            except AuthenticationError as error:
+                handler.refused(error)
+                self._pause(handler)
+                continue
             except (OSError, ValueError, EOFError, WireProtocolError) as error:
                 logger.info("no bulk connection to %s: %s", redacted(self._where.address), error)
                 self._pause(handler)
@@ -267,11 +276,20 @@ class BulkConnection:
                 if line == b"PONG":
                     return
                 if line.startswith(b"-ERR"):
-                    raise ValueError(f"the broker refused: {line.decode(errors='replace')}")
+                    self._raise_refusal(line.decode(errors="replace"))
             count = connected.recv_into(self._room())
             if not count:
                 raise EOFError("the broker closed the connection during the handshake")
             self._end += count
+
+    def _raise_refusal(self, text: str) -> None:
+        if is_refusal(text):
+            raise AuthenticationError(
+                f"the broker at {redacted(self._where.address)} refuses the credential of {self._where.name} on the "
+                f"connection for large objects ({text}), so none can be moved. Check SHOAL_TOKEN, the credentials file "
+                "or the user in the address, and whether that user was removed or its credential rotated"
+            )
+        raise ValueError(f"the broker refused: {text}")
 
     # ------------------------------------------------------------------------------- reading and writing
 

@@ -458,6 +458,7 @@ WIRE_ERRORS: dict[str, type[ShoalError]] = {
     "already_exists": AlreadyExistsError,
     "declared_dead": DeclaredDeadError,
     "version_mismatch": VersionMismatchError,
+    "authentication": AuthenticationError,
     "service": ServiceError,
     "task": TaskError,
     "task_cancelled": TaskCancelledError,

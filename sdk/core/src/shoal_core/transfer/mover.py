@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from shoal_core.bus.bulk import MOST_QUEUED_BYTES, BulkAddress, BulkConnection, Header
+from shoal_core.protocol.errors import AuthenticationError
 from shoal_core.protocol.ids import NodeId, PeerId, ProcessId, is_node
 from shoal_core.protocol.subjects import Role, Subjects, parse_channel
 from shoal_core.transfer import records
@@ -117,6 +118,7 @@ class Mover:
         self._lock = threading.Lock()
         self._closed = False
         self._failed = False
+        self._refusal = ""
 
     # ------------------------------------------------------------------------------- any thread
 
@@ -243,6 +245,7 @@ class Mover:
 
     def connected(self) -> None:
         """Hear what is said to us, and resume everything."""
+        self._refusal = ""
         self._connection.subscribe(CONTROL, self._subjects.transfers_to(self._local))
         self._perform(self.pulling.connected(time.monotonic()))
         self._perform(self.sending.connected())
@@ -253,6 +256,14 @@ class Mover:
         self._subscriptions.clear()
         self.pulling.disconnected()
         self.sending.disconnected()
+
+    def refused(self, error: AuthenticationError) -> None:
+        """Nothing can be moved: whoever waits is told."""
+        if str(error) != self._refusal:
+            self._refusal = str(error)
+            logger.error("%s", error)
+        self._obey()
+        self._perform(self.pulling.refused(self._refusal))
 
     def turn(self) -> float:
         """Obey, and do what is due."""

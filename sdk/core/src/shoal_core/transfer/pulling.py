@@ -183,6 +183,10 @@ class Pulling:
         """The connection was lost, and all subscriptions with it."""
         self._connected = False
 
+    def refused(self, reason: str) -> list[Effect]:
+        """The broker refuses the credential: nothing will come, however long one waits."""
+        return [effect for pull in list(self._pulls.values()) for effect in self._end(pull, "authentication", reason)]
+
     def place(self, name: str, index: int, size_bytes: int) -> tuple[int, int] | None:
         """Return from where to where a chunk that comes belongs; None where it is not wanted."""
         pull = self._pulls.get(name)
