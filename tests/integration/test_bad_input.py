@@ -399,12 +399,13 @@ class TestTasksThatMisbehave:
 
 
 PRINTING = """
-import sys, shoal
+import logging, sys, shoal
 
 @shoal.remote
 def speak() -> None:
     print("to stdout, with ümlauts")
     print("to stderr", file=sys.stderr)
+    logging.getLogger("mine").warning("to the log")
     print("in two ", end="")
     print("parts")
 
@@ -446,3 +447,4 @@ def test_what_tasks_print_comes_to_the_driver_with_its_origin() -> None:
     assert "".join(texts[2:-1]) == "x" * 300_000
     assert texts[-1] == "last"
     assert re.search(r"\(speak pid=\d+ node=[0-9a-f]+\) to stderr\n", errors)
+    assert re.search(r"\(speak pid=\d+ node=[0-9a-f]+\) WARNING mine: to the log\n", errors)

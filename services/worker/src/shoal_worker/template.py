@@ -10,36 +10,40 @@ The chain of death: the kernel kills the template when the node service dies, an
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
+import logging
 import os
 import select
 import signal
 import socket
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import msgspec
 from setproctitle import setproctitle
 
 from shoal_core import telemetry
 from shoal_core.bus.tracing import ENABLED
+from shoal_core.machine import die_with_parent
 from shoal_core.runtime.output import MarkedStream
 from shoal_core.runtime.process import WorkerConfig, main
 from shoal_core.runtime.work import running_name
 
-PR_SET_PDEATHSIG = 1
 MOST_LINE_BYTES = 64 * 1024
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the one that made it ends (Linux); at once if it has ended already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+class _CurrentStderr(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at the time: each worker has its own."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """The stream of this process."""
+        return sys.stderr
 
 
 class Template:
@@ -184,6 +188,7 @@ def serve_forked(node: socket.socket, parent: int) -> NoReturn:
 def _serve(node: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     setproctitle("shoal: template")
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[_CurrentStderr()])
     node.sendall(b'{"warm": true}\n')
     Template(node).serve()
 

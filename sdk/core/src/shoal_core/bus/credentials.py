@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +25,7 @@ class Credentials:
 
     def to_json(self) -> dict[str, str]:
         """Return the fields that are set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Credentials:

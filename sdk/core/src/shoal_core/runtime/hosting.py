@@ -75,6 +75,9 @@ class ActorSpec(msgspec.Struct, array_like=True, frozen=True):
     in_group: InGroup | None = None
 
 
+_SPECS = msgspec.msgpack.Decoder(ActorSpec)  # made here, where all worker processes share it
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of making the instance; ``error`` is the pickled exception, if there was one."""
@@ -98,7 +101,7 @@ class Hosting:
         self.record = ActorRecord.model_validate_json(assigned.record)
         self.lease: LeaseAssigned = assigned.lease
         self.instance: Any = None
-        self._spec = spec = msgspec.msgpack.decode(assigned.spec, type=ActorSpec)
+        self._spec = spec = _SPECS.decode(assigned.spec)
         self.in_group = spec.in_group
         self.references = [*spec.arguments.contained, *spec.dependencies]
         if spec.whole is not None:

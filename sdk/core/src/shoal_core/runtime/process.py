@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -84,7 +83,6 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     shared_memory_path: str
     begun_page: str
     environments_path: str
-    log_level: str = "WARNING"
     tls: dict[str, str] = {}
     gpu_variable: str = CUDA_VISIBLE
 
@@ -503,7 +501,6 @@ class _Blocked:
 
 def main(config: WorkerConfig) -> None:
     """Serve leases until the node ends this process, or lets it go."""
-    logging.basicConfig(level=config.log_level, format="%(levelname)s %(name)s: %(message)s")
     if ENABLED:
         about = {"shoal.node.id": config.node_id, "faas.instance": config.process_id}
         telemetry.set_up("process", config.process_id, config.cluster, about)
