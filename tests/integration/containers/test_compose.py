@@ -18,6 +18,9 @@ import pytest
 
 import shoal
 from shoal import ObjectRef
+from shoal.exceptions import ActorPlacementGroupRemoved
+from shoal.util import get_placement_group, placement_group, placement_group_table, remove_placement_group
+from shoal.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from shoal_core.protocol.ids import NO_NODE
 from shoal_core.protocol.subjects import Role
 from tests.integration.containers.stack import ROOT, SERVICES, Stack, docker
@@ -155,8 +158,8 @@ def test_what_is_to_last_is_there_after_the_whole_cluster_was_started_again(
             self.kept = [shoal.put(value, durable=True, keep_seconds=600.0)]
             return self.kept
 
-        def ping(self) -> str:
-            return "pong"
+        def place(self) -> str:
+            return shoal.get_runtime_context().get_node_id()
 
     monkeypatch.setenv("SHOAL_ADDRESS", f"nats://127.0.0.1:{stack.port}")
     monkeypatch.setenv("SHOAL_CREDENTIALS", str(stack.security / f"{Role.PROCESS}.json"))
@@ -165,8 +168,36 @@ def test_what_is_to_last_is_there_after_the_whole_cluster_was_started_again(
         keeper = shoal.remote(num_cpus=0)(Keeper).options(**options).remote()
         (ref,) = get(keeper.write.remote(b"k" * 1_000_000))
         written = pickle.dumps(ref)
+        group = placement_group([{"CPU": 0.5}] * 2, strategy="STRICT_SPREAD", name="gang", lifetime="detached")
+        assert group.wait(30)
+        inside = options | {"name": "member", "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 1)}
+        member = shoal.remote(num_cpus=0.5)(Keeper).options(**inside).remote()
+        before = placement_group_table(group)
+        assert get(member.place.remote()) == before["bundles_to_node_id"][1]
     stack.compose("down", "--timeout", "10")
     stack.up()
     with shoal.init(namespace="lasting"):
-        assert get(shoal.get_actor("keeper").ping.remote()) == "pong"
+        assert get(shoal.get_actor("keeper").place.remote())
         assert get(pickle.loads(written)) == b"k" * 1_000_000
+        again = get_placement_group("gang")
+        assert again == group
+        assert again.wait(60)
+        node = get(shoal.get_actor("member").place.remote())
+        after = placement_group_table(again)
+        assert after["state"] == "CREATED"
+        assert after["bundles_to_node_id"][1] == node, "it is in its bundle again"
+        assert not set(after["bundles_to_node_id"].values()) & set(before["bundles_to_node_id"].values())
+        assert get(
+            place.options(num_cpus=0.5, scheduling_strategy=PlacementGroupSchedulingStrategy(again, 0)).remote(1)
+        )
+        remaining = shoal.get_actor("member")
+
+        def is_gone() -> bool:
+            try:
+                get(remaining.place.remote())
+            except ActorPlacementGroupRemoved:
+                return True
+            return False
+
+        remove_placement_group(again)
+        until(is_gone, "the group has taken its actor along")
