@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from bench import objects
+from bench import objects, secured
 from bench.measuring import Effort, Measured, rate
 from bench.memory import PeakMemory, pss_by_process, wait_until_at_rest
 from bench.traces import traced_tasks
@@ -33,8 +33,14 @@ STORE_BYTES = objects.STORE_BYTES | {"spill": 4 * SPILLED_BYTES, "restore": 4 * 
 
 
 def start(system: str, row: str = "") -> Any:
-    """Import Shoal or Ray and start it with two CPUs, and with the shared memory that a row needs."""
+    """Import Shoal or Ray and start it with two CPUs, and with the shared memory that a row needs.
+
+    Where the environment names a cluster of Shoal, that is joined as it is.
+    """
     ray: Any = importlib.import_module(system)
+    if system == "shoal" and "SHOAL_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+        return ray
     options = {"object_store_memory": STORE_BYTES[row]} if row in STORE_BYTES else {}
     ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, **options)
     return ray
@@ -598,7 +604,7 @@ PROGRAMS: dict[str, Callable[..., Measured]] = {
 }
 CLUSTER_PROGRAMS: dict[str, Callable[[str, Effort], Measured]] = {
     program.__name__: program for program in (transfer, broadcast, traced_tasks)
-}
+} | secured.PROGRAMS
 """Programs that start clusters themselves."""
 DASK_PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {
     "tasks_sync": dask_tasks_sync,

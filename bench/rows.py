@@ -132,6 +132,24 @@ ROWS: tuple[Row, ...] = (
         limit=1.1,
         timeout_seconds=300.0,
     ),
+    *(
+        Row(
+            f"secured_{name}",
+            f"{title}, secured, in times of not",
+            "x",
+            higher_is_better=False,
+            systems=("shoal",),
+            timeout_seconds=300.0,
+        )
+        for name, title in (
+            ("tasks_sync", "tasks"),
+            ("tasks_async", "1,000 tasks"),
+            ("actor_sync", "calls"),
+            ("put_small", "put"),
+            ("get_small", "get"),
+            ("transfer", "1 GB"),
+        )
+    ),
     Row("await_10k", "await of 10,000, in times of get", "x", higher_is_better=False, limit=1.2),
 )
 

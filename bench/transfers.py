@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,8 +25,15 @@ FREEING_SECONDS = 0.5
 
 @contextlib.contextmanager
 def nodes(system: str, readers: int, store_bytes: int = STORE_BYTES) -> Iterator[Any]:
-    """Run a head, to which this driver belongs, and nodes that read, each with a resource of its own."""
+    """Run a head, to which this driver belongs, and nodes that read, each with a resource of its own.
+
+    Where the environment names a cluster of Shoal, that is joined, and has such nodes already.
+    """
     ray: Any = importlib.import_module(system)
+    if system == "shoal" and "SHOAL_ADDRESS" in os.environ:
+        with ray.init(log_to_driver=False):
+            yield ray
+        return
     options = {"num_cpus": 1, "object_store_memory": store_bytes}
     cluster = importlib.import_module(f"{system}.cluster_utils").Cluster(
         initialize_head=True, head_node_args=dict(options)
