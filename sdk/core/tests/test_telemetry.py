@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import pickle
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cloudpickle
@@ -116,6 +118,42 @@ def test_who_has_waited_in_vain_does_not_wait_again(exporter: Exporter) -> None:
     sending._last.wait()
     sending.end(1000.0)
     assert orders == ["flush", "end"]
+
+
+async def test_spans_are_sent_when_a_process_is_quiet_and_not_between_two_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(telemetry, "IDLE_SECONDS", 1.0)
+    loop, now, looks, sent = asyncio.get_running_loop(), [10.0], deque[tuple[float, Callable[[], None]]](), []
+    busy = False
+
+    def call_later(seconds: float, work: Callable[[], None]) -> object:
+        looks.append((seconds, work))
+        return object()
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    quiet = telemetry.Quiet(lambda: busy, lambda: sent.append(now[0]), lambda: now[0])
+
+    def look(at: float) -> None:
+        _, work = looks.popleft()
+        now[0] = at
+        work()
+
+    quiet.worked()
+    now[0] = 10.75
+    quiet.worked()
+    look(11.0)
+    assert not sent, "it has worked a quarter of a second ago"
+    assert [seconds for seconds, _ in looks] == [0.75]
+    busy = True
+    look(11.75)
+    assert not sent
+    assert not looks, "the end of what runs leads here again"
+    busy = False
+    quiet.worked()
+    look(12.75)
+    assert sent == [12.75]
+    assert not looks
 
 
 def test_the_trace_that_was_drawn_is_the_one_that_begins(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ come along through a fork, so a worker process sets its own provider up after it
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import copyreg
 import importlib
@@ -88,6 +89,42 @@ class Telemetry:
         self._orders.put((work, self._last))
         done = self._last.wait(max(0.0, deadline - time.monotonic()))
         self._stuck = wait_seconds > 0 and not done
+
+
+class Quiet:
+    """Has spans be sent once a process has had no work for ``IDLE_SECONDS`` (on its loop).
+
+    In the moment between two batches of work there may be none, too, but sending a few spans costs as much as sending
+    hundreds. Those of a process that works without a break go by the exporter's own batches.
+    """
+
+    def __init__(
+        self, is_busy: Callable[[], bool], send: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._is_busy = is_busy
+        self._send = send
+        self._clock = clock
+        self._worked_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def worked(self) -> None:
+        """Work that may have made spans has ended now."""
+        self._worked_at = self._clock()
+        if self._timer is None:
+            self._look_in(IDLE_SECONDS)
+
+    def _look_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._is_busy():
+            return  # the end of what runs leads here again
+        left_seconds = self._worked_at + IDLE_SECONDS - self._clock()
+        if left_seconds > 0:
+            self._look_in(left_seconds)
+        else:
+            self._send()
 
 
 _telemetry: Telemetry | None = None

@@ -109,7 +109,7 @@ class Service:
         self._left = False
         self._held: list[ObjectRef[object]] = []
         self._overrun: asyncio.TimerHandle | None = None
-        self._sending: asyncio.TimerHandle | None = None
+        self._sending = telemetry.Quiet(lambda: bool(self._accepted), self._send_spans)
         self._reactor.records_by_type |= {
             Task: self._task,
             LeaseAssigned: self._assigned,
@@ -449,14 +449,10 @@ class Service:
             self._leave_if_answered()
 
     def _send_spans_soon(self) -> None:
-        if spans.unsent and self._sending is None:
-            self._sending = asyncio.get_running_loop().call_later(telemetry.IDLE_SECONDS, self._send_spans)
+        if spans.unsent:
+            self._sending.worked()
 
     def _send_spans(self) -> None:
-        """Have spans be sent, if there is no work that makes more of them."""
-        self._sending = None
-        if self._accepted:
-            return  # its end leads here again
         spans.unsent = False
         telemetry.flush()
 
