@@ -25,7 +25,14 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.traces import Attributes, Spanned
 from shoal_core.testing.builders import node_id, process_id
-from shoal_scheduler.core import ASK_AGAIN_SECONDS, AVOID_SECONDS, SILENT_SECONDS, Begin, Scheduler
+from shoal_scheduler.core import (
+    ASK_AGAIN_SECONDS,
+    AVOID_SECONDS,
+    PLAN_SECONDS_FOR_A_NODE,
+    SILENT_SECONDS,
+    Begin,
+    Scheduler,
+)
 
 OWNER = process_id(1, 0)
 JOB = job_id(1)
@@ -243,3 +250,19 @@ def test_a_notice_is_told_once_and_after_a_moment() -> None:
         now += 0.5
     assert [notice.subject for notice in notices] == [SUBJECTS.notice("me", OWNER)]
     assert 2.0 <= told_at[0] <= 3.0
+
+
+def test_what_many_nodes_announce_in_a_moment_is_planned_once() -> None:
+    driven = Driven()
+    nodes = 100
+    for number in range(1, nodes + 1):
+        driven(announced(number, 1, cpus(1), {}), 0.0)
+    assert driven.asks(demand(1, 1, entry([1, 2, 3])), 1.0) == []
+    pause = nodes * PLAN_SECONDS_FOR_A_NODE
+    for number in (1, 2, 3):
+        effects = driven(announced(number, 2, cpus(1)), 1.0 + number * pause / 10)
+        assert leases(effects) == []
+        assert wake(effects) == 1.0 + pause
+    assert len(leases(driven.core.tick(1.0 + pause))) == 3
+    driven(demand(1, 2, entry([1, 2, 3, 4])), 1.0 + 2 * pause)
+    assert len(driven.asks(announced(4, 2, cpus(1)), 1.0 + 4 * pause)) == 1, "at once, where nobody spoke before"

@@ -286,3 +286,17 @@ def test_where_room_is_kept_whoever_is_in_the_way_is_asked_for_as_much_as_is_lac
     shared = view(1, {**cpus(4), "GPU": 10_000}, cpus(1), leases=[summary(1, 3), summary(2, 1, {"GPU": 10_000})])
     assert cleared(waiting(3, [1], {"GPU": 10_000}), shared) == [two], "only what is lacking"
     assert cleared(waiting(3, [1], cpus(2)), view(1, cpus(4), cpus(1), leases=[summary(3, 3)])) == [three]
+
+
+def test_what_was_left_out_of_a_round_that_emptied_its_line_has_its_turn_later() -> None:
+    cluster = clustered([view(1, cpus(4), cpus(1))])
+    lines = Waiting(cluster)
+    left_alone, other = waiting(1, [1], job=1), waiting(2, [1], job=1)
+    left_alone.avoid[node_id(1)] = SOON + 1
+    for wanted in (left_alone, other):
+        lines.put(wanted, SOON)
+    assert placed(plan(cluster, lines, SOON)) == {other.owner: 1}
+    lines.put(other, SOON)
+    cluster.nodes[node_id(1)].learn(cpus(2))
+    assert placed(plan(cluster, lines, SOON + 2)) == {left_alone.owner: 1}
+    assert len(lines) == 0

@@ -62,16 +62,18 @@ def test_actors_that_hold_nothing_count_where_nothing_else_does() -> None:
 
 def test_a_replica_packs_its_own_nodes_first_and_spreads_over_all() -> None:
     nodes = [view(1, cpus(4)), view(2, cpus(4)), view(3, cpus(4), cpus(3))]
-    nodes[2].is_home = nodes[0].is_home = False
+    nodes[2].turn, nodes[0].turn = 1, 2
     assert chosen(nodes) == node_id(2)
     nodes[1].free = cpus(2)
     assert chosen(nodes) == node_id(3), "another's that stays half full, rather than one's own above that"
     nodes[2].free = cpus(1)
     nodes[0].free = cpus(1.5)
-    assert chosen(nodes) == node_id(2), "above half it is the emptiest of all"
-    nodes[0].free = cpus(2.5)
+    nodes[1].free = cpus(1)
+    assert chosen(nodes) == node_id(2), "above half it is one's own, even if another's is emptier"
+    nodes[1].free = {}
+    assert chosen(nodes) == node_id(3), "then that where fewer others come first"
+    nodes[0].free, nodes[1].free = cpus(3.5), cpus(2)
     assert chosen(nodes) == node_id(1)
-    nodes[1].free = cpus(2)
     assert chosen(nodes, strategy=SPREAD) == node_id(1)
 
 

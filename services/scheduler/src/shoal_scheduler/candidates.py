@@ -16,7 +16,7 @@ from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.placement import Spread, Strategy
 from shoal_core.protocol.resources import GPU, Resources, fits
 from shoal_scheduler.jobs import Amounts, amounts_of
-from shoal_scheduler.ordering import Key, Ordering
+from shoal_scheduler.ordering import Ordering
 from shoal_scheduler.policy import NodeView, PlaceId, preference, spreads, waits_for_first
 
 HALF_FULL = 0.5
@@ -24,8 +24,8 @@ NOWHERE: Mapping[NodeId, float] = {}
 NO_BYTES: Mapping[NodeId, int] = {}
 
 Shape = tuple[Amounts, Strategy]
-_Part = tuple[int, bool, bool]
-"""The group, whether its nodes are left to who needs GPUs, and whether they are home to another replica."""
+_Part = tuple[int, bool, int]
+"""The group, whether its nodes are left to who needs GPUs, and how many replicas pack there before this one."""
 
 
 def shape_of(resources: Resources, strategy: Strategy) -> Shape:
@@ -75,7 +75,7 @@ class Candidates:
                 del self._places[node_id]
                 self._leave(before, node_id)
             return
-        place = (group, self._leaves_gpus and GPU in node.total, self._packs and not node.is_home)
+        place = (group, self._leaves_gpus and GPU in node.total, node.turn if self._packs else 0)
         if before is not None and before != place:
             self._leave(before, node_id)
         self._places[node_id] = place
@@ -142,7 +142,7 @@ class Candidates:
     def _by_fullness(
         self, orderings: list[Ordering[NodeView]], now: float, avoid: Mapping[NodeId, float]
     ) -> NodeView | None:
-        """Return one of the nodes that have room: those that are home to this replica, then the others.
+        """Return one of the nodes that have room: those where it is this replica's turn first, then the others.
 
         To pack is to take the fullest node that stays at most half full, else the emptiest; to spread is to take the
         emptiest. Of equally full ones the one with the most leases is packed further, the one with the fewest is taken
@@ -152,8 +152,11 @@ class Candidates:
             node = _fullest_below_half(ordering, now, avoid)
             if node is not None:
                 return node
-        found = [place for ordering in orderings if (place := _emptiest(ordering, now, avoid)) is not None]
-        return min(found, key=lambda place: place[0])[1] if found else None
+        for ordering in orderings:
+            node = _emptiest(ordering, now, avoid)
+            if node is not None:
+                return node
+        return None
 
     def nearest(self) -> NodeView | None:
         """Return the node of which the least must come free."""
@@ -175,12 +178,12 @@ def _fullest_below_half(ordering: Ordering[NodeView], now: float, avoid: Mapping
     return None
 
 
-def _emptiest(ordering: Ordering[NodeView], now: float, avoid: Mapping[NodeId, float]) -> tuple[Key, NodeView] | None:
+def _emptiest(ordering: Ordering[NodeView], now: float, avoid: Mapping[NodeId, float]) -> NodeView | None:
     for key in ordering.keys:
         if key[0]:
             return None
         if not _is_avoided(ordering[key], now, avoid):
-            return key, ordering[key]
+            return ordering[key]
     return None
 
 

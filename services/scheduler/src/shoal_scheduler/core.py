@@ -56,6 +56,9 @@ SILENT_SECONDS = 3.0
 ASK_AGAIN_SECONDS = 2.0
 AVOID_SECONDS = 0.5
 RECALL_SECONDS = 0.02
+PLAN_SECONDS_FOR_A_NODE = 5e-6
+"""What nodes announce is planned with so much later at most: of a thousand of them many speak in that time."""
+
 NOTICE_SECONDS = 1.0
 SETTLE_SECONDS = 2.0
 NO_NODES_SECONDS = 5.0
@@ -104,6 +107,7 @@ class Scheduler:
         self._connected = True
         self._hears_since = -math.inf
         self._presence_at = -math.inf
+        self._planned_at = -math.inf
         self._attended_at = -math.inf
         self._wakes: list[float] = []
         """When what is left alone for a moment, or told later, is due: a heap."""
@@ -129,6 +133,9 @@ class Scheduler:
                 self.cluster.announced(announcement, now)
                 if is_new:
                     self._settle_in(self.nodes[node])
+                plan_at = self._planned_at + PLAN_SECONDS_FOR_A_NODE * len(self.nodes)
+                if now < plan_at:
+                    return [WakeAt(plan_at)]
             case Event(SchedulerPresence(scheduler=scheduler)):
                 self._heard_of(scheduler, now)
                 return []
@@ -223,7 +230,7 @@ class Scheduler:
             job.terms = demand.terms
         changed = self.demand.update(demand, now)
         for wanted in changed:
-            wanted.ours = self._is_first(wanted)
+            wanted.ours = self._acts_first(f"{wanted.owner}/{wanted.entry.key}/")
         self._requeue(changed, now)
 
     def _node_died(self, node: NodeId, now: float) -> None:
@@ -290,26 +297,26 @@ class Scheduler:
             self._settle_in(node)
         everything = list(self.demand)
         for wanted in everything:
-            wanted.ours = self._is_first(wanted)
+            wanted.ours = self._acts_first(f"{wanted.owner}/{wanted.entry.key}/")
         self._requeue(everything, now)
 
     def _settle_in(self, node: NodeView) -> None:
-        """See whether a node is home to this replica."""
-        is_home = self._acts_first(f"node/{node.node_id}")
-        if is_home != node.is_home:
-            node.is_home = is_home
+        """See when it is this replica's turn to pack a node."""
+        turn = self._turn_of(f"node/{node.node_id}")
+        if turn != node.turn:
+            node.turn = turn
             node.touch()
-
-    def _is_first(self, wanted: Wanted) -> bool:
-        """Tell whether this replica is the first to act on a demand."""
-        return self._acts_first(f"{wanted.owner}/{wanted.entry.key}/")
 
     def _acts_first(self, name: str) -> bool:
         """Tell whether this replica is the one to act on what has this name."""
+        return self._turn_of(name) == 0
+
+    def _turn_of(self, name: str) -> int:
+        """Return how many replicas come before this one for what has this name: another number for each of them."""
         if len(self._replicas) == 1:
-            return True
-        first = max(self._replicas, key=lambda r: (hashlib.blake2b((name + r).encode(), digest_size=8).digest(), r))
-        return first == self._identity
+            return 0
+        mine = _weight(name, self._identity)
+        return sum(_weight(name, replica) > mine for replica in self._replicas)
 
     def _requeue(self, changed: Iterable[Wanted], now: float) -> None:
         for wanted in changed:
@@ -319,6 +326,7 @@ class Scheduler:
 
     def _plan(self, now: float) -> list[Effect]:
         """Ask nodes for all that fits; see to what does not; say when to look again."""
+        self._planned_at = now
         while self._wakes and self._wakes[0] <= now:
             heapq.heappop(self._wakes)
         effects: list[Effect] = []
@@ -472,6 +480,11 @@ class Scheduler:
         actor = None if entry.actor is None else entry.actor.actor_id
         notice = DemandNotice(key=entry.key, name=entry.name, text=text, why=why, actor=actor)
         return [Publish(self._subjects.notice(self._identity, told), notice)]
+
+
+def _weight(name: str, replica: str) -> tuple[bytes, str]:
+    """Return what rendezvous hashing compares of replicas."""
+    return hashlib.blake2b((name + replica).encode(), digest_size=8).digest(), replica
 
 
 def _span(wanted: Wanted, node: NodeId, slots: int, now: float) -> Spanned | None:

@@ -45,7 +45,8 @@ class NodeView:
     What changes where a lease should go is noted in ``journal``, where there is one: by the methods here, and by
     ``touch`` for what is set from outside.
 
-    ``is_home``: this replica packs here first. Each node is home to one replica, so that they do not all take the same.
+    ``turn``: so many replicas pack here before this one. It is different for each of them, so that they do not all take
+    the same node: not those that each takes first, nor those that it goes to when these are full.
 
     A bundle of a placement group, out of which leases may come as out of a node, is a view of its own; ``bundle`` says
     which one it is.
@@ -58,7 +59,7 @@ class NodeView:
     draining: bool = False
     leases: list[LeaseSummary] = field(default_factory=list)
     actors: int = 0
-    is_home: bool = True
+    turn: int = 0
     lasting: Resources = field(default_factory=dict)
     asked: dict[int, Resources] = field(default_factory=dict)
     promised: Resources = field(default_factory=dict)

@@ -63,7 +63,8 @@ def stage_of(wanted: Wanted) -> Stage:
 
 @dataclass(eq=False)
 class Line:
-    """Demand that waits. ``turns`` is by whose turn it is, ``ages`` by who waits longest of those that have nothing.
+    """Demand that waits, ``size`` of it. ``turns`` is by whose turn it is (what is left out in a round is missing there
+    until its end), ``ages`` by who waits longest of those that have nothing.
 
     ``untold`` is what this replica would have to tell the owners of, if no node can ever hold it.
     """
@@ -72,6 +73,7 @@ class Line:
     candidates: Candidates
     urgency: Urgency
     stage: Stage = Stage.OURS
+    size: int = 0
     turns: Ordering[Wanted] = field(default_factory=Ordering)
     ages: Ordering[Wanted] = field(default_factory=Ordering)
     untold: dict[tuple[ProcessId, int], Wanted] = field(default_factory=dict)
@@ -189,6 +191,7 @@ class Waiting:
             return
         if line is None:
             line = self._line_of[wanted.name] = self._line_for(wanted, job)
+            line.size += 1
             self._of.setdefault(wanted.owner, {})[wanted.entry.key] = wanted
         name = wanted.name
         line.turns.put(name, (job.owners.get(wanted.owner, 0), len(wanted.asked), wanted.served_at, *name), wanted)
@@ -234,7 +237,8 @@ class Waiting:
         line.ages.discard(wanted.name)
         line.untold.pop(wanted.name, None)
         self._due[line.job] = -math.inf
-        if not line.turns:
+        line.size -= 1
+        if not line.size:
             del self._lines[(line.candidates, line.job, line.urgency, line.stage)]
             del self._by_job[line.job][line]
             if not self._by_job[line.job]:
