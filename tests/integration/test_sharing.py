@@ -37,6 +37,10 @@ def wide() -> None:
 def next_one() -> None: ...
 
 
+@shoal.remote
+def after(nothing: None) -> None: ...
+
+
 @shoal.remote(num_cpus=2)
 def urgent() -> None: ...
 
@@ -60,8 +64,13 @@ def test_why_says_in_words_what_something_waits_for() -> None:
     (row,) = state.why("next_one")["pending"]
     assert row["turn"]["over_quota"] == ["CPU"]
     assert any("as its quota allows" in sentence for sentence in row["text"])
-    task = waiting.task_id().hex()
-    assert [each["name"] for each in state.why(task)["pending"]].count("next_one") == 1
+    told = state.why(waiting.task_id().hex())
+    assert [each["name"] for each in told["pending"]] == ["next_one"], "of all that its owner waits for, this alone"
+    assert (told["task"]["state"], told["task"]["before"]) == ("PENDING_NODE_ASSIGNMENT", 0)
+    told = state.why(running.task_id().hex())
+    assert (told["task"]["state"], told["task"]["name"], told["pending"]) == ("SUBMITTED_TO_WORKER", "wide", [])
+    told = state.why(after.remote(running).task_id().hex())
+    assert (told["task"]["state"], told["task"]["missing"]) == ("PENDING_ARGS_AVAIL", [running.hex()])
     job = shoal.get_runtime_context().get_job_id()
     assert "next_one" in [each["name"] for each in state.why(job)["pending"]]
 

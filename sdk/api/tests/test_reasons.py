@@ -7,10 +7,17 @@ from typing import Any
 
 from rich.console import Console
 
-from shoal.reasons import Reasons, print_reasons, words
+from shoal.reasons import Reasons, print_reasons, task_words, words
 from shoal_core.protocol.actors import ActorState, ActorSummary
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
-from shoal_core.protocol.messages import JobStanding, NodeShortage, PendingDemand, PendingTurn
+from shoal_core.protocol.messages import (
+    JobStanding,
+    NodeShortage,
+    PendingDemand,
+    PendingTurn,
+    TaskStanding,
+    TaskState,
+)
 
 ONE, TWO = JobId("00000001"), JobId("00000002")
 NODE = NodeId("a" * 16)
@@ -102,3 +109,40 @@ def test_an_actor_that_does_not_wait_is_told_of() -> None:
         detached=False,
     )
     assert printed(Reasons("Counter", [actor], [], 0)) == f"Actor Counter ({'b' * 32}) is ALIVE on node {NODE}.\n"
+
+
+def test_of_a_task_its_owner_says_how_far_it_is() -> None:
+    def said(state: TaskState, **fields: Any) -> str:
+        (sentence,) = task_words(TaskStanding(state=state, **fields))
+        return sentence
+
+    assert said(TaskState.NIL) == "Its owner knows no such task that has not ended."
+    missing = "c" * 48
+    assert said(TaskState.PENDING_ARGS_AVAIL, missing=[missing], missing_count=2) == (
+        f"It waits for 2 of its arguments: {missing} (of task {'c' * 40}) and 1 more."
+    )
+    assert said(TaskState.PENDING_NODE_ASSIGNMENT, before=3, leases=1) == (
+        "It is number 4 in its owner's queue, for which there is 1 worker process now."
+    )
+    assert said(TaskState.SUBMITTED_TO_WORKER, process="w") == "It was sent to process w: it runs."
+    assert said(TaskState.SUBMITTED_TO_WORKER, process="w", before=2) == (
+        "It was sent to process w: it waits there behind 2 others."
+    )
+    assert said(TaskState.SUBMITTED_TO_WORKER, actor="a") == "It is a call of actor a."
+
+
+def test_a_task_is_printed_with_what_the_scheduler_says_of_its_demand() -> None:
+    task = TaskStanding(state=TaskState.PENDING_NODE_ASSIGNMENT, name="train", key=0, before=1)
+    reasons = Reasons("t", [], [waits(turn())], 1, task)
+    assert printed(reasons).splitlines()[:3] == [
+        "Task train",
+        "  It is number 2 in its owner's queue, for which there are 0 worker processes now.",
+        f"3 × train (job 00000001, owner {'p' * 24}): waits 12 s for CPU 2",
+    ]
+    assert reasons.to_json()["task"]["before"] == 1
+    silent = Reasons("t", [], [waits(turn())], 1, silence="it is gone")
+    assert printed(silent).startswith("The task's owner cannot be asked (it is gone). This is all that waits of it:")
+    assert printed(Reasons("t", [], [], 0, TaskStanding(state=TaskState.NIL))).splitlines() == [
+        "Task t",
+        "  Its owner knows no such task that has not ended.",
+    ]

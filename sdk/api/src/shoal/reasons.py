@@ -18,7 +18,18 @@ from shoal.status import Target
 from shoal_core.bus import Bus, connect
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.actors import ActorList, ActorState, ActorSummary, ListActors
-from shoal_core.protocol.messages import GetPending, JobStanding, PendingDemand, PendingList, PendingTurn
+from shoal_core.protocol.errors import BusError, NotFoundError, ServiceError
+from shoal_core.protocol.ids import NO_NODE, ProcessId, node_of
+from shoal_core.protocol.messages import (
+    ExplainTask,
+    GetPending,
+    JobStanding,
+    PendingDemand,
+    PendingList,
+    PendingTurn,
+    TaskStanding,
+    TaskState,
+)
 from shoal_core.protocol.resources import to_amounts
 from shoal_core.protocol.subjects import Subjects
 
@@ -30,18 +41,21 @@ TASK_CHARS = 40
 class Reasons:
     """What is known of a thing: the actors that it may be, and the demand that waits.
 
-    ``count`` is how much waits; the longest-waiting part of it is in ``pending``.
+    ``count`` is how much waits; the longest-waiting part of it is in ``pending``. Of a task, ``task`` is what its owner
+    says of it: None where the owner could not be asked, for the reason in ``silence``.
     """
 
     about: str
     actors: list[ActorSummary]
     pending: list[PendingDemand]
     count: int
+    task: TaskStanding | None = None
+    silence: str = ""
 
     @property
     def are_known(self) -> bool:
         """Whether there is anything to say."""
-        return bool(self.actors or self.pending)
+        return bool(self.actors or self.pending or self.task or self.silence)
 
     def to_json(self) -> dict[str, Any]:
         """Return them as ``shoal why --format json`` shows them; amounts are those that users give."""
@@ -50,7 +64,12 @@ class Reasons:
             "actors": [actor.model_dump(mode="json") for actor in self.actors],
             "count": self.count,
             "pending": [_to_json(item) | {"text": list(words(item))} for item in self.pending],
+            "task": None if self.task is None else _task_to_json(self.task),
         }
+
+
+def _task_to_json(task: TaskStanding) -> dict[str, Any]:
+    return task.model_dump(mode="json") | {"text": list(task_words(task))}
 
 
 def _to_json(item: PendingDemand) -> dict[str, Any]:
@@ -77,20 +96,50 @@ async def read_reasons(target: Target, about: str, timeout_seconds: float = 5.0)
 
 async def ask_why(bus: Bus, subjects: Subjects, about: str, timeout_seconds: float) -> Reasons:
     """Ask a scheduler why something waits, and the control store whether it is an actor that does not."""
+    if len(about) == TASK_CHARS and _is_hex(about):
+        return await _ask_about_task(bus, subjects, about, timeout_seconds)
     listed = await ask(bus, subjects.gcs("list_actors"), ListActors(), timeout_seconds)
     assert isinstance(listed, ActorList)
     actors = [actor for actor in listed.actors if about in (actor.actor_id, actor.name)]
-    names: list[str] = [actor.actor_id for actor in actors] or [about]
-    if len(about) == TASK_CHARS and _is_hex(about):
-        names = [about[:PROCESS_CHARS]]  # tasks are their owners' own; a scheduler knows what owners want
     pending: list[PendingDemand] = []
     count = 0
-    for name in names:
-        answer = await ask(bus, subjects.scheduler("pending"), GetPending(about=name), timeout_seconds)
-        assert isinstance(answer, PendingList)
+    names: list[str] = [actor.actor_id for actor in actors]
+    for name in names or [about]:
+        answer = await _ask_pending(bus, subjects, name, timeout_seconds)
         pending += answer.pending
         count += answer.count
     return Reasons(about, actors, pending, count)
+
+
+async def _ask_about_task(bus: Bus, subjects: Subjects, task_id: str, timeout_seconds: float) -> Reasons:
+    """Ask a task's owner how far it is, and then whoever knows more of what it waits for.
+
+    Where the owner cannot be asked, all that it waits for is shown: a scheduler knows what owners want, not for what.
+    """
+    owner, number = ProcessId(task_id[:PROCESS_CHARS]), int(task_id[PROCESS_CHARS:], 16)
+    request = ExplainTask(owner=owner, task=number, timeout_seconds=min(timeout_seconds, 60) / 2)
+    try:
+        if node_of(owner) == NO_NODE:
+            raise NotFoundError("its owner is a driver without a node")
+        task = await ask(bus, subjects.node(node_of(owner), "task"), request, timeout_seconds)
+    except (BusError, ServiceError, NotFoundError) as error:
+        answer = await _ask_pending(bus, subjects, owner, timeout_seconds)
+        return Reasons(task_id, [], answer.pending, answer.count, silence=str(error))
+    assert isinstance(task, TaskStanding)
+    if task.actor and task.state is not TaskState.PENDING_ARGS_AVAIL:
+        called = await ask_why(bus, subjects, task.actor, timeout_seconds)
+        return Reasons(task_id, called.actors, called.pending, called.count, task)
+    pending: list[PendingDemand] = []
+    if task.state is TaskState.PENDING_NODE_ASSIGNMENT:
+        answer = await _ask_pending(bus, subjects, owner, timeout_seconds)
+        pending = [item for item in answer.pending if item.key == task.key and item.owner == owner]
+    return Reasons(task_id, [], pending, len(pending), task)
+
+
+async def _ask_pending(bus: Bus, subjects: Subjects, about: str, timeout_seconds: float) -> PendingList:
+    answer = await ask(bus, subjects.scheduler("pending"), GetPending(about=about), timeout_seconds)
+    assert isinstance(answer, PendingList)
+    return answer
 
 
 def _is_hex(text: str) -> bool:
@@ -105,6 +154,12 @@ def print_reasons(reasons: Reasons, out: Console) -> None:
     if not reasons.are_known:
         out.print(f"Nothing that is called {escape(reasons.about)} waits.")
         return
+    if reasons.task is not None:
+        out.print(f"[bold]Task {escape(reasons.task.name or reasons.about)}[/]")
+        for sentence in task_words(reasons.task):
+            out.print(f"  {escape(sentence)}")
+    elif reasons.silence:
+        out.print(f"The task's owner cannot be asked ({escape(reasons.silence)}). This is all that waits of it:")
     for actor in reasons.actors:
         out.print(escape(about_actor(actor)))
     for item in reasons.pending:
@@ -131,6 +186,25 @@ def about_actor(actor: ActorSummary) -> str:
         return f"{name} is dead: {actor.death_reason}."
     where = f" on node {actor.node_id}" if actor.node_id else ""
     return f"{name} is {actor.state.value}{where}."
+
+
+def task_words(task: TaskStanding) -> Iterator[str]:
+    """Yield how far a task is, by its owner's word."""
+    match task.state:
+        case TaskState.NIL:
+            yield "Its owner knows no such task that has not ended."
+        case TaskState.PENDING_ARGS_AVAIL:
+            named = ", ".join(f"{missing} (of task {missing[:TASK_CHARS]})" for missing in task.missing)
+            more = f" and {task.missing_count - len(task.missing)} more" * (task.missing_count > len(task.missing))
+            yield f"It waits for {task.missing_count} of its arguments: {named}{more}."
+        case TaskState.PENDING_NODE_ASSIGNMENT:
+            leases = "is 1 worker process" if task.leases == 1 else f"are {task.leases} worker processes"
+            yield f"It is number {task.before + 1} in its owner's queue, for which there {leases} now."
+        case TaskState.SUBMITTED_TO_WORKER if task.actor:
+            yield f"It is a call of actor {task.actor}."
+        case TaskState.SUBMITTED_TO_WORKER:
+            behind = f"it waits there behind {task.before} other{'s' * (task.before > 1)}" if task.before else "it runs"
+            yield f"It was sent to process {task.process}: {behind}."
 
 
 def words(item: PendingDemand) -> Iterator[str]:

@@ -61,6 +61,7 @@ class _Reasons:
         why, feasible = self._explained(waiting)
         return PendingDemand(
             owner=waiting.owner,
+            key=entry.key,
             job_id=waiting.job_id,
             name=entry.name,
             resources=entry.resources,

@@ -9,6 +9,7 @@ who died. It is put together from tables that each know one thing::
        ├─────── BundleTable ── LeaseTable
        ├─────── SharedMemory ── ObjectStore, Loans, Copies
        ├─────── Inquiries         (who holds what)
+       ├─────── TaskInquiries     (how far a task is)
        ├─────── ReportedMetrics   (what processes have counted)
        └─────── Liveness          (who elsewhere is dead)
 
@@ -37,6 +38,7 @@ from shoal_core.protocol.effects import (
 from shoal_core.protocol.errors import (
     DeclaredDeadError,
     InvalidRequestError,
+    NotFoundError,
     ShoalError,
 )
 from shoal_core.protocol.groups import BundlesPrepared, GroupChanged, PrepareBundles, ReturnBundles
@@ -45,6 +47,7 @@ from shoal_core.protocol.messages import (
     AttachDriver,
     Done,
     DrainNode,
+    ExplainTask,
     GetProcesses,
     JobFinished,
     LeaseAnswer,
@@ -65,6 +68,7 @@ from shoal_core.protocol.records import (
     MetricsReported,
     ObjectsReported,
     Record,
+    TaskReported,
     WorkerBlocked,
     WorkerReady,
 )
@@ -91,6 +95,7 @@ from shoal_worker.processes import ProcessState, ProcessTable
 from shoal_worker.reported import ReportedMetrics
 from shoal_worker.shared_memory import SegmentRecord, SharedMemory
 from shoal_worker.store import ObjectStore
+from shoal_worker.task_inquiries import TaskInquiries
 from shoal_worker.workforce import Workforce
 
 ANNOUNCE_SECONDS = 1.0
@@ -121,6 +126,7 @@ class NodeCore:
         self.segments = self.store.segments
         self.memory = SharedMemory(self.node_id, subjects, self.store, self.liveness, self._require_local, chunk_bytes)
         self.inquiries = Inquiries(self.node_id, self.segments)
+        self.task_inquiries = TaskInquiries()
         self.actors = ActorTable(self.node_id, subjects)
         self.bundles = BundleTable(self.node_id, subjects, self.leases)
         self.reported = ReportedMetrics()
@@ -142,6 +148,7 @@ class NodeCore:
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
             ListObjects: self._list_objects,
+            ExplainTask: self._explain_task,
         }
 
     # ------------------------------------------------------------------------------- the engine's two verbs
@@ -178,6 +185,7 @@ class NodeCore:
         self._wake_at = float("inf")
         self.workforce.tend(now)
         self.inquiries.tick(now)
+        self.task_inquiries.tick(now)
         self.actors.tick(now)
         self.bundles.tick(now)
         self.memory.tick(now)
@@ -193,11 +201,13 @@ class NodeCore:
         effects += self.actors.effects
         effects += self.bundles.effects
         effects += self.inquiries.effects
+        effects += self.task_inquiries.effects
         self.workforce.effects, self.liveness.effects, self.actors.effects, self.inquiries.effects = [], [], [], []
-        self.bundles.effects = []
+        self.bundles.effects, self.task_inquiries.effects = [], []
         if now >= self._announce_at():
             effects.append(self._announcement(now))
-        wake_at = min(self._announce_at(), self.memory.wake_at(), self.inquiries.next_deadline)
+        asked_until = min(self.inquiries.next_deadline, self.task_inquiries.next_deadline)
+        wake_at = min(self._announce_at(), self.memory.wake_at(), asked_until)
         if self.workforce.waiting and self.processes.start_after > now:
             wake_at = min(wake_at, self.processes.start_after)
         if wake_at < self._wake_at:
@@ -315,6 +325,12 @@ class NodeCore:
         asked = {process.process_id: WORKER for process in self.processes if process.state not in unable}
         self.inquiries.open(request, token, asked | dict.fromkeys(self.drivers, DRIVER), now)
 
+    def _explain_task(self, request: ExplainTask, token: int, now: float) -> None:
+        """Ask the task's owner, if it lives here."""
+        if request.owner not in self.drivers and self.processes.get(request.owner) is None:
+            raise NotFoundError(f"the task's owner {request.owner} does not live on node {self.node_id}")
+        self.task_inquiries.open(request, token, now)
+
     def _require_local(self, process: ProcessId) -> JobId | None:
         """Only a process whose death this node will see may hold something here; return its job."""
         if process in self.drivers:
@@ -348,6 +364,8 @@ class NodeCore:
             self.memory.said(peer, record, now)
         elif isinstance(record, ObjectsReported):
             self.inquiries.reported(process, record, now)
+        elif isinstance(record, TaskReported):
+            self.task_inquiries.reported(process, record)
         elif isinstance(record, MetricsReported):
             self.reported.take(process, record)
 
@@ -408,6 +426,7 @@ class NodeCore:
         died = ProcessDied(sequence=self._deaths, process_id=process, reason=reason)
         self._effects.append(Publish(self._subjects.event(Role.NODE, self.node_id, "process_died"), died))
         self.inquiries.process_died(process, now)
+        self.task_inquiries.process_died(process)
         self._ends(Ends(processes=[process]), now)
 
     def _ends(self, ends: Ends, now: float) -> None:

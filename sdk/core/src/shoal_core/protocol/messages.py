@@ -566,9 +566,10 @@ class PendingTurn(Message):
 
 
 class PendingDemand(Message):
-    """Demand that waits, and why."""
+    """Demand that waits, and why. ``key`` is its owner's for it; -1 for a placement group."""
 
     owner: ProcessId
+    key: int = -1
     job_id: JobId
     name: str
     resources: Resources
@@ -586,6 +587,40 @@ class PendingList(Message):
 
     pending: list[PendingDemand]
     count: int = Field(default=0, description="How many there are altogether.")
+
+
+class TaskState(StrEnum):
+    """How far a task is, in Ray's words; NIL: its owner knows no such task (any more)."""
+
+    NIL = "NIL"
+    PENDING_ARGS_AVAIL = "PENDING_ARGS_AVAIL"
+    PENDING_NODE_ASSIGNMENT = "PENDING_NODE_ASSIGNMENT"
+    SUBMITTED_TO_WORKER = "SUBMITTED_TO_WORKER"
+
+
+class ExplainTask(Message):
+    """Ask the node of a task's owner how far the task is (verb ``task``); the answer is the owner's own."""
+
+    owner: ProcessId
+    task: int = Field(description="Its number there.")
+    timeout_seconds: float = Field(gt=0, le=60, description="An owner that has not answered by then is silent.")
+
+
+class TaskStanding(Message):
+    """What a task's owner knows of it."""
+
+    state: TaskState
+    name: str = Field(default="", description="Its function's.")
+    key: int = Field(default=-1, description="PENDING_NODE_ASSIGNMENT: of the demand that it is part of.")
+    before: int = Field(
+        default=0,
+        description="So many tasks of its owner come first: in the same queue, or at the process it was sent to.",
+    )
+    leases: int = Field(default=0, description="So many worker processes its owner has now for that queue.")
+    process: str = Field(default="", description="SUBMITTED_TO_WORKER: the process it was sent to.")
+    actor: str = Field(default="", description="It is a call of this actor.")
+    missing: list[str] = Field(default=[], description="The arguments it waits for, by id; at most MOST_NAMED of them.")
+    missing_count: int = Field(default=0, description="How many arguments it waits for.")
 
 
 class GetResources(Message):

@@ -446,6 +446,28 @@ class MetricsReported(msgspec.Struct, array_like=True, tag=36):
     dropped: int = 0
 
 
+class ReportTask(msgspec.Struct, array_like=True, tag=38):
+    """Node → process: tell how far a task of yours is, under this number."""
+
+    inquiry: int
+    task: TaskNumber
+
+
+class TaskReported(msgspec.Struct, array_like=True, tag=39):
+    """Process → node: the answer to ``ReportTask``; ``TaskStanding`` has the meaning of its fields."""
+
+    inquiry: int
+    state: str
+    name: str = ""
+    key: int = -1
+    before: int = 0
+    leases: int = 0
+    process: str = ""
+    actor: str = ""
+    missing: list[tuple[ProcessId, ObjectKey]] = []
+    missing_count: int = 0
+
+
 Record = (
     Task
     | TaskDone
@@ -484,6 +506,8 @@ Record = (
     | CopyDropped
     | SegmentWanted
     | MetricsReported
+    | ReportTask
+    | TaskReported
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -49,6 +49,7 @@ from shoal_core.protocol.messages import (
     DurablePutChunk,
     DurableSeal,
     DurableUpload,
+    ExplainTask,
     FinishJob,
     FunctionPart,
     GetCluster,
@@ -96,6 +97,7 @@ from shoal_core.protocol.messages import (
     SegmentPinned,
     SegmentsPinned,
     TakeObject,
+    TaskStanding,
 )
 
 Verb = Annotated[str, "the last token of a request's subject"]
@@ -137,7 +139,7 @@ GCS_NODE: dict[Verb, type[Message]] = {
 }
 GCS_SCHEDULER: dict[Verb, type[Message]] = {"commit_group": CommitGroup}
 SCHEDULER_PUBLIC: dict[Verb, type[Message]] = {"pending": GetPending, "resources": GetResources}
-NODE_PUBLIC: dict[Verb, type[Message]] = {"objects": ListObjects}
+NODE_PUBLIC: dict[Verb, type[Message]] = {"objects": ListObjects, "task": ExplainTask}
 NODE_SCHEDULER: dict[Verb, type[Message]] = {
     "lease": LeaseRequest,
     "recall": RecallLeases,
@@ -201,6 +203,7 @@ REPLIES: dict[type[Message], type[Message]] = {
     GetPending: PendingList,
     GetResources: ResourceView,
     ListObjects: NodeObjects,
+    ExplainTask: TaskStanding,
     LeaseRequest: LeaseAnswer,
     RecallLeases: Done,
     PrepareBundles: BundlesPrepared,

@@ -76,6 +76,7 @@ from shoal_core.runtime.placement_groups import AwaitGroup, DropGroup, MakeGroup
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.reporting import Reporter
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
+from shoal_core.runtime.standings import Standings
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
 from shoal_core.runtime.transfers import Transfers
@@ -161,6 +162,7 @@ class Runtime:
         self.values = Values(bus, subjects, local, shared_memory, self.transfers, self.codec, self.reactor, self.call)
         self.reactor.recovery.restore = self.reactor.restoring.own
         self.holdings = Holdings(self.reactor, self.objects)
+        self.standings = Standings(self.reactor)
         self.functions = FunctionStore(bus, subjects)
         self.blocked: Callable[[bool], None] | None = None
         self.ended: Callable[[Ended], None] = _nobody_runs
