@@ -226,6 +226,35 @@ def test_a_borrower_gets_what_its_owner_makes_again(cluster: Cluster, log: str, 
     assert runs() == ["a", "a"]
 
 
+class Keeper:
+    """Owns objects, which tasks on another node make of objects of other owners."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+
+    def make(self, log: str, name: str, given: list[Any]) -> list[Any]:
+        self.kept.append(make.remote(log, name, *given))
+        made(self.kept[-1])
+        return self.kept[-1:]
+
+
+def test_a_chain_through_several_owners_is_made_again_by_each_of_them(
+    cluster: Cluster, log: str, runs: Callable[[], list[str]]
+) -> None:
+    node = data_node(cluster)
+    keeper: Any = shoal.remote(resources={"head": 0.1}, num_cpus=0)(Keeper)
+    keepers = [keeper.remote(), keeper.remote()]
+    first = get(keepers[0].make.remote(log, "a", []))
+    second = [make.remote(log, "b", *first)]
+    third = get(keepers[1].make.remote(log, "c", second))
+    fourth = make.remote(log, "d", *third)
+    made(fourth)
+    kill(cluster, node)
+    data_node(cluster)
+    assert head_of(get(fourth)) == "d(c(b(a())))"
+    assert runs() == [*"abcd", *"abcd"]
+
+
 def test_a_call_of_an_actor_waits_for_its_argument(cluster: Cluster, log: str, runs: Callable[[], list[str]]) -> None:
     node = data_node(cluster)
     reader = Reader.options(resources={"head": 1}).remote()
