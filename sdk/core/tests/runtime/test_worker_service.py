@@ -62,8 +62,8 @@ class Worker(LoneRuntime):
 
     def block(self, blocked: bool) -> None:
         """Enter or leave a wait on the main thread."""
-        assert self.runtime.blocked is not None
-        self.runtime.blocked(blocked)
+        assert self.runtime.getting.blocked is not None
+        self.runtime.getting.blocked(blocked)
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ class Service:
         self._reactor.buried = self._stop_streams
         runtime.holdings.in_use = lambda: [*(one.references for one in self._accepted.values()), self._held]
         runtime.ended = runtime.command
-        runtime.blocked = lambda blocked: runtime.command(_Blocked(blocked, current.get()))
+        runtime.getting.blocked = lambda blocked: runtime.command(_Blocked(blocked, current.get()))
 
     # ------------------------------------------------------------------------------- work comes
 

@@ -7,13 +7,12 @@ any thread may use it. ``Runtime.current`` is the runtime of this process; there
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -26,8 +25,6 @@ from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.actors import ActorDescription, ActorRecord, CreateActor, KillActor
 from shoal_core.protocol.errors import (
     BusError,
-    GetTimeoutError,
-    ObjectLostError,
     PendingCallsLimitExceeded,
     RuntimeEnvSetupError,
     ShoalError,
@@ -55,22 +52,21 @@ from shoal_core.protocol.messages import (
     JobRecord,
     Message,
 )
-from shoal_core.protocol.records import Failed, InGroup, Inline, Reference, Stored, Task, Value
+from shoal_core.protocol.records import Failed, InGroup, Inline, Reference, Task, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.traces import UNRECORDED
 from shoal_core.protocol.wire import decode
 from shoal_core.runtime import objects
 from shoal_core.runtime.actors import Abandon, Create, Created, Follow, Own
-from shoal_core.runtime.awaiting import BLOCK_GRACE_SECONDS
-from shoal_core.runtime.blocking import warn_if_a_loop_runs
 from shoal_core.runtime.calls import PendingCall
-from shoal_core.runtime.commands import Cancel, Notify, Persisted, StreamMoved, Want, Withdraw
+from shoal_core.runtime.commands import Cancel, Notify, Persisted, StreamMoved, Withdraw
 from shoal_core.runtime.durable import DurableTier, Restoring
 from shoal_core.runtime.environments import Fields
 from shoal_core.runtime.failures import culprit, error_of
 from shoal_core.runtime.functions import Definition, Exported, FunctionStore
+from shoal_core.runtime.getting import Getting
 from shoal_core.runtime.holdings import Holdings
-from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
+from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.pending import PendingCounter
 from shoal_core.runtime.placement_groups import AwaitGroup, DropGroup, MakeGroup
 from shoal_core.runtime.reactor import Reactor
@@ -80,7 +76,7 @@ from shoal_core.runtime.standings import Standings
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
 from shoal_core.runtime.transfers import Transfers
-from shoal_core.runtime.values import CopyUnavailable, Pins, Values
+from shoal_core.runtime.values import Values
 from shoal_core.runtime.work import Ended, current
 
 if TYPE_CHECKING:
@@ -92,8 +88,6 @@ if TYPE_CHECKING or ENABLED:
 T = TypeVar("T")
 
 REQUEST_SECONDS = 60.0
-MOST_READS = 20
-"""So often ``get`` tries to read an object, each time from a copy that was made anew."""
 NO_ARGUMENTS = Inline(b"")
 LEFT = Failed("system", "The object is out of reach: this process left the cluster before it was ready.")
 FORKED = Failed("system", "This process was forked from one of the cluster's, and is not of the cluster itself.")
@@ -160,11 +154,11 @@ class Runtime:
         if shared_memory is None and bulk is not None:
             self.transfers = Transfers(bus, subjects, local, bulk, self.reactor, self.call)
         self.values = Values(bus, subjects, local, shared_memory, self.transfers, self.codec, self.reactor, self.call)
+        self.getting = Getting(self.objects, self.values, self.reactor, self.command, self.call)
         self.reactor.recovery.restore = self.reactor.restoring.own
         self.holdings = Holdings(self.reactor, self.objects)
         self.standings = Standings(self.reactor)
         self.functions = FunctionStore(bus, subjects)
-        self.blocked: Callable[[bool], None] | None = None
         self.ended: Callable[[Ended], None] = _nobody_runs
         self.namespace = ""
         self.environment: Fields = {}
@@ -174,7 +168,6 @@ class Runtime:
         self.hosting: Hosting | None = None
         self.puts_durably = False
         """Whether what is put here is durable unless it is said not to be: so in the process of a detached actor."""
-        self.obstacle: Callable[[], ShoalError] | None = None
         self.results = spans.Results(local) if ENABLED else None
         """Where this process traces: which traces its tasks belong to."""
         self._numbers = itertools.count(1)
@@ -204,11 +197,6 @@ class Runtime:
             coroutine.close()
             raise error_of(self.reactor.closed)
         return asyncio.run_coroutine_threadsafe(self._unless_closed(coroutine), self.loop).result()
-
-    def _check_open(self) -> None:
-        """Raise why this process has left the cluster, if it has."""
-        if self.reactor.closed is not None:
-            raise error_of(self.reactor.closed)
 
     async def _unless_closed(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Return what a coroutine returns, unless this process leaves the cluster before its end (I/O thread)."""
@@ -347,7 +335,7 @@ class Runtime:
         began_ns: int,
     ) -> Task:
         """Return a new task as it travels; its submission began at ``began_ns``, if it is traced (else 0)."""
-        self._check_open()
+        self.getting.check_open()
         running = current.get()
         wire = Task(
             number,
@@ -492,19 +480,19 @@ class Runtime:
 
     def make_group(self, description: GroupDescription) -> None:
         """Have a group without a name made; never waits. What goes wrong comes out of what waits for the group."""
-        self._check_open()
+        self.getting.check_open()
         self.command(MakeGroup(description))
 
     def await_group(self, group: PlacementGroupId, value: Inline) -> ObjectRef[Any]:
         """Return a reference to an object of this value, which is ready as soon as a group is."""
-        self._check_open()
+        self.getting.check_open()
         ref = self.objects.create(object_key(self._draw_number(), 0))
         self.command(AwaitGroup(group, ref._state, value))
         return ref
 
     def remove_group(self, group: PlacementGroupId, reason: str) -> None:
         """Have a group removed; never waits."""
-        self._check_open()
+        self.getting.check_open()
         self.command(DropGroup(group, reason))
 
     def ask_about_groups(self, verb: str, message: Message, timeout_seconds: float = REQUEST_SECONDS) -> Message:
@@ -578,7 +566,7 @@ class Runtime:
         return self._put(serialized)
 
     def _put_durably(self, serialized: Serialized, keep_seconds: float | None) -> ObjectRef[Any]:
-        self._check_open()
+        self.getting.check_open()
         ref = self.objects.create(object_key(self._draw_number(), 0))
         state = ref._state
         state.contents = serialized.references
@@ -587,7 +575,7 @@ class Runtime:
         return ref
 
     def _put(self, serialized: Serialized) -> ObjectRef[Any]:
-        self._check_open()
+        self.getting.check_open()
         ref = self.objects.create(object_key(self._draw_number(), 0))
         state = ref._state
         state.contents = serialized.references
@@ -603,88 +591,9 @@ class Runtime:
         """
         states = [ref._state for ref in refs]
         if self.results is None or (place := self.results.place(states)) is None:
-            return self._get(states, timeout_seconds)
+            return self.getting.get(states, timeout_seconds)
         with spans.retrieving("get", place, len(states)):
-            return self._get(states, timeout_seconds)
-
-    def _get(self, states: Sequence[ObjectState], timeout_seconds: float | None) -> list[Any]:
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        self._wait_for_all(states, deadline, timeout_seconds)
-        values, lost = self._read(states)
-        reads = 1
-        while lost:
-            missing = [states[index] for index in lost]
-            if reads == MOST_READS:
-                raise ObjectLostError(
-                    f"{len(lost)} of {len(states)} objects could not be read {reads} times, each time from a new copy."
-                )
-            self._wait_for_all(missing, deadline, timeout_seconds)
-            found, still_lost = self._read(missing)
-            for index, value in zip(lost, found, strict=True):
-                values[index] = value
-            lost = [lost[index] for index in still_lost]
-            reads += 1
-        return values
-
-    def _wait_for_all(
-        self, states: Sequence[ObjectState], deadline: float | None, timeout_seconds: float | None
-    ) -> None:
-        """Wait until objects are ready; raise the first error among them as soon as it is known."""
-        while pending := [state for state in states if state.value is None]:
-            self._raise_firsterror_of(states)
-            all_ready = self._wait(pending, len(pending), _left(deadline), fail_fast=True)
-            self._raise_firsterror_of(states)
-            if all_ready:
-                return
-            missing = sum(state.value is None for state in states)
-            if missing and deadline is not None and time.monotonic() >= deadline:
-                raise GetTimeoutError(
-                    f"get() timed out after {timeout_seconds:g} s: {missing} of {len(states)} objects were not ready."
-                )
-
-    def _read(self, states: Sequence[ObjectState]) -> tuple[list[Any], list[int]]:
-        """Return the values of objects that are ready, and the indices of those that have to come anew."""
-        if len(states) == 1:
-            return self._read_pinned(states, None)
-        unmapped = [state.value for state in states if state.shared is None or state.shared() is None]
-        with self.values.pinned(unmapped) as pins:
-            return self._read_pinned(states, pins)
-
-    def _read_pinned(self, states: Sequence[ObjectState], pins: Pins | None) -> tuple[list[Any], list[int]]:
-        values: list[Any] = []
-        lost: list[int] = []
-        value_of = self.values.of
-        for index, state in enumerate(states):
-            try:
-                values.append(value_of(state, pins))
-            except CopyUnavailable as unavailable:
-                unavailable.__traceback__ = None  # its frames hold references, in a cycle with the exception
-                self._tell_unavailable(state, unavailable.value)
-                values.append(None)
-                lost.append(index)
-        return values, lost
-
-    def _tell_unavailable(self, state: ObjectState, value: Stored | None) -> None:
-        """Have a copy count as lost that could not be read; raise why no other one will come, if there is a reason."""
-
-        async def tell(lost: Stored) -> None:
-            self.reactor.recovery.unreadable(state, lost)
-
-        if value is None:
-            self.check()
-        else:
-            self.call(tell(value))
-
-    def read_again(self, reference: Reference, value: Stored) -> Any:
-        """Return the value of an object whose copy could not be read, once it has come anew (user threads only)."""
-        ref = self.objects.restore(reference)
-        self._tell_unavailable(ref._state, value)
-        return self.get([ref], None)[0]
-
-    def _raise_firsterror_of(self, states: Sequence[ObjectState]) -> None:
-        for state in states:
-            if type(state.value) is Failed:
-                self.values.of(state)
+            return self.getting.get(states, timeout_seconds)
 
     def wait(
         self, refs: Sequence[ObjectRef[Any]], count: int, timeout_seconds: float | None
@@ -694,70 +603,12 @@ class Runtime:
             place = self.results.place([ref._state for ref in refs])
             assert place is not None
             with spans.retrieving("wait", place, len(refs)):
-                return self._wait_for(refs, count, timeout_seconds)
-        return self._wait_for(refs, count, timeout_seconds)
-
-    def _wait_for(
-        self, refs: Sequence[ObjectRef[Any]], count: int, timeout_seconds: float | None
-    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        while True:
-            split = _split(refs, count)
-            left_seconds = _left(deadline)
-            if len(split[0]) >= count or left_seconds == 0:
-                if left_seconds == 0:
-                    self._ask_for([ref._state for ref in split[1]])
-                return split
-            pending = [ref._state for ref in split[1] if ref._state.value is None]
-            self._wait(pending, count - len(split[0]), left_seconds, fail_fast=False)
-
-    def _ask_for(self, states: Sequence[ObjectState]) -> None:
-        """Have objects come that will not by themselves: those of others, and our own that were lost."""
-        away = [s for s in states if s.lost is not None or (s.owner != self.local and not s.fetching)]
-        if away:
-            self.command(Want(away))
-
-    def _wait(
-        self, pending: Sequence[ObjectState], needed: int, timeout_seconds: float | None, fail_fast: bool
-    ) -> bool:
-        """Block until enough of the objects are ready, one fails, or the time is over; tell whether enough are."""
-        waiter = Waiter(needed, fail_fast)
-        self.objects.register(waiter, pending)
-        self._ask_for(pending)  # only now: what is lost from now on finds the waiter
-        try:
-            self._check_open()
-            if timeout_seconds == 0:
-                return waiter.needed <= 0
-            if self.obstacle is None:
-                self._block(waiter, timeout_seconds)
-            if self.obstacle is not None and waiter.needed > 0:
-                raise self.obstacle()
-            return waiter.needed <= 0
-        finally:
-            self.objects.unregister(waiter, pending)
-
-    def _block(self, waiter: Waiter, timeout_seconds: float | None) -> None:
-        """Block this thread; a task's thread gives back its CPU after a short grace."""
-        runs_task = current.get() is not None
-        if runs_task or self.blocked is None:  # else it is an actor that is being made, which can wait in no other way
-            warn_if_a_loop_runs()
-        if self.blocked is None or not runs_task:
-            waiter.wait(timeout_seconds)
-            return
-        began = time.monotonic()
-        grace = BLOCK_GRACE_SECONDS if timeout_seconds is None else min(BLOCK_GRACE_SECONDS, timeout_seconds)
-        if not waiter.wait(grace):
-            self.blocked(True)
-            try:
-                waiter.wait(None if timeout_seconds is None else timeout_seconds - (time.monotonic() - began))
-            finally:
-                self.blocked(False)
+                return self.getting.wait(refs, count, timeout_seconds)
+        return self.getting.wait(refs, count, timeout_seconds)
 
     def waiter(self) -> Callable[[bool], None] | None:
         """Return whom to tell when what runs in this context waits, if it holds a CPU that others may need."""
-        if self.blocked is None or current.get() is None:
-            return None
-        return self.blocked if self.hosting is None or self.hosting.is_sequential else None
+        return self.getting.waiter() if self.hosting is None or self.hosting.is_sequential else None
 
     def cancel(self, ref: ObjectRef[Any], *, force: bool, recursive: bool) -> None:
         """Cancel the task that makes an object, if it has not ended (any thread).
@@ -772,18 +623,6 @@ class Runtime:
     def move_stream(self, stream: Stream) -> None:
         """Tell the producer of a stream that items were taken, or that nobody wants more (any thread)."""
         self.command(StreamMoved(stream))
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Give back the CPU of the task in this thread while it waits for something else than objects."""
-        if self.blocked is None or current.get() is None:
-            yield
-            return
-        self.blocked(True)
-        try:
-            yield
-        finally:
-            self.blocked(False)
 
     def notify(self, state: ObjectState, callback: Callable[[], None]) -> Notify:
         """Call back on the I/O thread when an object is ready, or out of reach; return the notice (any thread)."""
@@ -816,7 +655,7 @@ class Runtime:
             self.check()
         if type(value) is Inline or type(value) is Failed:
             return self.values.of(state)
-        return self._get([state], None)[0]
+        return self.getting.get([state], None)[0]
 
     def awaited(self, state: ObjectState, began_ns: int) -> None:
         """An object was awaited, which is traced like a ``get`` (any thread)."""
@@ -825,9 +664,7 @@ class Runtime:
 
     def check(self) -> None:
         """Raise why nothing becomes ready, if there is a reason (any thread)."""
-        self._check_open()
-        if self.obstacle is not None:
-            raise self.obstacle()
+        self.getting.check()
 
     def send_spans(self) -> None:
         """Have spans be sent, here and by idle worker processes, which the end of the job would kill (user threads)."""
@@ -851,7 +688,7 @@ class Runtime:
 
     def obstruct(self, obstacle: Callable[[], ShoalError] | None) -> None:
         """Have whoever waits, or begins to, raise this error instead, until None is said (I/O thread)."""
-        self.obstacle = obstacle
+        self.getting.obstacle = obstacle
         if obstacle is not None:
             self.reactor.give_up()
 
@@ -870,30 +707,10 @@ class Runtime:
         return self.objects.restore(Reference(owner, key))
 
 
-def _left(deadline: float | None) -> float | None:
-    """Return how many seconds are left until a deadline, if there is one."""
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
 def _parent() -> int:
     """Return the order of the task that runs in this thread, 0 where none does."""
     running = current.get()
     return 0 if running is None else running.order
-
-
-def _split(refs: Sequence[ObjectRef[Any]], count: int) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-    """Return the first ``count`` references that are ready, and all others."""
-    ready: list[ObjectRef[Any]] = []
-    others: list[ObjectRef[Any]] = []
-    for index, ref in enumerate(refs):
-        if ref._state.value is not None:
-            ready.append(ref)
-            if len(ready) == count:
-                others += refs[index + 1 :]
-                break
-        else:
-            others.append(ref)
-    return ready, others
 
 
 def _nobody_runs(ended: Ended) -> None:

@@ -285,7 +285,7 @@ class Work:
         """Wait for an argument to come anew."""
         self._runtime.command(Awaits(self.accepted, origin))
         try:
-            return self._runtime.read_again(origin, value)
+            return self._runtime.getting.read_again(origin, value)
         finally:
             self._runtime.command(Awaits(self.accepted, None))
 
@@ -324,7 +324,7 @@ class Work:
         try:
             while True:
                 if not producer.may_go_on(made):
-                    with self._runtime.waiting():
+                    with self._runtime.getting.waiting():
                         producer.wait(made)
                 if producer.closed:
                     break

@@ -228,7 +228,7 @@ class Pool:
         """Wait until all calls have ended and the actors were told to; ``ValueError`` before ``close``."""
         if not self._closed:
             raise ValueError("Pool is still running")
-        with runtime().waiting(), self._changed:
+        with runtime().getting.waiting(), self._changed:
             while self._busy or self._waiting:
                 self._changed.wait()
 

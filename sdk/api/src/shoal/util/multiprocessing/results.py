@@ -73,7 +73,7 @@ class AsyncResult:
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the result is there, or for ``timeout`` seconds."""
         if not self._done.is_set():
-            with runtime().waiting():
+            with runtime().getting.waiting():
                 self._done.wait(timeout)
 
     def get(self, timeout: float | None = None) -> Any:
@@ -150,7 +150,7 @@ class IMapIterator(Iterator[Any]):
             return self._came.get_nowait()
         except queue.Empty:
             pass
-        with runtime().waiting():
+        with runtime().getting.waiting():
             try:
                 return self._came.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
             except queue.Empty:
