@@ -274,19 +274,34 @@ class TestCalling:
 
 @pytest.mark.usefixtures("two_cpus")
 class TestTasksThatMisbehave:
-    @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt("stop"), Fatal("all over"), GeneratorExit()])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt("stop"), Fatal("all over"), GeneratorExit()])
     def test_what_is_no_exception_is_still_an_error_of_the_task(self, error: BaseException) -> None:
         def misbehave() -> None:
             raise error
 
-        with pytest.raises((exceptions.TaskError, exceptions.WorkerCrashedError)) as caught:
+        with pytest.raises(exceptions.TaskError) as caught:
             shoal.get(call.remote(misbehave), timeout=30)
         assert type(error).__name__ in str(caught.value)
         assert shoal.get(length.remote("after"), timeout=30) == 5
 
-    def test_leaving_by_sys_exit_is_an_error_that_says_so(self) -> None:
-        with pytest.raises((exceptions.TaskError, exceptions.WorkerCrashedError), match="SystemExit"):
-            shoal.get(call.remote(lambda: sys.exit("enough")), timeout=30)
+    @pytest.mark.parametrize(("code", "status"), [("enough", 1), (0, 1), (7, 7)])
+    def test_leaving_by_sys_exit_is_a_crash(self, code: str | int, status: int) -> None:
+        with pytest.raises(exceptions.WorkerCrashedError, match=f"status {status}"):
+            shoal.get(call.options(max_retries=0).remote(lambda: sys.exit(code)), timeout=30)
+        assert shoal.get(length.remote("after"), timeout=30) == 5
+
+    def test_a_task_that_leaves_by_sys_exit_is_tried_again_and_takes_no_other_with_it(self, tmp_path: Path) -> None:
+        def leave_twice() -> str:
+            with open(tmp_path / "runs", "a") as runs:
+                runs.write("x")
+            if (tmp_path / "runs").stat().st_size < 3:
+                sys.exit(1)
+            return "third time"
+
+        lengths = [length.remote("x" * size) for size in range(50)]
+        assert shoal.get(call.options(max_retries=2).remote(leave_twice), timeout=30) == "third time"
+        lengths += [length.remote("x" * size) for size in range(50)]
+        assert shoal.get(lengths, timeout=30) == [*range(50), *range(50)]
 
     def test_a_result_that_cannot_be_pickled_is_an_error_that_names_it(self) -> None:
         with pytest.raises(TypeError, match="lock"):

@@ -34,7 +34,7 @@ from shoal_core.protocol.records import Failed, LeaseAssigned
 from shoal_core.runtime.environments import set_up
 from shoal_core.runtime.logs import set_up_logging
 from shoal_core.runtime.objects import Waiter
-from shoal_core.runtime.work import Accepted, Ended, TaskInterrupt, Work, begin
+from shoal_core.runtime.work import Accepted, Crashed, Ended, TaskInterrupt, Work, begin
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -212,7 +212,10 @@ class Execution:
         show_gpus(self._gpu_variable, lease.gpus)
 
     def _run(self, accepted: Accepted) -> bool:
-        """Run a task and hand its end to the I/O thread; return whether it was the last that ``max_calls`` allows."""
+        """Run a task and hand its end to the I/O thread; return whether this process runs nothing after it.
+
+        That is so after the last call that ``max_calls`` allows, and where the task leaves by ``sys.exit``.
+        """
         if not begin(accepted):
             return False
         if self._runtime.unfit is not None:
@@ -222,28 +225,41 @@ class Execution:
         self.began_at = time.perf_counter()
         self.running = accepted
         exhausted = False
-        with Work(self._runtime, accepted, self._lease) as work:
-            definition = self._runtime.function(task.function)
-            exhausted = self._is_last_call(task.function, definition.max_calls)
-            args, kwargs = work.arguments()
-            if ENABLED:
-                work.runs()
-            try:
-                accepted.interruptible = True
-                if accepted.cancelled:
-                    raise TaskInterrupt
-                result = definition.function(*args, **kwargs)
-            finally:
-                accepted.interruptible = False
-                del args, kwargs
-                if self._is_fork:
-                    leave(sys.exc_info()[1])
-            work.succeed(result)
-            del result
+        work = Work(self._runtime, accepted, self._lease, (SystemExit,))
+        try:
+            with work:
+                definition = self._runtime.function(task.function)
+                exhausted = self._is_last_call(task.function, definition.max_calls)
+                args, kwargs = work.arguments()
+                if ENABLED:
+                    work.runs()
+                try:
+                    accepted.interruptible = True
+                    if accepted.cancelled:
+                        raise TaskInterrupt
+                    result = definition.function(*args, **kwargs)
+                finally:
+                    accepted.interruptible = False
+                    del args, kwargs
+                    if self._is_fork:
+                        leave(sys.exc_info()[1])
+                work.succeed(result)
+                del result
+        except SystemExit as error:
+            self._crash(task.name, error)
+            return True
         self.running = None
         work.ended.exhausted = exhausted
         self._runtime.ended(work.ended)
         return exhausted
+
+    def _crash(self, name: str, error: SystemExit) -> None:
+        """End this process, as the task's code asks: a crash, as in Ray, after which the task may be tried again."""
+        print(f"The task {name} ends its process: SystemExit({error.code!r}).", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        status = error.code if isinstance(error.code, int) and error.code else 1
+        self._runtime.command(Crashed(status))
 
     def _refuse(self, accepted: Accepted, reason: RuntimeEnvSetupError) -> bool:
         """Answer a task that cannot run in this process; return whether it was the last, since nothing else waits."""

@@ -54,7 +54,7 @@ from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session
 from shoal_core.runtime.streams import STREAMING, Producer
 from shoal_core.runtime.submission import cancelled
-from shoal_core.runtime.work import Accepted, Awaits, Ended, Running, Yielded, cancel, current
+from shoal_core.runtime.work import Accepted, Awaits, Crashed, Ended, Running, Yielded, cancel, current
 
 if ENABLED:
     from shoal_core.runtime import spans
@@ -124,6 +124,7 @@ class Service:
             Ended: self._task_ended,
             Yielded: self._yielded,
             Awaits: self._call_awaits,
+            Crashed: self._crashed,
             _Blocked: self._change_blocked,
             Outcome: self._actor_made,
             Left: self._actor_left,
@@ -264,6 +265,12 @@ class Service:
         for accepted in self._accepted.values():
             if accepted.owner == owner and accepted.producer is not None:
                 accepted.producer.close()
+
+    def _crashed(self, crashed: Crashed) -> None:
+        """Run nothing more, and end with this status once the owners of what has ended before have heard of it."""
+        self._leaving = self._left = True
+        self._give_back(blocked=False)
+        self._runtime.bus.spawn(self._die(crashed.status))
 
     async def _die(self, status: int = 1) -> None:
         """End this process at once, once the owners of what it has done before have heard of that."""

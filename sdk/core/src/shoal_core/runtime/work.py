@@ -97,6 +97,13 @@ class Awaits:
     awaited: Reference | None
 
 
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """Command: a task has ended its process, by ``sys.exit``; its owner is to hear that the process has died."""
+
+    status: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Yielded:
     """An item that a generator yielded here."""
