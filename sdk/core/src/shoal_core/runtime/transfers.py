@@ -74,6 +74,8 @@ class Transfers:
         self._mover = Mover(bulk, subjects, Role.PROCESS, local, self._ended)
         self._serials = itertools.count(1)
         self._pulls: dict[str, asyncio.Future[Ended]] = {}
+        self._giving: dict[str, asyncio.Task[Any]] = {}
+        self._refused: dict[str, Ended] = {}
 
     def close(self) -> None:
         """End the bulk connection."""
@@ -112,13 +114,16 @@ class Transfers:
                 self._reactor.send(value.node, SegmentUnpinned(value.segment, serial))
 
     def _ended(self, ended: Ended) -> None:
-        """A pull has ended (the mover's thread)."""
+        """A pull has ended, or what is offered cannot be sent (the mover's thread)."""
         self._loop.call_soon_threadsafe(self._settle, ended)
 
     def _settle(self, ended: Ended) -> None:
         future = self._pulls.get(ended.name)
         if future is not None and not future.done():
             future.set_result(ended)
+        elif ended.name in self._giving and ended.name not in self._refused:
+            self._refused[ended.name] = ended
+            self._giving[ended.name].cancel()
 
     # ------------------------------------------------------------------------------- putting
 
@@ -145,6 +150,9 @@ class Transfers:
             serial=serial,
         )
         refusals: list[ShoalError] = []
+        task = asyncio.current_task()
+        assert task is not None
+        self._giving[name] = task
         try:
             for node in await self._nodes():
                 subject = self._subjects.node_from_process(node, "take")
@@ -158,7 +166,14 @@ class Transfers:
                     continue
                 assert isinstance(granted, SegmentGranted)
                 return node, granted.segment
+        except asyncio.CancelledError:
+            refused = self._refused.get(name)
+            if refused is None or task.uncancel():
+                raise
+            raise from_wire(refused.code, refused.text) from None
         finally:
+            del self._giving[name]
+            self._refused.pop(name, None)
             self._mover.order(Withdraw(name, "the driver offers it no more"))
         reasons = "; ".join(map(str, refusals)) or "the cluster has no node"
         raise ObjectStoreFullError(f"no node of the cluster takes an object of {size_bytes:,} bytes: {reasons}")

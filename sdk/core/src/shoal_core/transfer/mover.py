@@ -94,7 +94,10 @@ class Moved:
 
 
 class Mover:
-    """Moves objects for one node, or for one driver without a node. ``ended`` is called in the mover's thread."""
+    """Moves objects for one node, or for one driver without a node.
+
+    ``ended`` is called in the mover's thread: for each pull once, and for what is offered when it cannot be sent.
+    """
 
     def __init__(
         self, where: BulkAddress, subjects: Subjects, role: Role, local: PeerId, ended: Callable[[Ended], None]
@@ -264,6 +267,8 @@ class Mover:
             logger.error("%s", error)
         self._obey()
         self._perform(self.pulling.refused(self._refusal))
+        for name in self._offered:
+            self._ended(Ended(name, "authentication", self._refusal))
 
     def turn(self) -> float:
         """Obey, and do what is due."""
