@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,12 +14,12 @@ from services.scheduler.tests.simulation import cpus, job_id
 from shoal_core.protocol.messages import JobTerms, LeaseSummary
 from shoal_core.protocol.resources import fits
 from shoal_core.testing.builders import node_id, process_id
-from shoal_scheduler.cluster import Cluster
+from shoal_scheduler.cluster import MOST_SHAPES, Cluster
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.fairness import KEEP_SECONDS, Placement, keeps_room, plan
 from shoal_scheduler.policy import NodeView
 from shoal_scheduler.recall import Victim, clear, find_victims
-from shoal_scheduler.waiting import PATIENCE_SECONDS, Waiting
+from shoal_scheduler.waiting import LOOKED_AT, PATIENCE_SECONDS, Waiting
 
 SOON = PATIENCE_SECONDS - 0.1
 LATE = PATIENCE_SECONDS + 0.1
@@ -300,3 +301,47 @@ def test_what_was_left_out_of_a_round_that_emptied_its_line_has_its_turn_later()
     cluster.nodes[node_id(1)].learn(cpus(2))
     assert placed(plan(cluster, lines, SOON + 2)) == {left_alone.owner: 1}
     assert len(lines) == 0
+
+
+def many_lines(nodes: list[NodeView], count: int) -> tuple[Cluster, Waiting, list[Wanted]]:
+    cluster = clustered(nodes)
+    lines = Waiting(cluster)
+    demand = [waiting(1, [1], {"CPU": 10 + number}, job=1) for number in range(count)]
+    for number, wanted in enumerate(demand):
+        wanted.owner = process_id(number + 1, 0)
+        lines.put(wanted, SOON)
+    return cluster, lines, demand
+
+
+def test_of_very_many_different_things_some_are_looked_at_at_a_time_and_all_have_their_turn() -> None:
+    count = 3 * MOST_SHAPES
+    cluster, lines, demand = many_lines([view(number, cpus(4)) for number in range(1, 101)], count)
+    most = lines.most_at_a_time(LOOKED_AT)
+    assert most < count // 10
+    rounds = 0
+    while len(lines):
+        assert len(plan(cluster, lines, SOON)) in range(1, MOST_SHAPES + 1)
+        assert lines.look_at > SOON
+        rounds += 1
+    assert all(wanted.asked and not wanted.open for wanted in demand)
+    assert rounds <= count // most + 2
+
+
+def test_of_very_many_different_things_that_do_not_fit_no_node_is_looked_at() -> None:
+    cluster, lines, demand = many_lines([view(1, cpus(4), {"CPU": 5}), view(2, cpus(4), {})], 2 * MOST_SHAPES)
+    followed = [line for line in lines if line.candidates.seen >= 0]
+    assert len(followed) <= MOST_SHAPES + 1
+    assert plan(cluster, lines, SOON) == []
+    assert lines.look_at == math.inf
+    assert [line for line in lines if line.candidates.seen >= 0] == followed
+    seen = {id(line) for _ in range(2 * MOST_SHAPES) for line in lines.to_attend()}
+    assert len(seen) == len(demand), "but each is attended to in its turn"
+
+
+def test_the_ceiling_is_the_most_that_is_free_anywhere() -> None:
+    cluster = clustered([view(1, cpus(4), cpus(1)), view(2, {"CPU": 40_000, "GPU": 10_000})])
+    assert cluster.ceiling() == {"CPU": 40_000, "GPU": 10_000}
+    cluster.nodes[node_id(2)].take({"CPU": 35_000})
+    assert cluster.ceiling() == {"CPU": 10_000, "GPU": 10_000}
+    cluster.remove(node_id(2))
+    assert cluster.ceiling() == cpus(1)

@@ -57,6 +57,8 @@ class Cluster:
         self._journal: list[PlaceId] = []
         self._trimmed = 0
         self._candidates: dict[Shape, Candidates] = {}
+        self._ceiling: Resources = {}
+        self._ceiling_at = -1
 
     @property
     def total(self) -> Resources:
@@ -212,8 +214,8 @@ class Cluster:
 
     # ------------------------------------------------------------------------------- candidates
 
-    def candidates(self, shape: Shape) -> Candidates:
-        """Return the nodes for a shape, in order as they are now."""
+    def candidates(self, shape: Shape, *, follow: bool = True) -> Candidates:
+        """Return the nodes for a shape, in order as they are now; as they were last where they are not ``follow``ed."""
         found = self._candidates.pop(shape, None)
         if found is None:
             found = Candidates(shape)
@@ -221,8 +223,23 @@ class Cluster:
             if len(self._candidates) >= MOST_SHAPES:
                 del self._candidates[next(iter(self._candidates))]
         self._candidates[shape] = found
-        self.follow(found)
+        if follow:
+            self.follow(found)
         return found
+
+    def ceiling(self) -> Resources:
+        """Return the most that any node or bundle has free of each resource: what asks for more fits nowhere.
+
+        Where many different things wait, this tells of most of them without looking at a node.
+        """
+        now = self._trimmed + len(self._journal)
+        if now != self._ceiling_at:
+            self._ceiling_at, self._ceiling = now, {}
+            for view in (*self.nodes.values(), *self.bundles.values()):
+                for name, units in view.free.items():
+                    if units > self._ceiling.get(name, 0):
+                        self._ceiling[name] = units
+        return self._ceiling
 
     def follow(self, candidates: Candidates) -> None:
         """Bring candidates up to date with the nodes that have changed."""

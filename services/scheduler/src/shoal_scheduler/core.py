@@ -337,6 +337,7 @@ class Scheduler:
             effects += self._plan_groups(now)
             wake_at = min(wake_at, self.groups.wake_at)
             effects += [self._ask(placement, now) for placement in plan(self.cluster, self.waiting, now)]
+            wake_at = min(wake_at, self.waiting.look_at)
             self.cluster.jobs.recounted.clear()  # what was placed has its new place already
             if len(self.waiting):
                 if now >= self._attended_at + RECALL_SECONDS:
@@ -408,7 +409,7 @@ class Scheduler:
             self._wake(calm_at)
         heads = {head.line: head for head in self.waiting.heads(now)} if self.waiting.leads else {}
         askers = self.waiting.count_jobs()
-        for line in self.waiting:
+        for line in self.waiting.to_attend():
             self.cluster.follow(line.candidates)  # what was kept while others had their turn is free again
             strategy = line.candidates.strategy
             if line.candidates.have_room:

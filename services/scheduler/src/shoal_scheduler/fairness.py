@@ -26,13 +26,15 @@ import math
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import ProcessId, SlotId
+from shoal_core.protocol.resources import fits
 from shoal_scheduler.cluster import Cluster
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.jobs import Job
 from shoal_scheduler.policy import NodeView, PlaceId
-from shoal_scheduler.waiting import Head, Line, Waiting
+from shoal_scheduler.waiting import LOOKED_AT, Head, Line, Waiting
 
 KEEP_SECONDS = 30.0
+LOOK_SECONDS = 0.01
 
 PLACED = 0
 """In place of the number of an ask: a slot for which one is about to be made."""
@@ -63,17 +65,34 @@ def rank(job: Job, cluster: Cluster) -> Rank:
 
 
 def plan(cluster: Cluster, waiting: Waiting, now: float) -> list[Placement]:
-    """Return which slots to ask which nodes for: all that fits."""
-    room = False
-    for line in waiting:
+    """Return which slots to ask which nodes for: all that fits.
+
+    Where very different things wait (``Waiting.are_many``), nodes are looked at for some of them, in turn, and for the
+    others next time: ``Waiting.look_at`` says when that is to be.
+    """
+    ceiling = cluster.ceiling() if waiting.are_many else None
+    fitting: list[Line] = []
+    left = waiting.most_at_a_time(LOOKED_AT)
+    waiting.look_at = math.inf
+    for line in [*waiting]:
+        if ceiling is not None and not fits(line.candidates.resources, ceiling):
+            if len(line.candidates):
+                waiting.contention.note(line, ceiling, now)
+            continue
+        if not left:
+            waiting.look_at = now + LOOK_SECONDS
+            break
+        left -= 1
         cluster.follow(line.candidates)
         if line.candidates.have_room:
-            room = True
-        else:
-            waiting.contention.note(line, now)
-    if not room:
+            fitting.append(line)
+        elif (node := line.candidates.nearest()) is not None:
+            waiting.contention.note(line, node.free, now)
+        if ceiling is not None:
+            waiting.was_looked_at(line)
+    if not fitting:
         return []
-    return _Round(cluster, waiting, now).run()
+    return _Round(cluster, waiting, now, [*waiting] if ceiling is None else fitting).run()
 
 
 def place_heads(
@@ -86,7 +105,7 @@ def place_heads(
     heads = [head for head in waiting.heads(now) if head.wanted.served_at < before]
     for head in heads:
         cluster.follow(head.line.candidates)
-    placing = _Round(cluster, waiting, now)
+    placing = _Round(cluster, waiting, now, [])
     for head in heads:
         placing.place_head(head)
     return list(placing.placements.values()), placing.kept
@@ -100,11 +119,12 @@ def free_room(cluster: Cluster, kept: list[tuple[Wanted, NodeView]]) -> None:
 
 
 class _Round:
-    """One round of placing; what it keeps room for is counted as free again at its end."""
+    """One round of placing from some lines; what it keeps room for is counted as free again at its end."""
 
-    def __init__(self, cluster: Cluster, waiting: Waiting, now: float) -> None:
+    def __init__(self, cluster: Cluster, waiting: Waiting, now: float, lines: list[Line]) -> None:
         self._cluster = cluster
         self._waiting = waiting
+        self._lines = lines
         self._now = now
         self.placements: dict[tuple[PlaceId, ProcessId, int], Placement] = {}
         self.kept: list[tuple[Wanted, NodeView]] = []
@@ -114,7 +134,7 @@ class _Round:
         """Place until nothing more fits."""
         for head in self._waiting.heads(self._now) if self._waiting.leads else ():
             self.place_head(head)
-            if not any(map(self._may_fit, self._waiting)):
+            if not any(map(self._may_fit, self._lines)):
                 break
         self._take_turns()
         free_room(self._cluster, self.kept)
@@ -138,8 +158,8 @@ class _Round:
 
     def _take_turns(self) -> None:
         lines: dict[Job, list[Line]] = {}
-        for line in self._waiting:
-            if self._waiting.may_place(line, self._now) and self._may_fit(line):
+        for line in self._lines:
+            if line.turns and self._waiting.may_place(line, self._now) and self._may_fit(line):
                 lines.setdefault(line.job, []).append(line)
         turns = [(rank(job, self._cluster), job) for job in lines]
         heapq.heapify(turns)

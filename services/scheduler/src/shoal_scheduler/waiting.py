@@ -8,6 +8,9 @@ Where there is room enough, replicas share the demand. Where there is not, one r
 what comes free would else go to whoever is quickest, and not to whose turn it is, and be asked for by all of them at
 once. Each sees for itself, by what waits and what is free, which resources are *contended*.
 
+Nodes are looked at for each line, so where the lines are many it is done for some of them at a time, in turn. Most of
+the others can be told without it to fit nowhere (``Cluster.ceiling``).
+
 A job's *head* is the demand of it that has waited longest without a single lease, if that is longer than
 ``PATIENCE_SECONDS`` and no other head of the job was served within that time. There is one head a job, and it goes
 before everything else: so nobody waits for ever, and yet a job cannot get more than its share by having much that
@@ -20,12 +23,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import islice
 
 from shoal_core.protocol.ids import ProcessId, SlotId
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import Resources
 from shoal_scheduler.candidates import Candidates
-from shoal_scheduler.cluster import Cluster
+from shoal_scheduler.cluster import MOST_SHAPES, Cluster
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.jobs import Job
 from shoal_scheduler.ordering import Ordering
@@ -35,6 +39,9 @@ PATIENCE_SECONDS = 2.0
 
 CALM_SECONDS = 1.0
 """Where nothing had to wait for so long, there is enough for everybody."""
+
+ATTENDED, LOOKED_AT = 1000, 3000
+"""Of many lines so many are attended to, or placed, at a time, divided by how many nodes are looked at for each."""
 
 LATE_SECONDS = 0.01
 """By so much two replicas may hear of the same thing at different times."""
@@ -112,13 +119,10 @@ class Contention:
     def __init__(self) -> None:
         self._spans: dict[str, tuple[float, float]] = {}
 
-    def note(self, line: Line, now: float) -> None:
-        """Note that a line has no room: by what the nearest node lacks."""
-        node = line.candidates.nearest()
-        if node is None:
-            return
+    def note(self, line: Line, free: Resources, now: float) -> None:
+        """Note that a line has no room where so much is free: on the nearest node, or at most on any."""
         for name, units in line.candidates.resources.items():
-            if node.free.get(name, 0) < units:
+            if free.get(name, 0) < units:
                 since, at = self._spans.get(name, (now, now))
                 self._spans[name] = (since if now - at < CALM_SECONDS else now, now)
 
@@ -140,6 +144,8 @@ class Waiting:
         self.leads = True
         """Whether this replica is the leader."""
         self.contention = Contention()
+        self.look_at = math.inf
+        """When to look at those of many lines that were not looked at last time."""
         self._lines: dict[tuple[Candidates, Job, Urgency, Stage], Line] = {}
         self._by_job: dict[Job, dict[Line, None]] = {}
         self._line_of: dict[tuple[ProcessId, int], Line] = {}
@@ -165,6 +171,29 @@ class Waiting:
         """Return how many demands of its job go before one that stands in a line."""
         more_urgent = sum(len(other.turns) for other in self._by_job[line.job] if other.urgency < line.urgency)
         return more_urgent + line.turns.position(wanted.name)
+
+    @property
+    def are_many(self) -> bool:
+        """Whether there are so many lines that not all of them can be looked at each time."""
+        return len(self._lines) > MOST_SHAPES
+
+    def was_looked_at(self, line: Line) -> None:
+        """Have a line come last when some are looked at."""
+        key = (line.candidates, line.job, line.urgency, line.stage)
+        self._lines[key] = self._lines.pop(key)
+
+    def most_at_a_time(self, places: int) -> int:
+        """Return how many lines to do something with that takes a look at so many places for each."""
+        return max(1, places // max(1, len(self._cluster.nodes))) if self.are_many else len(self)
+
+    def to_attend(self) -> list[Line]:
+        """Return the lines to attend to now: all, or where they are many some of them, in turn."""
+        if not self.are_many:
+            return [*self._lines.values()]
+        lines = [*islice(self._lines.values(), self.most_at_a_time(ATTENDED))]
+        for line in lines:
+            self.was_looked_at(line)
+        return lines
 
     def count_jobs(self) -> int:
         """Return how many jobs have demand that waits."""
@@ -219,7 +248,7 @@ class Waiting:
             line.served_at = now
 
     def _line_for(self, wanted: Wanted, job: Job) -> Line:
-        candidates = self._cluster.candidates(wanted.shape)
+        candidates = self._cluster.candidates(wanted.shape, follow=not self.are_many)
         key = (candidates, job, urgency_of(wanted), stage_of(wanted))
         line = self._lines.get(key)
         if line is None:
