@@ -1,4 +1,4 @@
-"""Every command of docs/laptop.md and docs/security.md runs. Those that need containers are in tests/integration."""
+"""The commands and whole programs of guides run as they stand there; those for containers are in tests/integration."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ def run(script: str, folder: Path, where: Path = ROOT) -> str:
     return done.stdout
 
 
-def test_the_program_for_a_laptop(tmp_path: Path) -> None:
-    (program,) = blocks("laptop.md", "python")
-    (tmp_path / "program.py").write_text(program)
-    assert run(f"python {tmp_path}/program.py", tmp_path) == "285\n"
+@pytest.mark.parametrize(
+    ("guide", "printed"),
+    [("laptop.md", ["285\n"]), ("coming-from-ray.md", ["14\nTypeError\n"]), ("tasks.md", ["6\n", "3\n"])],
+)
+def test_programs_print_what_the_guide_says(guide: str, printed: list[str], tmp_path: Path) -> None:
+    for program, expected in zip(blocks(guide, "python"), printed, strict=True):
+        (tmp_path / "program.py").write_text(program)
+        assert run(f"python {tmp_path}/program.py", tmp_path) == expected
 
 
 def test_the_commands_for_a_laptop(tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ class TestJoining:
         assert "nobody answered" in str(caught.value)
         assert isinstance(caught.value, ConnectionError)
 
+    @pytest.mark.parametrize("address", ["ray://localhost:10001", "nats://localhost:4222,http://u:secret@localhost"])
+    def test_an_address_of_another_kind_is_refused_at_once(self, clean: pytest.MonkeyPatch, address: str) -> None:
+        with pytest.raises(ValueError, match=r"nats://, tls://, ws://, wss://") as caught:
+            shoal.init(address)
+        assert "secret" not in str(caught.value)
+        assert not shoal.is_initialized()
+
     def test_a_wrong_credential_is_said_at_once(self, clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
         Credentials(user="process", password="wrong").to_file(tmp_path / "wrong.json")
         clean.setenv("SHOAL_CREDENTIALS", str(tmp_path / "wrong.json"))

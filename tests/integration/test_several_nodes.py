@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import shoal
+from shoal import exceptions
 from shoal.cluster_utils import Cluster
+from tests.integration.waiting import until
 
 
 @pytest.fixture
@@ -24,6 +28,12 @@ def cluster() -> Iterator[Cluster]:
 @shoal.remote
 def where() -> str:
     return shoal.get_runtime_context().get_node_id()
+
+
+@shoal.remote(num_cpus=0, resources={"far": 0.5})
+def stay(begun: Path) -> None:
+    begun.touch()
+    time.sleep(600)
 
 
 @shoal.remote(num_cpus=0)
@@ -50,9 +60,13 @@ def test_large_objects_cross_nodes(cluster: Cluster) -> None:
     assert shoal.get(length.remote(big)) == 2_000_000
 
 
-def test_a_killed_node_costs_no_task(cluster: Cluster) -> None:
+def test_a_killed_node_costs_no_task_but_those_that_may_not_be_tried_again(cluster: Cluster, tmp_path: Path) -> None:
     (far,) = cluster.worker_nodes
+    stays = stay.options(max_retries=0).remote(tmp_path / "begun")
+    until((tmp_path / "begun").exists, "the task has begun")
     refs = [where.remote() for _ in range(5_000)]
     cluster.remove_node(far, allow_graceful=False)
     assert len(shoal.get(refs, timeout=50)) == 5_000
+    with pytest.raises(exceptions.NodeDiedError, match=r"stay\(\) failed after 1 attempt"):
+        shoal.get(stays, timeout=50)
     cluster.wait_for_nodes()

@@ -558,6 +558,16 @@ def test_a_crash_is_told_in_words() -> None:
     ]
 
 
+def test_a_task_whose_node_died_for_the_last_time_says_so() -> None:
+    world = World()
+    world.submit(CLASSES[0], "work", 0)
+    worker = world.grant(*world.slots()[0])
+    world.submission.node_lost(worker.node, "node 1 was pulled out")
+    [(_, failure)] = world.submission.failed
+    assert failure.code == "node_died"
+    assert "work() failed after 1 attempt: node 1 was pulled out." in failure.text
+
+
 def test_closing_gives_back_all_leases() -> None:
     world = World()
     for _ in range(3):

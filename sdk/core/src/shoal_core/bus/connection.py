@@ -29,6 +29,9 @@ PING_SECONDS = 2.0
 ErrorCallback = Callable[[Exception], Awaitable[None]]
 
 
+SCHEMES = ("nats", "tls", "ws", "wss")
+
+
 @asynccontextmanager
 async def connect(
     address: str,
@@ -49,8 +52,8 @@ async def connect(
     reconnects for ever (20 ms to 1 s between attempts). ``on_error`` is called with what no caller waits for: a subject
     that the broker refused, a callback that raised.
 
-    Raises ``AuthenticationError`` as soon as the broker refuses the credential, and ``ClusterUnreachableError`` when
-    nobody answered for ``timeout_seconds``.
+    Raises ``ValueError`` for another kind of address, ``AuthenticationError`` as soon as the broker refuses the
+    credential, and ``ClusterUnreachableError`` when nobody answered for ``timeout_seconds``.
     """
     inbox = Subjects(cluster).inbox(role, identity)
     options = _options(address, identity, credentials, tls)
@@ -78,6 +81,14 @@ def _make(
 def _options(address: str, identity: str, credentials: Credentials | None, tls: TlsFiles | None) -> dict[str, Any]:
     """Return the arguments of nats-py's ``connect`` that both implementations share."""
     servers = [part.strip() for part in address.split(",") if part.strip()]
+    for server in servers:
+        scheme, separator, _ = server.partition("://")
+        if separator and scheme not in SCHEMES:
+            raise ValueError(
+                f"{redacted(server)} is no address of a broker: it begins with one of "
+                f"{', '.join(f'{one}://' for one in SCHEMES)}. (A driver needs no client of another kind: it dials "
+                "out to the broker, from wherever it is.)"
+            )
     options: dict[str, Any] = {
         "servers": servers,
         "name": identity,

@@ -283,7 +283,7 @@ class ChannelTimeoutError(ChannelError, TimeoutError):
 
 
 class NodeDiedError(ShoalError):
-    """The node died."""
+    """The node that ran the task died, more often than ``max_retries`` allows."""
 
 
 class LocalNodeDiedError(ShoalError):

@@ -381,8 +381,8 @@ class Submission:
             key.leases[(node, number)].recalled = True
             self._touched[key] = None
 
-    def lost(self, node: NodeId, loss: WorkerLost) -> None:
-        """The worker process of a lease is gone."""
+    def lost(self, node: NodeId, loss: WorkerLost, code: str = "worker_crashed") -> None:
+        """The worker process of a lease is gone; ``code`` is that of the error where it was a task's last try."""
         lease = self._remove(node, loss.lease)
         if lease is None:
             return
@@ -398,11 +398,11 @@ class Submission:
                     again.append(task)
             elif task.retries:
                 self.tally.retries[LOST] += 1
-                self._note_again([task], _crash(task, loss))
+                self._note_again([task], _crash(task, loss, code))
                 self._next_attempt(task)
                 again.append(task)
             else:
-                self.failed.append((task, _crash(task, loss)))
+                self.failed.append((task, _crash(task, loss, code)))
         for task in reversed(again):
             task.key.queue.appendleft(task)
             self._touched[task.key] = None
@@ -410,7 +410,7 @@ class Submission:
     def node_lost(self, node: NodeId, reason: str) -> None:
         """A node is dead: so are all its leases, and nobody knows what they had begun."""
         for place in [place for place in self._lease_keys if place[0] == node]:
-            self.lost(node, WorkerLost(place[1], 1 << 62, reason))
+            self.lost(node, WorkerLost(place[1], 1 << 62, reason), "node_died")
 
     def tick(self, now: float) -> None:
         """Return leases that have been idle for long enough, count on none that is stuck, and repeat unmet demand."""
@@ -618,7 +618,7 @@ def _load(lease: Lease) -> int:
     return len(lease.in_flight)
 
 
-def _crash(task: PendingTask, loss: WorkerLost) -> Failed:
+def _crash(task: PendingTask, loss: WorkerLost, code: str) -> Failed:
     attempts = task.wire.attempt + 1
     what = f"Task {task.wire.name}() failed after {attempts} attempt{'s' * (attempts > 1)}: {loss.reason}."
     if loss.out_of_memory:
@@ -627,4 +627,4 @@ def _crash(task: PendingTask, loss: WorkerLost) -> Failed:
         hint = " It was not retried, since it was cancelled."
     else:
         hint = "" if attempts > 1 else " It was not retried, since max_retries is 0."
-    return Failed("worker_crashed", what + hint)
+    return Failed(code, what + hint)
