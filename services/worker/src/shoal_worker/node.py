@@ -131,6 +131,7 @@ class NodeCore:
         self.bundles = BundleTable(self.node_id, subjects, self.leases)
         self.reported = ReportedMetrics()
         self.workforce = Workforce(self.leases, self.processes, self.actors)
+        self._parts = (self.liveness, self.actors, self.bundles, self.inquiries, self.task_inquiries)
         self.drivers: dict[ProcessId, JobId] = {}
         self._subjects = subjects
         self._effects: list[Effect] = []
@@ -196,14 +197,12 @@ class NodeCore:
         effects = self._effects
         self._effects = []
         effects += self.workforce.effects
+        self.workforce.effects = []
         effects += self.memory.effects(now)
-        effects += self.liveness.effects
-        effects += self.actors.effects
-        effects += self.bundles.effects
-        effects += self.inquiries.effects
-        effects += self.task_inquiries.effects
-        self.workforce.effects, self.liveness.effects, self.actors.effects, self.inquiries.effects = [], [], [], []
-        self.bundles.effects, self.task_inquiries.effects = [], []
+        for part in self._parts:
+            if part.effects:
+                effects += part.effects
+                part.effects = []
         if now >= self._announce_at():
             effects.append(self._announcement(now))
         asked_until = min(self.inquiries.next_deadline, self.task_inquiries.next_deadline)

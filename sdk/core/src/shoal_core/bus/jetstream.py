@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.wire import parse_headers
 from shoal_core.protocol.errors import BusError, JetStreamError, JetStreamUnavailableError, NoRespondersError
@@ -146,7 +148,7 @@ class JetStream:
 
 def _sequence(reply: Message, subject: str) -> int:
     """Return the sequence that an acknowledgement tells, or raise the error it carries."""
-    sequence: int = _checked(json.loads(reply.data), subject)["seq"]
+    sequence: int = _checked(msgspec.json.decode(reply.data), subject)["seq"]
     return sequence
 
 

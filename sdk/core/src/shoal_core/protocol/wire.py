@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from shoal_core.protocol.errors import InvalidRequestError, ServiceError, ShoalError, from_wire, wire_code
@@ -123,7 +123,8 @@ def _list_of(model: type[M]) -> TypeAdapter[list[M]]:
 
 @cache
 def _answers_of(model: type[M]) -> TypeAdapter[list[Any]]:
-    return TypeAdapter(list[model | Refusal])  # type: ignore[valid-type]
+    # The first that is valid is taken; no message is valid as both.
+    return TypeAdapter(list[Annotated[model | Refusal, Field(union_mode="left_to_right")]])  # type: ignore[valid-type]
 
 
 def _validated(model: type[M], data: bytes) -> M:
