@@ -14,7 +14,7 @@ from shoal_core.bus import spans as bus_spans
 from shoal_core.bus.spans import RootSampling, opened
 from shoal_core.protocol.errors import TaskError
 from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, TaskNumber, object_key
-from shoal_core.protocol.records import Failed, Stored, Task
+from shoal_core.protocol.records import Failed, Inline, Stored, Task
 from shoal_core.protocol.traces import ID_LIMIT, UNRECORDED, is_recorded
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.spans import (
@@ -207,6 +207,19 @@ def test_a_run_has_its_phases_and_what_the_user_opens_hangs_below(recorded: InMe
         }.items()
     )
     assert not get_current_span().get_span_context().is_valid, "nothing is open any more"
+
+
+def test_a_task_that_has_nothing_to_fetch_has_no_span_for_that(recorded: InMemorySpanExporter) -> None:
+    wire = submit()
+    wire.arguments = Inline(b"", [])
+    for known in (lambda: True, lambda: False):
+        running = of_task(wire, OWNER, None, known)
+        running.run()
+        running.end(None)
+    assert names(recorded) == [
+        *("submit test", "run test", "process test"),
+        *("fetch arguments", "run test", "process test"),
+    ], "but it has to fetch a function that it does not know"
 
 
 def test_an_exception_is_told_where_it_left_the_users_code(recorded: InMemorySpanExporter) -> None:

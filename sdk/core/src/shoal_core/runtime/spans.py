@@ -155,14 +155,14 @@ class Waiting:
 
 
 class Processing:
-    """The spans of one run of a task: ``process``, and below it one phase after the other, fetching first.
+    """The spans of one run of a task: ``process``, and below it one phase after the other, fetching first if it has to.
 
     Whatever the user's code opens hangs below the phase in which it runs.
     """
 
     __slots__ = ("_context", "_items", "_name", "_phase", "_phase_token", "_process", "_token")
 
-    def __init__(self, name: str, trace: str, attributes: Attributes) -> None:
+    def __init__(self, name: str, trace: str, attributes: Attributes, fetches: bool = True) -> None:
         self._name = name
         self._items = 0
         self._phase: Span | None = None
@@ -170,7 +170,8 @@ class Processing:
         self._process = start(f"process {name}", "CONSUMER", context_of(trace), {**about, **attributes})
         self._context = api.set_span_in_context(self._process, Context())
         self._token = attach(self._context)
-        self._enter("fetch arguments")
+        if fetches:
+            self._enter("fetch arguments")
 
     def run(self) -> None:
         """The user's code runs from now on."""
@@ -236,15 +237,16 @@ def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: Call
 
     ``known`` tells whether the process has run its function before.
     """
+    is_known = known()
     about: dict[str, str | int | bool] = {
         **_task(task, owner),
         "faas.invocation_id": _id(task, owner),
-        "faas.coldstart": not known(),
+        "faas.coldstart": not is_known,
         "shoal.task.attempt": task.attempt,
     }
     if actor is not None:
         about["shoal.actor.id"] = actor.description.actor_id
-    return Processing(task.name, task.trace, about)
+    return Processing(task.name, task.trace, about, fetches=not is_known or _has_arguments(task))
 
 
 def of_actor(record: ActorRecord) -> Processing | None:
@@ -330,6 +332,10 @@ def putting(size_bytes: int) -> AbstractContextManager[Span]:
     """Open the span of a ``put`` below the one that is open here."""
     about: Attributes = {"messaging.operation.name": "put", "messaging.message.body.size": size_bytes}
     return opened("put", "CLIENT", "", about)
+
+
+def _has_arguments(task: Task) -> bool:
+    return bool(task.dependencies) or type(task.arguments) is not Inline or bool(task.arguments.data)
 
 
 def _task(task: Task, owner: ProcessId) -> dict[str, str | int | bool]:
