@@ -50,6 +50,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Exporter]:
     monkeypatch.setattr(telemetry, "_telemetry", None)
     monkeypatch.setattr(atexit, "register", lambda work: None)
     monkeypatch.setattr(spans, "sampling", None)
+    monkeypatch.setattr(spans, "recorder", None)
     monkeypatch.setattr(trace, "set_tracer_provider", made.append)
     yield exporter
     made.clear()

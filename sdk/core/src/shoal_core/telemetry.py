@@ -191,11 +191,13 @@ def end() -> None:
 
 def _new_provider(attributes: Mapping[str, str]) -> TracerProvider:
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from shoal_core.bus import spans
+    from shoal_core.recorder import Recorder, is_usual
 
     sampling = spans.sampling = spans.RootSampling(sampling_bound(os.environ))
 
@@ -205,13 +207,24 @@ def _new_provider(attributes: Mapping[str, str]) -> TracerProvider:
         def generate_trace_id(self) -> int:
             return sampling.take() or super().generate_trace_id()
 
-    provider = TracerProvider(
+    class Provider(TracerProvider):
+        """Has all spans go the SDK's way as soon as somebody else listens to them."""
+
+        def add_span_processor(self, span_processor: SpanProcessor) -> None:
+            spans.recorder = None
+            super().add_span_processor(span_processor)
+
+    ids = ChosenIds()
+    provider = Provider(
         resource=Resource.create(resource_attributes(attributes, os.environ)),
-        id_generator=ChosenIds(),
+        id_generator=ids,
         shutdown_on_exit=False,
     )
-    for exporter in _exporters(os.environ):
-        provider.add_span_processor(BatchSpanProcessor(exporter))
+    processors = [BatchSpanProcessor(exporter) for exporter in _exporters(os.environ)]
+    for processor in processors:
+        provider.add_span_processor(processor)
+    if is_usual(os.environ):
+        spans.recorder = Recorder(provider.resource, InstrumentationScope("shoal", __version__), ids, processors)
     return provider
 
 

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace as api
 from opentelemetry.context import Context, get_current
@@ -21,6 +22,9 @@ from opentelemetry.trace.span import TraceState
 from shoal_core import __version__
 from shoal_core.protocol.errors import TaskError
 from shoal_core.protocol.traces import ID_LIMIT, UNRECORDED, Attributes, TraceParent, parse
+
+if TYPE_CHECKING:
+    from shoal_core.recorder import Recorder
 
 MOST_TEXT_CHARACTERS = 1_000
 MOST_TRACEBACK_CHARACTERS = 10_000
@@ -60,6 +64,8 @@ class RootSampling:
 
 
 sampling: RootSampling | None = None
+recorder: Recorder | None = None
+"""What spans that have ended are handed to, where the SDK's way would make no difference but cost more."""
 
 
 def is_open() -> bool | None:
@@ -84,9 +90,8 @@ def is_wanted() -> bool:
     return recorded
 
 
-def parent_of(span: Span) -> TraceParent | None:
+def parent_of(context: SpanContext) -> TraceParent | None:
     """Return how a span is named to others; None where it is not recorded."""
-    context = span.get_span_context()
     if not context.trace_flags.sampled or not context.is_valid:
         return None
     return TraceParent(context.trace_id, context.span_id, context.trace_flags, context.trace_state.to_header())
@@ -99,16 +104,16 @@ def record_wanted(name: str, about: Attributes, began_ns: int) -> str:
     return trace_below(record(name, "PRODUCER", None, about, began_ns))
 
 
-def trace_below(span: Span) -> str:
+def trace_below(context: SpanContext) -> str:
     """Return the trace of what hangs below a span."""
-    parent = parent_of(span)
+    parent = parent_of(context)
     return UNRECORDED if parent is None else str(parent)
 
 
 def current_trace() -> str:
     """Return the trace of what happens here now: "" where no span is open."""
     span = api.get_current_span()
-    return "" if span is api.INVALID_SPAN else trace_below(span)
+    return "" if span is api.INVALID_SPAN else trace_below(span.get_span_context())
 
 
 def span_context(trace: str) -> SpanContext | None:
@@ -135,8 +140,11 @@ def start(
     links: Sequence[Link] = (),
 ) -> Span:
     """Begin a span, which whoever asks has to end; ``context`` None: below the one that is open here."""
-    about = attributes if kind == "INTERNAL" else {"messaging.system": "nats", **attributes}
-    return tracer.start_span(name, context, SpanKind[kind], about, links, began_ns)
+    return tracer.start_span(name, context, SpanKind[kind], _said_of(kind, attributes), links, began_ns)
+
+
+def _said_of(kind: str, attributes: Attributes) -> Attributes:
+    return attributes if kind == "INTERNAL" else {"messaging.system": "nats", **attributes}
 
 
 @contextmanager
@@ -163,13 +171,18 @@ def record(
     began_ns: int,
     failure: tuple[str, str] | None = None,
     links: Sequence[Link] = (),
-) -> Span:
+) -> SpanContext:
     """Record a span that ends now; ``failure`` is its ``error.type`` and what is said of it."""
+    if recorder is not None:
+        about, text = _said_of(kind, attributes), None
+        if failure is not None:
+            about, text = {**about, "error.type": failure[0]}, failure[1][:MOST_TEXT_CHARACTERS]
+        return recorder.record(name, SpanKind[kind], context, about, began_ns, text, links)
     span = start(name, kind, context, attributes, began_ns, links)
     if failure is not None:
         fail_with(span, *failure)
     span.end()
-    return span
+    return span.get_span_context()
 
 
 def fail(span: Span, error: BaseException) -> None:

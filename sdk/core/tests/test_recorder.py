@@ -1,0 +1,100 @@
+"""Spans that are handed over when they have ended are those that the SDK would have made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, TraceFlags
+from opentelemetry.trace.span import TraceState
+
+from shoal_core import __version__, telemetry
+from shoal_core.bus import spans
+from shoal_core.protocol.traces import Attributes
+from shoal_core.recorder import Recorder, is_usual
+
+PARENT = f"00-{7:032x}-{8:016x}-03 vendor=says"
+LINKS = [Link(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState()))]
+ABOUT: Attributes = {"shoal.task.attempt": 0, "messaging.message.id": "x", "share": 0.5, "faas.coldstart": True}
+
+
+def as_told(span: ReadableSpan) -> dict[str, Any]:
+    """Return all that an exporter could see of a span but for what is new in each."""
+    context = span.context
+    assert context is not None
+    return {
+        "name": span.name,
+        "parent": span.parent,
+        "trace": (context.trace_id if span.parent else 0, context.trace_flags, context.trace_state, context.is_remote),
+        "kind": span.kind,
+        "attributes": dict(span.attributes or {}),
+        "events": list(span.events),
+        "links": [(link.context, dict(link.attributes or {})) for link in span.links],
+        "status": (span.status.status_code, span.status.description),
+        "began": span.start_time,
+        "resource": span.resource,
+        "scope": span.instrumentation_scope,
+        "dropped": (span.dropped_attributes, span.dropped_events, span.dropped_links),
+    }
+
+
+@pytest.mark.parametrize("kind", ["INTERNAL", "PRODUCER", "CLIENT"])
+@pytest.mark.parametrize("trace_above", ["", PARENT])
+@pytest.mark.parametrize("failure", [None, ("worker_crashed", "it was killed " * 200)])
+def test_both_ways_lead_to_the_same_span(
+    monkeypatch: pytest.MonkeyPatch, kind: str, trace_above: str, failure: tuple[str, str] | None
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(resource=Resource({"service.name": "test"}), shutdown_on_exit=False)
+    processor = SimpleSpanProcessor(exporter)
+    provider.add_span_processor(processor)
+    recorder = Recorder(provider.resource, InstrumentationScope("shoal", __version__), RandomIdGenerator(), [processor])
+    monkeypatch.setattr(spans, "tracer", provider.get_tracer("shoal", __version__))
+    context = spans.context_of(trace_above) if trace_above else Context()
+    for way in (None, recorder):
+        monkeypatch.setattr(spans, "recorder", way)
+        made = spans.record("work", kind, context, ABOUT, 5, failure, LINKS)
+        assert exporter.get_finished_spans()[-1].context == made
+    by_the_sdk, by_us = exporter.get_finished_spans()
+    assert as_told(by_us) == as_told(by_the_sdk)
+    assert by_us.context is not None
+    assert by_us.context.span_id not in (0, by_the_sdk.context.span_id)
+    assert (by_us.end_time or 0) > 5
+    provider.shutdown()
+
+
+def test_who_listens_beside_our_exporters_hears_of_all_spans_from_their_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spans, "sampling", None)
+    monkeypatch.setattr(spans, "recorder", None)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    provider = telemetry._new_provider({})
+    assert spans.recorder is not None
+    provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
+    assert spans.recorder is None
+    assert not isinstance(trace.get_tracer_provider(), type(provider)), "this process has kept its own"
+
+
+@pytest.mark.parametrize(
+    ("environment", "usual"),
+    [
+        ({}, True),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}, True),
+        ({"OTEL_TRACES_SAMPLER": "always_on"}, True),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio"}, False),
+        ({"OTEL_TRACES_SAMPLER": "of_the_users_own"}, False),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "5"}, False),
+        ({"OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "100"}, False),
+    ],
+)
+def test_what_may_change_a_span_takes_the_sdks_way(environment: dict[str, str], usual: bool) -> None:
+    assert is_usual(environment) == usual
