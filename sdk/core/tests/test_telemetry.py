@@ -242,6 +242,20 @@ def test_an_exporter_that_there_is_not_is_named(
     assert "'zipkin' is no exporter" in caplog.text
 
 
+def test_who_was_forked_imports_nothing_any_more() -> None:
+    code = (
+        "import sys\n"
+        "from shoal_core import telemetry\n"
+        "telemetry.preload()\n"
+        "before = set(sys.modules)\n"
+        "telemetry.set_up('process', 'p', 'cluster')\n"
+        "print(sorted(set(sys.modules) - before))\n"
+    )
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_copy_of_a_process_sends_nothing_at_its_end() -> None:
     code = (
         "import os\n"

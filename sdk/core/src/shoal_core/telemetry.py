@@ -40,8 +40,9 @@ IDLE_SECONDS = 0.1
 """A worker process without work for so long has its spans sent: before its lease goes back, or it may be killed."""
 SENT_SECONDS = 0.25
 """So long after the end of a task its worker process has sent the spans, if it is idle and the collector is there."""
+HTTP = "http/protobuf"
 PACKAGES = {
-    "http/protobuf": "opentelemetry-exporter-otlp-proto-http",
+    HTTP: "opentelemetry-exporter-otlp-proto-http",
     "grpc": "opentelemetry-exporter-otlp-proto-grpc",
 }
 
@@ -159,11 +160,21 @@ def _reduce_tracer(tracer: Tracer) -> tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def preload() -> None:
-    """Import what ``set_up`` imports, for those who will do that after they were forked."""
-    importlib.import_module("opentelemetry.sdk.trace.export")
-    importlib.import_module("shoal_core.bus.spans")
+    """Import all that ``set_up`` imports, for those who will do that after they were forked.
+
+    An exporter over HTTP imports its client only when it is made, so one is made; one of gRPC would not survive a fork.
+    """
+    for name in (
+        "concurrent.futures.thread",
+        "opentelemetry.sdk.trace.export",
+        "shoal_core.bus.spans",
+        "shoal_core.recorder",
+    ):
+        importlib.import_module(name)
     for name in exporters_wanted(os.environ):
-        exporter_module(name)
+        module = exporter_module(name)
+        if module is not None and name == HTTP:
+            module.OTLPSpanExporter().shutdown()
 
 
 @contextmanager
@@ -246,9 +257,7 @@ def exporters_wanted(environment: Mapping[str, str]) -> list[str]:
     """Return which exporters the environment names: ``console``, and of OTLP the protocol."""
     named = [name.strip() for name in environment.get("OTEL_TRACES_EXPORTER", "").split(",") if name.strip()]
     protocol = (
-        environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
-        or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-        or "http/protobuf"
+        environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or HTTP
     )
     return [protocol if name == "otlp" else name for name in named or ["otlp"] if name != "none"]
 
