@@ -24,7 +24,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
 from shoal.draining import drain as drain_nodes
@@ -35,6 +34,7 @@ from shoal.reasons import print_reasons, read_reasons
 from shoal.rows import MOST_ROWS
 from shoal.security_commands import security
 from shoal.status import ClusterStatus, NodeStatus, Target, read_status
+from shoal.tables import new_table, print_table
 from shoal_core import __version__
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
 from shoal_core.protocol.errors import ConnectionFailedError, ShoalError
@@ -359,10 +359,10 @@ def _print_status(seen: ClusterStatus) -> None:
     out.print(
         f"Cluster [bold]{seen.cluster}[/] at {redacted(seen.address)}: {alive} of {len(seen.nodes)} nodes alive\n"
     )
-    nodes = Table("node", "host", "state", "CPU", "other", "processes", box=None, header_style="bold")
+    nodes = new_table("node", "host", "state", "CPU", "other", "processes", texts={"state", "other"})
     for node in seen.nodes:
         nodes.add_row(*_node_cells(node))
-    out.print(nodes)
+    print_table(nodes, out)
     out.print("\n[bold]used/total[/]")
     for name, (used, total) in seen.totals().items():
         out.print(f"  {escape(name):24}{_share(name, used, total)}")
@@ -370,12 +370,12 @@ def _print_status(seen: ClusterStatus) -> None:
         out.print("\nNothing waits.")
         return
     out.print("\n[bold]waiting[/]")
-    waiting = Table("tasks", "function", "each needs", "since", "why", box=None, header_style="bold")
+    waiting = new_table("tasks", "function", "each needs", "since", "why", texts={"each needs", "why"})
     for item in seen.pending:
         needs = ", ".join(f"{name} {_amount(name, amount)}" for name, amount in to_amounts(item.resources).items())
         why = escape(item.why) if item.feasible else f"[red]{escape(item.why)}[/]"
         waiting.add_row(f"{item.wanted:,}", escape(item.name), needs or "nothing", f"{item.waiting_seconds:.0f} s", why)
-    out.print(waiting)
+    print_table(waiting, out)
 
 
 def _node_cells(node: NodeStatus) -> list[str]:

@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from shoal import inventory
 from shoal.inventory import ActorState, JobState, NodeState, WorkerState
 from shoal.rows import Filter, Row, check_filters, select
 from shoal.status import Target
+from shoal.tables import new_table, print_table
 from shoal_core.bus import Bus, connect
 from shoal_core.protocol.subjects import Subjects
 
@@ -102,12 +102,10 @@ def print_rows(rows: Sequence[Row], listed: Listed, out: Console) -> None:
     if not rows:
         out.print(f"There are no {listed.value} of that kind.")
         return
-    table = Table(*SHOWN[listed], box=None, header_style="bold")
-    for column in table.columns:
-        column.overflow = "fold"
+    table = new_table(*SHOWN[listed])
     for row in rows:
         table.add_row(*(_cell(row[column]) for column in SHOWN[listed]))
-    out.print(table)
+    print_table(table, out)
 
 
 def _cell(value: Any) -> str:

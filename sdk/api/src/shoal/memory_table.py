@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from shoal.memory import ClusterMemory, NodeMemory
+from shoal.tables import new_table, print_table
 
 KEY_DIGITS = 12
 NODE_DIGITS = 8
@@ -18,23 +18,19 @@ _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 def print_memory(seen: ClusterMemory, limit: int, out: Console) -> None:
     """Print what each node's memory is used for, then the largest objects and who holds them."""
-    nodes = Table("node", "host", "used", "of", "pinned", "warm", "segments", "inline", box=None, header_style="bold")
+    nodes = new_table("node", "host", "used", "of", "pinned", "warm", "segments", "inline")
     for node in seen.nodes:
         nodes.add_row(*_node_cells(node))
-    out.print(nodes)
+    print_table(nodes, out)
     rows, counted = seen.rows()[:limit], seen.counted()
     if not rows:
         out.print(f"\n{counted:,} objects are known." if counted else "\nNobody holds an object.")
         return
     out.print(f"\n[bold]the largest {len(rows):,} of {counted:,} objects, as each process holds them[/]")
-    columns = ("object", "size", "where", "status", "why", "type", "pid", "on node")
-    objects = Table(*columns, box=None, header_style="bold")
-    for column in objects.columns:
-        column.no_wrap = column.header != "why"  # only this gives way in a narrow terminal, and loses nothing
-        column.overflow = "fold"
+    objects = new_table("object", "size", "where", "status", "why", "type", "pid", "on node", texts={"why"})
     for row in rows:
         objects.add_row(*_object_cells(row))
-    out.print(objects)
+    print_table(objects, out)
 
 
 def _node_cells(node: NodeMemory) -> list[str]:
