@@ -50,6 +50,7 @@ from shoal_worker.files import (
     SpillFile,
     size_class,
 )
+from shoal_worker.idle import Cost, IdleQueue
 from shoal_worker.pins import MOST_ENDED, Pins
 from shoal_worker.slabs import Slabs, Vacated
 
@@ -127,6 +128,18 @@ class Segment:
         """Tell whether the durable tier may take the segment's object."""
         return bool(self.object_id) and not self.unspillable
 
+    def cost(self) -> Cost | None:
+        """Return what it takes to have the segment's file go; None where it has to stay."""
+        if not self.is_idle():
+            return None
+        if self.is_copy:
+            return Cost.COPY
+        if self.durable is DurableState.WHOLE:
+            return Cost.DURABLE
+        if not self.is_spillable():
+            return None
+        return Cost.SPILL if self.durable is DurableState.NONE else Cost.SPILLING
+
 
 _PINNABLE = (SegmentState.WRITING, SegmentState.SEALED, SegmentState.SPILLED, SegmentState.RETURNING)
 
@@ -145,6 +158,9 @@ class SegmentTable:
         self.spilled_sizes: Counter[int] = Counter()
         self.slabs = Slabs()
         self.commands: list[FileCommand] = []
+        self.idle = {cost: IdleQueue() for cost in Cost}
+        self.ordered: dict[str, Segment] = {}
+        """The segments whose files are being made or filled."""
         self.gone: list[str] = []
         """The segments that ceased to be any object's, or that are removed, for whoever knows more about them."""
         self._most_warm_bytes = warm_bytes
@@ -207,7 +223,7 @@ class SegmentTable:
             return None
         segment = self._new(capacity, process, job, size_bytes)
         segment.place = part
-        segment.ordered = True
+        self._order(segment)
         self.commands.append(CreateFile(segment.name, capacity, reused, part=part))
         return segment
 
@@ -242,7 +258,7 @@ class SegmentTable:
     def created(self, name: str) -> Segment | None:
         """A file is made; return its segment, or None where nobody needs it by now."""
         segment = self._segments[name]
-        segment.ordered = False
+        self._done(segment)
         if segment.state is SegmentState.ABANDONED:
             self._remove(segment)
             return None
@@ -257,7 +273,7 @@ class SegmentTable:
     def creation_failed(self, name: str) -> None:
         """A file could not be made: nothing was promised, and what was spilled still is."""
         segment = self._segments[name]
-        segment.ordered = False
+        self._done(segment)
         self.used_bytes -= segment.capacity_bytes
         if is_part(segment.place):
             self._vacate(segment.place)
@@ -352,6 +368,7 @@ class SegmentTable:
             pins = segment.pins.pop(process, None)
             if pins is not None and pins.held and not reaped:
                 segment.spoiled = True
+            self.weigh(segment)
             if segment.process != process:
                 self._reclaim(segment)
             elif segment.state is SegmentState.WRITING:
@@ -370,6 +387,7 @@ class SegmentTable:
         assert not segment.is_copy
         self._drawn += 1
         segment.durable, segment.holder = DurableState.WRITING, f"{NODE_HOLDER}{self.node}:{self._drawn:012x}"
+        self.weigh(segment)
         self.commands.append(
             SpillFile(
                 segment.name,
@@ -385,6 +403,7 @@ class SegmentTable:
         """The object is whole in the durable tier, or could not be written there; the file is there as before."""
         segment = self._segments[name]
         segment.durable = DurableState.WHOLE if whole else DurableState.NONE
+        self.weigh(segment)
         self._reclaim(segment)
         return segment
 
@@ -393,6 +412,7 @@ class SegmentTable:
         assert segment.is_idle()
         assert segment.durable is DurableState.WHOLE
         segment.state = SegmentState.SPILLED
+        self.weigh(segment)
         self.spilled_sizes[segment.capacity_bytes] += 1
         if segment.spoiled:
             self._give_back(segment)
@@ -427,7 +447,7 @@ class SegmentTable:
 
     def fill(self, segment: Segment, object_id: str) -> None:
         """Order a file that is made filled from a durable object."""
-        segment.ordered = True
+        self._order(segment)
         self.commands.append(FillFile(segment.name, object_id, segment.size_bytes))
 
     def filled(self, name: str, whole: bool) -> Segment | None:
@@ -435,7 +455,7 @@ class SegmentTable:
         segment = self._segments.get(name)
         if segment is None:
             return None
-        segment.ordered = False
+        self._done(segment)
         if segment.state is SegmentState.RETURNING and whole:
             segment.state = SegmentState.SEALED
             self._use(segment)
@@ -494,12 +514,30 @@ class SegmentTable:
         return True
 
     def _order_file(self, segment: Segment, reused: str, *, filled: bool) -> None:
-        segment.ordered = True
+        self._order(segment)
         self.commands.append(CreateFile(segment.name, segment.capacity_bytes, reused, filled))
+
+    def _order(self, segment: Segment) -> None:
+        segment.ordered = True
+        self.ordered[segment.name] = segment
+
+    def _done(self, segment: Segment) -> None:
+        segment.ordered = False
+        del self.ordered[segment.name]
 
     def _use(self, segment: Segment) -> None:
         self._uses += 1
         segment.used = self._uses
+        self.weigh(segment)
+
+    def weigh(self, segment: Segment) -> None:
+        """Note what it would take to have a segment's file go, after whatever it depends on has changed."""
+        wanted = segment.cost()
+        for cost, queue in self.idle.items():
+            if cost is wanted:
+                queue.put(segment.name, segment.used, segment.capacity_bytes)
+            else:
+                queue.remove(segment.name)
 
     def _set_free(self, segment: Segment) -> None:
         """Nobody needs the object any more."""
@@ -510,12 +548,16 @@ class SegmentTable:
             return
         if segment.state is not SegmentState.FREED:
             segment.state = SegmentState.FREED
+            self.weigh(segment)
             self.gone.append(segment.name)
         self._reclaim(segment)
 
     def _end(self, segment: Segment) -> None:
         """Nothing is left of a segment."""
         del self._segments[segment.name]
+        self.ordered.pop(segment.name, None)
+        for queue in self.idle.values():
+            queue.remove(segment.name)
         self.gone.append(segment.name)
 
     def _reclaim(self, segment: Segment) -> None:
@@ -586,6 +628,13 @@ class SegmentTable:
 
     def sanity_check(self) -> None:
         """State the invariants."""
+        for cost, queue in self.idle.items():
+            idle = [segment for segment in self if segment.cost() is cost]
+            assert all(segment.name in queue for segment in idle)
+            assert len(queue) == len(idle)
+            assert queue.total_bytes == sum(segment.capacity_bytes for segment in idle)
+            assert queue.first() == min(idle, key=_last_use).name if idle else queue.first() is None
+        assert self.ordered == {segment.name: segment for segment in self if segment.ordered}
         used = [segment for segment in self if segment.has_file()]
         assert self.used_bytes == sum(segment.capacity_bytes for segment in used) + self.slabs.lost_bytes()
         spilled = Counter(segment.capacity_bytes for segment in self if not segment.has_file())
@@ -603,3 +652,7 @@ class SegmentTable:
             assert segment.state is not SegmentState.FREED or needed, "what nobody needs is reclaimed"
             assert segment.state is not SegmentState.SPILLED or segment.durable is DurableState.WHOLE, "nothing is lost"
             assert segment.state is not SegmentState.RETURNING or segment.durable is DurableState.WHOLE
+
+
+def _last_use(segment: Segment) -> int:
+    return segment.used

@@ -32,7 +32,6 @@ What the durable tier refuses is tried again after ``REFUSED_SECONDS``, when som
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +70,7 @@ from shoal_worker.files import (
     StoreInput,
     size_class,
 )
+from shoal_worker.idle import Cost
 from shoal_worker.restoring import Restoration, Restorations
 from shoal_worker.segments import DurableState, Segment, SegmentState, SegmentTable
 from shoal_worker.waiting import Allocation, Arrival, Incoming, Return, WaitingQueue, Wanted
@@ -345,6 +345,7 @@ class ObjectStore:
             self.counts.spilled_bytes += segment.size_bytes
         elif isinstance(spilled.error, AlreadyExistsError | DeclaredDeadError):
             segment.unspillable = True  # another attempt made another value of it, or its job has ended
+            self.segments.weigh(segment)
         else:
             self.counts.refused += 1
             self._refusal, self._refused_until = str(spilled.error), now + REFUSED_SECONDS
@@ -427,23 +428,20 @@ class ObjectStore:
         if reads or not reserve:
             return 0
         table = self.segments
-        unspilled = sum(
-            segment.capacity_bytes
-            for segment in table
-            if segment.is_idle() and segment.durable is not DurableState.WHOLE and segment.is_spillable()
-        )
+        unspilled = table.idle[Cost.SPILL].total_bytes + table.idle[Cost.SPILLING].total_bytes
         return min(unspilled, unspilled + wanted.capacity_bytes - (table.capacity_bytes - reserve))
 
     def _evict_one(self) -> bool:
         """Take the file of the idle segment that can go at the least cost; False where there is none."""
-        idle = [segment for segment in self.segments if segment.is_idle()]
-        if copies := [segment for segment in idle if segment.is_copy]:
-            self.segments.drop(min(copies, key=_last_use))
-            return True
-        if durable := [segment for segment in idle if segment.durable is DurableState.WHOLE]:
-            self.segments.evict(min(durable, key=_last_use))
-            return True
-        return False
+        if (segment := self._first_idle(Cost.COPY)) is not None:
+            self.segments.drop(segment)
+        elif (segment := self._first_idle(Cost.DURABLE)) is not None:
+            self.segments.evict(segment)
+        return segment is not None
+
+    def _first_idle(self, cost: Cost) -> Segment | None:
+        name = self.segments.idle[cost].first()
+        return None if name is None else self.segments.get(name)
 
     def _spill(self, now: float) -> None:
         """Have idle segments written to the durable tier, so many as those who wait need."""
@@ -454,13 +452,9 @@ class ObjectStore:
         missing = self.waiting.wanted_bytes - (table.capacity_bytes - table.used_bytes) - leaving
         if (first := self.waiting.first) is not None:
             missing = max(missing, self._lacking_bytes(first) - leaving)
-        idle = [
-            segment
-            for segment in table
-            if segment.is_idle() and segment.durable is DurableState.NONE and segment.is_spillable()
-        ]
-        for segment in heapq.nsmallest(SPILLS_AT_ONCE, idle, key=_last_use):
-            if missing <= 0 or len(self._spilling) >= SPILLS_AT_ONCE:
+        while missing > 0 and len(self._spilling) < SPILLS_AT_ONCE:
+            segment = self._first_idle(Cost.SPILL)
+            if segment is None:
                 return
             table.begin_spill(segment)
             self._spilling[segment.name] = segment
@@ -469,8 +463,7 @@ class ObjectStore:
     def _is_hopeless(self, now: float) -> bool:
         """Tell whether the first has waited in vain: nothing moves that could make room."""
         moving = self._spilling or any(
-            segment.ordered and segment.state in (SegmentState.FREED, SegmentState.ABANDONED)
-            for segment in self.segments
+            segment.state in (SegmentState.FREED, SegmentState.ABANDONED) for segment in self.segments.ordered.values()
         )
         if moving:
             self._stalled_at = NEVER
@@ -547,10 +540,6 @@ class ObjectStore:
             assert segment.state is not SegmentState.RETURNING or waits, "what returns is waited for"
         if len(self.waiting):
             assert self._spilling or self.wake_at < NEVER or any(segment.ordered for segment in self.segments)
-
-
-def _last_use(segment: Segment) -> int:
-    return segment.used
 
 
 def _granted(segment: Segment) -> SegmentGranted:
