@@ -2,6 +2,9 @@
 
 User bytes inside them are opaque to everyone but the processes that run user code. Records are arrays on
 the wire, so the order of fields is part of the protocol: new fields go last and have a default.
+
+Those that there are of every task are kept from the garbage collector (``gc=False``), which would go through all of
+them again and again while many tasks wait. They hold bytes, text and one another, so no cycle leads through them.
 """
 
 from __future__ import annotations
@@ -25,14 +28,14 @@ from shoal_core.protocol.ids import (
 from shoal_core.protocol.measures import Kind
 
 
-class Reference(msgspec.Struct, array_like=True, frozen=True):
+class Reference(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Names an object anywhere: who owns it and the owner's key for it."""
 
     owner: ProcessId
     key: ObjectKey
 
 
-class Inline(msgspec.Struct, array_like=True, tag=0):
+class Inline(msgspec.Struct, array_like=True, tag=0, gc=False):
     """A value that travels in the record: its pickle, and the pickle's out-of-band buffers."""
 
     data: bytes
@@ -40,7 +43,7 @@ class Inline(msgspec.Struct, array_like=True, tag=0):
     contained: list[Reference] = []
 
 
-class Stored(msgspec.Struct, array_like=True, tag=1):
+class Stored(msgspec.Struct, array_like=True, tag=1, gc=False):
     """A value in a segment of a node's shared memory."""
 
     node: NodeId
@@ -49,7 +52,7 @@ class Stored(msgspec.Struct, array_like=True, tag=1):
     contained: list[Reference] = []
 
 
-class Failed(msgspec.Struct, array_like=True, tag=2):
+class Failed(msgspec.Struct, array_like=True, tag=2, gc=False):
     """An error in place of a value: its wire code, its text, and its pickle where it has one."""
 
     code: str
@@ -66,7 +69,7 @@ def contained_in(value: Value) -> Sequence[Reference]:
     return value.contained
 
 
-class InGroup(msgspec.Struct, array_like=True, frozen=True):
+class InGroup(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The placement group that a task or an actor is in.
 
     ``captures``: what it submits is placed there too, unless that says otherwise.
@@ -76,7 +79,7 @@ class InGroup(msgspec.Struct, array_like=True, frozen=True):
     captures: bool
 
 
-class Task(msgspec.Struct, array_like=True, tag=1):
+class Task(msgspec.Struct, array_like=True, tag=1, gc=False):
     """Owner → worker: run this. Tasks of one lease run in the order of their positions.
 
     ``returns`` is -1 for a generator, whose items go to the owner as they are made, at most ``ahead`` of them (0: any
@@ -105,7 +108,7 @@ class Task(msgspec.Struct, array_like=True, tag=1):
     priority: int = 0
 
 
-class TaskDone(msgspec.Struct, array_like=True, tag=2):
+class TaskDone(msgspec.Struct, array_like=True, tag=2, gc=False):
     """Worker → owner: a task has ended. ``kept`` are references of its arguments that the worker still holds.
 
     Where ``missing`` is not empty, the task was not run: these are those of its arguments that could not be read.
