@@ -410,7 +410,9 @@ class World(RuleBasedStateMachine):
             return
         assert not self.always[number], f"{value.text}: it could have been made again"
         error = from_wire(value.code, value.text)
-        assert isinstance(error, ObjectReconstructionFailedError) or value.code == "worker_crashed", value
+        assert isinstance(error, ObjectReconstructionFailedError) or value.code in ("worker_crashed", "node_died"), (
+            value
+        )
 
 
 TestWorld = World.TestCase
