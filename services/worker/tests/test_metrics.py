@@ -41,7 +41,7 @@ def test_ends_of_processes_are_told_apart() -> None:
     table.remove(killed.process_id, 2.0, in_order=True)
     table.remove(left.process_id, 2.0, in_order=True)
     table.remove(died.process_id, 2.0)
-    assert (table.started, table.ended_by_cause) == (3, {"killed": 1, "left": 1, "died": 1})
+    assert (table.started, table.ended_by_cause) == (3, {"killed": 1, "left": 1, "died": 1, "out_of_memory": 0})
 
 
 def test_objects_are_shown_where_they_lie() -> None:

@@ -14,6 +14,7 @@ from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.actors import ActorTable
 from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
 from shoal_worker.leases import LeaseTable
+from shoal_worker.pressure import Memory, MemoryShort
 from shoal_worker.processes import (
     FIRST_BACKOFF_SECONDS,
     IDLE_SECONDS,
@@ -302,6 +303,34 @@ def test_the_owner_hears_of_the_death_of_its_worker_and_how_far_it_had_come() ->
     force.process_ended(ProcessEnded(process, "it crashed", lease - 1, 12), 0)
     assert force.taken() == [Send(OWNER, WorkerLost(lease, 0, "it crashed"))], "what it began was of another lease"
     assert force.process_ended(ProcessEnded(process, "it crashed", lease, 1), 0) is None
+
+
+def short(**held: int) -> MemoryShort:
+    return MemoryShort(Memory(97, 100), 0.95, {ProcessId(process): size for process, size in held.items()})
+
+
+def test_before_memory_runs_out_one_process_at_a_time_is_killed_and_its_owner_hears_why() -> None:
+    force = Force()
+    (lease, process), (_, other) = force.served(1), force.served(2)
+    force.relieve(short(**{process: 30, other: 20}), 0)
+    assert force.taken() == [Start(KillProcess(process))]
+    force.relieve(short(**{process: 30, other: 20}), 1)
+    assert force.taken() == [], "the first one has not been reaped"
+    force.process_ended(ProcessEnded(process, "killed by signal 9", lease, 12), 2)
+    [lost] = [effect.record for effect in force.taken() if isinstance(effect, Send)]
+    assert isinstance(lost, WorkerLost)
+    assert (lost.lease, lost.begun, lost.out_of_memory) == (lease, 12, True)
+    assert "memory ran out" in lost.reason
+    force.relieve(short(**{other: 20}), 3)
+    assert force.taken() == [Start(KillProcess(other))]
+
+
+def test_memory_that_nobody_here_holds_ends_nobody() -> None:
+    force = Force()
+    _, process = force.served(1)
+    up(force.processes)
+    force.relieve(short(**{process: 1}), 0)
+    assert force.taken() == []
 
 
 def test_a_process_that_owns_its_own_lease_is_told_nothing_after_its_death() -> None:

@@ -11,7 +11,7 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -71,6 +71,11 @@ class Forks:
             return
         self._unsent += msgspec.json.encode(config) + b"\n"
         self._write()
+
+    @property
+    def pids(self) -> Mapping[ProcessId, int]:
+        """The workers that have been born and live."""
+        return self._pids
 
     def kill(self, process: ProcessId) -> None:
         """Kill a worker now, or as soon as it is born."""

@@ -91,6 +91,7 @@ from shoal_worker.inputs import (
 from shoal_worker.inquiries import DRIVER, WORKER, Inquiries
 from shoal_worker.leases import Lease, LeaseTable
 from shoal_worker.liveness import Ends, Liveness
+from shoal_worker.pressure import MemoryShort
 from shoal_worker.processes import ProcessState, ProcessTable
 from shoal_worker.reported import ReportedMetrics
 from shoal_worker.shared_memory import SegmentRecord, SharedMemory
@@ -401,6 +402,8 @@ class NodeCore:
                     self._tidy(process.job)
         elif isinstance(message, DriverEnded):
             self._driver_ended(message.driver, now)
+        elif isinstance(message, MemoryShort):
+            self.workforce.relieve(message, now)
         elif isinstance(message, StoreInput | Pulled):
             self.memory.take(message, now)
         elif isinstance(message, Suspected):

@@ -47,7 +47,8 @@ class WorkerProcess:
     """One worker process. ``since`` is when its state last changed, ``lease`` the one it serves.
 
     ``gpus`` are the names of those that it is shown for ever, once it has served a lease; ``environment`` is the
-    digest of the runtime environment that it has from then on.
+    digest of the runtime environment that it has from then on. ``kill_reason`` is there once it is being killed;
+    ``out_of_memory``: since the node's memory ran out.
     """
 
     process_id: ProcessId
@@ -58,6 +59,7 @@ class WorkerProcess:
     gpus: tuple[str, ...] = ()
     environment: str = ""
     kill_reason: str = ""
+    out_of_memory: bool = False
 
 
 class ProcessTable:
@@ -68,7 +70,7 @@ class ProcessTable:
         self._prestart = prestart
         self._processes: dict[ProcessId, WorkerProcess] = {}
         self._idle: dict[ProcessId, None] = {}
-        self.ended_by_cause = dict.fromkeys(("left", "killed", "died"), 0)
+        self.ended_by_cause = dict.fromkeys(("left", "killed", "out_of_memory", "died"), 0)
         self._drawn = 0
         self._failures = 0
         self._start_after = 0.0
@@ -171,7 +173,8 @@ class ProcessTable:
         process = self._processes.pop(process_id, None)
         if process is not None:
             killed = process.state is ProcessState.KILLED
-            self.ended_by_cause["killed" if killed else "left" if in_order else "died"] += 1
+            cause = "out_of_memory" if process.out_of_memory else "killed" if killed else "left" if in_order else "died"
+            self.ended_by_cause[cause] += 1
             self._idle.pop(process_id, None)
             if process.state is ProcessState.STARTING:
                 backoff = min(FIRST_BACKOFF_SECONDS * 2**self._failures, LONGEST_BACKOFF_SECONDS)

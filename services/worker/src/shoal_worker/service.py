@@ -70,6 +70,7 @@ from shoal_worker.inputs import (
     WatchDriver,
     WithdrawSegment,
 )
+from shoal_worker.memory_meter import watched
 from shoal_worker.meter import metered
 from shoal_worker.metrics import count
 from shoal_worker.node import NodeCore
@@ -96,6 +97,9 @@ class WorkerSettings(ServiceSettings):
     node_address: str | None = Field(default=None, description="The address users see; found out by default.")
     object_store_memory: int | None = Field(default=None, gt=0, description="Bytes of shared memory for objects.")
     object_store_folder: str | None = Field(default=None, description="Where objects lie; shared memory by default.")
+    memory_threshold: float = Field(
+        default=0.95, gt=0, le=1, description="Share of memory from which on tasks are ended; 1: never."
+    )
     is_head: bool = Field(default=False, description="Drivers of this machine attach to this node first.")
     process_credentials: str | None = Field(default=None, description="The file for worker processes; ours by default.")
     prestart: int | None = Field(default=None, ge=0, description="Worker processes kept ready; one a CPU, at most 4.")
@@ -349,7 +353,11 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             )
             count(engine.metrics, core, hands.mover)
             try:
-                async with metered(found, core.leases.gpus, engine.metrics), engine:
+                async with (
+                    metered(found, core.leases.gpus, engine.metrics),
+                    watched(settings.memory_threshold, lambda: hands.forks.pids, engine.inject),
+                    engine,
+                ):
                     assert engine.peers is not None
                     engine.peers.on_silence(lambda peer, _seconds: engine.inject(Suspected(peer)))
                     register = subjects.gcs_from_node("register_node")

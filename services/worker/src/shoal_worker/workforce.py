@@ -7,6 +7,7 @@ The rules that hold here:
 - A process serves one lease at a time and one job in its life, and only leases of the same GPUs, or of none, and of
   the same runtime environment.
 - Whoever executes for an owner that is gone is killed; the resources are free when the process has been reaped.
+- Before the node's memory runs out, a process is killed (see ``pressure``); its lease's owner is told so.
 - A lease ends exactly once: by its owner's return, or with its process.
 - An actor's lease is claimed before it waits for a process (see ``actors``), and ends with the incarnation.
 """
@@ -34,6 +35,7 @@ from shoal_worker.actors import ActorTable, Hosted, Phase, Verdict
 from shoal_worker.gpus import why_impossible
 from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
 from shoal_worker.leases import Lease, LeaseTable
+from shoal_worker.pressure import MemoryShort, choose, why_killed
 from shoal_worker.processes import ProcessState, ProcessTable, WorkerProcess
 
 GROUP_REMOVED = "its placement group was removed"
@@ -161,11 +163,27 @@ class Workforce:
             reason = process.kill_reason or ended.reason
             if (hosted := self.actors.find(lease.number)) is not None:
                 self.actors.over(hosted, reason, now)
-            elif not lease.over and lease.owner != process.process_id:
+            elif (not lease.over or process.out_of_memory) and lease.owner != process.process_id:
                 begun = ended.begun if ended.begun_lease == lease.number else 0
-                self.effects.append(Send(lease.owner, WorkerLost(lease.number, begun, reason)))
+                lost = WorkerLost(lease.number, begun, reason, out_of_memory=process.out_of_memory)
+                self.effects.append(Send(lease.owner, lost))
             self._end(lease)
         return process
+
+    def relieve(self, short: MemoryShort, now: float) -> None:
+        """Memory runs out: end the process whose end helps most, unless one is ending already."""
+        if any(process.out_of_memory for process in self.processes):
+            return
+        actors: list[ProcessId] = []
+        tasks: list[ProcessId] = []
+        for process in self.processes:
+            lease = None if process.lease is None else self.leases.get(process.lease)
+            if process.state is ProcessState.LEASED and lease is not None:
+                (actors if lease.actor else tasks).append(process.process_id)
+        chosen = self.processes.get(choose(short, tasks, actors) or ProcessId(""))
+        if chosen is not None:
+            chosen.out_of_memory = True
+            self._kill(chosen, why_killed(short, chosen.process_id), now)
 
     def owner_died(self, owner: ProcessId, now: float) -> None:
         """An owner is gone: its leases go, and the processes that execute for it."""

@@ -101,7 +101,10 @@ LEASES = _gauge("leases", (WORKER,), "Leases by state: starting, running, blocke
 WORKER_PROCESSES = _gauge("worker_processes", (WORKER,), "Worker processes by state.", "state")
 WORKER_PROCESS_STARTS = _counter("worker_process_starts", (WORKER,), "Worker processes that were started.")
 WORKER_PROCESS_ENDS = _counter(
-    "worker_process_ends", (WORKER,), "Worker processes that ended, by cause: left, killed by the node, died.", "cause"
+    "worker_process_ends",
+    (WORKER,),
+    "Worker processes that ended, by cause: left, killed by the node, out_of_memory, died.",
+    "cause",
 )
 DRIVERS = _gauge("drivers", (WORKER,), "Drivers that are attached to the node.")
 HOSTED_ACTORS = _gauge("hosted_actors", (WORKER,), "Actors whose process is on the node.")
