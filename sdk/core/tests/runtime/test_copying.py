@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
 import threading
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from shoal_core.runtime import copying
-from shoal_core.runtime.copying import copy
+from shoal_core.runtime.copying import copy, populate
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +71,43 @@ def test_an_interruption_waits_for_the_threads(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(KeyboardInterrupt):
         copy(memoryview(bytearray(8000)), memoryview(pattern(8000)))
     assert not [thread for thread in threading.enumerate() if thread.name == "shoal-copy"]
+
+
+def resident_bytes(path: Path) -> int:
+    """Return how much of a file this process has in its tables."""
+    maps = psutil.Process().memory_maps(grouped=False)
+    return sum(one.rss for one in maps if one.path == str(path))
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_all_pages_of_a_mapping_are_entered_by_however_many_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpus: int
+) -> None:
+    monkeypatch.setattr(copying, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(copying, "POPULATED_BYTES", 3 * mmap.PAGESIZE)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(40 * mmap.PAGESIZE))
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 40 * mmap.PAGESIZE) as mapping:
+        with memoryview(mapping) as whole, whole[: 37 * mmap.PAGESIZE + 5] as target:
+            populate(target)
+        assert resident_bytes(path) >= 38 * mmap.PAGESIZE
+
+
+def test_memory_that_is_not_to_be_had_is_an_error_and_ends_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "cpu_count", lambda: 3)
+    calls: list[int] = []
+
+    def refuse(address: int, length: int, advice: int) -> int:
+        calls.append(length)
+        ctypes.set_errno(errno.ENOMEM)
+        return -1
+
+    monkeypatch.setattr(copying, "_madvise", refuse)
+    monkeypatch.setattr(copying, "POPULATED_BYTES", mmap.PAGESIZE)
+    with (
+        mmap.mmap(-1, 90 * mmap.PAGESIZE) as mapping,
+        memoryview(mapping) as target,
+        pytest.raises(OSError, match="memory"),
+    ):
+        populate(target)
+    assert len(calls) <= 3, "one for each thread"

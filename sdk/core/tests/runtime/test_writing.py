@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from shoal_core.protocol.errors import ObjectStoreFullError
-from shoal_core.runtime import writing
+from shoal_core.runtime import copying, writing
 from shoal_core.runtime.serialization import Codec, Serialized, read_segment
 from shoal_core.runtime.writing import LEAST_KEPT_BYTES, MOST_KEPT, Writer
 
@@ -118,7 +118,7 @@ def test_a_file_that_is_not_there_or_too_small_is_an_error_and_keeps_nothing(fol
 def test_a_kernel_that_cannot_enter_pages_ahead_is_done_without(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "MADV_POPULATE_WRITE", 12345)  # EINVAL, as from a kernel that does not know it
+    monkeypatch.setattr(copying, "MADV_POPULATE_WRITE", 12345)  # EINVAL, as from a kernel that does not know it
     folder.make("o1")
     folder.write("o1", b"a" * LEAST_KEPT_BYTES)
     folder.writer.close()

@@ -13,7 +13,6 @@ What is small lies in a file that it shares with others (``slabs``), which stays
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import threading
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from shoal_core.protocol.errors import ObjectStoreFullError
 from shoal_core.protocol.places import is_part, located
-from shoal_core.runtime.copying import copy
+from shoal_core.runtime.copying import copy, populate
 from shoal_core.runtime.serialization import Serialized, segment_bytes, write_segment
 from shoal_core.runtime.slabs import Later, Slabs
 
@@ -30,10 +29,6 @@ LEAST_KEPT_BYTES = 1024 * 1024
 MOST_KEPT_BYTES = 2 * 1024 * 1024 * 1024
 MOST_KEPT = 8
 KEPT_SECONDS = 1.0
-STEP_BYTES = 16 * 1024 * 1024
-"""Pages are entered in steps of so many bytes, between which a signal is heard: gigabytes take seconds."""
-MADV_POPULATE_WRITE = 23
-"""Of Linux's ``madvise``; Python has no name for it yet."""
 
 
 class Writer:
@@ -66,8 +61,8 @@ class Writer:
             mapping = self._slabs.get(file).mapping
         except (OSError, ValueError) as error:
             raise _not_mapped(size, self._folder, error) from error
-        _populate(mapping, offset, offset + size)
         with memoryview(mapping) as whole, whole[offset : offset + size] as target:
+            populate(target)
             write_segment(value, target, copy)
 
     def close(self) -> None:
@@ -91,7 +86,8 @@ class Writer:
                     mapping = self._kept.pop(file.st_ino, None)
                 if mapping is None:
                     mapping = mmap.mmap(descriptor, max(size, file.st_size), flags=mmap.MAP_SHARED)
-                    _populate(mapping, 0, len(mapping))
+                    with memoryview(mapping) as whole:
+                        populate(whole)
             finally:
                 os.close(descriptor)
         except (OSError, ValueError) as error:
@@ -131,14 +127,3 @@ class Writer:
 
 def _not_mapped(size: int, folder: Path, error: Exception) -> ObjectStoreFullError:
     return ObjectStoreFullError(f"{size:,} bytes could not be mapped in {folder}: {error}")
-
-
-def _populate(mapping: mmap.mmap, begin: int, end: int) -> None:
-    """Enter pages of a mapping, in steps; where the kernel cannot (before Linux 5.14), each as it is written to."""
-    for start in range(begin, end, STEP_BYTES):
-        try:
-            mapping.madvise(MADV_POPULATE_WRITE, start, min(STEP_BYTES, end - start))
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return
-            raise
