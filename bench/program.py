@@ -35,14 +35,14 @@ STORE_BYTES = objects.STORE_BYTES | {"spill": 4 * SPILLED_BYTES, "restore": 4 * 
 def start(system: str, row: str = "") -> Any:
     """Import Shoal or Ray and start it with two CPUs, and with the shared memory that a row needs.
 
-    Where the environment names a cluster of Shoal, that is joined as it is.
+    Where the environment names a cluster of Shoal, that is joined as it is; one that merely runs here is not.
     """
     ray: Any = importlib.import_module(system)
     if system == "shoal" and "SHOAL_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
         return ray
     options = {"object_store_memory": STORE_BYTES[row]} if row in STORE_BYTES else {}
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, **options)
+    ray.init("local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, **options)
     return ray
 
 
