@@ -33,6 +33,7 @@ from shoal_scheduler.core import (
     Begin,
     Scheduler,
 )
+from shoal_scheduler.demand import REST_SECONDS
 
 OWNER = process_id(1, 0)
 JOB = job_id(1)
@@ -266,3 +267,44 @@ def test_what_many_nodes_announce_in_a_moment_is_planned_once() -> None:
     assert len(leases(driven.core.tick(1.0 + pause))) == 3
     driven(demand(1, 2, entry([1, 2, 3, 4])), 1.0 + 2 * pause)
     assert len(driven.asks(announced(4, 2, cpus(1)), 1.0 + 4 * pause)) == 1, "at once, where nobody spoke before"
+
+
+def test_whom_others_were_quicker_than_rests_longer_each_time() -> None:
+    driven = Driven()
+    driven(announced(1, 1, cpus(2)), 0.0)
+    driven(announced(2, 1, cpus(2)), 0.0)
+    driven.core.tick(1.0)
+    (ask,) = driven.asks(demand(1, 1, entry([1])), 1.1)
+    effects = driven(answer(ask, [], [1], {}, sequence=2), 1.1)
+    assert leases(effects) == [], "the other node may be as full as this one"
+    assert wake(effects) == 1.1 + REST_SECONDS
+    (ask,) = leases(driven.core.tick(1.1 + REST_SECONDS))
+    driven(answer(ask, [], [1], {}, sequence=2), 1.2)
+    assert driven.asks(announced(1, 3, cpus(2)), 1.2 + 1.9 * REST_SECONDS) == []
+    (ask,) = leases(driven.core.tick(1.2 + 2 * REST_SECONDS))
+    driven(answer(ask, [1], [], cpus(1), sequence=4), 1.3)
+    (ask,) = driven.asks(demand(1, 2, entry([2])), 1.4)
+    effects = driven(answer(ask, [], [2], {}, sequence=5), 1.4)
+    assert wake(effects) == 1.4 + REST_SECONDS, "a success makes up for it"
+
+
+def presences(effects: list[Effect]) -> list[list[str]]:
+    messages = [effect.message for effect in effects if isinstance(effect, Publish)]
+    return [message.contended for message in messages if isinstance(message, SchedulerPresence)]
+
+
+def test_what_one_replica_finds_contended_the_others_hear_of_at_once() -> None:
+    one, other = Driven(), Driven()
+    for driven, its_peer in ((one, "you"), (other, "me")):
+        driven(announced(1, 1, cpus(1), {}), 0.0)
+        driven(Event(SchedulerPresence(scheduler=its_peer), its_peer), 0.0)
+        driven.core.tick(0.5)
+    effects = one(demand(1, 1, entry([1])), 0.6)
+    assert wake(effects) < 0.61, "long before the next sign of life is due"
+    assert presences(one.core.tick(0.61)) == [["CPU"]]
+    contention = other.core.waiting.contention
+    assert contention.began_at(cpus(1), 0.62) is None
+    other(Event(SchedulerPresence(scheduler="you", contended=["CPU"]), "you"), 0.62)
+    assert contention.began_at(cpus(1), 2.0) == 0.62
+    assert contention.began_at(cpus(1), 2.2) is None, "it was not said again"
+    assert contention.found(0.62) == [], "and it does not say so itself"

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from services.scheduler.tests.builders import clustered, summary, view, waiting
 from services.scheduler.tests.simulation import cpus, job_id
+from shoal_core.protocol.ids import SlotId
 from shoal_core.protocol.messages import JobTerms, LeaseSummary
 from shoal_core.protocol.resources import fits
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.cluster import MOST_SHAPES, Cluster
-from shoal_scheduler.demand import Wanted
+from shoal_scheduler.demand import HELP_SECONDS, Wanted
 from shoal_scheduler.fairness import KEEP_SECONDS, Placement, keeps_room, plan
 from shoal_scheduler.policy import NodeView
 from shoal_scheduler.recall import Victim, clear, find_victims
@@ -345,3 +346,24 @@ def test_the_ceiling_is_the_most_that_is_free_anywhere() -> None:
     assert cluster.ceiling() == {"CPU": 10_000, "GPU": 10_000}
     cluster.remove(node_id(2))
     assert cluster.ceiling() == cpus(1)
+
+
+def test_what_came_before_it_was_contended_stays_with_its_first_replica_until_it_is_overdue() -> None:
+    cluster = clustered([view(1, cpus(4), cpus(1))])
+    lines = Waiting(cluster)
+    wanted = waiting(1, [1, 2])
+    wanted.heard = {SlotId(1): 1.0, SlotId(2): 1.5}
+    lines.put(wanted, 1.5)
+    line = lines.line_of(wanted)
+    assert line is not None
+    lines.contention.note(line, {}, 1.4)
+    lines.leads = False
+    assert lines.may_place(line, 1.6)
+    assert lines.next_slot(line, wanted, 1.6) == 1
+    del wanted.open[SlotId(1)]
+    assert lines.next_slot(line, wanted, 1.6) is None, "the other one is the leader's"
+    wanted.open = {SlotId(1): 1.0}
+    lines.contention.note(line, {}, 1.8)
+    assert lines.next_slot(line, wanted, 1.05 + HELP_SECONDS) is None, "it is overdue"
+    lines.leads = True
+    assert lines.next_slot(line, wanted, 1.05 + HELP_SECONDS) == 1

@@ -52,6 +52,7 @@ from shoal_scheduler.recall import clear, find_victims
 from shoal_scheduler.waiting import Head, Line, Waiting
 
 PRESENCE_SECONDS = 1.0
+TELL_SECONDS = 0.001
 SILENT_SECONDS = 3.0
 ASK_AGAIN_SECONDS = 2.0
 AVOID_SECONDS = 0.5
@@ -108,6 +109,8 @@ class Scheduler:
         self._hears_since = -math.inf
         self._presence_at = -math.inf
         self._planned_at = -math.inf
+        self._told: list[str] = []
+        """What the others were last told to be contended."""
         self._attended_at = -math.inf
         self._wakes: list[float] = []
         """When what is left alone for a moment, or told later, is due: a heap."""
@@ -136,8 +139,10 @@ class Scheduler:
                 plan_at = self._planned_at + PLAN_SECONDS_FOR_A_NODE * len(self.nodes)
                 if now < plan_at:
                     return [WakeAt(plan_at)]
-            case Event(SchedulerPresence(scheduler=scheduler)):
+            case Event(SchedulerPresence(scheduler=scheduler, contended=contended)):
                 self._heard_of(scheduler, now)
+                if scheduler != self._identity:
+                    self.waiting.contention.heard(contended, now)
                 return []
             case Event(GroupDemand() as stated):
                 return [*self.groups.stated(stated, now), WakeAt(now)]  # many come at a time, and are planned at once
@@ -182,7 +187,8 @@ class Scheduler:
         if now >= self._presence_at:
             self._presence_at = now + PRESENCE_SECONDS
             subject = self._subjects.event(Role.SCHEDULER, self._identity, "presence")
-            effects.append(Publish(subject, SchedulerPresence(scheduler=self._identity)))
+            self._told = self.waiting.contention.found(now)
+            effects.append(Publish(subject, SchedulerPresence(scheduler=self._identity, contended=self._told)))
             if self._connected:
                 self._forget_silent(now)
                 effects += self.groups.forget_silent(now)
@@ -264,6 +270,10 @@ class Scheduler:
             if able:
                 wanted.avoid[ask.node] = now + AVOID_SECONDS
                 heapq.heappush(self._wakes, now + AVOID_SECONDS)
+            else:
+                heapq.heappush(self._wakes, wanted.rest(now))
+        else:
+            wanted.conflicts = 0
         self.demand.met(wanted, answer.granted, ask.node, now)
         self.waiting.put(wanted, now)
 
@@ -339,6 +349,9 @@ class Scheduler:
             effects += [self._ask(placement, now) for placement in plan(self.cluster, self.waiting, now)]
             wake_at = min(wake_at, self.waiting.look_at)
             self.cluster.jobs.recounted.clear()  # what was placed has its new place already
+            if len(self._replicas) > 1 and not set(self.waiting.contention.found(now)).issubset(self._told):
+                self._presence_at = min(self._presence_at, now + TELL_SECONDS)
+                wake_at = min(wake_at, self._presence_at)
             if len(self.waiting):
                 if now >= self._attended_at + RECALL_SECONDS:
                     self._attended_at = now

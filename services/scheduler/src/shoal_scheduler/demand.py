@@ -11,6 +11,7 @@ The owner's own statements are the truth: what it does not list any more is gone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -27,16 +28,23 @@ GRANTED_SECONDS = 5.0
 HELP_SECONDS = 0.9
 """Others help where an owner repeats a slot after this; a little less than the second between two statements."""
 
+REST_SECONDS, LONGEST_REST_SECONDS = 0.012, 0.1
+"""Where others were quicker one waits so long, and twice as long each time: else one would ask one full node after the
+other, since nodes tell of what they have granted only every hundredth of a second.
+"""
+
 
 @dataclass
 class Wanted:
     """The open demand of one owner for one scheduling key.
 
-    ``open`` maps slots to the time they became open, ``asked`` to the number of the ask under way. ``served_at`` is
-    when a slot was last granted or withdrawn, at first when the demand was first heard. ``avoid`` names nodes that
-    refused although they have the room, and until when not to ask them again. ``ours``: this replica is the first to
-    act on it. ``has_leases``: its owner holds leases like those wanted, else it has held none since ``idle_since``, if
-    it ever did. ``served_before`` is what ``served_at`` was when the demand last took its place among what waits.
+    ``open`` maps slots to the time they became open (again), ``asked`` to the number of the ask under way, ``heard``
+    all of them to when they were first heard of. Of the last answers ``conflicts`` were refusals since others were
+    quicker, for which it rests until ``rests_until``. ``served_at`` is when a slot was last granted or withdrawn, at
+    first when the demand was first heard. ``avoid`` names nodes that refused although they have the room, and until
+    when not to ask them again. ``ours``: this replica is the first to act on it. ``has_leases``: its owner holds leases
+    like those wanted, else it has held none since ``idle_since``, if it ever did. ``served_before`` is what
+    ``served_at`` was when the demand last took its place among what waits.
     """
 
     owner: ProcessId
@@ -47,6 +55,9 @@ class Wanted:
     stated_at: float
     open: dict[SlotId, float] = field(default_factory=dict)
     asked: dict[SlotId, int] = field(default_factory=dict)
+    heard: dict[SlotId, float] = field(default_factory=dict)
+    conflicts: int = 0
+    rests_until: float = -math.inf
     avoid: dict[NodeId, float] = field(default_factory=dict)
     noticed: bool = False
     has_leases: bool = False
@@ -69,10 +80,20 @@ class Wanted:
         overdue = self.stated_at - HELP_SECONDS
         return next((slot for slot, at in self.open.items() if at <= overdue or at >= opened_after), None)
 
+    def old_slot(self, after: float, before: float) -> SlotId | None:
+        """Return the first open slot that was first heard of between two times."""
+        return next((slot for slot in self.open if after < self.heard.get(slot, before) < before), None)
+
     @property
     def is_overdue(self) -> bool:
         """Whether the owner has repeated a slot: whoever should have asked for it has not."""
         return self.stated_at - min(self.open.values(), default=self.stated_at) >= HELP_SECONDS
+
+    def rest(self, now: float) -> float:
+        """Others were quicker: ask for nothing until nodes have told of that; return until when."""
+        self.rests_until = now + min(LONGEST_REST_SECONDS, REST_SECONDS * 2.0**self.conflicts)
+        self.conflicts = min(self.conflicts + 1, 10)
+        return self.rests_until
 
     def unmet(self) -> int:
         """Return how many leases are asked for and not granted."""
@@ -204,6 +225,7 @@ def _restate(wanted: Wanted, entry: DemandEntry, record: _Owner, now: float) -> 
         slot: wanted.open.get(slot, now) for slot in slots if slot not in asked and slot not in record.granted
     }
     wanted.asked = asked
+    wanted.heard = {slot: wanted.heard.get(slot, now) for slot in slots}
     if before.isdisjoint(slots):
         wanted.noticed = False  # what it was told of is over: this is new
         wanted.since = now

@@ -186,7 +186,7 @@ class _Round:
 
     def _skip(self, wanted: Wanted, line: Line) -> bool:
         """Leave out a demand that cannot be placed though others of its line may be; tell whether there are others."""
-        left_alone = any(until > self._now for until in wanted.avoid.values())
+        left_alone = wanted.rests_until > self._now or any(until > self._now for until in wanted.avoid.values())
         if not left_alone and self._waiting.next_slot(line, wanted, self._now) is not None:
             return False
         line.turns.discard(wanted.name)

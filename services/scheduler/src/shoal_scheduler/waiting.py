@@ -4,9 +4,9 @@ A *line* holds the demand of one job that asks the same of a node and has the sa
 holds the fewest leases comes first, then who has been asked for the least, then who was served longest ago. So what has
 its turn next is found among the heads of lines, however much waits behind them.
 
-Where there is room enough, replicas share the demand. Where there is not, one replica, the *leader*, places all of it:
-what comes free would else go to whoever is quickest, and not to whose turn it is, and be asked for by all of them at
-once. Each sees for itself, by what waits and what is free, which resources are *contended*.
+Where there is room enough, replicas share the demand. Where there is not, one replica, the *leader*, places all that
+comes from then on: what comes free would else go to whoever is quickest, and not to whose turn it is, and be asked for
+by all of them at once. Each sees by what waits and what is free which resources are *contended*, and tells the others.
 
 Nodes are looked at for each line, so where the lines are many it is done for some of them at a time, in turn. Most of
 the others can be told without it to fit nowhere (``Cluster.ceiling``).
@@ -20,7 +20,7 @@ waits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import islice
@@ -30,7 +30,7 @@ from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import Resources
 from shoal_scheduler.candidates import Candidates
 from shoal_scheduler.cluster import MOST_SHAPES, Cluster
-from shoal_scheduler.demand import Wanted
+from shoal_scheduler.demand import HELP_SECONDS, Wanted
 from shoal_scheduler.jobs import Job
 from shoal_scheduler.ordering import Ordering
 
@@ -42,6 +42,9 @@ CALM_SECONDS = 1.0
 
 ATTENDED, LOOKED_AT = 1000, 3000
 """Of many lines so many are attended to, or placed, at a time, divided by how many nodes are looked at for each."""
+
+HEARD_SECONDS = 0.5
+"""What another replica has found counts for so much longer, since it says so only every second."""
 
 LATE_SECONDS = 0.01
 """By so much two replicas may hear of the same thing at different times."""
@@ -114,17 +117,34 @@ def urgency_of(wanted: Wanted) -> Urgency:
 
 
 class Contention:
-    """Of which resources there was not enough for what waited, not long ago, and since when."""
+    """Of which resources there was not enough for what waited, not long ago, and since when.
+
+    What one replica finds the others hear of, so that the leader takes what the first one leaves to it.
+    """
 
     def __init__(self) -> None:
         self._spans: dict[str, tuple[float, float]] = {}
+        self._found_at: dict[str, float] = {}
 
     def note(self, line: Line, free: Resources, now: float) -> None:
         """Note that a line has no room where so much is free: on the nearest node, or at most on any."""
         for name, units in line.candidates.resources.items():
             if free.get(name, 0) < units:
-                since, at = self._spans.get(name, (now, now))
-                self._spans[name] = (since if now - at < CALM_SECONDS else now, now)
+                self._found_at[name] = now
+                self._extend(name, now, now)
+
+    def found(self, now: float) -> list[str]:
+        """Return what this replica itself has found to be contended."""
+        return [name for name, at in self._found_at.items() if now - at < CALM_SECONDS]
+
+    def heard(self, names: Iterable[str], now: float) -> None:
+        """Another replica has found these to be contended."""
+        for name in names:
+            self._extend(name, now, now + HEARD_SECONDS)
+
+    def _extend(self, name: str, now: float, until: float) -> None:
+        since, at = self._spans.get(name, (now, now))
+        self._spans[name] = (since if now - at < CALM_SECONDS else now, max(at, until))
 
     def began_at(self, resources: Resources, now: float) -> float | None:
         """Return since when any of these is contended; None if none of them is."""
@@ -277,15 +297,25 @@ class Waiting:
 
     def may_place(self, line: Line, now: float) -> bool:
         """Tell whether this replica should place what is in a line, where there is room."""
-        if line.job.terms.quotas or self.contention.began_at(line.candidates.resources, now) is not None:
+        if line.job.terms.quotas:
             return self.leads
+        if self.contention.began_at(line.candidates.resources, now) is not None:
+            return self.leads or line.stage is Stage.OURS
         return line.stage is not Stage.FRESH
 
     def next_slot(self, line: Line, wanted: Wanted, now: float) -> SlotId | None:
-        """Return the slot of a demand that this replica may place next: of FRESH demand what came to be contended."""
-        if line.stage is Stage.OURS:
-            return next(iter(wanted.open), None)
+        """Return the slot of a demand that this replica may place next.
+
+        What is heard of while it is contended is the leader's; what was there before stays with its first replica,
+        until it is overdue.
+        """
+        if wanted.rests_until > now:
+            return None
         began_at = self.contention.began_at(line.candidates.resources, now)
+        if line.stage is Stage.OURS:
+            if self.leads or began_at is None:
+                return next(iter(wanted.open), None)
+            return wanted.old_slot(now - HELP_SECONDS, began_at + LATE_SECONDS)
         return wanted.next_slot(math.inf if began_at is None else began_at - LATE_SECONDS)
 
     # ------------------------------------------------------------------------------- heads

@@ -522,9 +522,12 @@ class DemandNotice(Message):
 
 
 class SchedulerPresence(Message):
-    """A scheduler's sign of life, every second (event ``presence`` of role scheduler)."""
+    """A scheduler's sign of life, every second, and when it finds that there is too little of something (event
+    ``presence`` of role scheduler).
+    """
 
     scheduler: str
+    contended: list[str] = Field(default=[], description="The resources of which it found too little lately.")
 
 
 class GetPending(Message):
