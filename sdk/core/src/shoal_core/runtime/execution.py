@@ -34,6 +34,7 @@ from shoal_core.protocol.records import Failed, LeaseAssigned
 from shoal_core.runtime.environments import set_up
 from shoal_core.runtime.logs import set_up_logging
 from shoal_core.runtime.objects import Waiter
+from shoal_core.runtime.spinning import Spin
 from shoal_core.runtime.work import Accepted, Crashed, Ended, TaskInterrupt, Work, begin
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Execution:
         self._hosted: Hosted | None = None
         self._calls: dict[FunctionId, int] = {}
         self._stopped = threading.Event()
+        self._spin = Spin()
         self._is_fork = False
         self._main_thread = 0
 
@@ -104,8 +106,7 @@ class Execution:
         self._main_thread = threading.get_ident()
         signal.signal(INTERRUPT, self._interrupted)
         sys.unraisablehook = self._unraisable
-        take = self.queue.get
-        while (item := take()) is not None:
+        while (item := self._take()) is not None:
             if isinstance(item, Accepted):
                 if self._hosted is not None:
                     self._hosted.run(item)
@@ -121,6 +122,11 @@ class Execution:
                 item.make()
             if self._is_fork:
                 leave(None)
+
+    def _take(self) -> Item:
+        """Return the next item, as soon as there is one (main thread)."""
+        self._spin.until(lambda: not self.queue.empty())
+        return self.queue.get()
 
     def stop(self) -> None:
         """Have ``serve`` return when the task that runs has ended (I/O thread)."""
@@ -277,7 +283,12 @@ class Execution:
         return calls >= max_calls
 
 
-_RUNS_USER_CODE = ("shoal_core.runtime.execution", "shoal_core.runtime.work", "shoal.generators")
+_RUNS_USER_CODE = (
+    "shoal_core.runtime.execution",
+    "shoal_core.runtime.work",
+    "shoal_core.runtime.spinning",  # so that a wait is interrupted there, too
+    "shoal.generators",
+)
 
 
 def _to_come_back_to(frame: FrameType | None) -> FrameType | None:
