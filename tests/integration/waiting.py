@@ -32,7 +32,10 @@ def get(refs: Any) -> Any:
 
 def is_gone(pid: int) -> bool:
     """Tell whether a process has ended."""
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def first_of_free_ports(count: int) -> int:

@@ -215,7 +215,7 @@ def stop_host(info: HostInfo) -> None:
             os.kill(info.pid, signal.SIGKILL)
     if process is not None:
         _reap(process)
-    if read_current() == info:
+    if _written_current() == info:
         _current_path().unlink(missing_ok=True)
     remove_stores(info.pid)
     remove_brokers_of_the_dead()
@@ -238,11 +238,24 @@ def is_running(info: HostInfo) -> bool:
 
 def read_current() -> HostInfo | None:
     """Return the lasting cluster of this user on this machine, if it runs."""
+    info = _written_current()
+    return info if info is not None and _lives(info.pid, None) and _is_host(info) else None
+
+
+def _written_current() -> HostInfo | None:
+    """Return the lasting cluster that was written down last, whether it runs or not."""
     try:
-        info = HostInfo(**json.loads(_current_path().read_text()))
+        return HostInfo(**json.loads(_current_path().read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return info if _lives(info.pid, None) else None
+
+
+def _is_host(info: HostInfo) -> bool:
+    """Tell whether a process that lives is the host that was written down, and not a later one that got its pid."""
+    try:
+        return info.session_dir.encode() in Path(f"/proc/{info.pid}/cmdline").read_bytes()
+    except OSError:
+        return not Path("/proc/self").exists()
 
 
 def _current_path() -> Path:

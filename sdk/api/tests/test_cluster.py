@@ -1,0 +1,23 @@
+"""What is known of the lasting cluster of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from shoal.cluster import HostInfo, read_current
+
+
+def test_a_process_that_got_the_pid_of_a_host_that_is_gone_is_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    written = tmp_path / f"shoal-{os.getuid()}" / "current.json"
+    written.parent.mkdir()
+    info = HostInfo("nats://127.0.0.1:1", "default", str(tmp_path / "gone.json"), os.getpid(), str(tmp_path / "gone"))
+    written.write_text(json.dumps(asdict(info)))
+    assert read_current() is None
