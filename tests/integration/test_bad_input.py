@@ -297,6 +297,15 @@ class TestTasksThatMisbehave:
             shoal.get(call.options(max_retries=0).remote(lambda: sys.exit(code)), timeout=30)
         assert shoal.get(length.remote("after"), timeout=30) == 5
 
+    def test_leaving_by_sys_exit_without_output_is_a_crash_too(self) -> None:
+        def leave() -> None:
+            sys.stdout.close()
+            sys.stderr.close()
+            sys.exit(7)
+
+        with pytest.raises(exceptions.WorkerCrashedError, match="status 7"):
+            shoal.get(call.options(max_retries=0).remote(leave), timeout=30)
+
     def test_a_task_that_leaves_by_sys_exit_is_tried_again_and_takes_no_other_with_it(self, tmp_path: Path) -> None:
         def leave_twice() -> str:
             with open(tmp_path / "runs", "a") as runs:

@@ -1,4 +1,4 @@
-"""What is known of the lasting cluster of this machine."""
+"""What is known of the lasting cluster of this machine, and what keeps one from being started."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cluster import HostInfo, read_current
+from shoal.cluster import HostInfo, HostOptions, read_current, start_host
 
 
 def test_a_process_that_got_the_pid_of_a_host_that_is_gone_is_no_cluster(
@@ -21,3 +21,12 @@ def test_a_process_that_got_the_pid_of_a_host_that_is_gone_is_no_cluster(
     info = HostInfo("nats://127.0.0.1:1", "default", str(tmp_path / "gone.json"), os.getpid(), str(tmp_path / "gone"))
     written.write_text(json.dumps(asdict(info)))
     assert read_current() is None
+
+
+@pytest.mark.parametrize("text", ["banana", "0", "-1", "1.1", "nan"])
+def test_a_threshold_that_is_no_share_is_refused_before_anything_starts(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_MEMORY_THRESHOLD", text)
+    with pytest.raises(ValueError, match=f"SHOAL_MEMORY_THRESHOLD.*{text}"):
+        start_host(HostOptions(), lasting=False)

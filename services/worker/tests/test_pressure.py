@@ -45,7 +45,7 @@ def test_it_is_said_why_and_what_to_do() -> None:
 
 
 def machine(folder: Path, **cgroup: str) -> tuple[Path, Path]:
-    """Write the files of a machine with 1000 KiB, of which 250 are free, and those of a container on it."""
+    """Write the files of a machine with 1000 KiB, of which 250 are free, and those of a container's memory on it."""
     (folder / "meminfo").write_text("MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable: 250 kB\nHugePages_Total: 0\n")
     for name, text in cgroup.items():
         (folder / f"memory.{name}").write_text(text)
@@ -58,6 +58,19 @@ def test_what_could_be_had_at_once_is_not_used(tmp_path: Path) -> None:
 
 def test_a_container_with_less_memory_is_what_counts(tmp_path: Path) -> None:
     where = machine(tmp_path, max="500000\n", current="400000\n", stat="anon 1\ninactive_file 100000\n")
+    assert read_memory(*where) == Memory(300_000, 500_000)
+
+
+def test_a_container_of_the_first_version_of_cgroups_is_known_too(tmp_path: Path) -> None:
+    where = machine(tmp_path)
+    files = {
+        "limit_in_bytes": "500000\n",
+        "usage_in_bytes": "400000\n",
+        "stat": "cache 1\ntotal_inactive_file 100000\n",
+    }
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / "memory" / f"memory.{name}").write_text(text)
     assert read_memory(*where) == Memory(300_000, 500_000)
 
 

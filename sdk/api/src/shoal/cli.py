@@ -120,7 +120,10 @@ def up(
         out.print(f"A cluster runs already (pid {running.pid}).{other}\n")
         _print_host(running)
         raise typer.Exit(0 if as_asked else 1)
-    host = start_host(options, lasting=True, metrics_port=metrics_port)
+    try:
+        host = start_host(options, lasting=True, metrics_port=metrics_port)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     out.print(f"[green]The cluster is up[/] (pid {host.pid}).\n")
     _print_host(host)
 

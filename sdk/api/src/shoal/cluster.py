@@ -153,14 +153,15 @@ def start_host(options: HostOptions, *, lasting: bool, metrics_port: int = 0) ->
 
     The ``SERVICES`` show their metrics on ``metrics_port`` and the ports behind it (0: nowhere). A lasting one is
     written down, to be found by ``read_current``; another ends with this process. Raises ``ClusterUnreachableError``
-    with the end of its log if it does not come up.
+    with the end of its log if it does not come up, and ``ValueError`` for an environment that makes no sense.
     """
+    memory_threshold = _memory_threshold()
     session_dir = Path(tempfile.mkdtemp(prefix="shoal-"))
     orders = {
         "session_dir": str(session_dir),
         "cluster": CLUSTER,
         "lasting": lasting,
-        "options": asdict(options),
+        "options": asdict(options) | {"memory_threshold": memory_threshold},
         "metrics_port": metrics_port,
     }
     with open(session_dir / "host.log", "wb") as log:
@@ -191,6 +192,20 @@ def start_host(options: HostOptions, *, lasting: bool, metrics_port: int = 0) ->
         _hosts[info.pid] = process
         _started[info.address] = info
     return info
+
+
+def _memory_threshold() -> float | None:
+    """Return from which share of used memory on tasks are ended, as far as the environment says."""
+    text = os.environ.get("SHOAL_MEMORY_THRESHOLD")
+    if not text:
+        return None
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = 0.0
+    if not 0 < threshold <= 1:
+        raise ValueError(f"SHOAL_MEMORY_THRESHOLD must be a share of memory, above 0 and at most 1, got {text!r}.")
+    return threshold
 
 
 def started_here(address: str) -> HostInfo | None:

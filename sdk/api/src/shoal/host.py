@@ -102,8 +102,6 @@ async def serve(orders: Orders) -> None:
         await stack.enter_async_context(running(SCHEDULER, broker, orders))
         await stack.enter_async_context(running(OBJECTSTORE, broker, orders))
         options = {name: value for name, value in orders.options.items() if value not in (None, {})}
-        if threshold := os.environ.get("SHOAL_MEMORY_THRESHOLD"):
-            options["memory_threshold"] = threshold
         processes = str(credentials_file(orders.session_dir, Role.PROCESS))
         await stack.enter_async_context(
             running(WORKER, broker, orders, is_head=True, process_credentials=processes, **options)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 
+from shoal_core.runtime.execution import _to_come_back_to
 from shoal_core.runtime.spinning import MOST_IN_VAIN, TRIED_EACH, Spin
 
 
@@ -33,6 +35,17 @@ def test_it_ends_in_vain_when_the_time_is_over(looks: list[int]) -> None:
 
     assert not Spin(seconds=5.0).until(never)
     assert len(looks) == 4
+
+
+def test_who_waits_so_is_interrupted_at_once() -> None:
+    frames = []
+
+    def look() -> bool:
+        frames.append(sys._getframe(1))
+        return True
+
+    assert Spin(seconds=100.0).until(look)
+    assert [_to_come_back_to(frame) for frame in frames] == [None], "nothing is half done there"
 
 
 def test_what_is_in_vain_again_and_again_is_tried_only_now_and_then(looks: list[int]) -> None:

@@ -17,6 +17,7 @@ from shoal_core.machine import cpu_count, store_name
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, OBJECT_STORE_MEMORY, Resources, to_resources
 from shoal_core.service.settings import SettingsError
+from shoal_worker.memory_meter import read_memory
 
 logger = logging.getLogger("shoal.worker")
 
@@ -30,13 +31,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def memory_bytes() -> int:
     """Return the machine's memory, or the limit of this container where that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(limit).read_text()))
-        except (OSError, ValueError):
-            continue
-    return total
+    return read_memory().total_bytes
 
 
 def address_towards(host: str, port: int) -> str:

@@ -16,6 +16,11 @@ from shoal_core.protocol.ids import ProcessId
 from shoal_worker.pressure import Memory, MemoryShort
 
 LOOK_SECONDS = 0.25
+CGROUPS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of either version: the folder, the files of the limit and of what is used, and what of that are caches."""
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -49,13 +54,14 @@ def read_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
     """Return how much memory is used, of this container where it has less than the machine."""
     machine = _fields(proc / "meminfo")
     total = machine["MemTotal:"] * 1024
-    used = total - machine["MemAvailable:"] * 1024
-    with suppress(OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
-        limit = int((cgroup / "memory.max").read_text())
-        if limit < total:
-            inactive = _fields(cgroup / "memory.stat")["inactive_file"]
-            return Memory(int((cgroup / "memory.current").read_text()) - inactive, limit)
-    return Memory(used, total)
+    memory = Memory(total - machine["MemAvailable:"] * 1024, total)
+    for folder, limit, usage, caches in CGROUPS:
+        with suppress(OSError, ValueError, KeyError):  # no such container, or one without a limit ("max")
+            most = int((cgroup / folder / limit).read_text())
+            if most < memory.total_bytes:
+                used = int((cgroup / folder / usage).read_text()) - _fields(cgroup / folder / "memory.stat")[caches]
+                memory = Memory(used, most)
+    return memory
 
 
 def held_bytes(pid: int, proc: Path = Path("/proc")) -> int:

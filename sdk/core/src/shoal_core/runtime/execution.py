@@ -95,7 +95,7 @@ class Execution:
         self._hosted: Hosted | None = None
         self._calls: dict[FunctionId, int] = {}
         self._stopped = threading.Event()
-        self._spin = Spin()
+        self._spin = Spin(seconds=0.0005)  # the next task of a sequence follows the answer to the last
         self._is_fork = False
         self._main_thread = 0
 
@@ -261,9 +261,9 @@ class Execution:
 
     def _crash(self, name: str, error: SystemExit) -> None:
         """End this process, as the task's code asks: a crash, as in Ray, after which the task may be tried again."""
-        print(f"The task {name} ends its process: SystemExit({error.code!r}).", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):  # user code may have closed it
+            print(f"The task {name} ends its process: SystemExit({error.code!r}).", file=sys.stderr)
+        _flush()
         status = error.code if isinstance(error.code, int) and error.code else 1
         self._runtime.command(Crashed(status))
 
@@ -329,10 +329,15 @@ def leave(error: BaseException | None) -> NoReturn:
     elif error is not None:
         sys.excepthook(type(error), error, error.__traceback__)
         status = 1
+    _flush()
+    os._exit(status if isinstance(status, int) else 1)
+
+
+def _flush() -> None:
+    """Write what was printed, before this process ends."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # user code may have closed them
             stream.flush()
-    os._exit(status if isinstance(status, int) else 1)
 
 
 def _ended_in_fork(ended: Ended) -> None:

@@ -316,7 +316,7 @@ class Hosting:
         """Begin a call, and those that waited for it to end if it ends at once."""
         assert self._loop is not None
         following: Accepted | None = accepted
-        while following is not None:
+        while following is not None and not self._left:
             context = contextvars.copy_context()
             work = Work(self._runtime, following, self.lease, (ActorExit, SystemExit), self.label)
             needs_task = following.task.function in self._in_tasks or following.producer or work.has_large_arguments

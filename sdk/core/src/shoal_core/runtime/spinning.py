@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable
 
-SPIN_SECONDS = 0.0005
 MOST_IN_VAIN = 4
 TRIED_EACH = 16
 """After ``MOST_IN_VAIN`` waits in a row that were long, so many are taken for long ones before one is tried again."""
@@ -20,7 +19,7 @@ TRIED_EACH = 16
 class Spin:
     """Waits of one kind. Threads may share it; that they count over each other does no harm."""
 
-    def __init__(self, seconds: float = SPIN_SECONDS) -> None:
+    def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._in_vain = 0
 
