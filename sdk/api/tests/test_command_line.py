@@ -212,3 +212,9 @@ def test_the_command_is_installed() -> None:
     command = Path(sys.executable).with_name("shoal")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == f"shoal {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [["status"], ["memory"], ["why", "x"], ["list", "actors"], ["drain", "n1"]])
+def test_an_address_of_another_kind_is_a_wrong_flag(machine: Machine, command: list[str]) -> None:
+    code, text = run(*command, "--address", "ray://head:10001")
+    assert (code, "--address" in text, "nats://" in text) == (2, True, True)

@@ -36,6 +36,7 @@ from shoal.security_commands import security
 from shoal.status import ClusterStatus, NodeStatus, Target, read_status
 from shoal.tables import new_table, print_table
 from shoal_core import __version__
+from shoal_core.bus.connection import servers_in
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
 from shoal_core.protocol.errors import ConnectionFailedError, ShoalError
 from shoal_core.protocol.messages import MOST_LISTED_OBJECTS, NodeState
@@ -327,6 +328,10 @@ def _target(
     """Return the cluster that the flags name."""
     if address is None:
         return _local_target()
+    try:
+        servers_in(address)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--address") from None
     return Target(address, cluster, _proof(credentials, token), TlsFiles(ca_file=str(ca_file)) if ca_file else None)
 
 

@@ -95,6 +95,12 @@ def test_a_wrong_setting_is_named_by_flag_and_variable(read: Read, name: str, te
     assert repr(text) in str(error.value)
 
 
+def test_an_address_of_another_kind_is_refused_without_its_password(read: Read) -> None:
+    with pytest.raises(SettingsError, match=r"--address \(or SHOAL_ADDRESS\): http://host is no address") as error:
+        read("--address", "nats://one,http://user:secret@host")
+    assert "secret" not in str(error.value)
+
+
 def test_all_that_is_wrong_is_named_at_once(read: Read) -> None:
     with pytest.raises(SettingsError, match=r"--replicas .*; --http-port |--http-port .*; --replicas "):
         read("--http-port", "x", SHOAL_REPLICAS="0")

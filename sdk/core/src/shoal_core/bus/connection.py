@@ -78,8 +78,8 @@ def _make(
     return FastBus(identity, inbox, on_error)
 
 
-def _options(address: str, identity: str, credentials: Credentials | None, tls: TlsFiles | None) -> dict[str, Any]:
-    """Return the arguments of nats-py's ``connect`` that both implementations share."""
+def servers_in(address: str) -> list[str]:
+    """Return the servers that an address names; ``ValueError`` where one is of another kind than a broker's."""
     servers = [part.strip() for part in address.split(",") if part.strip()]
     for server in servers:
         scheme, separator, _ = server.partition("://")
@@ -89,6 +89,12 @@ def _options(address: str, identity: str, credentials: Credentials | None, tls: 
                 f"{', '.join(f'{one}://' for one in SCHEMES)}. (A driver needs no client of another kind: it dials "
                 "out to the broker, from wherever it is.)"
             )
+    return servers
+
+
+def _options(address: str, identity: str, credentials: Credentials | None, tls: TlsFiles | None) -> dict[str, Any]:
+    """Return the arguments of nats-py's ``connect`` that both implementations share."""
+    servers = servers_in(address)
     options: dict[str, Any] = {
         "servers": servers,
         "name": identity,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from shoal_core.bus.connection import servers_in
 from shoal_core.bus.credentials import Credentials, TlsFiles
 
 S = TypeVar("S", bound="ServiceSettings")
@@ -35,6 +36,12 @@ class ServiceSettings(BaseModel):
     http_port: int = Field(default=0, ge=0, le=65535, description="Port of health and metrics; 0: off.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        servers_in(address)
+        return address
 
     def proof(self) -> Credentials | None:
         """Return what proves us to the broker; ``SettingsError`` if the file cannot be read."""
@@ -80,4 +87,6 @@ def _explain(problem: Any) -> str:
     """Say what is wrong with which setting."""
     name = str(problem["loc"][0]) if problem["loc"] else "settings"
     flag, variable = f"--{name.replace('_', '-')}", f"SHOAL_{name.upper()}"
+    if problem["type"] == "value_error":  # of a check of ours, which says what it was given, without its secrets
+        return f"{flag} (or {variable}): {problem['ctx']['error']}"
     return f"{flag} (or {variable}): {problem['msg']}, got {problem['input']!r}"
