@@ -19,6 +19,7 @@ from shoal_core.bus.broker import EmbeddedBroker, find_server, free_port, launch
 from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.connection import connect
 from shoal_core.bus.credentials import Credentials, TlsFiles
+from shoal_core.protocol.errors import AuthenticationError
 from shoal_core.protocol.ids import PeerId
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.testing.builders import node_id, process_id
@@ -278,6 +279,24 @@ async def test_over_tls_with_a_token(tmp_path: Path) -> None:
             there = away.pull(home, "o1", len(data))
             assert (await away.end()).code == ""
             assert bytes(there) == data
+
+
+async def test_a_broker_whose_certificate_is_not_trusted_ends_every_pull_and_says_what_to_do(tmp_path: Path) -> None:
+    async with tls_broker(tmp_path) as address:
+        where = BulkAddress(address, "x", Credentials(token="secret"), TlsFiles())
+        async with joined(lambda role, name: where) as join:
+            home, away = join(node_id(1)), join(node_id(2))
+            away.pull(home, "o1", CHUNK)
+            ended = await away.end()
+        joining = connect(
+            address, role=Role.PROCESS, identity="x", cluster="c", credentials=where.credentials, tls=where.tls
+        )
+        with pytest.raises(AuthenticationError, match="SHOAL_CA_FILE"):
+            async with joining:
+                pass
+    assert ended.code == "authentication"
+    assert "certificate" in ended.text
+    assert "SHOAL_CA_FILE" in ended.text
 
 
 async def test_no_credential_goes_to_a_broker_without_tls_where_tls_was_asked_for() -> None:

@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 from shoal_core import __version__
 from shoal_core.bus.backoff import Backoff
-from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
+from shoal_core.bus.credentials import MISTRUST_ADVICE, Credentials, TlsFiles, is_mistrust, redacted
 from shoal_core.bus.interface import is_refusal
 from shoal_core.bus.wire import WireProtocolError
 from shoal_core.protocol.errors import AuthenticationError
@@ -76,7 +76,7 @@ class Handler(Protocol):
         """The connection is gone."""
 
     def refused(self, error: AuthenticationError) -> None:
-        """The broker refused the credential, and may do so again; it is asked again all the same."""
+        """The broker refused the credential or one side the other's certificate; it is tried again all the same."""
 
     def turn(self) -> float:
         """Do what is due, before every wait of the thread; return for how many seconds nothing will be."""
@@ -171,6 +171,8 @@ class BulkConnection:
                 self._pause(handler)
                 continue
             except (OSError, ValueError, EOFError, WireProtocolError) as error:
+                if is_mistrust(error):
+                    handler.refused(self._mistrust(error))
                 logger.info("no bulk connection to %s: %s", redacted(self._where.address), error)
                 self._pause(handler)
                 continue
@@ -290,6 +292,12 @@ class BulkConnection:
                 "or the user in the address, and whether that user was removed or its credential rotated"
             )
         raise ValueError(f"the broker refused: {text}")
+
+    def _mistrust(self, error: Exception) -> AuthenticationError:
+        return AuthenticationError(
+            f"{self._where.name} and the broker at {redacted(self._where.address)} do not trust each other's "
+            f"certificates on the connection for large objects ({error}), so none can be moved. {MISTRUST_ADVICE}"
+        )
 
     # ------------------------------------------------------------------------------- reading and writing
 

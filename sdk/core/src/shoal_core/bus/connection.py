@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
+from shoal_core.bus.credentials import MISTRUST_ADVICE, Credentials, TlsFiles, is_mistrust, redacted
 from shoal_core.bus.interface import Bus, ErrorListener, is_refusal
 from shoal_core.protocol.errors import (
     AuthenticationError,
@@ -142,7 +142,7 @@ async def dial(
     async def on_failure(error: Exception) -> None:
         if dialled:
             await failed(error)
-        elif is_refusal(str(error)) and not refusal.done():
+        elif (is_refusal(str(error)) or is_mistrust(error)) and not refusal.done():
             refusal.set_result(error)
         else:
             failures.append(error)
@@ -155,6 +155,11 @@ async def dial(
         if not attempt.done():
             attempt.cancel()
             await asyncio.wait({attempt})
+    if refusal.done() and is_mistrust(refusal.result()):
+        raise AuthenticationError(
+            f"this process and the broker at {where} do not trust each other's certificates ({refusal.result()}). "
+            f"{MISTRUST_ADVICE}"
+        )
     if refusal.done():
         raise AuthenticationError(
             f"the broker at {where} refused the credential ({refusal.result()}); "

@@ -87,6 +87,21 @@ class TlsFiles:
         return context
 
 
+def is_mistrust(error: BaseException) -> bool:
+    """Tell whether a handshake failed since one side does not trust the other, and so fails until files are changed.
+
+    The broker says so by an alert, which with TLS 1.3 comes with the first bytes that are read.
+    """
+    refused = isinstance(error, ssl.SSLError) and "_ALERT_" in (error.reason or "")
+    return refused or isinstance(error, ssl.SSLCertVerificationError)
+
+
+MISTRUST_ADVICE = (
+    "Check SHOAL_CA_FILE or the ca_file given (who signed the broker's certificate), whether the host in the address "
+    "is one that the certificate names, and whether a certificate has expired or was rotated"
+)
+
+
 def redacted(address: str) -> str:
     """Return an address without the user, password or token in it, fit for messages and logs."""
     return ",".join(_redacted_one(part.strip()) for part in address.split(","))

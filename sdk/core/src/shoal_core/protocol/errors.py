@@ -67,7 +67,7 @@ class ClusterUnreachableError(ConnectionFailedError):
 
 
 class AuthenticationError(ConnectionFailedError):
-    """The broker refused the credential."""
+    """The broker refused the credential, or one of the two the other's certificate."""
 
 
 class JetStreamUnavailableError(ConnectionFailedError):
