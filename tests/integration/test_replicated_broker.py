@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from zlib_ng.zlib_ng import crc32
 
 from shoal_core.bus import Bus, connect
 from shoal_core.bus.broker import find_server, free_port
@@ -107,7 +107,7 @@ async def agree(bus: Bus) -> None:
 
 async def upload(bus: Bus, object_id: str, chunks: list[bytes]) -> None:
     put = DurablePut(
-        object_id=object_id, size_bytes=sum(map(len, chunks)), digests=list(map(zlib.crc32, chunks)), job_id=JobId("")
+        object_id=object_id, size_bytes=sum(map(len, chunks)), digests=list(map(crc32, chunks)), job_id=JobId("")
     )
     await ask(bus, SUBJECTS.objectstore("put"), put, SECONDS)
     for index, chunk in enumerate(chunks):

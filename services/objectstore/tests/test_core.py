@@ -7,7 +7,6 @@ and whether its answer arrives. What a replica that crashed had sent may still b
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from zlib_ng.zlib_ng import crc32
 
 from shoal_core.protocol.effects import (
     Answered,
@@ -98,7 +98,7 @@ Digests = tuple[int, ...]
 
 
 def digests(chunks: list[bytes]) -> Digests:
-    return tuple(map(zlib.crc32, chunks))
+    return tuple(map(crc32, chunks))
 
 
 BY_DIGESTS = {digests(chunks): chunks for chunks in CONTENTS.values()}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from zlib_ng.zlib_ng import crc32
 
 from shoal_core.bus import Bus
 from shoal_core.bus.jetstream import JetStream
@@ -72,7 +72,7 @@ async def replicas(harness: BusHarness) -> AsyncIterator[list[Engine]]:
 
 def put(object_id: str, chunks: list[bytes], job: JobId = NO_JOB) -> DurablePut:
     size_bytes = sum(map(len, chunks))
-    return DurablePut(object_id=object_id, size_bytes=size_bytes, digests=list(map(zlib.crc32, chunks)), job_id=job)
+    return DurablePut(object_id=object_id, size_bytes=size_bytes, digests=list(map(crc32, chunks)), job_id=job)
 
 
 async def upload(bus: Bus, object_id: str, chunks: list[bytes], job: JobId = NO_JOB) -> None:

@@ -6,10 +6,11 @@ operation that lost a race looks at what is there now. See ``core`` for what the
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Container
 from dataclasses import dataclass, replace
+
+from zlib_ng.zlib_ng import crc32
 
 from shoal_core.protocol.effects import Conflict, Effect, Load, Reply, Start, Store
 from shoal_core.protocol.errors import ShoalError
@@ -151,7 +152,7 @@ class WriteChunk(Operation):
         """Write it; a sealed object has it already."""
         upload = manifests.require_upload(manifest, self.object_id)
         manifests.check_index(upload, self.request.index)
-        manifests.check_digest(upload, self.request.index, zlib.crc32(self.request.data))
+        manifests.check_digest(upload, self.request.index, crc32(self.request.data))
         if upload.sealed:
             return self.answer(Done())
         return [Store(f"{upload.place}.{self.request.index}", self.request.data, 0, self)]

@@ -13,11 +13,12 @@ import asyncio
 import os
 import threading
 import time
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+from zlib_ng.zlib_ng import crc32
 
 from shoal_core.bus import Bus
 from shoal_core.bus.requests import ask
@@ -64,7 +65,7 @@ def file_digests(path: Path, size_bytes: int, begin: int = 0) -> list[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return [
-            zlib.crc32(os.pread(descriptor, min(CHUNK_BYTES, size_bytes - offset), begin + offset))
+            crc32(os.pread(descriptor, min(CHUNK_BYTES, size_bytes - offset), begin + offset))
             for offset in range(0, max(1, size_bytes), CHUNK_BYTES)
         ]
     finally:
@@ -212,7 +213,7 @@ class DurableTier:
                 raise NotFoundError(f"chunk {index} of durable object {manifest.object_id} is gone: it was deleted")
             offset = index * CHUNK_BYTES
             length = min(CHUNK_BYTES, manifest.size_bytes - offset)
-            if len(data) != length or zlib.crc32(data) != manifest.digests[index]:
+            if len(data) != length or crc32(data) != manifest.digests[index]:
                 raise ObjectLostError(f"chunk {index} of durable object {manifest.object_id} is not what was written")
             os.pwrite(descriptor, data, offset)
 

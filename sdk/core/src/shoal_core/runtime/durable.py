@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import zlib
 from typing import TYPE_CHECKING
+
+from zlib_ng.zlib_ng import crc32
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
@@ -63,7 +64,7 @@ class DurableTier:
     async def put(self, put: DurablePut, data: bytes) -> None:
         """Upload an object; returns when it is sealed. What fails leaves nothing."""
         chunks = [data[offset : offset + CHUNK_BYTES] for offset in range(0, max(1, len(data)), CHUNK_BYTES)]
-        put = put.model_copy(update={"digests": [zlib.crc32(chunk) for chunk in chunks]})
+        put = put.model_copy(update={"digests": [crc32(chunk) for chunk in chunks]})
         parts = (
             DurablePutChunk(object_id=put.object_id, index=index, data=chunk) for index, chunk in enumerate(chunks)
         )
@@ -93,7 +94,7 @@ class DurableTier:
             for index, digest in digests:
                 chunk = await self._ask("get_chunk", DurableGetChunk(object_id=object_id, index=index))
                 assert isinstance(chunk, DurableChunk)
-                if zlib.crc32(chunk.data) != digest:
+                if crc32(chunk.data) != digest:
                     raise ObjectLostError(f"chunk {index} of durable object {object_id} is not what was written")
                 offset = index * CHUNK_BYTES
                 data[offset : offset + len(chunk.data)] = chunk.data

@@ -13,7 +13,6 @@ import mmap
 import os
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from zlib_ng.zlib_ng import crc32
 
 from shoal_core.bus.bulk import MOST_QUEUED_BYTES, BulkAddress, BulkConnection, Header
 from shoal_core.protocol.errors import AuthenticationError
@@ -205,7 +205,7 @@ class Mover:
         self._perform(self.pulling.pull(pull.name, pull.source, pull.stream, pull.size_bytes, pull.chunk_bytes, now))
 
     def _checksum(self, name: str, index: int) -> int:
-        return zlib.crc32(self._chunk(name, index))
+        return crc32(self._chunk(name, index))
 
     def _chunk(self, name: str, index: int) -> memoryview:
         memory, chunk_bytes = self._offered[name]
@@ -316,7 +316,7 @@ class Mover:
         self.moved.received_bytes += len(data)
         index = _index(header)
         wanted = self.pulling.place(listening[0], index, header.size_bytes) is not None
-        checksum = zlib.crc32(data) if wanted else 0
+        checksum = crc32(data) if wanted else 0
         good = wanted and header.label == f"{index}.{checksum}"
         self._perform(self.pulling.arrived(*listening, index, checksum if good else None, now))
 

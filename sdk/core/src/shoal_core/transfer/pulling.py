@@ -22,8 +22,9 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
+
+from zlib_ng.zlib_ng import crc32
 
 from shoal_core.protocol.ids import PeerId
 from shoal_core.transfer.records import Gone, Leave, Record, Resume, Tell, Want, Whole, chunk_count, to_bitmap
@@ -108,7 +109,7 @@ class Pull:
 
     def digest(self) -> int:
         """Return the digest of what is there."""
-        return zlib.crc32(b"".join(self.checksums[index].to_bytes(4, "little") for index in range(self.chunks)))
+        return crc32(b"".join(self.checksums[index].to_bytes(4, "little") for index in range(self.chunks)))
 
     def extent(self, index: int) -> tuple[int, int]:
         """Return where a chunk begins and ends."""

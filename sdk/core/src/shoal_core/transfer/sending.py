@@ -23,10 +23,11 @@ each puller as a set of chunks that it misses and those of them that are *in fli
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from zlib_ng.zlib_ng import crc32
 
 from shoal_core.protocol.ids import PeerId
 from shoal_core.transfer.records import Gone, Leave, Record, Resume, Tell, Want, Whole, chunk_count, lowest
@@ -157,7 +158,7 @@ class Sending:
 
     def _digest(self, stream: Stream) -> int:
         sums = b"".join(self._sum(stream, index).to_bytes(4, "little") for index in range(stream.chunks))
-        return zlib.crc32(sums)
+        return crc32(sums)
 
     def _sum(self, stream: Stream, index: int) -> int:
         if index not in stream.checksums:
