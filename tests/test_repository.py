@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shoal_core.machine import environment_for_copies
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # In pieces, so that this file does not contain what it forbids.
@@ -59,3 +61,8 @@ def test_every_member_has_a_readme_and_is_typed() -> None:
     for member in members:
         assert (member / "README.md").is_file(), member
         assert list(member.glob("src/*/py.typed")), member
+
+
+def test_the_image_has_the_environment_for_copies() -> None:
+    lines = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()
+    assert all(f"ENV {name}={value}" in lines for name, value in environment_for_copies({}).items())

@@ -13,6 +13,7 @@ import pytest
 
 import shoal
 from shoal import ObjectRef, exceptions
+from shoal_core.machine import PAST_CACHES, TUNABLES
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 
@@ -42,6 +43,11 @@ def test_a_call_returns_a_reference_whose_value_get_returns() -> None:
     ref = add.remote(1, y=2)
     assert isinstance(ref, ObjectRef)
     assert shoal.get(ref) == 3
+
+
+def test_tasks_run_in_processes_that_copy_past_the_caches() -> None:
+    tunables = shoal.remote(lambda: os.environ.get(TUNABLES, ""))
+    assert PAST_CACHES in shoal.get(tunables.remote())
 
 
 def test_many_calls_come_back_in_order() -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from shoal_core.machine import die_with_parent, remove_stores, store_name
+from shoal_core.machine import (
+    PAST_CACHES,
+    PAST_CACHES_BYTES,
+    TUNABLES,
+    die_with_parent,
+    environment_for_copies,
+    remove_stores,
+    store_name,
+)
 
 
 def a_store(base: Path, pid: int, node: str) -> Path:
@@ -72,3 +80,12 @@ def _make_a_child(writer: int, gate: int, in_time: bool) -> None:
             signal.pause()
     finally:
         os._exit(1)
+
+
+def test_processes_that_copy_much_copy_past_the_caches_unless_told_otherwise() -> None:
+    ours = f"{PAST_CACHES}={PAST_CACHES_BYTES}"
+    assert environment_for_copies({"A": "1"}) == {"A": "1", TUNABLES: ours}
+    assert environment_for_copies({TUNABLES: "glibc.malloc.check=1"}) == {TUNABLES: f"glibc.malloc.check=1:{ours}"}
+    told = {TUNABLES: f"{PAST_CACHES}=0x4040"}
+    assert environment_for_copies(told) == told
+    assert environment_for_copies(environment_for_copies({})) == {TUNABLES: ours}

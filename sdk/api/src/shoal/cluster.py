@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal_core.bus.broker_directory import sweep as remove_brokers_of_the_dead
-from shoal_core.machine import remove_stores
+from shoal_core.machine import environment_for_copies, remove_stores
 from shoal_core.protocol.errors import ClusterUnreachableError
 from shoal_core.protocol.labels import check_labels
 from shoal_core.protocol.resources import to_units
@@ -170,6 +170,7 @@ def start_host(options: HostOptions, *, lasting: bool, metrics_port: int = 0) ->
             stdin=subprocess.DEVNULL if lasting else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            env=environment_for_copies(os.environ),
             start_new_session=True,
         )
     line = _first_line(process)

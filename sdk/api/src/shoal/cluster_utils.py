@@ -24,7 +24,7 @@ from shoal.session import Context, init, shutdown
 from shoal_core.bus import Bus, connect
 from shoal_core.bus.credentials import Credentials
 from shoal_core.bus.requests import ask
-from shoal_core.machine import remove_stores
+from shoal_core.machine import environment_for_copies, remove_stores
 from shoal_core.protocol.errors import BusError
 from shoal_core.protocol.ids import new_node_id, new_service_id
 from shoal_core.protocol.messages import ListNodes, NodeList, NodeState
@@ -223,7 +223,8 @@ class Cluster:
                 text = json.dumps(value) if isinstance(value, dict) else str(value)
                 command += [f"--{name.replace('_', '-')}", text]
         # A node takes what is not said here from SHOAL_… variables, which may be meant for this process.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+        environment = environment_for_copies(ours)
         with open(self._log(node_id), "wb") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True

@@ -12,17 +12,37 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 SHARED_MEMORY = Path("/dev/shm")
+TUNABLES = "GLIBC_TUNABLES"
+PAST_CACHES = "glibc.cpu.x86_non_temporal_threshold"
+PAST_CACHES_BYTES = 8 * 1024 * 1024
+"""From here on copies go past the caches, which spares memory the reading of what will be overwritten.
+
+It is a quarter of the 32 MiB that a few cores mostly share; a quarter is what the C library takes since 2.38. Older
+ones take far more in some virtual machines, such as 240 MiB (measured for 80 MB by two threads: 5.6 ms so, else 4.0).
+"""
 
 
 @functools.cache
 def cpu_count() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment_for_copies(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process that copies much, as the C library reads it once, when the process starts.
+
+    What the environment says about this already is left as it is.
+    """
+    tunables = environment.get(TUNABLES, "")
+    if PAST_CACHES in tunables:
+        return dict(environment)
+    ours = f"{PAST_CACHES}={PAST_CACHES_BYTES}"
+    return {**environment, TUNABLES: f"{tunables}:{ours}" if tunables else ours}
 
 
 def machine_id() -> str:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal_core.machine import environment_for_copies
 from shoal_worker.template import serve_forked, warm_up
 
 TEMPLATE = (sys.executable, "-m", "shoal_worker.template")
@@ -94,6 +95,7 @@ def launch(command: Sequence[str] = TEMPLATE) -> Launched:
                 [*command, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                env=environment_for_copies(os.environ),
                 start_new_session=True,
             )
         except BaseException:
