@@ -168,6 +168,7 @@ def preload() -> None:
         "concurrent.futures.thread",
         "opentelemetry.sdk.trace.export",
         "shoal_core.bus.spans",
+        "shoal_core.exporter",
         "shoal_core.recorder",
     ):
         importlib.import_module(name)
@@ -270,6 +271,8 @@ def _exporters(environment: Mapping[str, str]) -> Iterator[SpanExporter]:
             logger.warning("tracing is on, but %r is no exporter: there are otlp and console, by %s", name, [*PACKAGES])
         elif (module := exporter_module(name)) is None:
             logger.warning("tracing is on, but no exporter for %s is installed: pip install %s", name, PACKAGES[name])
+        elif name == HTTP:
+            yield importlib.import_module("shoal_core.exporter").quick(module.OTLPSpanExporter())
         else:
             yield module.OTLPSpanExporter()
 

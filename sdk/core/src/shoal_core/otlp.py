@@ -1,0 +1,175 @@
+"""Spans as OTLP has them: the bytes of an ``ExportTraceServiceRequest``, written field by field.
+
+They decode to what OpenTelemetry's own encoder makes, which builds an object for every field first and takes three times
+as long, which was most of what it cost to record a task. The format is stable, and the numbers of the fields are those of
+opentelemetry-proto (``trace/v1/trace.proto``, ``common/v1/common.proto``). A tag is a field's number times eight, plus
+how its value lies there: 0 a varint, 1 eight bytes, 2 a length and as many bytes, 5 four bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext
+
+KNOWN_REMOTE, REMOTE = 0x100, 0x200
+"""Flags of a span: that it is known whether its parent is of another process, and that it is."""
+SMALL = tuple(bytes((number,)) for number in range(128))
+USUAL = (str, int, bool)
+INT64 = range(-(1 << 63), 1 << 63)
+
+_eight = struct.Struct("<BQ").pack
+_two_eights = struct.Struct("<BQBQ").pack
+_four = struct.Struct("<HI").pack
+_double = struct.Struct("<Bd").pack
+
+
+def encode(spans: Sequence[ReadableSpan]) -> bytes:
+    """Return the request that tells a collector of some spans, by process and by who made them."""
+    groups: dict[tuple[int, int], list[ReadableSpan]] = {}
+    for span in spans:
+        groups.setdefault((id(span.resource), id(span.instrumentation_scope)), []).append(span)
+    by_resource: dict[int, list[list[ReadableSpan]]] = {}
+    for (resource, _), group in groups.items():
+        by_resource.setdefault(resource, []).append(group)
+    return b"".join(_field(b"\x0a", _resource_spans(of_process)) for of_process in by_resource.values())
+
+
+def _resource_spans(groups: Sequence[Sequence[ReadableSpan]]) -> bytes:
+    resource = groups[0][0].resource
+    scopes = b"".join(_field(b"\x12", _scope_spans(group)) for group in groups)
+    return _field(b"\x0a", _resource(resource)) + scopes + _text(b"\x1a", resource.schema_url)
+
+
+def _resource(resource: Resource) -> bytes:
+    return _attributes(b"\x0a", resource.attributes)
+
+
+def _scope_spans(spans: Sequence[ReadableSpan]) -> bytes:
+    scope = spans[0].instrumentation_scope
+    about = _field(b"\x0a", b"" if scope is None else _scope(scope))
+    url = b"" if scope is None else _text(b"\x1a", scope.schema_url)
+    return about + b"".join([_field(b"\x12", _span(span)) for span in spans]) + url
+
+
+def _scope(scope: InstrumentationScope) -> bytes:
+    return _text(b"\x0a", scope.name) + _text(b"\x12", scope.version) + _attributes(b"\x1a", scope.attributes)
+
+
+def _span(span: ReadableSpan) -> bytes:
+    context, parent, status = span.context, span.parent, span.status
+    assert context is not None
+    parts = [
+        _ids(context),
+        b"" if parent is None else b"\x22\x08" + parent.span_id.to_bytes(8, "big"),
+        _text(b"\x2a", span.name),
+        b"\x30" + SMALL[span.kind.value + 1],
+        _two_eights(0x39, span.start_time or 0, 0x41, span.end_time or 0),
+        _attributes(b"\x4a", span.attributes),
+        _count(b"\x50", span.dropped_attributes),
+        b"".join([_field(b"\x5a", _event(event)) for event in span.events]),
+        _count(b"\x60", span.dropped_events),
+        b"".join([_field(b"\x6a", _link(link)) for link in span.links]),
+        _count(b"\x70", span.dropped_links),
+        _field(b"\x7a", _text(b"\x12", status.description) + _count(b"\x18", status.status_code.value)),
+        _four(0x0185, _flags(parent)),
+    ]
+    return b"".join(parts)
+
+
+def _ids(context: SpanContext) -> bytes:
+    """Return the fields that name a span; a link has them by the same numbers."""
+    ids = b"\x0a\x10" + context.trace_id.to_bytes(16, "big") + b"\x12\x08" + context.span_id.to_bytes(8, "big")
+    return ids + _text(b"\x1a", context.trace_state.to_header()) if context.trace_state else ids
+
+
+def _flags(context: SpanContext | None) -> int:
+    return KNOWN_REMOTE | REMOTE if context is not None and context.is_remote else KNOWN_REMOTE
+
+
+def _event(event: Event) -> bytes:
+    said = _eight(0x09, event.timestamp) + _text(b"\x12", event.name) + _attributes(b"\x1a", event.attributes)
+    return said + _count(b"\x20", event.dropped_attributes)
+
+
+def _link(link: Link) -> bytes:
+    said = _ids(link.context) + _attributes(b"\x22", link.attributes)
+    return said + _count(b"\x28", link.dropped_attributes) + struct.pack("<BI", 0x35, _flags(link.context))
+
+
+# ------------------------------------------------------------------------------------ attributes
+
+
+def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> bytes:
+    if not attributes:
+        return b""
+    return b"".join([tag + _pair_of(key, value) for key, value in attributes.items()])
+
+
+def _pair_of(key: str, value: Any) -> bytes:
+    return _usual_pair(key, value) if type(value) in USUAL else _pair(key, value)
+
+
+def _pair(key: str, value: Any) -> bytes:
+    pair = _field(b"\x0a", _utf8(key)) + _field(b"\x12", _value(value))
+    return _varint(len(pair)) + pair
+
+
+_usual_pair = lru_cache(maxsize=1_000, typed=True)(_pair)
+"""Most attributes of most spans are those of the spans before."""
+
+
+def _value(value: Any) -> bytes:
+    """Return an ``AnyValue``; what OTLP has no number for is told in words."""
+    if isinstance(value, str):
+        return _field(b"\x0a", _utf8(value))
+    if isinstance(value, bool):
+        return b"\x10\x01" if value else b"\x10\x00"
+    if isinstance(value, int) and value in INT64:
+        return b"\x18" + _varint(value % (1 << 64))
+    if isinstance(value, float):
+        return _double(0x21, value)
+    if isinstance(value, bytes):
+        return _field(b"\x3a", value)
+    if isinstance(value, Sequence):
+        return _field(b"\x2a", b"".join([_field(b"\x0a", _value(item)) for item in value]))
+    if isinstance(value, Mapping):
+        return _field(b"\x32", _attributes(b"\x0a", {str(key): item for key, item in value.items()}))
+    return b"" if value is None else _field(b"\x0a", _utf8(str(value)))
+
+
+# ------------------------------------------------------------------------------------ fields
+
+
+def _field(tag: bytes, data: bytes) -> bytes:
+    size_bytes = len(data)
+    return tag + (SMALL[size_bytes] if size_bytes < 128 else _varint(size_bytes)) + data
+
+
+def _text(tag: bytes, text: str | None) -> bytes:
+    return _field(tag, _utf8(text)) if text else b""
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode(errors="replace")
+
+
+def _count(tag: bytes, count: int) -> bytes:
+    return tag + _varint(count) if count else b""
+
+
+def _varint(number: int) -> bytes:
+    if number < 128:
+        return SMALL[number]
+    data = bytearray()
+    while number >= 128:
+        data.append(number & 127 | 128)
+        number >>= 7
+    data.append(number)
+    return bytes(data)

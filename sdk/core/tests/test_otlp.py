@@ -1,0 +1,134 @@
+"""Spans as bytes: what they decode to is what OpenTelemetry's own encoder makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace.span import TraceState
+
+from shoal_core import exporter, telemetry
+from shoal_core.exporter import QuickExporter, quick
+from shoal_core.otlp import encode
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+numbers = st.integers(-(1 << 63), (1 << 63) - 1)
+scalars = st.one_of(texts, st.booleans(), numbers, st.floats(allow_nan=False), st.binary(max_size=200))
+values = st.recursive(
+    st.none() | scalars,
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(texts, parts, max_size=3),
+    max_leaves=6,
+)
+attributes = st.dictionaries(texts, values, max_size=5)
+times = st.integers(0, (1 << 64) - 1)
+states = st.sampled_from([TraceState(), TraceState([("vendor", "says"), ("other", "too")])])
+contexts = st.builds(
+    SpanContext,
+    st.integers(1, (1 << 128) - 1),
+    st.integers(1, (1 << 64) - 1),
+    st.booleans(),
+    st.just(TraceFlags(1)),
+    states,
+)
+resources = st.builds(Resource, st.dictionaries(texts.filter(bool), texts | numbers, max_size=3), texts)
+scopes = st.none() | st.builds(InstrumentationScope, texts, texts, texts, attributes)
+statuses = st.sampled_from([Status(), Status(StatusCode.OK), Status(StatusCode.ERROR, "it was killed")])
+
+
+@st.composite
+def several(draw: st.DrawFn) -> list[ReadableSpan]:
+    """Draw spans of a process or two, made by whoever."""
+    of = draw(st.lists(resources, min_size=1, max_size=2)), draw(st.lists(scopes, min_size=1, max_size=2))
+    spans = st.builds(
+        ReadableSpan,
+        texts,
+        contexts,
+        parent=st.none() | contexts,
+        resource=st.sampled_from(of[0]),
+        attributes=attributes,
+        events=st.lists(st.builds(Event, texts, attributes, times), max_size=2),
+        links=st.lists(st.builds(_link, contexts, attributes), max_size=2),
+        kind=st.sampled_from(SpanKind),
+        status=statuses,
+        start_time=times,
+        end_time=times,
+        instrumentation_scope=st.sampled_from(of[1]),
+    )
+    return draw(st.lists(spans, min_size=1, max_size=4))
+
+
+def _link(context: SpanContext, about: Mapping[str, Any]) -> Link:
+    return Link(SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags), about)
+
+
+def told(data: bytes) -> dict[str, dict[str, list[str]]]:
+    """Return all that a request says, by process and by who made the spans, whatever their order."""
+    request = ExportTraceServiceRequest.FromString(data)
+    groups: dict[str, dict[str, list[str]]] = {}
+    for process in request.resource_spans:
+        made = groups.setdefault(f"{process.resource}{process.schema_url}", {})
+        for group in process.scope_spans:
+            made.setdefault(f"{group.scope}{group.schema_url}", []).extend(map(str, group.spans))
+    return {process: {scope: sorted(spans) for scope, spans in made.items()} for process, made in groups.items()}
+
+
+@given(several())
+def test_a_collector_is_told_what_opentelemetrys_own_encoder_tells(spans: list[ReadableSpan]) -> None:
+    assert told(encode(spans)) == told(encode_spans(spans).SerializeToString())
+
+
+def test_what_was_dropped_by_limits_is_told() -> None:
+    kept = InMemorySpanExporter()
+    limits = SpanLimits(max_span_attributes=1, max_events=1, max_links=1, max_event_attributes=1, max_link_attributes=1)
+    provider = TracerProvider(span_limits=limits, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    context = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1))
+    about = {"a": 1, "b": 2, "c": 3}
+    span = provider.get_tracer("test").start_span("work", attributes=about, links=[Link(context, about)] * 4)
+    for _ in range(5):
+        span.add_event("event", about)
+    span.end()
+    spans = kept.get_finished_spans()
+    assert told(encode(spans)) == told(encode_spans(spans).SerializeToString())
+
+
+@pytest.mark.parametrize("value", [1 << 64, {1, 2}])
+def test_what_otlp_has_no_number_for_is_told_in_words(value: object) -> None:
+    span = ReadableSpan("work", SpanContext(1, 2, False), attributes={"odd": value})  # type: ignore[dict-item]
+    request = ExportTraceServiceRequest.FromString(encode([span]))
+    [pair] = request.resource_spans[0].scope_spans[0].spans[0].attributes
+    assert pair.value.string_value == str(value)
+
+
+def test_text_that_is_no_unicode_costs_no_span() -> None:
+    span = ReadableSpan("work\udc80", SpanContext(1, 2, False), attributes={})
+    request = ExportTraceServiceRequest.FromString(encode([span]))
+    assert request.resource_spans[0].scope_spans[0].spans[0].name == "work?"
+
+
+def test_the_exporter_that_is_installed_has_what_sends_our_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    [made] = telemetry._exporters({})
+    assert isinstance(made, QuickExporter)
+    made.shutdown()
+
+
+def test_an_exporter_that_cannot_send_bytes_or_counts_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = InMemorySpanExporter()
+    assert quick(kept) is kept
+    monkeypatch.setenv(exporter.COUNTS_ITSELF, "true")
+    counting: SpanExporter = OTLPSpanExporter("http://127.0.0.1:1")
+    assert quick(counting) is counting
+    counting.shutdown()
