@@ -1,7 +1,7 @@
 """Spans as OTLP has them: the bytes of an ``ExportTraceServiceRequest``, written field by field.
 
-They decode to what OpenTelemetry's own encoder makes, which builds an object for every field first and takes three times
-as long, which was most of what it cost to record a task. The format is stable, and the numbers of the fields are those of
+They decode to what OpenTelemetry's own encoder makes, which builds an object for every field first and takes three
+times as long: most of what it cost to record a task. The format is stable, and the numbers of the fields are those of
 opentelemetry-proto (``trace/v1/trace.proto``, ``common/v1/common.proto``). A tag is a field's number times eight, plus
 how its value lies there: 0 a varint, 1 eight bytes, 2 a length and as many bytes, 5 four bytes.
 """
