@@ -294,6 +294,8 @@ class World:
         record = ActorRecord.model_validate_json(assigned.record)
         about = record.description
         incarnation = (about.actor_id, record.incarnation)
+        assert (assigned.actor, assigned.incarnation) == incarnation
+        assert (assigned.class_name, assigned.detached) == (about.class_name, about.detached)
         worker = self.workers[process]
         assert (worker.ready, worker.doomed, worker.lease) == (True, False, None)
         assert worker.made is None, "a process makes one actor in its life"

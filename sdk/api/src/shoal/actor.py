@@ -43,7 +43,7 @@ from shoal_core.protocol.messages import JobRecord
 from shoal_core.protocol.placement import Strategy
 from shoal_core.protocol.records import InGroup
 from shoal_core.protocol.resources import to_amounts
-from shoal_core.runtime.hosting import ActorExit, ActorSpec, is_async
+from shoal_core.runtime.hosting import MOST_CODE_BYTES, ActorExit, ActorSpec, is_async
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.streams import STREAMING
@@ -191,6 +191,7 @@ def _create(
         concurrency=options.concurrency,
         groups=options.groups,
         in_group=in_group,
+        code=actor_class._export.carried(MOST_CODE_BYTES),
     )
     handle_description = HandleDescription(
         class_name=cls.__name__,

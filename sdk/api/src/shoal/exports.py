@@ -33,3 +33,9 @@ class Export:
         runtime.export(job, self._exported)
         self.known = (job, self._exported.function_id)
         return self._exported.function_id
+
+    def carried(self, most_bytes: int) -> bytes:
+        """Return the pickle, to go along where it is used; nothing where it was not made here, or is larger."""
+        if self._exported is None or len(self._exported.data) > most_bytes:
+            return b""
+        return self._exported.data

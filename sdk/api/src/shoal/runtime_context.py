@@ -50,13 +50,13 @@ class RuntimeContext:
         if running is None:
             return None
         if (hosting := runtime().hosting) is not None:
-            return f"{hosting.record.description.class_name}.{running.task.function}"
+            return f"{hosting.assigned.class_name}.{running.task.function}"
         return runtime().function(running.task.function).function.__qualname__
 
     def get_actor_id(self) -> str | None:
         """Return the id of the actor whose process this is; None elsewhere."""
         hosting = runtime().hosting
-        return None if hosting is None else hosting.record.description.actor_id
+        return None if hosting is None else hosting.assigned.actor
 
     def get_actor_name(self) -> str | None:
         """Return the name of the actor whose process this is, "" if it has none; None elsewhere."""

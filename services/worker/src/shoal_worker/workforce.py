@@ -351,8 +351,17 @@ class Workforce:
         self.actors.assigned(hosted)
         if hosted.config is not None:
             assigned.config = encode(hosted.config)
-        record = encode(hosted.record)
-        self.effects.append(Send(process.process_id, ActorAssigned(assigned, record, hosted.spec)))
+        about = hosted.record.description
+        record = ActorAssigned(
+            assigned,
+            hosted.actor,
+            hosted.incarnation,
+            about.class_name,
+            about.detached,
+            encode(hosted.record),
+            hosted.spec,
+        )
+        self.effects.append(Send(process.process_id, record))
 
     # ------------------------------------------------------------------------------- invariants
 

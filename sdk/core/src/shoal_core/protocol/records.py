@@ -294,10 +294,15 @@ class ProcessUnneeded(msgspec.Struct, array_like=True, tag=22):
 class ActorAssigned(msgspec.Struct, array_like=True, tag=23):
     """Node → worker: make this actor's instance; the process serves nothing else in its life.
 
-    ``record`` is the ``ActorRecord`` as JSON, ``spec`` what its creator said of how to make it.
+    ``record`` is the ``ActorRecord`` as JSON, ``spec`` what its creator said of how to make it. What every process
+    needs of the record stands beside it, since to decode it takes a new process longer than to make most instances.
     """
 
     lease: LeaseAssigned
+    actor: ActorId
+    incarnation: int
+    class_name: str
+    detached: bool
     record: bytes
     spec: bytes
 

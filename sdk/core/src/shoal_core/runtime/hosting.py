@@ -29,9 +29,10 @@ import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -52,6 +53,8 @@ if TYPE_CHECKING or ENABLED:
 
 DEFAULT_GROUP = ""
 ASYNC_CONCURRENCY = 1000
+MOST_CODE_BYTES = 16 * 1024
+"""A class whose pickle is larger is fetched, since what an actor is made of is stored for each one."""
 
 
 class ActorExit(BaseException):
@@ -64,6 +67,7 @@ class ActorSpec(msgspec.Struct, array_like=True, frozen=True):
     ``arguments`` are the pickled ``(args, kwargs)``, in which a ``Dependency`` stands for each of ``dependencies``;
     where they are too large to be kept in a record they are an object, ``whole``. ``concurrency`` is how many calls
     run at once outside the groups, 0 where nothing was said. ``in_group`` is the placement group it is made in.
+    ``code`` is the pickle of the class where that is small, so that nobody need ask for it; else it is empty.
     """
 
     function: FunctionId
@@ -73,6 +77,7 @@ class ActorSpec(msgspec.Struct, array_like=True, frozen=True):
     concurrency: int = 0
     groups: dict[str, int] = {}
     in_group: InGroup | None = None
+    code: bytes = b""
 
 
 _SPECS = msgspec.msgpack.Decoder(ActorSpec)  # made here, where all worker processes share it
@@ -98,7 +103,7 @@ class Hosting:
     """The actor of this process. ``tell`` hands an ``Outcome`` and ``Left`` to the I/O thread."""
 
     def __init__(self, runtime: Runtime, assigned: ActorAssigned, tell: Callable[[Any], None]) -> None:
-        self.record = ActorRecord.model_validate_json(assigned.record)
+        self.assigned = assigned
         self.lease: LeaseAssigned = assigned.lease
         self.instance: Any = None
         self._spec = spec = _SPECS.decode(assigned.spec)
@@ -116,7 +121,12 @@ class Hosting:
         self._arrived: deque[Accepted] = deque()
         self._running: dict[int, asyncio.Task[None]] = {}
         self._left = False
-        self.label = self.record.description.class_name
+        self.label = assigned.class_name
+
+    @cached_property
+    def record(self) -> ActorRecord:
+        """The actor's record; decoded when it is first asked for, which it seldom is."""
+        return ActorRecord.model_validate_json(self.assigned.record)
 
     @property
     def is_sequential(self) -> bool:
@@ -126,18 +136,19 @@ class Hosting:
     @property
     def restarted(self) -> bool:
         """Whether this is not the actor's first incarnation."""
-        return self.record.incarnation > 0
+        return self.assigned.incarnation > 0
 
     # ------------------------------------------------------------------------------- the main thread
 
     def make(self) -> None:
         """Make the instance; an async actor's loop runs here until the actor leaves."""
-        setproctitle(f"shoal: {self.record.description.class_name}")
+        setproctitle(f"shoal: {self.assigned.class_name}")
         if (unfit := self._runtime.unfit) is not None:
             self._tell(Outcome(str(unfit), pickle.dumps(unfit)))
             return
         try:
-            cls: type[Any] = self._runtime.function(self._spec.function).function  # type: ignore[assignment]
+            spec = self._spec
+            cls: type[Any] = self._runtime.function(spec.function, spec.code).function  # type: ignore[assignment]
             self._arrange(cls)
             if self._loop is None:
                 self._instantiate(cls)
@@ -170,13 +181,13 @@ class Hosting:
     def _arrange(self, cls: type[Any]) -> None:
         """Find out of what kind the actor is, and make what its methods run on."""
         spec = self._spec
-        for name, method in inspect.getmembers(cls, callable):
+        for name, method in _methods(cls):
             group = getattr(method, "__shoal_method__", {}).get("concurrency_group")
             if group:
                 self._group_names[name] = group
-            if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+            if _is_async(method):
                 self._in_tasks.add(name)
-        if is_async(cls):
+        if self._in_tasks:
             self._loop = new_event_loop()
             limits = {DEFAULT_GROUP: spec.concurrency or ASYNC_CONCURRENCY, **spec.groups}
             self._groups = {name: _Limit(limit) for name, limit in limits.items()}
@@ -214,8 +225,7 @@ class Hosting:
             self.label = repr(self.instance)
 
     def _failed(self, error: BaseException) -> Outcome:
-        description = self.record.description
-        text, data = lasting_failure(f"{description.class_name}.__init__", error)
+        text, data = lasting_failure(f"{self.assigned.class_name}.__init__", error)
         if len(data) > MOST_ERROR_BYTES:
             data = b""
         return Outcome(f"an exception was raised in __init__:\n{text[:MOST_ERROR_BYTES]}", data)
@@ -295,7 +305,7 @@ class Hosting:
             return special(self.instance)
         if task.group and task.group not in self._groups:
             raise ValueError(
-                f"The actor {self.record.description.class_name} has no concurrency group {task.group!r}; "
+                f"The actor {self.assigned.class_name} has no concurrency group {task.group!r}; "
                 f"its groups are {sorted(self._spec.groups)}."
             )
         method: Callable[..., Any] = getattr(self.instance, task.function)
@@ -470,10 +480,19 @@ class _Limit:
 
 def is_async(cls: type[Any]) -> bool:
     """Tell whether any method of a class is ``async def``."""
-    return any(
-        inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
-        for _, method in inspect.getmembers(cls, inspect.isroutine)
-    )
+    return any(_is_async(method) for _, method in _methods(cls))
+
+
+def _methods(cls: type[Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yield what can be called of a class, by name, without what is in every class."""
+    for name in dir(cls):
+        member = getattr(cls, name, None)
+        if callable(member) and member is not getattr(object, name, None) and type(member) is not BuiltinMethodType:
+            yield name, member
+
+
+def _is_async(method: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
 
 
 def _nothing() -> None:

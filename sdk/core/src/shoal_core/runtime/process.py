@@ -345,7 +345,7 @@ class Service:
         self._reactor.job = assigned.lease.job
         hosting = Hosting(self._runtime, assigned, self._runtime.command)
         self._runtime.hosting = hosting
-        self._runtime.puts_durably = hosting.record.description.detached
+        self._runtime.puts_durably = assigned.detached
         refs = [self._runtime.objects.restore(reference) for reference in hosting.references]
         self._held = refs
         self._reactor.borrowing.ensure(hosting.references, _nothing)
@@ -354,8 +354,8 @@ class Service:
     def _actor_made(self, outcome: Outcome) -> None:
         """Tell the node whether the instance is there; what it was made from is the instance's own to keep."""
         assert self._runtime.hosting is not None
-        record = self._runtime.hosting.record
-        actor, incarnation = record.description.actor_id, record.incarnation
+        assigned = self._runtime.hosting.assigned
+        actor, incarnation = assigned.actor, assigned.incarnation
         self._held = []
         if ENABLED:
             self._send_spans_soon()
@@ -379,14 +379,12 @@ class Service:
         if left.status:
             self._runtime.bus.spawn(self._die(left.status))
             return
-        record = hosting.record
+        assigned = hosting.assigned
 
         async def leave() -> None:
             with contextlib.suppress(BusError):
                 await self._reactor.peers.flush(LEAVE_SECONDS)
-            self._reactor.send(
-                self._runtime.node, ActorLeft(record.description.actor_id, record.incarnation, left.reason)
-            )
+            self._reactor.send(self._runtime.node, ActorLeft(assigned.actor, assigned.incarnation, left.reason))
             self._unneeded_now(self._runtime.node, ProcessUnneeded())
 
         self._runtime.bus.spawn(leave())

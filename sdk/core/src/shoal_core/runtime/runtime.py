@@ -530,11 +530,11 @@ class Runtime:
         """Return a reference to nothing, by whose end the end of a handle is noticed that nobody counts."""
         return self.objects.create(object_key(self._draw_number(), 0))
 
-    def function(self, function_id: FunctionId) -> Definition:
-        """Return a function of the job, fetched at its first use (user threads only)."""
+    def function(self, function_id: FunctionId, data: bytes = b"") -> Definition:
+        """Return a function of the job, of its pickle or fetched at its first use (user threads only)."""
         definition = self.functions.known(self.job, function_id)
         if definition is None:
-            data = self.call(self.functions.download(self.job, function_id))
+            data = data or self.call(self.functions.download(self.job, function_id))
             definition = self.functions.load(self.job, function_id, data)
         return definition
 
