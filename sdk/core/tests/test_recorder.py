@@ -1,4 +1,4 @@
-"""Spans that are handed over when they have ended are those that the SDK would have made."""
+"""Spans that we make ourselves are those that the SDK would have made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.span import TraceState
 
 from shoal_core import __version__, telemetry
@@ -69,6 +69,16 @@ def test_both_ways_lead_to_the_same_span(
     assert by_us.context.span_id not in (0, by_the_sdk.context.span_id)
     assert (by_us.end_time or 0) > 5
     provider.shutdown()
+
+
+def test_below_what_is_not_recorded_nothing_is() -> None:
+    exporter = InMemorySpanExporter()
+    scope = InstrumentationScope("shoal")
+    recorder = Recorder(Resource({}), scope, RandomIdGenerator(), [SimpleSpanProcessor(exporter)])
+    span = recorder.begin("work", SpanKind.INTERNAL, spans.UNRECORDED_CONTEXT, {}, 5, [])
+    assert not span.is_recording()
+    span.end()
+    assert not exporter.get_finished_spans()
 
 
 def test_who_listens_beside_our_exporters_hears_of_all_spans_from_their_beginning(

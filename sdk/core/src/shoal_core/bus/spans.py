@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ class RootSampling:
 
 sampling: RootSampling | None = None
 recorder: Recorder | None = None
-"""What spans that have ended are handed to, where the SDK's way would make no difference but cost more."""
+"""What makes our own spans, where the SDK's way would make no difference but cost more."""
 
 
 def is_open() -> bool | None:
@@ -143,6 +144,20 @@ def start(
     return tracer.start_span(name, context, SpanKind[kind], _said_of(kind, attributes), links, began_ns)
 
 
+def begin(
+    name: str,
+    kind: str,
+    context: Context | None,
+    attributes: Attributes,
+    began_ns: int | None = None,
+    links: Sequence[Link] = (),
+) -> Span:
+    """Begin a span, as ``start`` does, that is no affair of the user's code: it may run in it, but not change it."""
+    if recorder is None:
+        return start(name, kind, context, attributes, began_ns, links)
+    return recorder.begin(name, SpanKind[kind], context, _said_of(kind, attributes), began_ns or time.time_ns(), links)
+
+
 def _said_of(kind: str, attributes: Attributes) -> Attributes:
     return attributes if kind == "INTERNAL" else {"messaging.system": "nats", **attributes}
 
@@ -152,7 +167,7 @@ def opened(
     name: str, kind: str, trace: str, attributes: Attributes, began_ns: int | None = None, links: Sequence[Link] = ()
 ) -> Iterator[Span]:
     """Open a span below the one that a trace names ("": the one that is open here); an error that leaves is noted."""
-    span = start(name, kind, context_of(trace) if trace else None, attributes, began_ns, links)
+    span = begin(name, kind, context_of(trace) if trace else None, attributes, began_ns, links)
     try:
         with api.use_span(span, record_exception=False, set_status_on_exception=False):
             yield span
@@ -173,12 +188,7 @@ def record(
     links: Sequence[Link] = (),
 ) -> SpanContext:
     """Record a span that ends now; ``failure`` is its ``error.type`` and what is said of it."""
-    if recorder is not None:
-        about, text = _said_of(kind, attributes), None
-        if failure is not None:
-            about, text = {**about, "error.type": failure[0]}, failure[1][:MOST_TEXT_CHARACTERS]
-        return recorder.record(name, SpanKind[kind], context, about, began_ns, text, links)
-    span = start(name, kind, context, attributes, began_ns, links)
+    span = begin(name, kind, context, attributes, began_ns, links)
     if failure is not None:
         fail_with(span, *failure)
     span.end()

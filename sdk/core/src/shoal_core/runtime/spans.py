@@ -27,6 +27,7 @@ from opentelemetry.trace import Link, Span
 
 from shoal_core.bus.spans import (
     UNRECORDED_CONTEXT,
+    begin,
     context_of,
     error_type,
     fail,
@@ -167,19 +168,19 @@ class Processing:
         self._items = 0
         self._phase: Span | None = None
         about = {"messaging.operation.name": "process", "messaging.operation.type": "process", "faas.trigger": "pubsub"}
-        self._process = start(f"process {name}", "CONSUMER", context_of(trace), {**about, **attributes})
+        self._process = begin(f"process {name}", "CONSUMER", context_of(trace), {**about, **attributes})
         self._context = api.set_span_in_context(self._process, Context())
         self._token = attach(self._context)
         if fetches:
-            self._enter("fetch arguments")
+            self._enter(begin, "fetch arguments")
 
     def run(self) -> None:
         """The user's code runs from now on."""
-        self._enter(f"run {self._name}")
+        self._enter(start, f"run {self._name}")
 
     def store(self) -> None:
         """What the user's code returned is stored from now on."""
-        self._enter("store result")
+        self._enter(begin, "store result")
 
     def item(self, began_ns: int, value: Value) -> None:
         """An item of a generator was stored; the code that makes the next one goes on."""
@@ -204,9 +205,9 @@ class Processing:
         unsent = True
         detach(self._token)
 
-    def _enter(self, name: str) -> None:
+    def _enter(self, how: Callable[[str, str, Context, Attributes], Span], name: str) -> None:
         self._leave()
-        self._phase = phase = start(name, "INTERNAL", self._context, {})
+        self._phase = phase = how(name, "INTERNAL", self._context, {})
         self._phase_token = attach(api.set_span_in_context(phase, self._context))
 
     def _leave(self) -> None:
