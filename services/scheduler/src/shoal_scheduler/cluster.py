@@ -38,7 +38,7 @@ class _Told:
 
     sequence: int = 0
     granted: list[Granted] = field(default_factory=list)
-    held_otherwise: list[tuple[JobId, Resources]] = field(default_factory=list)
+    held_otherwise: dict[JobId, Resources] = field(default_factory=dict)
     bundles: dict[PlaceId, NodeView] = field(default_factory=dict)
 
 
@@ -152,12 +152,12 @@ class Cluster:
     def _count_held(self, node: NodeView, announcement: NodeAnnouncement | None) -> None:
         """Count what a node announces now, and no more what it announced before."""
         told = self._told[node.node_id]
-        held_otherwise = _held_otherwise(announcement) if announcement is not None else []
+        held_otherwise = _held_otherwise(announcement) if announcement is not None else {}
         if told.held_otherwise != held_otherwise:
-            for job_id, resources in told.held_otherwise:
+            for job_id, resources in told.held_otherwise.items():
                 self.jobs.count_others(job_id, resources, -1)
             node.lasting = {}
-            for job_id, resources in held_otherwise:
+            for job_id, resources in held_otherwise.items():
                 self.jobs.count_others(job_id, resources, 1)
                 node.lasting = add(node.lasting, resources)
             told.held_otherwise = held_otherwise
@@ -173,6 +173,8 @@ class Cluster:
 
     def _count_leases(self, node: NodeView, leases: list[LeaseSummary]) -> None:
         """Count the leases of a node or bundle; mostly they are as they were, in the same order."""
+        if not leases and not node.leases:
+            return  # so it is with most bundles
         for before, after in zip_longest(node.leases, leases):
             if before == after:
                 continue
@@ -260,10 +262,14 @@ class Cluster:
             del self._journal[: most // 2]
 
 
-def _held_otherwise(announcement: NodeAnnouncement) -> list[tuple[JobId, Resources]]:
-    """Return what jobs hold on a node beside leases: what their actors hold, and what their bundles reserve."""
-    bundles = [(bundle.job_id, bundle.total) for bundle in announcement.bundles]
-    return [*announcement.held_by_actors.items(), *bundles]
+def _held_otherwise(announcement: NodeAnnouncement) -> dict[JobId, Resources]:
+    """Return what each job holds on a node beside leases: what its actors hold, and what its bundles reserve."""
+    held = {job_id: dict(resources) for job_id, resources in announcement.held_by_actors.items()}
+    for bundle in announcement.bundles:  # there may be thousands, so that nothing is made for each of them
+        together = held.setdefault(bundle.job_id, {})
+        for name, units in bundle.total.items():
+            together[name] = together.get(name, 0) + units
+    return held
 
 
 def _recallable(leases: list[LeaseSummary]) -> set[ProcessId]:
