@@ -110,11 +110,14 @@ class Cluster:
             if summary.committed:
                 place = place_of(node.node_id, bundle)
                 view = before.pop(place, None)
+                leases = by_bundle.get(bundle, [])
+                is_known = view is not None and not leases and view.is_idle_with(summary.free, node.draining)
                 if view is None:
                     view = NodeView(node.node_id, summary.total, {}, bundle=bundle, journal=self._journal)
-                view.draining = node.draining
-                self._count_leases(view, by_bundle.get(bundle, []))
-                view.learn(summary.free)
+                if not is_known:
+                    view.draining = node.draining
+                    self._count_leases(view, leases)
+                    view.learn(summary.free)
                 self.bundles[place] = told.bundles[place] = view
         for place, view in before.items():
             self._count_leases(view, [])

@@ -92,6 +92,10 @@ class NodeView:
         self.take(self.promised)
         self.take(self.kept)
 
+    def is_idle_with(self, free: Resources, draining: bool) -> bool:
+        """Tell whether nothing is out or on its way, and all this is known: mostly so of a bundle."""
+        return self.free == free and self.draining == draining and not (self.leases or self.promised or self.kept)
+
     def promise(self, number: int, resources: Resources) -> None:
         """Note what a request under way would take, which is counted as used already."""
         self.asked[number] = resources
