@@ -927,3 +927,18 @@ class TestCrashes:
             counter.append.remote(i)
         assert get(counter.all.remote()) == list(range(6_000))
         assert get(Counter.remote(1).increment.remote()) == 2
+
+
+def test_a_class_that_goes_along_takes_no_room_from_what_its_actor_is_given() -> None:
+    class Large:
+        data = os.urandom(14_000)
+
+        def __init__(self, *given: int) -> None:
+            self.given = given
+
+        def total(self) -> int:
+            return sum(self.given)
+
+    count = 5_800  # of 44 bytes each, which leaves less than the class has
+    actor = shoal.remote(num_cpus=0)(Large).remote(*[shoal.put(1) for _ in range(count)])
+    assert get(actor.total.remote()) == count

@@ -28,6 +28,7 @@ from shoal.placement import place
 from shoal.session import runtime
 from shoal.signature import Arguments
 from shoal_core.protocol.actors import (
+    MOST_CODE_BYTES,
     MOST_METHODS_BYTES,
     MOST_SPEC_BYTES,
     ActorDescription,
@@ -43,7 +44,7 @@ from shoal_core.protocol.messages import JobRecord
 from shoal_core.protocol.placement import Strategy
 from shoal_core.protocol.records import InGroup
 from shoal_core.protocol.resources import to_amounts
-from shoal_core.runtime.hosting import MOST_CODE_BYTES, ActorExit, ActorSpec, is_async
+from shoal_core.runtime.hosting import ActorExit, ActorSpec, is_async
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.streams import STREAMING

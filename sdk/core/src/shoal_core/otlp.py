@@ -21,7 +21,8 @@ from opentelemetry.trace import Link, SpanContext
 KNOWN_REMOTE, REMOTE = 0x100, 0x200
 """Flags of a span: that it is known whether its parent is of another process, and that it is."""
 SMALL = tuple(bytes((number,)) for number in range(128))
-USUAL = (str, int, bool)
+MOST_KEPT_CHARACTERS = 200
+"""The bytes of longer texts are not kept for the spans to come."""
 INT64 = range(-(1 << 63), 1 << 63)
 
 _eight = struct.Struct("<BQ").pack
@@ -113,7 +114,8 @@ def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> bytes:
 
 
 def _pair_of(key: str, value: Any) -> bytes:
-    return _usual_pair(key, value) if type(value) in USUAL else _pair(key, value)
+    usual = len(value) <= MOST_KEPT_CHARACTERS if type(value) is str else type(value) in (int, bool)
+    return _usual_pair(key, value) if usual else _pair(key, value)
 
 
 def _pair(key: str, value: Any) -> bytes:

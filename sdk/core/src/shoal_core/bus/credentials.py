@@ -92,8 +92,10 @@ def is_mistrust(error: BaseException) -> bool:
 
     The broker says so by an alert, which with TLS 1.3 comes with the first bytes that are read.
     """
-    refused = isinstance(error, ssl.SSLError) and "_ALERT_" in (error.reason or "")
-    return refused or isinstance(error, ssl.SSLCertVerificationError)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return True
+    reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+    return "_ALERT_" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason)
 
 
 MISTRUST_ADVICE = (

@@ -47,7 +47,10 @@ from shoal_core.protocol.messages import JobConfig, Message
 from shoal_core.protocol.placement import DEFAULT, Strategy
 from shoal_core.protocol.resources import Resources
 
-MOST_SPEC_BYTES = 256 * 1024
+MOST_CODE_BYTES = 16 * 1024
+"""A class whose pickle is larger is fetched, since what an actor is made of is stored for each one."""
+MOST_SPEC_BYTES = 256 * 1024 + MOST_CODE_BYTES
+"""So that a class that goes along takes no room from the arguments."""
 MOST_METHODS_BYTES = 128 * 1024
 MOST_ERROR_BYTES = 64 * 1024
 

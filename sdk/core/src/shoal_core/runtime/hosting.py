@@ -53,8 +53,6 @@ if TYPE_CHECKING or ENABLED:
 
 DEFAULT_GROUP = ""
 ASYNC_CONCURRENCY = 1000
-MOST_CODE_BYTES = 16 * 1024
-"""A class whose pickle is larger is fetched, since what an actor is made of is stored for each one."""
 
 
 class ActorExit(BaseException):
