@@ -258,6 +258,16 @@ def test_a_group_made_by_a_task_can_be_used_by_whoever_gets_it(cluster: Cluster)
 # ------------------------------------------------------------------------------- ends
 
 
+def test_who_waits_for_a_group_that_it_has_removed_is_told_so(cluster: Cluster) -> None:
+    for _ in range(10):
+        group = placement_group([{"CPU": 1}])
+        assert group.wait(SECONDS)
+        assert group.wait(0)
+        remove_placement_group(group)
+        with pytest.raises(TaskPlacementGroupRemoved):
+            group.wait(SECONDS)
+
+
 def test_removal_kills_what_runs_and_ends_what_waits(cluster: Cluster) -> None:
     group = placement_group([{"CPU": 1}, {"CPU": 1}])
     board = Board.remote()

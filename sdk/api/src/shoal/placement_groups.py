@@ -49,6 +49,7 @@ class PlacementGroup:
         self.bundle_cache = bundle_cache
         self._maker: Runtime | None = None
         self._told = True
+        self._removed = False
 
     @staticmethod
     def empty() -> PlacementGroup:
@@ -90,8 +91,10 @@ class PlacementGroup:
             raise TypeError(f"timeout_seconds must be a number, got {type(timeout_seconds).__name__}.")
         if timeout_seconds < 0:
             raise ValueError(f"timeout_seconds must not be negative, got {timeout_seconds}.")
-        current, ref = runtime(), self.ready()
-        ready, _ = current.wait([ref], 1, timeout_seconds)
+        current = runtime()
+        if self._maker is current and not self._removed and current.group_is_created(self.to_protocol()):
+            return True
+        ready, _ = current.wait([self.ready()], 1, timeout_seconds)
         if ready:
             current.get(ready, 0)
         return bool(ready)
@@ -199,6 +202,7 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
     current = runtime()
     if placement_group._maker is current:
         current.remove_group(group, REASON)
+        placement_group._removed = True
         return
     try:
         current.ask_about_groups("remove_group", RemoveGroup(group_id=group, reason=REASON))

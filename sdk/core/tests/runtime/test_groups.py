@@ -121,6 +121,24 @@ def test_a_group_of_our_own_is_known_without_asking() -> None:
     assert [settled for settled, _ in one.settled()] == [last]
 
 
+def test_whether_a_group_is_there_can_be_looked_up_as_long_as_news_of_it_are_believed() -> None:
+    one = One()
+    assert not one.groups.is_created(GROUP)
+    one.groups.make(GROUP)
+    assert not one.groups.is_created(GROUP)
+    one.hear(CREATED)
+    assert one.groups.is_created(GROUP)
+    one.groups.reread(one.now)
+    assert not one.groups.is_created(GROUP)
+    one.hear(CREATED)
+    one.hear(news(GroupState.RESCHEDULING, 1))
+    assert not one.groups.is_created(GROUP)
+    one.hear(news(GroupState.CREATED, 2))
+    assert one.groups.is_created(GROUP)
+    one.groups.let_go(GROUP, one.now)
+    assert not one.groups.is_created(GROUP)
+
+
 def test_a_group_that_could_not_be_made_is_an_error_of_what_waits_for_it() -> None:
     one = One()
     one.groups.make(GROUP)

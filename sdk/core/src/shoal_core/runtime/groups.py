@@ -75,6 +75,12 @@ class Groups:
         """Tell whether a group is known, and so heard of."""
         return group_id in self._known
 
+    def is_created(self, group_id: PlacementGroupId) -> bool:
+        """Tell whether a group was CREATED when it was heard of last. Any thread may ask: it looks, and no more."""
+        group = self._known.get(group_id)
+        news = None if group is None else group.news
+        return news is not None and news.state is GroupState.CREATED
+
     def make(self, group_id: PlacementGroupId) -> None:
         """This process is making a group."""
         self._known[group_id] = Group(group_id, own=True)

@@ -189,6 +189,9 @@ class PlacementGroups:
             task.add_done_callback(self._removing.discard)
 
     async def _ask(self, group_id: PlacementGroupId) -> None:
+        """Ask what the control store has of a group, once it has heard which ones were removed here before."""
+        if self._removing:
+            await asyncio.wait(set(self._removing))
         asked_at = time.monotonic()
         try:
             record = await ask(self._bus, self._subjects.gcs("get_group"), GetGroup(group_id=group_id))

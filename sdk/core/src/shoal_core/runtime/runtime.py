@@ -490,6 +490,11 @@ class Runtime:
         self.command(AwaitGroup(group, ref._state, value))
         return ref
 
+    def group_is_created(self, group: PlacementGroupId) -> bool:
+        """Tell whether a group is known to have all its bundles; where it is not, ``await_group`` finds out."""
+        self.getting.check_open()
+        return self.reactor.groups.core.is_created(group)
+
     def remove_group(self, group: PlacementGroupId, reason: str) -> None:
         """Have a group removed; never waits."""
         self.getting.check_open()
