@@ -179,14 +179,14 @@ def test_a_field_of_another_type_is_refused_by_its_place() -> None:
 
 @given(values_of(Value))
 def test_the_references_in_a_value_are_those_it_names(value: Inline | Stored | Failed) -> None:
-    contained = list(contained_in(value))
+    contained = contained_in(value)
     assert contained == value.contained
     assert all(isinstance(reference, Reference) for reference in contained)
 
 
 def test_the_garbage_collector_leaves_records_of_tasks_alone() -> None:
     """There may be a million of them, and gone through again and again they would cost a task a tenth of its time."""
-    made = Task(TaskNumber(2), 0, LeaseId(1), 1, FunctionId("f"), "f", 1, Inline(b"x"), [Inline(b"y")])
-    done = TaskDone(TaskNumber(2), 0, LeaseId(1), [Failed("code", "text")], 0.1)
+    made = Task(TaskNumber(2), 0, LeaseId(1), 1, FunctionId("f"), "f", 1, Inline(b"x"), (Inline(b"y"),))
+    done = TaskDone(TaskNumber(2), 0, LeaseId(1), (Failed("code", "text"),), 0.1)
     own = [made, done, made.arguments, *made.dependencies, *done.values, Reference(process_id(1), ObjectKey(1))]
     assert not any(map(gc.is_tracked, own))

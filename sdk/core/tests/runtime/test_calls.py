@@ -43,7 +43,7 @@ def news(
 
 def done(pending: PendingCall, *, retryable: bool = False) -> TaskDone:
     wire = pending.wire
-    return TaskDone(wire.number, wire.attempt, wire.lease, [inline()], 0.001, retryable)
+    return TaskDone(wire.number, wire.attempt, wire.lease, (inline(),), 0.001, retryable)
 
 
 class One:
@@ -388,7 +388,7 @@ class World(RuleBasedStateMachine):
         fate = self.fates[wire.number]
         fate.carried_out.append(self.incarnation)
         self.order[self.incarnation].append(wire.number)
-        result = TaskDone(wire.number, wire.attempt, wire.lease, [inline()], 0.001, fails)
+        result = TaskDone(wire.number, wire.attempt, wire.lease, (inline(),), 0.001, fails)
         self.to_caller.setdefault(self.alive, deque()).append(result)
 
     @precondition(lambda self: self.alive is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -72,7 +72,7 @@ async def test_a_task_that_waits_for_another_ends_at_once_and_is_not_started_by_
     lone.reactor.drain()
     with pytest.raises(TaskCancelledError, match=r"work\(\) was cancelled"):
         lone.runtime.get([second], 0)
-    lone.receive(WORKER, TaskDone(running.number, 0, running.lease, [inline()], 0.001))
+    lone.receive(WORKER, TaskDone(running.number, 0, running.lease, (inline(),), 0.001))
     assert lone.sent(Task) == []
     assert lone.reactor.tasks == {}
 
@@ -90,7 +90,7 @@ async def test_what_depends_on_a_cancelled_task_fails_with_it(lone: LoneRuntime)
 async def test_what_has_ended_and_what_was_put_is_left_alone(lone: LoneRuntime) -> None:
     [ref] = lone.runtime.submit(a_call(lone), (), {})
     running = grant(lone)
-    lone.receive(WORKER, TaskDone(running.number, 0, running.lease, [inline(b"I1\n.")], 0.001))
+    lone.receive(WORKER, TaskDone(running.number, 0, running.lease, (inline(b"I1\n."),), 0.001))
     put = lone.runtime.put(2)
     for one in (ref, put):
         lone.runtime.cancel(one, force=True, recursive=True)
@@ -162,7 +162,7 @@ class Worker(LoneRuntime):
         return [(done.number, _how(done.values)) for _, done in self.sent(TaskDone)]
 
 
-def _how(values: list[Value]) -> str:
+def _how(values: Sequence[Value]) -> str:
     return values[0].code if values and isinstance(values[0], Failed) else "a value"
 
 

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import pickle
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -71,8 +71,8 @@ def the_task(lone: LoneRuntime) -> Task:
     return task
 
 
-def done(task: Task, *values: Inline | Failed | Stored, kept: list[Reference] | None = None) -> TaskDone:
-    return TaskDone(task.number, task.attempt, task.lease, list(values), 0.001, kept=kept or [])
+def done(task: Task, *values: Inline | Failed | Stored, kept: Sequence[Reference] = ()) -> TaskDone:
+    return TaskDone(task.number, task.attempt, task.lease, values, 0.001, kept=tuple(kept))
 
 
 def value(of: object) -> Inline:
@@ -160,7 +160,7 @@ async def test_references_inside_a_result_are_held_by_it(lone: LoneRuntime) -> N
     [ref] = lone.runtime.submit(a_call(lone), (), {})
     grant(lone)
     inner = Reference(WORKER, put_key(7))
-    lone.receive(WORKER, done(the_task(lone), Inline(pickle.dumps([]), [], [inner])))
+    lone.receive(WORKER, done(the_task(lone), Inline(pickle.dumps([]), contained=(inner,))))
     gc.collect()
     assert lone.sent(Unborrow) == []
     del ref
@@ -235,7 +235,7 @@ async def test_a_crash_fails_the_task_that_had_begun_and_runs_the_others_elsewhe
     [warm] = lone.runtime.submit(call, (), {})
     grant(lone)
     first = the_task(lone)
-    lone.receive(WORKER, TaskDone(first.number, 0, first.lease, [value(0)], 0.0001))
+    lone.receive(WORKER, TaskDone(first.number, 0, first.lease, (value(0),), 0.0001))
     refs = [lone.runtime.submit(call, (), {})[0] for _ in range(3)]
     tasks = [task for _, task in lone.sent(Task)]
     assert [task.number for task in tasks] == [first.number + 2 * n for n in (1, 2, 3)]
@@ -498,7 +498,7 @@ async def test_a_failure_of_a_task_keeps_what_its_exception_refers_to(lone: Lone
     (second,) = lone.runtime.submit(a_call(lone), (first,), {})
     lone.sent()
     task = lone.reactor.tasks[task_of(first._state.key)]
-    lone.reactor._settle_returns(task, [Failed("task", "text", b"", [inner])], OTHER)
+    lone.reactor._settle_returns(task, [Failed("task", "text", b"", (inner,))], OTHER)
     lone.reactor.finish()
     assert [ref._state.wire() for ref in first._state.contents] == [inner]
     assert [ref._state.wire() for ref in second._state.contents] == [inner]

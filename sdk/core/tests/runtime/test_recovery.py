@@ -246,12 +246,12 @@ class World(RuleBasedStateMachine):
         task = worker.tasks.pop(0)
         missing = [v for v in task.dependencies if isinstance(v, Stored) and not self.readable(v)]
         if missing:
-            done = TaskDone(task.number, task.attempt, task.lease, [], 0.001, missing=missing)
+            done = TaskDone(task.number, task.attempt, task.lease, (), 0.001, missing=tuple(missing))
         else:
             text = f"{task.name}({','.join(map(self.read, task.dependencies))})"
             node = node_of(worker.process)
             value = self.store(node, text) if self.large[task.name] else Inline(pickle.dumps(text, 5))
-            done = TaskDone(task.number, task.attempt, task.lease, [value], 0.001)
+            done = TaskDone(task.number, task.attempt, task.lease, (value,), 0.001)
         worker.said.append(done)
 
     @precondition(lambda self: any(worker.said for worker in self.workers))
@@ -451,7 +451,7 @@ def run(lone: LoneRuntime, node: NodeId = NODE, worker: ProcessId = WORKER) -> T
 
 
 def done(task: Task, *values: Value) -> TaskDone:
-    return TaskDone(task.number, task.attempt, task.lease, list(values), 0.001)
+    return TaskDone(task.number, task.attempt, task.lease, values, 0.001)
 
 
 def made(lone: LoneRuntime, *values: Value, args: tuple[Any, ...] = (), retries: int = 3) -> list[ObjectRef[Any]]:
@@ -591,7 +591,7 @@ async def test_what_is_small_is_part_of_the_record(lone: LoneRuntime) -> None:
     lone.reactor.node_died(NODE, "it was killed")
     await need(lone, ref)
     again = run(lone, FAR, FAR_WORKER)
-    assert again.dependencies == [small("given")], "and so its task does not run again"
+    assert again.dependencies == (small("given"),), "and so its task does not run again"
     assert again.attempt == 1
 
 
@@ -674,7 +674,7 @@ async def test_a_task_that_never_finds_its_arguments_ends(lone: LoneRuntime) -> 
     while ref._state.value is None:
         (copy,) = task.dependencies
         assert isinstance(copy, Stored)
-        lone.receive(WORKER, TaskDone(task.number, 0, task.lease, [], 0.001, missing=[copy]))
+        lone.receive(WORKER, TaskDone(task.number, 0, task.lease, (), 0.001, missing=(copy,)))
         for _ in range(5):
             await asyncio.sleep(0)
         for _, task in lone.sent(Task):

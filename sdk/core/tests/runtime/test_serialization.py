@@ -226,6 +226,6 @@ async def test_references_inside_an_exception_are_named_and_held() -> None:
         lone.runtime.install()
         failed, pickled = failure(lone.runtime.codec, "work", ValueError("see", ref))
         lone.runtime.uninstall()
-        assert failed.contained == [ref._state.wire()]
+        assert failed.contained == (ref._state.wire(),)
         assert list(pickled.references) == [ref]
         assert lone.reactor.pinned == [], "nothing is kept until the job ends"

@@ -211,7 +211,7 @@ def test_a_run_has_its_phases_and_what_the_user_opens_hangs_below(recorded: InMe
 
 def test_a_task_that_has_nothing_to_fetch_has_no_span_for_that(recorded: InMemorySpanExporter) -> None:
     wire = submit()
-    wire.arguments = Inline(b"", [])
+    wire.arguments = Inline(b"")
     for known in (lambda: True, lambda: False):
         running = of_task(wire, OWNER, None, known)
         running.run()

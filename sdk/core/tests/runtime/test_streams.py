@@ -168,7 +168,7 @@ class World(RuleBasedStateMachine):
             values = [cancelled("numbers")]
         elif retryable or (self.fails and not run.producer.closed):
             values = [Failed("worker_crashed", "it crashed")]
-        worker.said.append(TaskDone(run.task.number, run.attempt, worker.lease, values, 0.001, retryable))
+        worker.said.append(TaskDone(run.task.number, run.attempt, worker.lease, tuple(values), 0.001, retryable))
 
     @precondition(lambda self: self.running() is not None)
     @rule(steps=st.integers(1, 4))
@@ -363,7 +363,7 @@ async def test_a_generator_that_is_tried_again_on_the_same_worker_is_told_how_fa
     next(gen)
     lone.sent()
     failed = Failed("task", "ValueError")
-    lone.receive(WORKER, TaskDone(task.number, task.attempt, task.lease, [failed], 0.001, True))
+    lone.receive(WORKER, TaskDone(task.number, task.attempt, task.lease, (failed,), 0.001, True))
     [(_, again)] = lone.sent(Task)
     assert again.attempt == 1
     lone.receive(WORKER, item(again, 1))
@@ -374,7 +374,7 @@ async def test_items_of_a_run_that_is_over_are_not_mixed_with_those_of_the_next(
     gen = start(lone)
     task = run(lone)
     old = Item(task.number, task.attempt, 1, value("old"))
-    lone.receive(WORKER, TaskDone(task.number, task.attempt, task.lease, [Failed("task", "")], 0.001, True))
+    lone.receive(WORKER, TaskDone(task.number, task.attempt, task.lease, (Failed("task", ""),), 0.001, True))
     lone.receive(WORKER, old)
     assert not gen.next_ready()
     lone.receive(WORKER, Item(task.number, 1, 1, value("new")))
@@ -384,15 +384,15 @@ async def test_items_of_a_run_that_is_over_are_not_mixed_with_those_of_the_next(
 async def test_large_items_that_nobody_takes_are_freed(lone: LoneRuntime) -> None:
     gen = start(lone)
     task = run(lone)
-    large = [Stored(NODE, f"segment-{index}", 1_000_000, []) for index in (1, 2, 3)]
+    large = [Stored(NODE, f"segment-{index}", 1_000_000) for index in (1, 2, 3)]
     lone.receive(WORKER, *(item(task, index, stored) for index, stored in enumerate(large, 1)))
     taken = next(gen)
-    lone.receive(WORKER, item(task, 2, Stored(NODE, "duplicate", 1_000_000, [])))
+    lone.receive(WORKER, item(task, 2, Stored(NODE, "duplicate", 1_000_000)))
     assert lone.sent(SegmentFreed) == [(NODE, SegmentFreed("duplicate"))]
     del gen
     gc.collect()
     lone.reactor.drain()
-    lone.receive(WORKER, item(task, 4, Stored(NODE, "late", 1_000_000, [])))
+    lone.receive(WORKER, item(task, 4, Stored(NODE, "late", 1_000_000)))
     freed = {record.segment for _, record in lone.sent(SegmentFreed)}
     assert freed == {"segment-2", "segment-3", "late"}
     assert taken._state.value == large[0]
@@ -415,7 +415,7 @@ async def test_a_cancelled_generator_gives_what_was_there_then_raises_then_has_n
     lone.receive(WORKER, item(task, 1))
     lone.runtime.cancel(gen.completed(), force=False, recursive=True)
     assert lone.sent(CancelTask) == [(WORKER, CancelTask(task.number, 0, False, True))]
-    lone.receive(WORKER, TaskDone(task.number, 0, task.lease, [cancelled("numbers")], 0.001, False))
+    lone.receive(WORKER, TaskDone(task.number, 0, task.lease, (cancelled("numbers"),), 0.001, False))
     assert lone.runtime.get([next(gen)], 0) == [1]
     with pytest.raises(TaskCancelledError):
         next(gen)
@@ -444,7 +444,7 @@ async def test_wait_takes_a_generator_like_a_reference(lone: LoneRuntime) -> Non
     assert lone.runtime.wait(waiting, 2, 0) == ([gen, ref], [])  # type: ignore[arg-type]
     next(gen)
     assert lone.runtime.wait(waiting, 2, 0) == ([ref], [gen])  # type: ignore[arg-type, comparison-overlap]
-    lone.receive(WORKER, TaskDone(task.number, 0, task.lease, [], 0.001, False))
+    lone.receive(WORKER, TaskDone(task.number, 0, task.lease, (), 0.001, False))
     assert lone.runtime.wait(waiting, 2, 0) == ([gen, ref], [])  # type: ignore[arg-type]
 
 

@@ -103,7 +103,7 @@ class World:
         """Submit a task with arguments of so many bytes on these nodes."""
         number = TaskNumber(len(self.fates) + 1)
         wire = Task(number, 0, LeaseId(0), 0, FunctionId(function), function, 1, Inline(b""))
-        wire.dependencies = [Stored(node, f"o{number}", size) for node, size in large]
+        wire.dependencies = tuple(Stored(node, f"o{number}", size) for node, size in large)
         wire.trace = TRACES[number % len(TRACES)]
         if is_recorded(wire.trace):
             self.traced.add(number)
@@ -136,7 +136,7 @@ class World:
     def result(self, worker: Worker, pushed: Pushed, *, seconds: float = 0.001, retryable: bool = False) -> None:
         fate = self.fates[pushed.number]
         retries, attempt = fate.task.retries, fate.task.wire.attempt
-        done = TaskDone(pushed.number, pushed.attempt, worker.lease, [Inline(b"")], seconds, retryable)
+        done = TaskDone(pushed.number, pushed.attempt, worker.lease, (Inline(b""),), seconds, retryable)
         ended = self.submission.done(worker.process, done, self.now)
         if ended is not None:
             assert ended is fate.task

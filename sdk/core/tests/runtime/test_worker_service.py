@@ -214,7 +214,7 @@ async def test_the_end_of_a_task_that_keeps_a_third_partys_object_waits_until_th
     worker.receive(THIRD, Borrowed(reference.key))
     [(_, done)] = worker.sent()
     assert isinstance(done, TaskDone)
-    assert done.kept == []
+    assert done.kept == ()
     del accepted, kept
     assert worker.sent() == [(THIRD, Unborrow(reference.key, 1))]
 

@@ -39,8 +39,8 @@ class Inline(msgspec.Struct, array_like=True, tag=0, gc=False):
     """A value that travels in the record: its pickle, and the pickle's out-of-band buffers."""
 
     data: bytes
-    buffers: list[bytes] = []
-    contained: list[Reference] = []
+    buffers: tuple[bytes, ...] = ()
+    contained: tuple[Reference, ...] = ()
 
 
 class Stored(msgspec.Struct, array_like=True, tag=1, gc=False):
@@ -49,7 +49,7 @@ class Stored(msgspec.Struct, array_like=True, tag=1, gc=False):
     node: NodeId
     segment: str
     size_bytes: int
-    contained: list[Reference] = []
+    contained: tuple[Reference, ...] = ()
 
 
 class Failed(msgspec.Struct, array_like=True, tag=2, gc=False):
@@ -58,7 +58,7 @@ class Failed(msgspec.Struct, array_like=True, tag=2, gc=False):
     code: str
     text: str
     data: bytes = b""
-    contained: list[Reference] = []
+    contained: tuple[Reference, ...] = ()
 
 
 Value = Inline | Stored | Failed
@@ -97,13 +97,13 @@ class Task(msgspec.Struct, array_like=True, tag=1, gc=False):
     name: str
     returns: int
     arguments: Value
-    dependencies: list[Value] = []
+    dependencies: tuple[Value, ...] = ()
     retry_on: bytes = b""
     trace: str = ""
     depth: int = 0
     group: str = ""
     ahead: int = 0
-    origins: list[Reference] = []
+    origins: tuple[Reference, ...] = ()
     in_group: InGroup | None = None
     priority: int = 0
 
@@ -118,11 +118,11 @@ class TaskDone(msgspec.Struct, array_like=True, tag=2, gc=False):
     number: TaskNumber
     attempt: int
     lease: LeaseId
-    values: list[Value]
+    values: tuple[Value, ...]
     seconds: float
     retryable: bool = False
-    kept: list[Reference] = []
-    missing: list[Stored] = []
+    kept: tuple[Reference, ...] = ()
+    missing: tuple[Stored, ...] = ()
     fetch_seconds: float = 0.0
 
 

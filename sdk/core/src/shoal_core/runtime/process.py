@@ -441,11 +441,11 @@ class Service:
             task.number,
             task.attempt,
             task.lease,
-            item.values,
+            tuple(item.values),
             item.seconds,
             item.retryable,
-            kept,
-            item.missing,
+            tuple(kept),
+            tuple(item.missing),
             item.fetch_seconds,
         )
         self._reactor.send(owner, done)

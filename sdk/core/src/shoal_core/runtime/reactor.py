@@ -753,9 +753,9 @@ def _collect(task: PendingTask | PendingCall) -> Failed | None:
         if type(value) is Failed:
             return value
         values.append(value)
-    task.wire.dependencies = values
+    task.wire.dependencies = tuple(values)
     if type(task) is PendingCall and any(type(value) is Stored for value in values):
-        task.wire.origins = [ref._state.wire() for ref in task.dependencies]
+        task.wire.origins = tuple([ref._state.wire() for ref in task.dependencies])
     return None
 
 

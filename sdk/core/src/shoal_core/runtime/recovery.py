@@ -251,7 +251,7 @@ class Recovery:
         number = task.wire.number
         if live or task.remade or self.lineage.is_needed(number):
             self.lineage.keep(task, live, _inputs(task))
-        task.wire.dependencies, task.wire.origins = [], []
+        task.wire.dependencies, task.wire.origins = (), ()
 
     def outcome(self, task: PendingTask | PendingCall, value: Value) -> Value:
         """Return what a result of a task is to be that ran again: where it failed, perhaps another error."""

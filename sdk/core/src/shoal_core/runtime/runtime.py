@@ -346,7 +346,7 @@ class Runtime:
             name,
             returns,
             arguments,
-            [],
+            (),
             retry_on,
             "",
             0 if running is None else running.task.depth + 1,

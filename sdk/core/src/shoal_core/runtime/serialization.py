@@ -55,9 +55,9 @@ class Serialized:
         return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
 
     @property
-    def contained(self) -> list[Reference]:
+    def contained(self) -> tuple[Reference, ...]:
         """The names of the references inside."""
-        return [ref._state.wire() for ref in self.references]
+        return tuple([ref._state.wire() for ref in self.references])
 
     def inline(self) -> Inline:
         """Return the value in the form that travels inside a record."""
@@ -65,7 +65,7 @@ class Serialized:
             return Inline(pickle.dumps(bytes(self.buffers[0]), 5))
         if not self.buffers and not self.references:
             return Inline(self.data)
-        return Inline(self.data, [bytes(buffer) for buffer in self.buffers], self.contained)
+        return Inline(self.data, tuple([bytes(buffer) for buffer in self.buffers]), self.contained)
 
 
 class Codec:
@@ -217,7 +217,7 @@ def as_inline(source: bytes) -> Inline:
     data, buffers, raw = _parts(view)
     if raw:
         return Inline(pickle.dumps(bytes(buffers[0]), 5))
-    return Inline(bytes(data), [bytes(buffer) for buffer in buffers])
+    return Inline(bytes(data), tuple([bytes(buffer) for buffer in buffers]))
 
 
 def read_segment(source: memoryview) -> Any:

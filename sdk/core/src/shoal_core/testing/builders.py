@@ -25,7 +25,7 @@ def put_key(number: int) -> ObjectKey:
 
 def inline(data: bytes = b"value", contained: Sequence[Reference] = ()) -> Inline:
     """Return a small value."""
-    return Inline(data, contained=list(contained))
+    return Inline(data, contained=tuple(contained))
 
 
 def task(number: int, *, position: int | None = None, arguments: Value | None = None, returns: int = 1) -> Task:
@@ -48,7 +48,7 @@ def task_done(number: int, *, values: Sequence[Value] = (), kept: Sequence[Refer
         number=TaskNumber(number),
         attempt=0,
         lease=LeaseId(1),
-        values=list(values) or [inline()],
+        values=tuple(values) or (inline(),),
         seconds=0.001,
-        kept=list(kept),
+        kept=tuple(kept),
     )
