@@ -6,6 +6,7 @@ import asyncio
 import gc
 import pickle
 import threading
+import weakref
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -20,7 +21,7 @@ from shoal_core.protocol.errors import (
     SystemError_,
     WorkerCrashedError,
 )
-from shoal_core.protocol.ids import FunctionId, LeaseId, ObjectKey, ProcessId, TaskNumber, object_key, task_of
+from shoal_core.protocol.ids import ActorId, FunctionId, LeaseId, ObjectKey, ProcessId, TaskNumber, object_key, task_of
 from shoal_core.protocol.records import (
     Failed,
     Fetch,
@@ -36,7 +37,7 @@ from shoal_core.protocol.records import (
     WorkerLost,
 )
 from shoal_core.runtime.objects import ObjectRef
-from shoal_core.runtime.runtime import Call
+from shoal_core.runtime.runtime import Call, MethodCall, Runtime
 from shoal_core.runtime.submission import SchedulingClass
 from shoal_core.testing.builders import node_id, process_id, put_key
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
@@ -45,6 +46,7 @@ NODE = node_id(1)
 LOCAL = process_id(1)
 WORKER = process_id(2)
 OTHER = process_id(3, node=2)
+ACTOR = ActorId("a" * 32)
 
 
 @pytest.fixture
@@ -507,3 +509,26 @@ async def test_a_failure_of_a_task_keeps_what_its_exception_refers_to(lone: Lone
     gc.collect()
     assert lone.sent(Unborrow) == [(OTHER, Unborrow(inner.key, 1))]
     assert lone.reactor.borrowing.is_quiet()
+
+
+def test_what_has_not_ended_when_a_process_leaves_does_not_keep_it_in_memory() -> None:
+    """Tasks and calls hold references, which hold the runtime, and the collector goes through no task and no call."""
+
+    async def leave() -> weakref.ref[Runtime]:
+        async with lone_runtime(LOCAL) as lone:
+            handle: ObjectRef[object] = lone.runtime.objects.create(put_key(5000))
+            lone.runtime.follow(ACTOR, "Actor", handle, sequential=True, new=True)
+            never = borrowed(lone)
+            call = a_call(lone)
+            lone.runtime.submit(call, ([never],), {})
+            grant(lone)
+            lone.runtime.submit(call, ([never],), {})
+            lone.runtime.submit(call, (never,), {})
+            lone.runtime.call_actor(MethodCall(ACTOR, "work", "Actor.work", 1, 0, b""), handle, ([never],), {})
+            lone.sent()
+            assert len(lone.reactor.tasks) == 4
+            return weakref.ref(lone.runtime)
+
+    gone = asyncio.run(leave())
+    gc.collect()
+    assert gone() is None

@@ -741,8 +741,8 @@ async def test_a_call_is_made_again_before_those_that_may_wait_for_it(lone: Lone
     assert (again.number, again.attempt) == (call.number, 1)
     lone.receive(FAR_WORKER, done(again, Stored(FAR, "o2", 9)))
     [(_, using)] = lone.sent(Task)
-    assert using.dependencies == [Stored(FAR, "o2", 9)]
-    assert using.origins == [ref._state.wire()], "so that the actor can ask for it, where it cannot read it"
+    assert using.dependencies == (Stored(FAR, "o2", 9),)
+    assert using.origins == (ref._state.wire(),), "so that the actor can ask for it, where it cannot read it"
 
 
 async def test_what_an_actor_waits_for_is_not_asked_of_itself(lone: LoneRuntime) -> None:

@@ -188,7 +188,7 @@ async def test_what_a_task_keeps_of_its_owner_is_told_with_its_end(worker: Worke
     kept = accepted.references[0]
     worker.end(accepted)
     [(_, done)] = worker.sent(TaskDone)
-    assert done.kept == [reference]
+    assert done.kept == (reference,)
     del accepted, kept
     assert worker.sent() == [(OWNER, Unborrow(reference.key, 1))]
 
@@ -198,7 +198,7 @@ async def test_what_a_task_does_not_keep_is_not_mentioned(worker: Worker) -> Non
     worker.receive(OWNER, numbered(1, contained=[Reference(OWNER, put_key(9))]))
     worker.end(worker.begin())
     [(_, done)] = worker.sent()
-    assert done.kept == []
+    assert done.kept == ()
     assert worker.runtime.reactor.borrowing.is_quiet()
 
 

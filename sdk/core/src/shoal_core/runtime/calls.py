@@ -29,6 +29,8 @@ from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
+import msgspec
+
 from shoal_core.protocol.actors import ActorChanged, ActorDeath, ActorState
 from shoal_core.protocol.ids import ActorId, PeerId, ProcessId, TaskNumber
 from shoal_core.protocol.records import Failed, Record, Task, TaskDone
@@ -53,50 +55,26 @@ _RANK = {
 }
 
 
-class PendingCall:
+class PendingCall(msgspec.Struct, eq=False, gc=False):
     """A call of this process that has not ended: what is sent, and what its caller needs to know beside it.
 
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments and that to the
     actor; the call holds them until it ends, when ``ended`` is called. ``retries`` are those left, -1 for no end of
-    them. ``remade``: it had ended, and is made again since results were lost.
+    them. ``remade``: it had ended, and is made again since results were lost. The collector does not go through it (see
+    ``PendingTask``).
     """
 
-    __slots__ = (
-        "actor",
-        "cancelled",
-        "dependencies",
-        "ended",
-        "nested",
-        "parent",
-        "remade",
-        "retries",
-        "unordered",
-        "unresolved",
-        "wire",
-    )
-
-    def __init__(
-        self,
-        actor: ActorId,
-        wire: Task,
-        retries: int = 0,
-        dependencies: Sequence[Any] = (),
-        nested: Sequence[Any] = (),
-        unordered: bool = False,
-        ended: Callable[[], None] | None = None,
-        parent: int = 0,
-    ) -> None:
-        self.actor = actor
-        self.parent = parent
-        self.cancelled = False
-        self.wire = wire
-        self.retries = retries
-        self.dependencies = dependencies
-        self.nested = nested
-        self.unordered = unordered
-        self.ended = ended
-        self.unresolved = 0
-        self.remade = False
+    actor: ActorId
+    wire: Task
+    retries: int = 0
+    dependencies: Sequence[Any] = ()
+    nested: Sequence[Any] = ()
+    unordered: bool = False
+    ended: Callable[[], None] | None = None
+    parent: int = 0
+    cancelled: bool = False
+    unresolved: int = 0
+    remade: bool = False
 
 
 class Callee:

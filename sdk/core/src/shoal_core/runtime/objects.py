@@ -21,6 +21,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
+import msgspec
+
 from shoal_core.protocol.errors import ObjectLostError
 from shoal_core.protocol.ids import (
     MAX_RETURNS,
@@ -117,7 +119,7 @@ class Waiter:
         return self._lock.acquire(timeout=min(max(0.0, timeout_seconds), threading.TIMEOUT_MAX))
 
 
-class ObjectState:
+class ObjectState(msgspec.Struct, eq=False):
     """What this process knows of one object, its own or another's.
 
     ``lost`` is a copy that was lost; while it is there and ``value`` is None, the object comes only if it is asked for.
@@ -126,34 +128,18 @@ class ObjectState:
     counts those that exist (a new one may be made before the end of the old one was noticed).
     """
 
-    __slots__ = (
-        "contents",
-        "fetching",
-        "home",
-        "instances",
-        "key",
-        "lost",
-        "observers",
-        "owner",
-        "reference",
-        "shared",
-        "value",
-        "waiters",
-    )
-
-    def __init__(self, home: Home, owner: ProcessId, key: ObjectKey) -> None:
-        self.home = home
-        self.owner = owner
-        self.key = key
-        self.value: Value | None = None
-        self.lost: Stored | None = None
-        self.waiters: list[Waiter] | None = None
-        self.observers: list[Callable[[ObjectState], None]] | None = None
-        self.contents: Sequence[ObjectRef[Any]] = ()
-        self.shared: weakref.ref[Any] | None = None
-        self.fetching = False
-        self.instances = 1
-        self.reference: weakref.ref[ObjectRef[Any]] | None = None
+    home: Home
+    owner: ProcessId
+    key: ObjectKey
+    value: Value | None = None
+    lost: Stored | None = None
+    waiters: list[Waiter] | None = None
+    observers: list[Callable[[ObjectState], None]] | None = None
+    contents: Sequence[ObjectRef[Any]] = ()
+    shared: weakref.ref[Any] | None = None
+    fetching: bool = False
+    instances: int = 1
+    reference: weakref.ref[ObjectRef[Any]] | None = None
 
     def wire(self) -> Reference:
         """Return the object's name on the wire."""

@@ -373,6 +373,8 @@ class Reactor:
             command = self.commands.popleft()
             if type(command) is Notify:
                 command.call_back()
+        for pending in self.tasks.values():
+            pending.dependencies = pending.nested = ()  # from which a way leads back to here: see ``PendingTask``
         for task in list(self.asking):
             task.cancel()
 

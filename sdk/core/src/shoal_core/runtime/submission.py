@@ -33,6 +33,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from shoal_core.protocol.ids import (
     NO_NODE,
     LeaseId,
@@ -81,7 +83,7 @@ GROUP_REMOVED = "task_group_removed"
 """The code of the error of what cannot run, since its placement group was removed."""
 
 
-class PendingTask:
+class PendingTask(msgspec.Struct, eq=False, gc=False):
     """A task of this process that has not ended: what is sent, and what its owner needs to know beside it.
 
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments; the task
@@ -89,42 +91,22 @@ class PendingTask:
     that submitted it, by its order there (0: none). ``remade``: it had ended, and runs again since results were lost.
     ``bounces`` counts how often it came back unrun, because an argument could not be read. ``ready_at`` is when it was
     queued at first, 0 where it was sent to a worker before.
+
+    There may be very many, and the collector goes through none of them: so whoever ends one, or all, takes from it what
+    it holds, by which it might hold itself.
     """
 
-    __slots__ = (
-        "bounces",
-        "cancelled",
-        "dependencies",
-        "key",
-        "nested",
-        "parent",
-        "ready_at",
-        "remade",
-        "retries",
-        "unresolved",
-        "wire",
-    )
-
-    def __init__(
-        self,
-        wire: Task,
-        key: SchedulingKey,
-        retries: int,
-        dependencies: Sequence[Any] = (),
-        nested: Sequence[Any] = (),
-        parent: int = 0,
-    ) -> None:
-        self.wire = wire
-        self.key = key
-        self.parent = parent
-        self.cancelled = False
-        self.retries = retries
-        self.dependencies = dependencies
-        self.nested = nested
-        self.unresolved = 0
-        self.remade = False
-        self.bounces = 0
-        self.ready_at = 0.0
+    wire: Task
+    key: SchedulingKey
+    retries: int
+    dependencies: Sequence[Any] = ()
+    nested: Sequence[Any] = ()
+    parent: int = 0
+    cancelled: bool = False
+    unresolved: int = 0
+    remade: bool = False
+    bounces: int = 0
+    ready_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,9 +477,11 @@ class Submission:
         return not self._lease_keys and self._repeat_at == math.inf
 
     def close(self) -> None:
-        """Give back all leases."""
+        """Give back all leases; nothing waits any more."""
         for place in list(self._lease_keys):
             self._return(place)
+        for key in self.keys.values():
+            key.queue.clear()
 
     def _push(self, key: SchedulingKey, now: float) -> None:
         open_leases = [lease for lease in key.leases.values() if lease.is_open]
