@@ -138,6 +138,19 @@ class TestCalls:
         assert get(other.increment.remote()) == 1
         assert get(counter.increment.remote()) == 30
 
+    def test_an_actor_may_have_actors_of_its_own_class(self) -> None:
+        @shoal.remote(num_cpus=0)
+        class Link:
+            def __init__(self, below: int, *, name: str = "link") -> None:
+                self.name = f"{name} {below}"
+                self.next = Link.remote(below - 1, name=name) if below else None  # type: ignore[attr-defined]
+
+            def names(self) -> list[str]:
+                return [self.name, *(get(self.next.names.remote()) if self.next else [])]
+
+        links = Link.remote(2)  # type: ignore[attr-defined]
+        assert get(links.names.remote()) == ["link 2", "link 1", "link 0"]
+
     def test_calls_of_one_caller_run_in_their_order(self) -> None:
         counter = Counter.remote()
         for i in range(2_000):

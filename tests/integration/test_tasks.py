@@ -222,6 +222,14 @@ def test_tasks_within_tasks() -> None:
     assert shoal.get(fib.remote(8)) == 21
 
 
+def test_a_function_that_calls_itself_may_leave_out_arguments() -> None:
+    @shoal.remote
+    def depth(n: int, counted: int = 0, *, step: int = 1) -> int:
+        return counted if n == 0 else shoal.get(depth.remote(n - 1, counted + step))
+
+    assert shoal.get(depth.remote(3)) == 3
+
+
 def test_a_reference_made_in_a_task_is_usable_outside() -> None:
     @shoal.remote
     def make() -> list[ObjectRef[int]]:

@@ -10,37 +10,47 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 class Arguments:
-    """The arguments a function takes. ``self`` is left out with ``bound=True``; what has no signature takes all."""
+    """The arguments a function takes. ``self`` is left out with ``bound=True``; what has no signature takes all.
 
-    __slots__ = ("_fewest", "_most", "_name", "_signature")
+    It is looked at with the first call: one that refers to itself is not whole yet when its pickle is read.
+    """
+
+    __slots__ = ("_bound", "_fewest", "_function", "_most", "_name", "_signature")
 
     def __init__(self, function: Callable[..., Any], name: str, *, bound: bool = False) -> None:
+        self._function: Callable[..., Any] | None = function
         self._name = name
-        self._fewest, self._most = 0, 1 << 30
+        self._bound = bound
+        self._fewest, self._most = 0, -1  # no call fits before the function was looked at
         self._signature: inspect.Signature | None = None
-        try:
-            signature = inspect.signature(function)
-        except (ValueError, TypeError):
-            return
-        parameters = list(signature.parameters.values())
-        if bound and parameters and parameters[0].kind in _POSITIONAL:
-            parameters = parameters[1:]
-        self._signature = signature.replace(parameters=parameters)
-        positional = [p for p in parameters if p.kind in _POSITIONAL]
-        required = [p for p in parameters if p.default is p.empty]
-        if any(p.kind is p.KEYWORD_ONLY for p in required):
-            self._most = -1  # some keyword has to be there: every call is looked at
-            return
-        self._fewest = sum(p in positional for p in required)
-        if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
-            self._most = len(positional)
 
     def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise ``TypeError``, as calling the function would, unless the arguments fit."""
         if not kwargs and self._fewest <= len(args) <= self._most:
             return
+        if self._function is not None:
+            self._inspect(self._function)
+            self._function = None
         if self._signature is not None:
             try:
                 self._signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{self._name}.remote(): {error}") from None
+
+    def _inspect(self, function: Callable[..., Any]) -> None:
+        try:
+            signature = inspect.signature(function)
+        except (ValueError, TypeError):
+            self._most = 1 << 30
+            return
+        parameters = list(signature.parameters.values())
+        if self._bound and parameters and parameters[0].kind in _POSITIONAL:
+            parameters = parameters[1:]
+        self._signature = signature.replace(parameters=parameters)
+        positional = [p for p in parameters if p.kind in _POSITIONAL]
+        required = [p for p in parameters if p.default is p.empty]
+        if any(p.kind is p.KEYWORD_ONLY for p in required):
+            return  # some keyword has to be there: every call is looked at
+        self._fewest = sum(p in positional for p in required)
+        several = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        self._most = 1 << 30 if several else len(positional)
