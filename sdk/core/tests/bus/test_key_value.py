@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -101,6 +102,34 @@ async def test_a_watch_tells_what_is_and_then_what_changes(harness: BusHarness) 
     await bucket.put("key.3", b"unseen", revision=revisions[3])
     await other.get("key.3")
     assert len(seen) == 2
+
+
+async def test_a_watch_leaves_out_what_was_acknowledged_to_the_same_bucket(harness: BusHarness) -> None:
+    bucket = await (await harness.join(Role.GCS, "one")).key_value(BUCKET)
+    other = await (await harness.join(Role.GCS, "two")).key_value(BUCKET)
+    revisions: dict[str, int] = {}
+    seen: list[Entry | Deleted] = []
+    told_again: list[Entry | Deleted] = []
+
+    def changed(entry: Entry | Deleted) -> None:
+        (seen if entry.revision > revisions.get(entry.key, 0) else told_again).append(entry)
+
+    def acknowledged(key: str, outcome: object) -> None:
+        assert isinstance(outcome, int)
+        revisions[key] = outcome
+
+    watch = await bucket.watch(changed)
+    await watch.caught_up()
+    for key in (f"key.{number}" for number in range(50)):
+        bucket.begin(key, b"ours", partial(acknowledged, key), revision=0)
+    await until(lambda: len(revisions) == 50)
+    theirs = await other.put("key.0", b"theirs", revision=revisions["key.0"])
+    await other.delete("key.1", revision=revisions["key.1"])
+    await until(lambda: bool(seen) and isinstance(seen[-1], Deleted))
+    assert seen[-2] == Entry("key.0", b"theirs", theirs)
+    assert seen[-1].key == "key.1"
+    assert told_again == []
+    watch.stop()
 
 
 async def test_a_watch_of_nothing_has_caught_up(harness: BusHarness) -> None:

@@ -1,6 +1,6 @@
 """Records of placement groups as they were encoded to be stored.
 
-What a replica has written itself comes back twice: as the outcome of the write, and through its watch. It need not be
+What a replica has written itself comes back as the outcome of the write, or first through its watch. It need not be
 decoded again, which takes as long as all the rest.
 """
 

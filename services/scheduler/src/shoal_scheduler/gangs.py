@@ -126,7 +126,8 @@ def place(
         if not node.draining and node.avoid_until <= now and avoid.get(node.node_id, now) <= now
     ]
     shapes = _shapes(demand)
-    if about.strategy is GroupStrategy.STRICT_PACK:
+    alone = about.strategy is GroupStrategy.PACK and len(demand.nodes) == 1  # one bundle lies on one node in any case
+    if alone or about.strategy is GroupStrategy.STRICT_PACK:
         return _on_one(shapes, usable, held, about.soft_target)
     for shape in shapes:
         shape.rooms = [room for room in usable if _could_hold(room, shape)]

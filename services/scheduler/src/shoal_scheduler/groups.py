@@ -329,7 +329,8 @@ class GroupTable:
 
     def _fail(self, waiting: WaitingGroup, now: float) -> list[Effect]:
         """Give a plan up, and make another one after a pause that is different for each group."""
-        effects = self._give_back(waiting)
+        effects = self._end_plan(waiting)
+        self._idle.put(waiting.group, waiting.rank, waiting)
         waiting.failures += 1
         seed = f"{self._identity}/{waiting.group}/{waiting.failures}".encode()
         fraction = int.from_bytes(hashlib.blake2b(seed, digest_size=4).digest(), "big") / 2**32
@@ -341,17 +342,16 @@ class GroupTable:
 
     def _drop(self, waiting: WaitingGroup) -> list[Effect]:
         """Have nothing more to do with a group, until it is stated anew."""
-        effects = self._give_back(waiting)
+        effects = self._end_plan(waiting)
         del self._waiting[waiting.group]
         self._idle.discard(waiting.group)
         self._keep_no_more(waiting.group)
         return effects
 
-    def _give_back(self, waiting: WaitingGroup) -> list[Effect]:
+    def _end_plan(self, waiting: WaitingGroup) -> list[Effect]:
         """Have nodes free what they reserved for a plan, unless its commit was asked for: then the record decides."""
         plan = waiting.under_way
         waiting.under_way = None
-        self._idle.put(waiting.group, waiting.rank, waiting)
         if plan is None:
             return []
         self._cluster.jobs.count_others(waiting.job_id, waiting.together, -1)

@@ -69,11 +69,11 @@ class NodeView:
     avoid_until: float = 0.0
     journal: list[PlaceId] | None = None
     bundle: Bundle | None = None
+    place: PlaceId = field(init=False)
+    """What tells this from all other places that leases can come out of."""
 
-    @property
-    def place(self) -> PlaceId:
-        """What tells this from all other places that leases can come out of."""
-        return place_of(self.node_id, self.bundle)
+    def __post_init__(self) -> None:
+        self.place = place_of(self.node_id, self.bundle)
 
     def touch(self) -> None:
         """Note that the node has changed."""

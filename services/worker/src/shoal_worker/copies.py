@@ -17,6 +17,7 @@ A segment whose pull fails is removed, never used again: the mover may still be 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -359,7 +360,9 @@ class Copies:
 
     def wake_at(self) -> float:
         """Return when ``tick`` has something to do."""
-        return min((copy.ask_at for copy in self._coming.values() if copy.ask_at is not None), default=float("inf"))
+        if not self._coming:
+            return math.inf
+        return min((copy.ask_at for copy in self._coming.values() if copy.ask_at is not None), default=math.inf)
 
     def sanity_check(self) -> None:
         """State the invariants."""

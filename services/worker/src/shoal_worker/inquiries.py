@@ -6,6 +6,7 @@ for longer than the asker wants to wait. At most ``MOST_INQUIRIES`` are under wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -53,7 +54,7 @@ class Inquiries:
     @property
     def next_deadline(self) -> float:
         """When the first inquiry has waited long enough."""
-        return min((inquiry.deadline for inquiry in self._open.values()), default=float("inf"))
+        return min(inquiry.deadline for inquiry in self._open.values()) if self._open else math.inf
 
     def open(self, request: ListObjects, token: int, processes: dict[ProcessId, str], now: float) -> None:
         """Ask all processes for an asker, who is answered later; ``ServiceError`` where too many ask at once."""

@@ -100,7 +100,7 @@ from shoal_worker.task_inquiries import TaskInquiries
 from shoal_worker.workforce import Workforce
 
 ANNOUNCE_SECONDS = 1.0
-COALESCE_SECONDS, COALESCE_SECONDS_FOR_A_BUNDLE = 0.01, 0.0001
+COALESCE_SECONDS, COALESCE_SECONDS_FOR_A_BUNDLE = 0.01, 0.0003
 OWNER_DIED = "its owner has died"
 
 
@@ -197,17 +197,20 @@ class NodeCore:
     def _flush(self, now: float) -> list[Effect]:
         effects = self._effects
         self._effects = []
-        effects += self.workforce.effects
-        self.workforce.effects = []
+        if self.workforce.effects:
+            effects += self.workforce.effects
+            self.workforce.effects = []
         effects += self.memory.effects(now)
         for part in self._parts:
             if part.effects:
                 effects += part.effects
                 part.effects = []
-        if now >= self._announce_at():
+        announce_at = self._announce_at()
+        if now >= announce_at:
             effects.append(self._announcement(now))
+            announce_at = self._announce_at()
         asked_until = min(self.inquiries.next_deadline, self.task_inquiries.next_deadline)
-        wake_at = min(self._announce_at(), self.memory.wake_at(), asked_until)
+        wake_at = min(announce_at, self.memory.wake_at(), asked_until)
         if self.workforce.waiting and self.processes.start_after > now:
             wake_at = min(wake_at, self.processes.start_after)
         if wake_at < self._wake_at:

@@ -81,10 +81,14 @@ class SharedMemory:
     def effects(self, now: float) -> list[Effect]:
         """Return what is to be done: segments are withdrawn before their files go, and offered before it is told."""
         self._settle(now)
-        effects: list[Effect] = [*self.loans.effects, *map(Start, self.store.take_commands())]
-        effects += [Reply(token, answer) for token, answer in self.store.replies]
-        effects += self.copies.effects
-        self.loans.effects, self.store.replies, self.copies.effects = [], [], []
+        effects, self.loans.effects = self.loans.effects, []
+        effects += map(Start, self.store.take_commands())
+        if self.store.replies:
+            effects += [Reply(token, answer) for token, answer in self.store.replies]
+            self.store.replies = []
+        if self.copies.effects:
+            effects += self.copies.effects
+            self.copies.effects = []
         return effects
 
     def _settle(self, now: float) -> None:
@@ -93,11 +97,11 @@ class SharedMemory:
         while True:
             self.copies.begin(now)
             store.pump(now)
+            if not (table.gone or store.served or store.returned):
+                return
             gone, table.gone = table.gone, []
             served, store.served = store.served, []
             returned, store.returned = store.returned, []
-            if not gone and not served and not returned:
-                return
             for name in gone:
                 self.loans.gone(name)
                 self.copies.gone(name)

@@ -117,6 +117,8 @@ class ObjectStore:
 
     def take_commands(self) -> list[StoreCommand]:
         """Return what is to be done, in order."""
+        if not (self.segments.commands or self._commands):
+            return []
         commands = [*self.segments.commands, *self._commands]
         self.segments.commands, self._commands = [], []
         return commands

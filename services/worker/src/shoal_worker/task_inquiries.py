@@ -5,6 +5,7 @@ Only processes of this node are asked, whose death it sees; the others' nodes ar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shoal_core.protocol.effects import Effect, Reply, Send
@@ -36,7 +37,7 @@ class TaskInquiries:
     @property
     def next_deadline(self) -> float:
         """When the first inquiry has waited long enough."""
-        return min((inquiry.deadline for inquiry in self._open.values()), default=float("inf"))
+        return min(inquiry.deadline for inquiry in self._open.values()) if self._open else math.inf
 
     def open(self, request: ExplainTask, token: int, now: float) -> None:
         """Ask a task's owner for an asker, who is answered later; ``ServiceError`` where too many ask at once."""

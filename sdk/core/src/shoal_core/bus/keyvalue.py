@@ -18,10 +18,16 @@ from typing import TYPE_CHECKING
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.jetstream import WRONG_LAST_SEQUENCE, Acknowledged, JetStream, StoredMessage
-from shoal_core.protocol.errors import JetStreamError, NotFoundError, RevisionConflict
+from shoal_core.protocol.errors import (
+    BusError,
+    JetStreamError,
+    JetStreamUnavailableError,
+    NotFoundError,
+    RevisionConflict,
+)
 
 if TYPE_CHECKING:
-    from shoal_core.bus.watch import Watch
+    from shoal_core.bus.watch import JetStreamWatch, Watch
 
 OPERATION_HEADER = "KV-Operation"
 DELETED = "DEL"
@@ -89,8 +95,8 @@ class KeyValue(ABC):
     async def watch(self, callback: WatchCallback) -> Watch:
         """Have ``callback`` called with every key as it is now, and then with every change.
 
-        Changes of one key come in order; of several quick ones only the last may be seen. After a reconnect what was
-        missed is made up for, deletions included.
+        Changes of one key come in order; of several quick ones only the last may be seen, and those that ``begin`` has
+        made, and told of, are left out. After a reconnect what was missed is made up for, deletions included.
         """
 
 
@@ -116,6 +122,7 @@ class JetStreamKeyValue(KeyValue):
         self.prefix = f"$KV.{bucket}."
         self.watched = ">"
         self.jetstream = JetStream(bus)
+        self.watches: set[JetStreamWatch] = set()
 
     async def get(self, key: str) -> Entry | None:
         """Read the key through the stream's leader."""
@@ -135,8 +142,15 @@ class JetStreamKeyValue(KeyValue):
         """Publish on the key's subject, and look no further where that is refused."""
         check_key(key)
         headers = {OPERATION_HEADER: DELETED} if value is None else {}
+
+        def acknowledged(outcome: int | BusError | JetStreamUnavailableError) -> None:
+            if value is not None and isinstance(outcome, int):
+                for watch in self.watches:
+                    watch.wrote(key, outcome)
+            settled(outcome)
+
         self.jetstream.begin_publish(
-            self.prefix + key, value or b"", settled, headers=headers, expected_revision=revision
+            self.prefix + key, value or b"", acknowledged, headers=headers, expected_revision=revision
         )
 
     async def purge(self, prefix: str) -> int:

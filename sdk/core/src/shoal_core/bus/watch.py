@@ -59,6 +59,7 @@ class JetStreamWatch(Watch):
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
         self._end_listening = self._bus.on_connection(self._connection_changed)
+        key_value.watches.add(self)
 
     async def begin(self) -> None:
         """Start the first generation; what goes wrong with it is raised to the caller."""
@@ -75,6 +76,7 @@ class JetStreamWatch(Watch):
 
     def stop(self) -> None:
         """End the watch and its consumer."""
+        self._key_value.watches.discard(self)
         self._end_listening()
         self._end_generation()
         if self._task is not None:
@@ -183,6 +185,11 @@ class JetStreamWatch(Watch):
         elif self._unseen is not None:
             # Heartbeats are sent when nothing is left to send.
             self._finish_bulk()
+
+    def wrote(self, key: str, revision: int) -> None:
+        """Whoever watches has changed a key, and knows it: it is not told again."""
+        if revision > self._known.get(key, 0):
+            self._known[key] = revision
 
     def _take(self, key: str, value: bytes, revision: int, deleted: bool) -> None:
         """Pass on a key's state unless it was known already."""

@@ -394,7 +394,7 @@ class Engine:
         outcomes = [run.outcomes[index] for index in range(run.end - run.start)]
         for outcome in outcomes:
             self.inject(outcome)
-        if all(isinstance(outcome, Stored) for outcome in outcomes):
+        if run.end < len(run.effects) and all(isinstance(outcome, Stored) for outcome in outcomes):
             self._perform(run.effects, run.end)
 
     async def _load(self, effect: Load) -> None:
