@@ -88,7 +88,7 @@ SAYS = {
         "called off: slow() was cancelled.",
         "cancelled with the task that it started",
         "killed",
-        "the actor's call: stopped by itself",
+        "the actor's call was cancelled, in its own time",
     ],
     "namespaces.py": [
         "colors: ['the first driver']",

@@ -106,7 +106,8 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False
     What waits never starts. A task that runs is interrupted by ``KeyboardInterrupt``, also while it sleeps or waits;
     with ``force`` its process is killed. A call of an async actor is cancelled as an asyncio task; other actors see
     ``get_runtime_context().is_canceled()``. With ``recursive``, the tasks that it submitted are cancelled too. ``get``
-    then raises ``TaskCancelledError`` (``WorkerCrashedError`` with ``force``), unless the task ended by itself before.
+    then raises ``TaskCancelledError`` (with ``force`` also a ``WorkerCrashedError``), unless the task ended by itself
+    before, or caught the interruption. What a call returns that was cancelled is dropped.
     Cancelled tasks are never retried. Raises ``TypeError`` for anything else, and ``ValueError`` for ``force`` on a
     call of an actor.
     """

@@ -125,7 +125,7 @@ async def test_a_generator_that_is_given_back_and_cancelled_again_in_the_same_mo
         CancelObject(gen.completed()._state.key, False, True),
     )
     with pytest.raises(TaskCancelledError):
-        next(gen)
+        lone.runtime.get([next(gen)], 0)
     with pytest.raises(StopIteration):
         next(gen)
     assert lone.reactor.streams == {}

@@ -609,7 +609,7 @@ def test_a_cancelled_task_whose_worker_crashes_says_why_it_was_not_retried() -> 
     world.cancel(fate)
     world.submission.lost(worker.node, WorkerLost(worker.lease, 1 << 62, "it was killed"))
     [(_, failure)] = world.submission.failed
-    assert failure.code == "worker_crashed"
+    assert failure.code == "task_killed"
     assert "not retried, since it was cancelled" in failure.text
 
 

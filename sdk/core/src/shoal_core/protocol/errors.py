@@ -26,7 +26,7 @@
     │   └── DeclaredDeadError          the asker was declared dead, and this is not undone
     ├── ServiceError                   a service failed: not the asker's fault
     ├── TaskError                      user code raised; also an instance of the cause's class
-    ├── TaskCancelledError
+    ├── TaskCancelledError ⊃ TaskKilledError (WorkerCrashedError)
     ├── WorkerCrashedError             the worker process died
     ├── ActorError ⊃ ActorDiedError, ActorUnavailableError
     ├── SystemError_ (RaySystemError) ⊃ ChannelError ⊃ ChannelTimeoutError
@@ -253,6 +253,10 @@ class WorkerCrashedError(ShoalError):
     """The worker process that ran the task died, more often than ``max_retries`` allows."""
 
 
+class TaskKilledError(TaskCancelledError, WorkerCrashedError):
+    """The task was cancelled with ``force``. Ray's documentation calls this a crash, Ray itself a cancellation."""
+
+
 class ActorError(ShoalError):
     """Something befell an actor (Ray: ``RayActorError``).
 
@@ -462,6 +466,7 @@ WIRE_ERRORS: dict[str, type[ShoalError]] = {
     "service": ServiceError,
     "task": TaskError,
     "task_cancelled": TaskCancelledError,
+    "task_killed": TaskKilledError,
     "worker_crashed": WorkerCrashedError,
     "actor_died": ActorDiedError,
     "actor_unavailable": ActorUnavailableError,

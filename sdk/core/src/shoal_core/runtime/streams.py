@@ -10,8 +10,8 @@ an error is one and the same: waiting for the object of the next index.
     producer:  yield ── Item 1, Item 2, … ── TaskDone     stops when told StreamClosed, or while ``ahead`` items
     owner:     object 1, object 2, …, END behind the last     were not taken (back-pressure), until StreamAdvanced
 
-A generator that raises has its exception as its last item; of one that was cancelled, ``next`` raises it. Once a stream
-is closed, its next object is END at once.
+A generator that raises has its exception as its last item, one that was cancelled the cancellation. Once a stream is
+closed, its next object is END at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from shoal_core.protocol.records import Failed, Inline, Stored, Value
 from shoal_core.runtime.awaiting import ready
 from shoal_core.runtime.identities import TaskID
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
-from shoal_core.runtime.submission import CANCELLED
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
@@ -132,8 +131,8 @@ class ObjectRefGenerator(Generic[T]):
 
     Iterate with ``for`` or ``async for``, or take one with ``next``; ``wait`` takes it like a reference, which is ready
     when the next item is, or when there are no more. An exception of the generator comes out of ``get`` of its last
-    item; where it was cancelled, taking the next item raises ``TaskCancelledError``, and then there are no more. When
-    this object goes, or ``close()`` is called, the generator is stopped and its items are freed.
+    item, and so does ``TaskCancelledError`` where it was cancelled. When this object goes, or ``close()`` is called,
+    the generator is stopped and its items are freed.
     """
 
     def __init__(self, runtime: Runtime, stream: Stream) -> None:
@@ -196,9 +195,6 @@ class ObjectRefGenerator(Generic[T]):
         self._stream.take()
         if self._stream.ahead:
             self._runtime.move_stream(self._stream)
-        value = ref._state.value
-        if type(value) is Failed and value.code == CANCELLED:
-            self._runtime.load(ref._state)
         return ref
 
     def __del__(self) -> None:

@@ -79,6 +79,8 @@ LARGE_BYTES = 1024 * 1024
 MOST_NEAR = 4
 CANCELLED = "task_cancelled"
 """The code of the error that stands for what a cancelled task would have returned."""
+WORKER_CRASHED = "worker_crashed"
+"""The code of the error of a task whose worker process died."""
 GROUP_REMOVED = "task_group_removed"
 """The code of the error of what cannot run, since its placement group was removed."""
 
@@ -363,7 +365,7 @@ class Submission:
             key.leases[(node, number)].recalled = True
             self._touched[key] = None
 
-    def lost(self, node: NodeId, loss: WorkerLost, code: str = "worker_crashed") -> None:
+    def lost(self, node: NodeId, loss: WorkerLost, code: str = WORKER_CRASHED) -> None:
         """The worker process of a lease is gone; ``code`` is that of the error where it was a task's last try."""
         lease = self._remove(node, loss.lease)
         if lease is None:
@@ -608,7 +610,7 @@ def _crash(task: PendingTask, loss: WorkerLost, code: str) -> Failed:
     if loss.out_of_memory:
         return Failed("out_of_memory", what)
     if task.cancelled:
-        hint = " It was not retried, since it was cancelled."
-    else:
-        hint = "" if attempts > 1 else " It was not retried, since max_retries is 0."
+        killed = code == WORKER_CRASHED
+        return Failed("task_killed" if killed else code, f"{what} It was not retried, since it was cancelled.")
+    hint = "" if attempts > 1 else " It was not retried, since max_retries is 0."
     return Failed(code, what + hint)

@@ -303,11 +303,16 @@ class Work:
         return any(type(value) is Stored for value in (task.arguments, *task.dependencies))
 
     def succeed(self, result: Any) -> None:
-        """Serialize what the function returned; the owner of the values is the task's owner."""
+        """Serialize what the function returned; the owner of the values is the task's owner.
+
+        What a call of an actor returns that was cancelled meanwhile is dropped, as Ray does.
+        """
         task, runtime = self.accepted.task, self._runtime
         if self.accepted.producer is not None:
             self._stream(result, self.accepted.producer)
             return
+        if self.accepted.cancelled and runtime.hosting is not None:
+            raise TaskCancelledError
         if ENABLED and self._spans is not None:
             self._spans.store()
         if task.returns == 1:
