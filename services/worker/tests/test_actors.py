@@ -36,6 +36,7 @@ from shoal_core.protocol.resources import CPU, Resources, subtract, to_resources
 from shoal_core.testing.builders import process_id
 from shoal_worker.actors import REPEAT_SECONDS, TELL_SECONDS, About, ActorTable, Hosted, Phase, Verdict
 from shoal_worker.inputs import KillProcess
+from shoal_worker.processes import ProcessState
 
 DRIVER, OWNER = OWNERS[0], OWNERS[2]
 LEASE = LeaseId(1)
@@ -322,6 +323,15 @@ def test_an_actor_holds_what_it_is_placed_by_until_it_is_claimed_and_then_what_i
     node.news()
     node.reap()
     assert node.held() == {}
+
+
+def test_a_process_starts_while_the_actor_is_being_claimed_and_waits_for_the_next_if_it_is_not() -> None:
+    node = Node()
+    node.placed()
+    (process,) = node.core.processes
+    node.world.store.claim(ClaimActor(actor_id=node.actor, incarnation=0, node_id=OTHERS[0]))
+    node.answer()
+    assert [(one.process_id, one.state) for one in node.core.processes] == [(process.process_id, ProcessState.IDLE)]
 
 
 def test_a_request_that_comes_again_is_granted_again_and_starts_nothing() -> None:

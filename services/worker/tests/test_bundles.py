@@ -354,6 +354,7 @@ def test_an_actor_comes_out_of_a_bundle_and_ends_when_the_control_store_has_ende
     committed(node, TWO)
     start = ActorStart(actor_id=ActorId(OWNER + "00000001"), incarnation=0, owner=OWNER)
     assert node.lease(1, resources=TWO, actor=start).granted == [1]
+    assert not node.staffed(), "a process starts, which nobody is given before the claim"
     assert node.announced().bundles[0].free == {}
     node.now += 1.0
     (claim,) = [effect for effect in node.core.tick(node.now) if _is_claim(effect)]
@@ -370,7 +371,6 @@ def test_an_actor_comes_out_of_a_bundle_and_ends_when_the_control_store_has_ende
     )
     record = ActorRecord(description=about, state=ActorState.PENDING_CREATION, node_id=HERE, created_at=0.0)
     node(Answered(claim.context, ActorClaim(record=record, spec=b"")))
-    node.staffed()
     assert node.announced().bundles[0].free == ONE, "it needs less to live than to be placed"
     effects = node.hear(GroupState.REMOVED, 1, [None])
     assert not [effect for effect in effects if isinstance(effect, Start)], "it is not the node that ends actors"

@@ -57,17 +57,25 @@ def test_ids_of_processes_are_new_and_name_their_node() -> None:
 
 def test_as_many_start_as_leases_wait_and_as_are_to_be_kept_ready() -> None:
     table = ProcessTable(NODE, prestart=2)
-    assert table.to_start(0, 0) == 2
-    assert table.to_start(5, 0) == 5
-    assert table.to_start(100, 0) == MOST_STARTING
+    assert table.to_start(0, 0, 0) == 2
+    assert table.to_start(5, 0, 0) == 5
+    assert table.to_start(100, 0, 0) == MOST_STARTING
     table.start(0)
-    assert table.to_start(1, 0) == 1, "one is on its way to who waits, and one more is kept ready"
-    assert table.to_start(3, 0) == 2
+    assert table.to_start(1, 0, 0) == 1, "one is on its way to who waits, and one more is kept ready"
+    assert table.to_start(3, 0, 0) == 2
     up(table)
-    assert table.to_start(0, 0) == 0
+    assert table.to_start(0, 0, 0) == 0
     for _ in range(MOST_STARTING):
         table.start(0)
-    assert table.to_start(100, 0) == 0
+    assert table.to_start(100, 0, 0) == 0
+
+
+def test_one_starts_for_an_actor_that_is_being_claimed_unless_one_idles() -> None:
+    table = ProcessTable(NODE, 0)
+    assert table.to_start(0, 3, 0) == 3
+    up(table)
+    assert table.to_start(0, 3, 0) == 2
+    assert table.to_start(1, 3, 0) == 3, "who waits has not found the one that idles fit"
 
 
 def test_starts_that_fail_make_the_next_ones_wait_longer_and_longer() -> None:
@@ -76,9 +84,9 @@ def test_starts_that_fail_make_the_next_ones_wait_longer_and_longer() -> None:
     for _ in range(10):
         table.remove(table.start(now).process_id, now)
         pauses.append(table.start_after - now)
-        assert table.to_start(1, now) == 0
+        assert table.to_start(1, 0, now) == 0
         now = table.start_after
-        assert table.to_start(1, now) == 1
+        assert table.to_start(1, 0, now) == 1
     assert pauses[:3] == pytest.approx([FIRST_BACKOFF_SECONDS, 2 * FIRST_BACKOFF_SECONDS, 4 * FIRST_BACKOFF_SECONDS])
     assert pauses[-1] == pytest.approx(LONGEST_BACKOFF_SECONDS)
     up(table, now)

@@ -104,6 +104,7 @@ class ActorTable:
         self._subjects = subjects
         self._hosted: dict[Incarnation, Hosted] = {}
         self._by_lease: dict[LeaseId, Hosted] = {}
+        self._claiming: set[LeaseId] = set()
         self._saying: dict[About, tuple[Message, float]] = {}
         self._started: dict[Incarnation, None] = {}
         self._tell_at = float("-inf")
@@ -113,6 +114,11 @@ class ActorTable:
 
     def __len__(self) -> int:
         return len(self._hosted)
+
+    @property
+    def claiming(self) -> int:
+        """How many incarnations are not claimed yet, and will want a process once they are."""
+        return len(self._claiming)
 
     def find(self, lease: LeaseId) -> Hosted | None:
         """Return the incarnation that has a lease."""
@@ -137,6 +143,7 @@ class ActorTable:
             del self._started[next(iter(self._started))]
         hosted = Hosted(start.actor_id, start.incarnation, lease)
         self._hosted[incarnation] = self._by_lease[lease] = hosted
+        self._claiming.add(lease)
         claim = ClaimActor(actor_id=start.actor_id, incarnation=start.incarnation, node_id=self._node_id)
         self._say(About(incarnation, "claim_actor"), claim, now)
 
@@ -163,6 +170,7 @@ class ActorTable:
         hosted.phase = Phase.OVER
         hosted.final = hosted.final or final
         self._by_lease.pop(hosted.lease, None)
+        self._claiming.discard(hosted.lease)
         self._saying.pop(About(incarnation, "actor_started"), None)
         if not claimed:
             # Whether the claim was heard is unknown; the answer to it will tell.
@@ -179,6 +187,7 @@ class ActorTable:
         """An incarnation that was never this node's to start is forgotten."""
         self._hosted.pop((hosted.actor, hosted.incarnation), None)
         self._by_lease.pop(hosted.lease, None)
+        self._claiming.discard(hosted.lease)
 
     def _report(self, hosted: Hosted, reason: str, now: float, error: bytes = b"") -> None:
         ended = ActorEnded(
@@ -215,6 +224,7 @@ class ActorTable:
             self._report(hosted, hosted.reason, now)
             return None
         hosted.phase = Phase.WAITING
+        self._claiming.discard(hosted.lease)
         return hosted, Verdict.START
 
     def changed(self, news: ActorChanged) -> list[tuple[Hosted, Verdict]]:
@@ -254,6 +264,7 @@ class ActorTable:
             assert hosted.lease == lease
             assert self._hosted[hosted.actor, hosted.incarnation] is hosted
             assert hosted.phase is not Phase.OVER
+        assert self._claiming == {hosted.lease for hosted in self if hosted.phase is Phase.CLAIMING}
         for incarnation, hosted in self._hosted.items():
             assert incarnation in self._started or len(self._started) >= MOST_REMEMBERED
             assert (hosted.record is None) == (hosted.phase is Phase.CLAIMING) or hosted.phase is Phase.OVER

@@ -11,8 +11,9 @@ A process's life::
         │         │  └────────┼──► LEAVING   asked to end once nobody refers to its objects; never leased again
         └─────────┴───────────┴──► KILLED ──► gone, when the system has reaped it
 
-The table says how many processes are to be started: one for each lease that waits for a process, and enough to keep
-``prestart`` of them alive, never more than ``MOST_STARTING`` at a time, later and later while they fail to start.
+The table says how many processes are to be started: one for each lease that waits for a process, or will as soon as its
+actor is claimed, and enough to keep ``prestart`` of them alive, never more than ``MOST_STARTING`` at a time, later and
+later while they fail to start.
 """
 
 from __future__ import annotations
@@ -100,13 +101,17 @@ class ProcessTable:
         """Return a process that has not been reaped."""
         return self._processes.get(process_id)
 
-    def to_start(self, waiting: int, now: float) -> int:
-        """Return how many processes to start now, with ``waiting`` leases that have none."""
+    def to_start(self, waiting: int, claiming: int, now: float) -> int:
+        """Return how many processes to start now, with ``waiting`` leases that have none.
+
+        ``claiming`` more will want one in a moment. Those may find one that idles; the others have found none.
+        """
         if now < self._start_after:
             return 0
         starting = sum(process.state is ProcessState.STARTING for process in self)
         alive = sum(process.state not in (ProcessState.KILLED, ProcessState.LEAVING) for process in self)
-        missing = max(waiting - starting, self._prestart - alive)
+        wanted = waiting + max(0, claiming - len(self._idle))
+        missing = max(wanted - starting, self._prestart - alive)
         return max(0, min(missing, MOST_STARTING - starting))
 
     def start(self, now: float) -> WorkerProcess:

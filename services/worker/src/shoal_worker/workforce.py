@@ -216,14 +216,14 @@ class Workforce:
     # ------------------------------------------------------------------------------- staffing
 
     def staff(self, now: float) -> None:
-        """Give idle processes to waiting leases, oldest first, and start the processes that are missing."""
+        """Give idle processes to waiting leases, oldest first, and start those that are missing, or will be soon."""
         for lease in list(self._waiting.values()):
             if not self.processes.idle_count:
                 break
             process = self.processes.take(lease.job, self._gpus_of(lease), lease.environment)
             if process is not None:
                 self._assign(lease, process, now)
-        for _ in range(self.processes.to_start(len(self._waiting), now)):
+        for _ in range(self.processes.to_start(len(self._waiting), self.actors.claiming, now)):
             self.effects.append(Start(StartProcess(self.processes.start(now).process_id)))
 
     def tend(self, now: float) -> None:

@@ -18,7 +18,7 @@ An actor's life::
 2. **Place.** A replica of the control store states demand for one lease in the actor's name (``Demand`` whose owner is
    the actor's id, with ``ActorStart``), repeated every second until the incarnation is claimed. A scheduler asks a node
    for the lease as for any other; the lease is granted on what the actor needs to be placed.
-3. **Claim.** Before the node starts anything it asks the control store for that incarnation (``ClaimActor``). The
+3. **Claim.** Before the node gives it to a process it asks the control store for that incarnation (``ClaimActor``). The
    record names at most one node for each incarnation, and only that node gets the answer (``ActorClaim``), however
    often it asks; it starts the incarnation once. From then on its lease holds what the actor needs to run.
 4. **Start.** A worker process makes the instance. When it is made, the node says so (``ActorStarted``), and ALIVE is

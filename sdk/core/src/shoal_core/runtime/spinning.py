@@ -17,11 +17,14 @@ TRIED_EACH = 16
 
 
 class Spin:
-    """Waits of one kind. Threads may share it; that they count over each other does no harm."""
+    """Waits of one kind, which are taken for long ones at first: a process that starts has better things to do.
+
+    Threads may share it; that they count over each other does no harm.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._in_vain = 0
+        self._in_vain = MOST_IN_VAIN
 
     def until(self, ready: Callable[[], bool]) -> bool:
         """Look whether something has come, unless that is likely to be in vain; tell whether it has."""
