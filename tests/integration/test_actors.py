@@ -366,6 +366,8 @@ class TestInitErrors:
             assert "broken from the start" in str(error)
             assert isinstance(error.cause, ZeroDivisionError)
             assert isinstance(error.__cause__, ZeroDivisionError)
+            assert error.actor_id == broken._actor_id.hex()
+            assert error.actor_init_failed
 
     def test_init_that_raised_is_not_tried_again(self) -> None:
         tries = Counter.remote()
@@ -742,6 +744,8 @@ class TestLifetimes:
             error = failure_of(refs)
             assert isinstance(error, exceptions.ActorDiedError)
             assert "kill" in str(error)
+            assert error.actor_id == gate._actor_id.hex()
+            assert (error.error_msg, error.actor_init_failed, error.preempted) == (str(error), False, False)
         until(lambda: is_gone(pid), "its process is gone")
         shoal.kill(gate)  # once more does nothing
 

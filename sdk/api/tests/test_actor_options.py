@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import cloudpickle
 import pytest
 
 import shoal
@@ -218,6 +219,20 @@ def test_an_actor_class_keeps_name_and_documentation_and_goes_through_pickle() -
     assert isinstance(copy, ActorClass)
     assert copy._cls is Plain
     assert copy._resolved == actor_class._resolved
+
+
+def test_an_actor_class_has_the_attributes_of_its_class() -> None:
+    class Worker:
+        BATCH = 32
+
+        @staticmethod
+        def double(number: int) -> int:
+            return 2 * number
+
+    actor_class: Any = pickle.loads(cloudpickle.dumps(shoal.remote(Worker)))
+    assert (actor_class.BATCH, actor_class.double(2)) == (32, 4)
+    with pytest.raises(AttributeError, match="missing"):
+        _ = actor_class.missing
 
 
 def test_members_are_methods_and_not_what_every_object_has() -> None:

@@ -7,7 +7,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable
-from typing import Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, overload
 
 import msgspec
 
@@ -82,6 +82,14 @@ class ActorClass(Generic[P, T]):
         """Raise ``TypeError``: actors are not instantiated directly."""
         name = self._cls.__name__
         raise TypeError(f"Actors cannot be instantiated directly. Instead of '{name}()', use '{name}.remote()'.")
+
+    if not TYPE_CHECKING:  # which would find every attribute then
+
+        def __getattr__(self, name: str) -> Any:
+            """Return an attribute of the class itself: a constant, a static method."""
+            if name.startswith("__") or "_cls" not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return getattr(self._cls, name)
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
         raise ActorClassInheritanceException(

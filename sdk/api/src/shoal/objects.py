@@ -39,7 +39,7 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
             f"Invalid type of object refs, {type(object_refs).__name__}, is given. 'object_refs' must either be an "
             "ObjectRef or a list of ObjectRefs."
         )
-    _check(object_refs, "get", ValueError, {ObjectRef})
+    _check(object_refs, "get", {ObjectRef})
     return runtime().get(object_refs, timeout) if object_refs else []
 
 
@@ -86,7 +86,7 @@ def wait(
         raise TypeError(f"wait() expected a list of ObjectRefs, got {type(object_refs).__name__}.")
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout must not be negative, got {timeout}.")
-    _check(object_refs, "wait", TypeError, {ObjectRef, ObjectRefGenerator})
+    _check(object_refs, "wait", {ObjectRef, ObjectRefGenerator})
     if len(set(object_refs)) != len(object_refs):
         raise ValueError("wait() requires a list of unique ObjectRefs.")
     if not object_refs:
@@ -120,10 +120,10 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False
     runtime().cancel(ref, force=force, recursive=recursive)
 
 
-def _check(object_refs: Sequence[Any], function: str, error: type[Exception], allowed: set[type]) -> None:
+def _check(object_refs: Sequence[Any], function: str, allowed: set[type]) -> None:
     """Raise unless everything is a reference, or whatever else is allowed."""
     if set(map(type, object_refs)) - allowed:
         wrong = next(ref for ref in object_refs if type(ref) not in allowed)
-        raise error(
+        raise TypeError(
             f"{function}() expected a list of ObjectRefs, but it holds {wrong!r} of type {type(wrong).__name__}."
         )

@@ -131,3 +131,10 @@ def test_a_task_error_is_also_an_instance_of_its_cause() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert isinstance(again, KeyError)
     assert again.args == ("missing",)
+
+
+def test_what_is_raised_for_a_lack_of_memory_is_an_instance_of_it() -> None:
+    """Its class makes its instances in a way of its own, unlike others of the same layout."""
+    error = TaskError("f", "Traceback of f", MemoryError("too much")).as_instanceof_cause()
+    assert isinstance(error, MemoryError)
+    assert (error.args, str(error)) == (("too much",), "Traceback of f")

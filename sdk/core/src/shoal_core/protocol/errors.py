@@ -203,7 +203,7 @@ class TaskError(ShoalError):
             return self
         try:
             dual = _dual_class(cause_class)
-            error = dual.__new__(dual, *self.cause.args)
+            error = dual(*self.cause.args)
             error.__dict__.update(getattr(self.cause, "__dict__", {}))
             error.function_name = self.function_name
             error.traceback_text = self.traceback_text
@@ -260,10 +260,23 @@ class TaskKilledError(TaskCancelledError, WorkerCrashedError):
 class ActorError(ShoalError):
     """Something befell an actor (Ray: ``RayActorError``).
 
-    ``cause`` is the exception that its ``__init__`` raised, where that is what befell it.
+    Attributes: ``actor_id`` (in hex, where it is known), ``cause`` (the exception that its ``__init__`` raised, where
+    that is what befell it), and under Ray's names ``error_msg``, ``actor_init_failed`` and ``preempted``.
     """
 
+    actor_id: str | None = None
     cause: BaseException | None = None
+    preempted = False
+
+    @property
+    def error_msg(self) -> str:
+        """The text of the error."""
+        return str(self)
+
+    @property
+    def actor_init_failed(self) -> bool:
+        """Whether its ``__init__`` raised."""
+        return self.cause is not None
 
 
 class ActorDiedError(ActorError):

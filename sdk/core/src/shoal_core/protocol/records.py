@@ -53,12 +53,13 @@ class Stored(msgspec.Struct, array_like=True, tag=1, gc=False):
 
 
 class Failed(msgspec.Struct, array_like=True, tag=2, gc=False):
-    """An error in place of a value: its wire code, its text, and its pickle where it has one."""
+    """An error in place of a value: its wire code, its text, its pickle where it has one, and the actor it befell."""
 
     code: str
     text: str
     data: bytes = b""
     contained: tuple[Reference, ...] = ()
+    actor: str = ""
 
 
 Value = Inline | Stored | Failed

@@ -123,7 +123,8 @@ class Callee:
     def died(self) -> Failed:
         """Return what becomes of calls of an actor that is dead."""
         death = self.death or ActorDeath(reason="the control store does not know it any more")
-        return Failed(death.code, f"The actor {self.name} ({self.actor}) is dead: {death.reason}.", death.error)
+        text = f"The actor {self.name} ({self.actor}) is dead: {death.reason}."
+        return Failed(death.code, text, death.error, actor=self.actor)
 
     def unavailable(self) -> Failed:
         """Return what becomes of calls that may not wait for the actor to come back."""
@@ -131,6 +132,7 @@ class Callee:
             "actor_unavailable",
             f"The actor {self.name} ({self.actor}) is being restarted; the call may or may not have been carried out. "
             "With max_task_retries it would be made again.",
+            actor=self.actor,
         )
 
 

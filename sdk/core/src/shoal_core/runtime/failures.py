@@ -16,6 +16,7 @@ from typing import Any
 
 from shoal_core.protocol.errors import (
     ActorDiedError,
+    ActorError,
     RuntimeEnvSetupError,
     TaskError,
     UnserializableException,
@@ -98,7 +99,12 @@ def error_of(value: Failed) -> Exception:
     """Return the exception that a failed value stands for."""
     if value.code == "actor_died":
         return _actor_died(value)
-    return _unpickled(value, "task") if value.data else from_wire(value.code, value.text)
+    if value.data:
+        return _unpickled(value, "task")
+    error = from_wire(value.code, value.text)
+    if isinstance(error, ActorError):
+        error.actor_id = value.actor or None
+    return error
 
 
 def _actor_died(value: Failed) -> ActorDiedError | RuntimeEnvSetupError:
@@ -107,6 +113,7 @@ def _actor_died(value: Failed) -> ActorDiedError | RuntimeEnvSetupError:
     Where its process could not be set up for it, that is the error.
     """
     error = ActorDiedError(value.text)
+    error.actor_id = value.actor or None
     if value.data:
         cause = _unpickled(value, "__init__")
         if isinstance(cause, RuntimeEnvSetupError):

@@ -427,13 +427,13 @@ async def _as_async(items: Generator[Any, None, None]) -> AsyncGenerator[Any, No
 
 
 def _parts(task: Task, result: Any) -> Sequence[Any]:
+    declared = f"Task {task.name} was declared with num_returns={task.returns} but returned"
     try:
         parts = list(result)
     except TypeError:
-        parts = None
-    if parts is None or len(parts) != task.returns:
-        got = f"an object of type {type(result).__name__}" if parts is None else f"{len(parts)} values"
-        raise ValueError(f"Task {task.name} was declared with num_returns={task.returns} but returned {got}.")
+        raise TypeError(f"{declared} an object of type {type(result).__name__}.") from None
+    if len(parts) != task.returns:
+        raise ValueError(f"{declared} {len(parts)} values.")
     return parts
 
 
