@@ -14,7 +14,12 @@ import pytest
 
 import shoal
 from shoal.cluster_utils import Cluster
-from shoal.exceptions import ActorPlacementGroupRemoved, PlacementGroupAlreadyExistsError, TaskPlacementGroupRemoved
+from shoal.exceptions import (
+    ActorDiedError,
+    ActorPlacementGroupRemoved,
+    PlacementGroupAlreadyExistsError,
+    TaskPlacementGroupRemoved,
+)
 from shoal.util import (
     get_current_placement_group,
     get_placement_group,
@@ -283,8 +288,10 @@ def test_removal_kills_what_runs_and_ends_what_waits(cluster: Cluster) -> None:
         with pytest.raises(TaskPlacementGroupRemoved):
             get(ref)
     for handle in (actor, late):
-        with pytest.raises(ActorPlacementGroupRemoved):
+        with pytest.raises(ActorPlacementGroupRemoved) as raised:
             get(handle.where.remote())
+        assert isinstance(raised.value, ActorDiedError)
+        assert raised.value.actor_id == handle._actor_id.hex()
     until(lambda: all(map(is_gone, pids)), "the processes are gone")
     assert placement_group_table(group)["state"] == "REMOVED"
     remove_placement_group(group)

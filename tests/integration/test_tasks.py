@@ -91,15 +91,16 @@ def test_a_wrong_number_of_return_values_is_an_error_of_each() -> None:
     for ref in three.remote():  # type: ignore[attr-defined]
         with pytest.raises(ValueError, match="num_returns=2 but returned 3 values"):
             shoal.get(ref)
-    one: Any = three.options(num_returns=1).remote()  # type: ignore[attr-defined]
+    one: Any = three.options(num_returns=1).remote()
     several: Any = shoal.remote(num_returns=2)(len).remote(one)
     with pytest.raises(TypeError, match="num_returns=2 but returned an object of type int"):
         shoal.get(several)
 
 
 def test_only_references_are_got() -> None:
+    mixed: Any = [shoal.put(0), 1]
     with pytest.raises(TypeError, match="holds 1 of type int"):
-        shoal.get([shoal.put(0), 1])  # type: ignore[list-item]
+        shoal.get(mixed)
     with pytest.raises(ValueError, match="Invalid type of object refs, int"):
         shoal.get(1)  # type: ignore[call-overload]
 

@@ -28,14 +28,14 @@
     ├── TaskError                      user code raised; also an instance of the cause's class
     ├── TaskCancelledError ⊃ TaskKilledError (WorkerCrashedError)
     ├── WorkerCrashedError             the worker process died
-    ├── ActorError ⊃ ActorDiedError, ActorUnavailableError
+    ├── ActorError ⊃ ActorDiedError ⊃ ActorPlacementGroupRemoved; ActorUnavailableError
     ├── SystemError_ (RaySystemError) ⊃ ChannelError ⊃ ChannelTimeoutError
     ├── ObjectStoreFullError, OutOfDiskError, OutOfMemoryError
     ├── NodeDiedError, LocalNodeDiedError (LocalRayletDiedError)
     ├── ObjectLostError ⊃ ObjectFetchTimedOutError, ReferenceCountingAssertionError, ObjectFreedError,
     │                     OwnerDiedError, ObjectReconstructionFailedError (and its kinds)
     ├── GetTimeoutError (TimeoutError)
-    ├── RuntimeEnvSetupError, TaskPlacementGroupRemoved, ActorPlacementGroupRemoved
+    ├── RuntimeEnvSetupError, TaskPlacementGroupRemoved
     ├── PendingCallsLimitExceeded, TaskUnschedulableError, ActorUnschedulableError
     └── AsyncioActorExit, CrossLanguageError, PlasmaObjectNotAvailable, ObjectRefStreamEndOfStreamError,
         UserCodeException, UnserializableException, OufOfBandObjectRefSerializationException,
@@ -435,7 +435,7 @@ class TaskPlacementGroupRemoved(ShoalError):
     """The placement group of the task was removed."""
 
 
-class ActorPlacementGroupRemoved(ShoalError):
+class ActorPlacementGroupRemoved(ActorDiedError):
     """The placement group of the actor was removed."""
 
 
