@@ -101,7 +101,7 @@ def actors() -> None:
 
 
 def no_longer_wanted() -> None:
-    """A generator ends when nobody has it any more, or when it is cancelled: then ``next`` says so."""
+    """A generator ends when nobody has it any more, or when it is cancelled: then its last reference says so."""
     gen = endless.remote()
     print("the first of many:", shoal.get(next(gen)))
     del gen
@@ -110,8 +110,8 @@ def no_longer_wanted() -> None:
     next(gen)
     shoal.cancel(gen)
     try:
-        while True:
-            next(gen)
+        for ref in gen:
+            shoal.get(ref)
     except TaskCancelledError:
         print("cancelled, as we wanted")
 

@@ -53,6 +53,16 @@ class Getting:
 
         A copy that turns out to be lost is waited for until it has come again.
         """
+        try:
+            return self._get(states, timeout_seconds)
+        except GetTimeoutError:
+            raise
+        except Exception:
+            for state in states:
+                state.heeded = True
+            raise
+
+    def _get(self, states: Sequence[ObjectState], timeout_seconds: float | None) -> list[Any]:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._wait_for_all(states, deadline, timeout_seconds)
         values, lost = self._read(states)

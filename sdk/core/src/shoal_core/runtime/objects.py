@@ -125,7 +125,8 @@ class ObjectState(msgspec.Struct, eq=False):
     ``lost`` is a copy that was lost; while it is there and ``value`` is None, the object comes only if it is asked for.
     ``contents`` are the references inside the value: a container keeps what it contains. ``shared`` is this process's
     mapping of the value's segment, while one is alive. ``reference`` finds the one ``ObjectRef`` again; ``instances``
-    counts those that exist (a new one may be made before the end of the old one was noticed).
+    counts those that exist (a new one may be made before the end of the old one was noticed). An error is ``heeded``
+    once somebody was given it.
     """
 
     home: Home
@@ -138,6 +139,7 @@ class ObjectState(msgspec.Struct, eq=False):
     contents: Sequence[ObjectRef[Any]] = ()
     shared: weakref.ref[Any] | None = None
     fetching: bool = False
+    heeded: bool = False
     instances: int = 1
     reference: weakref.ref[ObjectRef[Any]] | None = None
 

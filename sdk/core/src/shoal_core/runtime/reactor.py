@@ -70,6 +70,7 @@ from shoal_core.runtime.sharing import Sharing
 from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingKey, Submission, cancelled
 from shoal_core.runtime.tally import MOST_LISTED, Tally
+from shoal_core.runtime.unheeded import Unheeded
 
 if TYPE_CHECKING or ENABLED:
     from shoal_core.runtime import spans
@@ -128,6 +129,7 @@ class Reactor:
             self._finish_unless_closed,
         )
         self.sharing.needed = self.recovery.want
+        self.unheeded = Unheeded(table)
         self._bus = bus
         self._subjects = subjects
         self._table = table
@@ -578,6 +580,7 @@ class Reactor:
             stream = self.streams.pop(number, None)
             if stream is not None:
                 settled = stream.end(failed)
+                stream.completion._state.heeded = True  # the last item speaks for it
                 if failed is not None and failed.contained:
                     contents = self.sharing.adopt(failed.contained, worker)
                     for made, value in settled:
@@ -585,6 +588,8 @@ class Reactor:
                 self._settled += settled
             self.recovery.stream_ended(task, stream, failed)
         else:
+            if values and type(failed := values[0]) is Failed and not task.remade:
+                self.unheeded.failed(number, values, failed)
             self.recovery.ended(task, self._take_values(number, values, worker))
         self.sharing.discard(task.wire.arguments)
         task.dependencies = ()
@@ -694,6 +699,8 @@ class Reactor:
         self.groups.core.released(state)
         if state.owner == self.local:
             self.recovery.forgotten(state)
+            if type(state.value) is Failed:
+                self.unheeded.forgotten(state, state.value)
 
     # ------------------------------------------------------------------------------- deaths
 
@@ -753,6 +760,7 @@ def _collect(task: PendingTask | PendingCall) -> Failed | None:
         value = ref._state.value
         assert value is not None
         if type(value) is Failed:
+            ref._state.heeded = True
             return value
         values.append(value)
     task.wire.dependencies = tuple(values)

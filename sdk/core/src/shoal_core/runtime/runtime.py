@@ -658,7 +658,7 @@ class Runtime:
         value = state.value
         if value is None:
             self.check()
-        if type(value) is Inline or type(value) is Failed:
+        if type(value) is Inline:
             return self.values.of(state)
         return self.getting.get([state], None)[0]
 

@@ -94,6 +94,7 @@ class Sharing:
 
         def tell(ready: ObjectState) -> None:
             assert ready.value is not None
+            ready.heeded = True
             self.lend_contents(ready.value, ready.contents, borrower)
             self.send(borrower, Fetched(fetch.key, ready.value))
 
