@@ -2,7 +2,7 @@
 
 Control stores, schedulers and nodes speak through a network that loses, doubles, delays and reorders all that it
 carries; the store's leader takes writes in the order in which they arrive, and its answers may be lost. Each may
-be killed at any time. After every step the invariants are checked:
+be paused or killed at any time. After every step the invariants are checked:
 
 - a group's record only ever moves as its life allows;
 - of a group that is placed every bundle is reserved on a living node that the record names, as its strategy says;
@@ -119,10 +119,12 @@ class Leader:
             return
         after = self.groups[group] = GroupRecord.model_validate_json(value)
         if before is None:
-            assert after.state in (GroupState.NAMING, GroupState.PENDING)
+            assert after.state is not GroupState.RESCHEDULING
+            assert after.attempt == (after.state is GroupState.CREATED) or after.is_blank
+            assert after.state is not GroupState.CREATED or None not in after.nodes, "never half a gang"
             return
         assert before.state is not GroupState.REMOVED, "an end is never undone"
-        assert after.description == before.description
+        assert after.description == before.description or before.is_blank
         assert after.attempt >= before.attempt, "what is over stays over"
         if after.state is GroupState.CREATED and before.state is not GroupState.CREATED:
             assert after.attempt == before.attempt + 1
@@ -143,12 +145,22 @@ class Member:
     alive: bool = True
     wake_at: float | None = None
     changes_at: float = 0.0
+    paused_until: float = 0.0
     tokens: dict[int, Callable[[Message | ShoalError], None]] = field(default_factory=dict)
 
     def handle(self, message: object) -> None:
-        """Give the core an input."""
+        """Give the core an input, once it is not paused."""
+        if self.pauses(lambda: self.handle(message)):
+            return
         if self.alive:
             self.perform(self.core.handle(message, self.world.now))
+
+    def pauses(self, action: Callable[[], None]) -> bool:
+        """Tell whether this is paused, and so does something only later."""
+        left_seconds = self.paused_until - self.world.now
+        if left_seconds > 0:
+            self.world.after(left_seconds, action)
+        return left_seconds > 0
 
     def request(self, message: Message, answer: Callable[[Message | ShoalError], None]) -> None:
         """Give the core a request, and say where its answer goes."""
@@ -189,6 +201,8 @@ class Member:
             self.world.after(at - self.world.now, lambda: self._tick(at))
 
     def _tick(self, at: float) -> None:
+        if self.pauses(lambda: self._tick(at)):
+            return
         if self.alive and self.wake_at == at:
             self.wake_at = None
             self.perform(self.core.tick(self.world.now))
@@ -346,18 +360,21 @@ class World:
 
     def create(self, strategy: GroupStrategy, cpus: Sequence[int], name: str = "") -> PlacementGroupId:
         """Ask for a group until that is answered."""
+        about = self.describe(strategy, cpus, name)
+        self.request(CreateGroup(description=about, placed_first=not name))
+        return about.group_id
+
+    def describe(self, strategy: GroupStrategy, cpus: Sequence[int], name: str = "") -> GroupDescription:
+        """Return what the driver says of its next group."""
         self.created += 1
-        group = PlacementGroupId(f"{DRIVER}{self.created:08x}")
-        about = GroupDescription(
-            group_id=group,
+        return GroupDescription(
+            group_id=PlacementGroupId(f"{DRIVER}{self.created:08x}"),
             job_id=JOB,
             owner=ProcessId(DRIVER),
             name=name,
             bundles=[to_resources({"CPU": amount}) for amount in cpus],
             strategy=strategy,
         )
-        self.request(CreateGroup(description=about))
-        return group
 
     def remove(self, group: PlacementGroupId) -> None:
         """Ask for a group's end until that is answered."""
@@ -402,10 +419,11 @@ class World:
         for _ in range(1 + (self.random.random() < self.network.duplication)):
             self.after(self.delay(), action)
 
-    def to_store(self, message: Message, answer: Callable[[Message | ShoalError], None]) -> None:
-        """Send a request to one of the control stores."""
-        if self.stores:
-            store = self.random.choice(self.stores)
+    def to_store(self, message: Message, answer: Callable[[Message | ShoalError], None], only: str = "") -> None:
+        """Send a request to one of the control stores; to ``only`` one, where it is named."""
+        stores = [store for store in self.stores if only in ("", store.identity)]
+        if stores:
+            store = self.random.choice(stores)
             self.send(lambda: store.request(message, lambda reply: self.send(lambda: answer(reply))))
 
     def ask(self, asker: Member, ask: Ask) -> None:
@@ -419,7 +437,8 @@ class World:
 
         tokens = ask.subject.split(".")
         if tokens[2] == "gcs":
-            self.to_store(ask.message, settle)
+            only = tokens[4] if tokens[3] == "replica" else ""
+            self.to_store(ask.message, settle, only)
         elif (node := self.nodes.get(NodeId(tokens[3]))) is not None:
             self.send(lambda: node.request(ask.message, lambda reply: self.send(lambda: settle(reply))))
         self.after(ask.timeout_seconds, lambda: settle(RequestTimeoutError("no answer")))

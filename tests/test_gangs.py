@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal_core.protocol.groups import GroupState, GroupStrategy
+from shoal_core.protocol.groups import CreateGroup, GroupState, GroupStrategy
 from shoal_core.protocol.ids import PlacementGroupId
 from tests.gang_world import World
 
@@ -56,6 +56,7 @@ STEPS = st.one_of(
     st.tuples(st.just("remove"), st.integers(0, 5)),
     st.tuples(st.sampled_from(["kill store", "kill scheduler", "new store", "new scheduler", "new node"])),
     st.tuples(st.just("kill node"), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["pause store", "pause scheduler"]), st.sampled_from([0.3, 2.0, 6.0])),
 )
 
 
@@ -79,6 +80,10 @@ def test_never_half_a_gang_whatever_is_lost_and_whoever_dies(
                 world.remove(groups[which % len(groups)])
             case ("kill store",) if len(world.stores) > 1:
                 world.kill(world.stores[0])
+            case ("pause store", float(seconds)):
+                world.stores[0].paused_until = world.now + seconds
+            case ("pause scheduler", float(seconds)) if world.schedulers:
+                world.schedulers[0].paused_until = world.now + seconds
             case ("kill scheduler",) if world.schedulers:
                 world.kill(world.schedulers[0])
             case ("new store",) if len(world.stores) < 3:
@@ -136,3 +141,28 @@ def test_the_bundles_of_a_dead_node_are_placed_again_and_the_others_stay() -> No
     placed, still = world.leader.groups[group].nodes
     assert still == stays
     assert placed not in (lost, stays)
+
+
+def test_a_replica_that_wakes_up_late_commits_nothing_that_nodes_have_given_back() -> None:
+    world = World(5, schedulers=1)
+    about, store = world.describe(STRICT_SPREAD, [4, 4]), world.stores[0]
+    answers: list[object] = []
+    store.request(CreateGroup(description=about, placed_first=True), answers.append)
+    assert world.run_until(lambda: world.reserved() == 1, 5.0)
+    store.paused_until = world.now + 10.0
+    world.run(9.5)
+    assert world.reserved() == 0, "nodes in doubt had the attempt end at another replica"
+    assert world.leader.groups[about.group_id].is_blank
+    assert not answers
+    assert world.run_until(lambda: world.state(about.group_id) is GroupState.CREATED, 5.0)
+    assert answers
+    assert world.leader.groups[about.group_id].attempt > 1
+
+
+def test_a_group_is_placed_although_the_replica_that_knew_of_it_has_died() -> None:
+    world = World(6, schedulers=1)
+    group = world.create(STRICT_SPREAD, [4, 4])
+    assert world.run_until(lambda: world.reserved() == 1, 5.0)
+    (store,) = [store for store in world.stores if store.core.state.unwritten]
+    world.kill(store)
+    assert world.run_until(lambda: world.state(group) is GroupState.CREATED, 5.0)

@@ -10,16 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gcs.tests.builders import description, job_request
-from services.gcs.tests.simulation import Replica, SimulatedStore, World, announcement
+from services.gcs.tests.simulation import Asked, Replica, SimulatedStore, World, announcement
 from services.gcs.tests.test_actors_replicas import ActorReplica
 from services.gcs.tests.test_actors_replicas import about as about_actor
 from shoal_core.protocol.actors import ActorChanged, ActorRecord, ActorState, CreateActor
-from shoal_core.protocol.effects import Event, Publish, Store
+from shoal_core.protocol.effects import Event, Publish, Store, StoreRefused
 from shoal_core.protocol.errors import (
     DeclaredDeadError,
     InvalidRequestError,
+    JetStreamError,
     NotFoundError,
     PlacementGroupAlreadyExistsError,
+    ServiceError,
     ShoalError,
 )
 from shoal_core.protocol.groups import (
@@ -224,7 +226,7 @@ def test_the_first_of_two_commits_counts(cluster: Cluster) -> None:
 
 def test_an_attempt_that_a_node_had_end_cannot_be_committed(cluster: Cluster) -> None:
     cluster.create()
-    ended = cluster.settled(AbandonGroup(group_id=GROUP, attempt=1), cluster.two)
+    ended = cluster.settled(AbandonGroup(group_id=GROUP, job_id=job_id(1), attempt=1), cluster.two)
     assert isinstance(ended, GroupRecord)
     assert (ended.state, ended.attempt) == (PENDING, 1)
     assert cluster.world.demands[-1].attempt == 1, "it is stated anew"
@@ -235,14 +237,14 @@ def test_an_attempt_that_a_node_had_end_cannot_be_committed(cluster: Cluster) ->
 
 def test_an_attempt_that_was_committed_does_not_end(cluster: Cluster) -> None:
     cluster.created()
-    answer = cluster.settled(AbandonGroup(group_id=GROUP, attempt=1))
+    answer = cluster.settled(AbandonGroup(group_id=GROUP, job_id=job_id(1), attempt=1))
     assert answer == cluster.record()
     assert (cluster.record().state, cluster.record().attempt) == (CREATED, 1)
 
 
 def test_a_replica_that_is_behind_reads_before_it_refuses(cluster: Cluster) -> None:
     cluster.create()
-    cluster.settled(AbandonGroup(group_id=GROUP, attempt=1))
+    cluster.settled(AbandonGroup(group_id=GROUP, job_id=job_id(1), attempt=1))
     make_ignorant(cluster.two)
     assert isinstance(cluster.commit({0: HERE, 1: THERE}, 2, cluster.two), GroupChanged)
 
@@ -266,7 +268,7 @@ def test_an_end_is_for_good_and_told(cluster: Cluster) -> None:
     assert (record.state, record.nodes, record.reason) == (REMOVED, [None, None], "told to")
     assert (cluster.world.news[-1].state, cluster.world.news[-1].reason) == (REMOVED, "told to")
     assert isinstance(cluster.commit({0: HERE, 1: THERE}, 2), DeclaredDeadError)
-    assert cluster.settled(AbandonGroup(group_id=GROUP, attempt=9)) == record
+    assert cluster.settled(AbandonGroup(group_id=GROUP, job_id=job_id(1), attempt=9)) == record
     cluster.world.demands.clear()
     cluster.seconds(2)
     assert not cluster.world.demands
@@ -286,7 +288,6 @@ def test_what_is_not_there_is_said_so(cluster: Cluster) -> None:
     for message in (
         GetGroup(group_id=GROUP),
         REMOVE,
-        AbandonGroup(group_id=GROUP, attempt=1),
         CommitGroup(group_id=GROUP, attempt=1, nodes={}),
         FindGroup(name="n", namespace=""),
     ):
@@ -311,6 +312,119 @@ def test_what_could_not_be_kept_or_placed_is_refused(cluster: Cluster, fields: d
     refused = cluster.create(**fields)
     assert isinstance(refused, InvalidRequestError)
     assert says in str(refused)
+
+
+# ------------------------------------------------------------------------------------ what is placed first
+
+
+def place_first(cluster: Cluster, replica: Replica | None = None, **fields: Any) -> Asked:
+    """Ask for a group that may be placed before it is stored."""
+    asked = cluster.world.ask(replica or cluster.one, CreateGroup(description=about(**fields), placed_first=True))
+    cluster.world.run()
+    return asked
+
+
+def test_the_first_write_of_a_group_may_be_its_commit_and_then_its_creator_is_answered(cluster: Cluster) -> None:
+    creating = place_first(cluster)
+    assert not cluster.world.store.groups()
+    assert creating.answer is None
+    (demand,) = cluster.world.demands
+    assert (demand.description, demand.attempt, demand.replica) == (about(), 0, cluster.one.identity)
+    committed = cluster.commit({0: HERE, 1: THERE})
+    assert (cluster.record().state, cluster.record().attempt, cluster.record().nodes) == (CREATED, 1, [HERE, THERE])
+    assert creating.answer == committed == changed(cluster.record())
+    assert [news.state for news in cluster.world.news] == [CREATED]
+    cluster.seconds(2)
+    assert len(cluster.world.demands) == 1
+
+
+def test_a_group_that_is_not_placed_in_a_moment_is_stored_as_one_that_waits(cluster: Cluster) -> None:
+    creating = place_first(cluster)
+    cluster.seconds(1)
+    assert creating.answer == changed(cluster.record())
+    assert (cluster.record().state, cluster.record().attempt) == (PENDING, 0)
+    assert cluster.world.demands[-1].replica == "", "now any replica may commit it"
+    assert isinstance(cluster.commit({0: HERE, 1: THERE}, replica=cluster.two), GroupChanged)
+
+
+def test_whoever_cannot_wait_has_it_stored_by_any_replica(cluster: Cluster) -> None:
+    creating = place_first(cluster)
+    assert cluster.settled(CreateGroup(description=about()), cluster.two) == changed(cluster.record())
+    assert creating.answer == changed(cluster.record())
+    assert (cluster.record().state, cluster.record().attempt) == (PENDING, 0)
+
+
+def test_an_attempt_can_end_before_there_is_a_record_and_the_group_lives_on(cluster: Cluster) -> None:
+    creating = place_first(cluster)
+    ended = cluster.settled(AbandonGroup(group_id=GROUP, job_id=job_id(1), attempt=1), cluster.two)
+    assert isinstance(ended, GroupRecord)
+    assert (ended.state, ended.attempt) == (PENDING, 1)
+    assert isinstance(cluster.commit({0: HERE, 1: THERE}), DeclaredDeadError)
+    assert creating.answer == changed(cluster.record())
+    assert (cluster.record().description, cluster.record().nodes) == (about(), [None, None])
+    assert (cluster.world.demands[-1].attempt, cluster.world.demands[-1].replica) == (1, "")
+    assert isinstance(cluster.commit({0: HERE, 1: THERE}, 2), GroupChanged)
+
+
+def test_a_blank_record_is_not_listed_and_ends_with_its_job(cluster: Cluster) -> None:
+    cluster.settled(AbandonGroup(group_id=GROUP, job_id=job_id(1), attempt=1))
+    assert cluster.record().is_blank
+    assert cluster.settled(ListGroups()) == GroupList(groups=[])
+    cluster.settled(FinishJob(job_id=job_id(1), state=JobState.SUCCEEDED))
+    cluster.seconds(1)
+    assert cluster.record().state is REMOVED
+
+
+def test_another_replica_begins_anew_where_one_has_died_with_what_it_knew(cluster: Cluster) -> None:
+    place_first(cluster)
+    cluster.world.crash(cluster.one)
+    assert isinstance(cluster.commit({0: HERE, 1: THERE}, replica=cluster.two), NotFoundError)
+    creating = place_first(cluster, cluster.two)
+    assert cluster.world.demands[-1].replica == cluster.two.identity
+    assert cluster.commit({0: HERE, 1: THERE}, replica=cluster.two) == creating.answer
+
+
+def test_a_group_that_is_not_stored_yet_can_be_removed(cluster: Cluster) -> None:
+    creating = place_first(cluster)
+    assert cluster.settled(REMOVE) == Done()
+    assert creating.answer == changed(cluster.record())
+    assert cluster.record().state is REMOVED
+    assert isinstance(cluster.commit({0: HERE, 1: THERE}), DeclaredDeadError)
+
+
+@pytest.mark.parametrize("fields", [{"name": "n"}, {"detached": True}])
+def test_what_may_outlive_its_creator_or_must_win_a_name_is_stored_first(
+    cluster: Cluster, fields: dict[str, Any]
+) -> None:
+    creating = place_first(cluster, **fields)
+    assert creating.answer == changed(cluster.record())
+    assert [demand.replica for demand in cluster.world.demands] == [""]
+
+
+def test_nothing_is_placed_for_a_job_that_ends(cluster: Cluster) -> None:
+    creating = place_first(cluster)
+    cluster.settled(FinishJob(job_id=job_id(1), state=JobState.SUCCEEDED))
+    cluster.seconds(1)
+    assert isinstance(creating.answer, NotFoundError)
+    cluster.world.demands.clear()
+    assert isinstance(place_first(cluster).answer, NotFoundError)
+    assert not cluster.world.demands
+    assert not cluster.world.store.groups()
+
+
+def test_a_first_write_that_the_store_refuses_is_told_to_all_who_wait_for_it(cluster: Cluster) -> None:
+    creating = place_first(cluster)
+    committing = cluster.world.ask(cluster.one, CommitGroup(group_id=GROUP, attempt=1, nodes={0: HERE, 1: THERE}))
+    (running,) = cluster.one.running
+    store = running.effects[running.position]
+    assert isinstance(store, Store)
+    cluster.one.running.clear()
+    cluster.one.handle(StoreRefused(store.key, JetStreamError("it is full", 503, 10077), store.context))
+    cluster.world.run()
+    assert isinstance(creating.answer, ServiceError)
+    assert isinstance(committing.answer, ServiceError)
+    cluster.seconds(2)
+    assert not cluster.world.store.groups()
 
 
 # ------------------------------------------------------------------------------------ what nodes are told again
@@ -343,6 +457,7 @@ def test_a_node_that_does_not_know_what_the_record_says_is_told_again_after_a_wh
 def test_a_node_that_has_bundles_of_a_group_that_nobody_knows_is_told_that_it_is_gone(cluster: Cluster) -> None:
     news = told_after(cluster, *[has_bundle(HERE, committed=True)] * 2)
     assert [(one.group_id, one.state) for one in news] == [(GROUP, REMOVED)]
+    assert told_after(cluster, *[has_bundle(HERE, committed=False)] * 2) == [], "it may not be recorded yet"
     cluster.created()
     make_ignorant(cluster.one)
     assert told_after(cluster, *[has_bundle(HERE, committed=True)] * 2) == [], "the leader knows it"

@@ -103,6 +103,22 @@ def test_a_group_is_prepared_on_all_its_nodes_and_then_committed() -> None:
     assert asks(driven(wanted, 3.0), PrepareBundles) == [], "an old statement"
 
 
+def test_the_commit_is_asked_of_the_replica_that_alone_knows_of_the_group_as_long_as_that_is_so() -> None:
+    driven = Driven(1)
+    wanted = group_demand([cpus(1)])
+    (ask,) = asks(driven(wanted.model_copy(update={"replica": "one"}), 1.0), PrepareBundles)
+    (commit,) = asks(driven.prepared(ask, 1.0), CommitGroup)
+    assert commit.subject == SUBJECTS.gcs_replica_from_scheduler("one", "commit_group")
+    for replica, subject in (
+        ("two", SUBJECTS.gcs_replica_from_scheduler("two", "commit_group")),
+        ("", SUBJECTS.gcs_from_scheduler("commit_group")),
+    ):
+        driven(Answered(commit.context, RequestTimeoutError("")), 2.0)
+        driven(wanted.model_copy(update={"replica": replica}), 2.0)
+        (commit,) = asks(driven.core.tick(2.1), CommitGroup)
+        assert commit.subject == subject
+
+
 def test_bundles_of_one_node_are_asked_for_together() -> None:
     driven = Driven(1)
     (ask,) = asks(driven(group_demand([cpus(1), cpus(2)]), 1.0), PrepareBundles)

@@ -215,11 +215,11 @@ def test_old_news_does_not_end_what_is_committed(node: Node) -> None:
 def test_a_node_in_doubt_has_the_attempt_end_and_says_so_until_it_is_answered(node: Node) -> None:
     node.prepare(TWO, attempt=2)
     assert node.later(DOUBT_SECONDS - 0.1) == []
-    assert node.later(0.1) == [AbandonGroup(group_id=GROUP, attempt=2)]
+    assert node.later(0.1) == [AbandonGroup(group_id=GROUP, job_id=JOB, attempt=2)]
     (context,) = {effect.context for effect in asked(node)}
     node(Answered(context, RequestTimeoutError("")))
     assert node.later(REPEAT_SECONDS / 2) == []
-    assert node.later(REPEAT_SECONDS / 2) == [AbandonGroup(group_id=GROUP, attempt=2)]
+    assert node.later(REPEAT_SECONDS / 2) == [AbandonGroup(group_id=GROUP, job_id=JOB, attempt=2)]
     node(Answered(context, record(GroupState.PENDING, 2, [None])))
     assert node.core.leases.free == node.core.leases.total
     assert node.later(10.0) == []

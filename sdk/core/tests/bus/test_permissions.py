@@ -65,6 +65,9 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
     Subjects.gcs: [Row(SUBJECTS.gcs("verb"), EVERYONE, {Role.GCS})],
     Subjects.gcs_from_node: [Row(SUBJECTS.gcs_from_node("verb"), {Role.NODE}, {Role.GCS})],
     Subjects.gcs_from_scheduler: [Row(SUBJECTS.gcs_from_scheduler("verb"), {Role.SCHEDULER}, {Role.GCS})],
+    Subjects.gcs_replica_from_scheduler: [
+        Row(SUBJECTS.gcs_replica_from_scheduler("x", "verb"), {Role.SCHEDULER}, {Role.GCS})
+    ],
     Subjects.objectstore: [Row(SUBJECTS.objectstore("verb"), {Role.PROCESS, Role.NODE}, {Role.OBJECTSTORE})],
     Subjects.demand: [
         Row(SUBJECTS.demand(PROCESS), {Role.PROCESS, Role.GCS}, {Role.SCHEDULER}, SUBJECTS.demand("*")),

@@ -50,6 +50,7 @@ class World:
         self.peers = peers
         self.records: dict[PlacementGroupId, GroupRecord] = {}
         self.heard: list[str] = []
+        self.placed_first: list[bool] = []
         self.errors: list[ShoalError] = []
         """What the control store answers first, in place of what it should."""
         self.holds = asyncio.Event()
@@ -71,16 +72,19 @@ class World:
         answers = [
             self.errors.pop(0) if self.errors else self._carry_out(verb, data) for data in requests or [message.data]
         ]
-        self._store.publish(message.reply, pack([encode(answer) for answer in answers]))
+        if message.reply:
+            self._store.publish(message.reply, pack([encode(answer) for answer in answers]))
 
     def _carry_out(self, verb: str, data: bytes) -> GroupRecord | GroupChanged | Done | ShoalError:
         if verb == "create_group":
-            about = decode(CreateGroup, data).description
+            request = decode(CreateGroup, data)
+            about = request.description
+            self.placed_first.append(request.placed_first)
             record = GroupRecord(description=about, state=GroupState.PENDING, nodes=[None], created_at=1.0)
             return changed(self.records.setdefault(about.group_id, record))
         if verb == "remove_group":
-            request = decode(RemoveGroup, data)
-            self.change(request.group_id, GroupState.REMOVED, request.reason)
+            removal = decode(RemoveGroup, data)
+            self.change(removal.group_id, GroupState.REMOVED, removal.reason)
             return Done()
         group = decode(GetGroup, data).group_id
         return self.records.get(group) or NotFoundError(f"there is no placement group {group}")
@@ -195,13 +199,14 @@ async def test_removing_waits_for_making_and_asking_for_both() -> None:
         group = world.make()
         ref = world.ready(group)
         world.runtime.remove_group(group, "it was removed")
-        await until(lambda: world.heard == ["create_group"])
+        await until(lambda: world.heard == ["create_group", "create_group"])
         asking = asyncio.ensure_future(world.reactor.groups.ask("get_group", GetGroup(group_id=group), 10.0))
         world.holds.set()
         answer = await asking
         assert isinstance(answer, GroupRecord)
         assert answer.state is GroupState.REMOVED
-        assert [verb for verb in world.heard if verb != "get_group"] == ["create_group", "remove_group"]
+        assert [verb for verb in world.heard if verb != "get_group"] == ["create_group"] * 2 + ["remove_group"]
+        assert world.placed_first == [True, False], "who waits for it cannot wait for its places"
         await until(lambda: ref._state.value is not None)
         assert failed(ref) == Failed("task_group_removed", f"Placement group {group} is no more: it was removed.")
 

@@ -59,8 +59,8 @@ from shoal_gcs.state import State
 
 NAMING_SECONDS = 3.0
 """So long a replica that died may have left an actor without a decision about its name."""
-UNKNOWN_NODE_SECONDS = UNKNOWN_GROUP_SECONDS = 3.0
-"""So long this replica may not have heard of a node that has just joined, or of a group that was just created."""
+UNKNOWN_NODE_SECONDS, UNKNOWN_GROUP_SECONDS = 3.0, 10.0
+"""So long this replica may not have heard of a node that has just joined, or of a group that was just asked for."""
 KEEP_DEAD_SECONDS = 600.0
 """So long it can be asked how an actor died."""
 ORPHAN_SECONDS = 60.0

@@ -177,7 +177,7 @@ class ControlStore:
                 return self._store_refused(message)
             case Changed():
                 self.state.remember(message.key, message.value, message.revision)
-                return []
+                return self._groups.written(message.key) if message.key.startswith(GROUP_PREFIX) else []
             case Connected():
                 self._nodes_silent.reset()
                 self._drivers_silent.reset()
@@ -202,6 +202,7 @@ class ControlStore:
             *self._all_by_themselves(self._groups.due(now)),
             *self._actors.demands(now),
             *self._groups.demands(),
+            *self._groups.overdue(now),
         ]
         self._echo_sent += 1
         echo = Publish(self._subjects.event(Role.GCS, self._identity, "echo"), Echo(number=self._echo_sent))
@@ -341,6 +342,8 @@ class ControlStore:
             self.state.written.remember(outcome.key, outcome.value)
         self._no_more_under_way(operation, outcome.key)
         effects = operation.settled(self.state, outcome)
+        if outcome.key.startswith(GROUP_PREFIX):
+            effects += self._groups.written(outcome.key)
         if isinstance(outcome, Stored):
             match operation:
                 case BuryNode():
@@ -371,7 +374,8 @@ class ControlStore:
         """Tell whoever asked; what nobody asked for is tried again at a later tick."""
         operation: Operation = refusal.context
         self._no_more_under_way(operation, refusal.key)
-        return operation.refused(refusal)
+        first = self._groups.refused(refusal) if refusal.key.startswith(GROUP_PREFIX) else []
+        return [*operation.refused(refusal), *first]
 
     def _no_more_under_way(self, operation: Operation, key: str) -> None:
         """A write or read of something that nobody asked for is settled: from now on it may be begun anew."""

@@ -17,7 +17,7 @@ from shoal_core.protocol.errors import (
     ShoalError,
 )
 from shoal_core.protocol.groups import GroupDescription, GroupRecord, GroupState, changed
-from shoal_core.protocol.ids import NodeId, PlacementGroupId
+from shoal_core.protocol.ids import JobId, NodeId, PlacementGroupId, creator_of
 from shoal_core.protocol.messages import Done, JobState, Message
 from shoal_gcs.actor_operations import NAME_TAKEN, Detour
 from shoal_gcs.operations import Operation, Outcome
@@ -37,6 +37,10 @@ class GroupChange(ABC):
     def is_ahead(self, record: GroupRecord) -> bool:
         """Tell whether this may speak of something that came after ``record``."""
         return False
+
+    def first(self, group_id: PlacementGroupId, now: float) -> GroupRecord | None:
+        """Return the record to begin with where there is none; None: then it cannot be done."""
+        return None
 
     def answer(self, record: GroupRecord) -> Message:
         """Return what is answered when it is done."""
@@ -84,9 +88,15 @@ class Commit(GroupChange):
 
 @dataclass(frozen=True, slots=True)
 class Abandon(GroupChange):
-    """An attempt ends, unless it has ended."""
+    """An attempt ends, unless it has ended; also one that some replica may have begun before there is a record."""
 
     attempt: int
+    job_id: JobId
+
+    def first(self, group_id: PlacementGroupId, now: float) -> GroupRecord | None:
+        """Record that it is over, and nothing else: a first write that was to be its commit comes too late now."""
+        about = GroupDescription(group_id=group_id, job_id=self.job_id, owner=creator_of(group_id), bundles=[])
+        return GroupRecord(description=about, state=GroupState.PENDING, attempt=self.attempt, nodes=[], created_at=now)
 
     def is_ahead(self, record: GroupRecord) -> bool:
         """An earlier attempt is not known to be over."""
@@ -142,18 +152,24 @@ class ChangeGroup(Operation):
 
     def attempt(self, state: State) -> list[Effect]:
         """Write what follows; where the cache may be behind, read first."""
-        held = state.groups.get(self.group_id)
+        held = state.group(self.group_id)
         if held is None or self.change.is_ahead(held.value):
             if not self.read:
                 return [Load(group_key(self.group_id), replace(self, read=True))]
             if held is None:
-                return self.answer(NotFoundError(f"there is no placement group {self.group_id}"))
+                return self._begin(state)
         following = self.change.next(held.value, self.now)
         if isinstance(following, ShoalError):
             return self.answer(following)
         if following is None:
             return self.answer(self.change.answer(held.value))
         return [Store(group_key(self.group_id), state.drafts.encode(following), held.revision, self)]
+
+    def _begin(self, state: State) -> list[Effect]:
+        first = self.change.first(self.group_id, self.now)
+        if first is None:
+            return self.answer(NotFoundError(f"there is no placement group {self.group_id}"))
+        return [Store(group_key(self.group_id), state.drafts.encode(first), 0, self)]
 
 
 # ------------------------------------------------------------------------------------ making and forgetting
@@ -185,6 +201,9 @@ class MakeGroup(Detour):
         if held is None:
             return self._begin(state)
         record = held.value
+        if record.is_blank and record.state is GroupState.PENDING:
+            filled = record.model_copy(update={"description": about, "nodes": [None] * len(about.bundles)})
+            return [Store(self.begun_for, state.drafts.encode(filled), held.revision, self)]
         if record.state is GroupState.NAMING:
             if self.lost:
                 gone = state.drafts.encode(removed(record, NAME_TAKEN, self.now))
@@ -206,9 +225,13 @@ class MakeGroup(Detour):
         job = state.jobs.get(about.job_id)
         if job is not None and job.value.record.state is not JobState.RUNNING:
             return self.answer(NotFoundError(f"job {about.job_id} has ended ({job.value.record.state})"))
+        return [Store(self.begun_for, state.drafts.encode(self.first_record()), 0, self)]
+
+    def first_record(self) -> GroupRecord:
+        """Return the record that a group's life begins with."""
+        about = self.description
         begins = GroupState.NAMING if about.name else GroupState.PENDING
-        record = GroupRecord(description=about, state=begins, nodes=[None] * len(about.bundles), created_at=self.now)
-        return [Store(self.begun_for, state.drafts.encode(record), 0, self)]
+        return GroupRecord(description=about, state=begins, nodes=[None] * len(about.bundles), created_at=self.now)
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:
         """Go on from what was written or read."""

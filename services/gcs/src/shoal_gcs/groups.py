@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shoal_core.protocol.effects import Effect, Publish, Reply
+from shoal_core.protocol.effects import Effect, Publish, Reply, StoreRefused
 from shoal_core.protocol.errors import InvalidRequestError
 from shoal_core.protocol.groups import (
     MOST_BUNDLES,
@@ -49,13 +49,15 @@ from shoal_gcs.group_operations import (
     shown,
 )
 from shoal_gcs.operations import Operation
-from shoal_gcs.records import LIST_BYTES, NAME_BYTES, group_key
+from shoal_gcs.records import GROUP_PREFIX, LIST_BYTES, NAME_BYTES, group_key
 from shoal_gcs.state import State
 
 KEEP_REMOVED_SECONDS = 600.0
 """So long it can be asked why a group was removed, if there were not too many since."""
 MOST_REMOVED = 10_000
 LONG_GONE = "it was removed"
+UNWRITTEN_SECONDS = 0.25
+"""So long a group may be placed first; then it is recorded as one that waits."""
 
 
 class Groups:
@@ -67,6 +69,7 @@ class Groups:
         self._identity = identity
         self._disagree: set[tuple[PlacementGroupId, NodeId]] = set()
         self._disagreed: set[tuple[PlacementGroupId, NodeId]] = set()
+        self._placed_first: dict[PlacementGroupId, MakeGroup] = {}
 
     # -------------------------------------------------------------------------------- what is asked
 
@@ -75,7 +78,8 @@ class Groups:
         match message:
             case CreateGroup():
                 _check(message.description)
-                return MakeGroup(token, message.description, now)
+                make = MakeGroup(token, message.description, now)
+                return self._place_first(make) if message.placed_first else make
             case GetGroup():
                 return ReadGroup(token, message.group_id)
             case FindGroup():
@@ -89,12 +93,13 @@ class Groups:
                 nodes = tuple(sorted(message.nodes.items()))
                 return ChangeGroup(token, message.group_id, Commit(message.attempt, nodes), now)
             case AbandonGroup():
-                return ChangeGroup(token, message.group_id, Abandon(message.attempt), now)
+                return ChangeGroup(token, message.group_id, Abandon(message.attempt, message.job_id), now)
         return None
 
     def _list(self) -> GroupList:
         """Return all groups that live, and of the others the newest, as far as they fit into one answer."""
-        records = [held for held in self._state.groups.values() if held.value.reason != NAME_TAKEN]
+        known = self._state.groups.values()
+        records = [held for held in known if held.value.reason != NAME_TAKEN and not held.value.is_blank]
         records.sort(key=lambda held: (held.value.ended_at is not None, -(held.value.ended_at or 0.0)))
         room = LIST_BYTES
         listed: list[GroupRecord] = []
@@ -104,6 +109,48 @@ class Groups:
                 break
             listed.append(shown(held.value))
         return GroupList(groups=sorted(listed, key=lambda record: (record.created_at, record.description.group_id)))
+
+    # -------------------------------------------------------------------------------- what is placed first
+
+    def _place_first(self, make: MakeGroup) -> Operation | list[Effect]:
+        """State the demand of a new group of which nothing is stored yet; one that must be stored before is made."""
+        about, state = make.description, self._state
+        job = state.jobs.get(about.job_id)
+        ended = job is not None and job.value.record.state is not JobState.RUNNING
+        if ended or about.name or about.detached or state.group(about.group_id) is not None:
+            return make
+        self._placed_first[about.group_id] = make
+        record = state.unwritten[about.group_id] = make.first_record()
+        return self._demand(record, replica=self._identity)
+
+    def overdue(self, now: float) -> list[Effect]:
+        """Record those groups as waiting that were to be placed first, and have no places yet."""
+        effects: list[Effect] = []
+        for group, make in list(self._placed_first.items()):
+            if now - make.now >= UNWRITTEN_SECONDS:
+                effects += make.attempt(self._state)
+                self._forget_unwritten(group)
+        return effects
+
+    def written(self, key: str) -> list[Effect]:
+        """Answer the creator of a group that was to be placed first, if there is a record of it now."""
+        group = PlacementGroupId(key.removeprefix(GROUP_PREFIX))
+        make = self._placed_first.get(group)
+        if make is None or group not in self._state.groups:
+            return []
+        self._forget_unwritten(group)
+        return make.attempt(self._state)
+
+    def refused(self, refusal: StoreRefused) -> list[Effect]:
+        """The store will never take the first write of a group."""
+        group = PlacementGroupId(refusal.key.removeprefix(GROUP_PREFIX))
+        make = self._placed_first.get(group)
+        self._forget_unwritten(group)
+        return [] if make is None else make.refused(refusal)
+
+    def _forget_unwritten(self, group: PlacementGroupId) -> None:
+        self._placed_first.pop(group, None)
+        self._state.unwritten.pop(group, None)
 
     # -------------------------------------------------------------------------------- what is told
 
@@ -123,6 +170,8 @@ class Groups:
         for bundle in announcement.bundles:
             group = bundle.group_id
             held = self._state.groups.get(group)
+            if held is None and not bundle.committed:
+                continue  # its group may not be recorded yet; the node will ask
             if (group, node) in self._disagree or (held is not None and _agree(held.value, bundle, node)):
                 continue
             self._disagree.add((group, node))
@@ -137,8 +186,8 @@ class Groups:
     def _changed(self, message: GroupChanged) -> Publish:
         return Publish(self._subjects.groups_changed(self._identity, creator_of(message.group_id)), message)
 
-    def _demand(self, record: GroupRecord) -> list[Effect]:
-        """State which bundles have no place, if any."""
+    def _demand(self, record: GroupRecord, replica: str = "") -> list[Effect]:
+        """State which bundles have no place, if any; ``replica`` is who alone knows of the group, if not all do."""
         if not record.missing:
             return []
         job = self._state.jobs.get(record.description.job_id)
@@ -148,6 +197,7 @@ class Groups:
             nodes=record.nodes,
             created_at=record.created_at,
             terms=NO_TERMS if job is None else job.value.record.config.terms,
+            replica=replica,
         )
         return [Publish(self._subjects.event(Role.GCS, self._identity, "group_demand"), demand)]
 

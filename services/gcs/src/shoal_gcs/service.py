@@ -33,12 +33,15 @@ SHOWN_STATES = [state for state in ActorState if state is not ActorState.NAMING]
 SHOWN_GROUPS = [state for state in GroupState if state is not GroupState.NAMING]
 
 
-def routes(subjects: Subjects) -> list[Route]:
-    """Return where the control store is asked, and what it listens to."""
+def routes(subjects: Subjects, identity: str) -> list[Route]:
+    """Return where a replica of the control store is asked, and what it listens to."""
     public = [Route(subjects.gcs(verb), model, GCS_QUEUE) for verb, model in GCS_PUBLIC.items()]
     from_nodes = [Route(subjects.gcs_from_node(verb), model, GCS_QUEUE) for verb, model in GCS_NODE.items()]
     from_schedulers = [
         Route(subjects.gcs_from_scheduler(verb), model, GCS_QUEUE) for verb, model in GCS_SCHEDULER.items()
+    ]
+    this_one = [
+        Route(subjects.gcs_replica_from_scheduler(identity, verb), model) for verb, model in GCS_SCHEDULER.items()
     ]
     events = [
         Route(subjects.event(Role.NODE, "*", "announce"), NodeAnnouncement, kind="event"),
@@ -47,7 +50,7 @@ def routes(subjects: Subjects) -> list[Route]:
         Route(subjects.event(Role.PROCESS, "*", "alive"), DriverAlive, kind="event"),
         Route(subjects.event(Role.GCS, "*", "echo"), Echo, kind="event"),
     ]
-    return [*public, *from_nodes, *from_schedulers, *events]
+    return [*public, *from_nodes, *from_schedulers, *this_one, *events]
 
 
 def count(metrics: Metrics, core: ControlStore) -> None:
@@ -100,7 +103,7 @@ async def serve(bus: Bus, settings: ServiceSettings) -> AsyncIterator[Engine]:
         core,
         bus,
         name="gcs",
-        routes=routes(subjects),
+        routes=routes(subjects, bus.identity),
         perform_start=perform,
         stores=stores,
         watched=[CONTROL],

@@ -37,7 +37,8 @@ class State:
     """The cache. ``untold`` are the keys of nodes and jobs whose end is recorded but was not published for certain.
 
     ``kv`` holds no values, only whether there are any and who wrote them, deleted keys included. ``actors_in_groups``
-    are the living actors that are bound to a placement group; ``removed_groups`` come as they were heard of.
+    are the living actors that are bound to a placement group; ``removed_groups`` come as they were heard of;
+    ``unwritten`` ones are known to this replica alone, until there is a record of them.
     """
 
     session: str = ""
@@ -49,6 +50,7 @@ class State:
     living_actors: set[ActorId] = field(default_factory=set)
     actors_in_groups: dict[PlacementGroupId, set[ActorId]] = field(default_factory=dict)
     groups: dict[PlacementGroupId, Held[GroupRecord]] = field(default_factory=dict)
+    unwritten: dict[PlacementGroupId, GroupRecord] = field(default_factory=dict)
     living_groups: set[PlacementGroupId] = field(default_factory=set)
     removed_groups: dict[PlacementGroupId, None] = field(default_factory=dict)
     revisions: dict[str, int] = field(default_factory=dict)
@@ -120,6 +122,13 @@ class State:
             self.removed_groups[group_id] = None
         else:
             self.living_groups.add(group_id)
+
+    def group(self, group_id: PlacementGroupId) -> Held[GroupRecord] | None:
+        """Return what is known of a group: of one that is not written yet, what its first write goes on from."""
+        held = self.groups.get(group_id)
+        if held is None and (record := self.unwritten.get(group_id)) is not None:
+            return Held(record, 0)
+        return held
 
     def is_gone(self, key: str) -> None:
         """A write found that a key holds nothing, or made it so: what is known of it is older than that."""

@@ -67,14 +67,16 @@ class UnderWay:
 class WaitingGroup:
     """A group that has bundles without a place.
 
-    ``since`` is when this was first heard, ``opened_at`` when the attempt that is to be made was. ``retry_at`` is when
-    to plan (again), ``tried_at`` when that was last in vain, and ``ours`` tells whether it was this scheduler's to plan
-    then; ``avoid`` says until when not to ask nodes that refused although they seemed to have the room. Its job would
-    hold more than it may of the resources in ``over_quota``. ``together`` is what its bundles ask for that have no
-    place, ``rank`` its place in the order of turns, the same for all schedulers.
+    ``replica`` is the control store to ask for the commit, empty: any. ``since`` is when this was first heard,
+    ``opened_at`` when the attempt that is to be made was. ``retry_at`` is when to plan (again), ``tried_at`` when that
+    was last in vain, and ``ours`` tells whether it was this scheduler's to plan then; ``avoid`` says until when not to
+    ask nodes that refused although they seemed to have the room. Its job would hold more than it may of the resources
+    in ``over_quota``. ``together`` is what its bundles ask for that have no place, ``rank`` its place in the order of
+    turns, the same for all schedulers.
     """
 
     demand: GroupDemand
+    replica: str
     since: float
     opened_at: float
     stated_at: float

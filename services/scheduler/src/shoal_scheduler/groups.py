@@ -107,12 +107,12 @@ class GroupTable:
             return []  # an old statement that comes late
         known = self._waiting.get(group)
         if known is not None and demand.attempt <= known.demand.attempt:
-            known.stated_at = now
+            known.stated_at, known.replica = now, demand.replica
             if known.is_overdue() and known.under_way is None and not known.ours:
                 self._fresh.append(group)
             return []
         effects = [] if known is None else self._drop(known)
-        new = self._waiting[group] = WaitingGroup(demand, now, now, now, now)
+        new = self._waiting[group] = WaitingGroup(demand, demand.replica, now, now, now, now)
         self._idle.put(group, new.rank, new)
         self._fresh.append(group)
         if known is not None:
@@ -324,7 +324,8 @@ class GroupTable:
     def _ask_commit(self, waiting: WaitingGroup, plan: UnderWay) -> Effect:
         plan.committing = True
         request = CommitGroup(group_id=waiting.group, attempt=plan.attempt, nodes=plan.places)
-        subject = self._subjects.gcs_from_scheduler("commit_group")
+        subjects, replica, verb = self._subjects, waiting.replica, "commit_group"
+        subject = subjects.gcs_replica_from_scheduler(replica, verb) if replica else subjects.gcs_from_scheduler(verb)
         return Ask(subject, request, CommitAsk(waiting.group, plan.name), COMMIT_SECONDS)
 
     def _fail(self, waiting: WaitingGroup, now: float) -> list[Effect]:

@@ -174,7 +174,7 @@ class BundleTable:
         """Ask about those groups of which nothing was heard for long."""
         for group, bundles in self._groups.items():
             old = [
-                attempt
+                (attempt, reserved.job_id)
                 for reserved in bundles.values()
                 if not reserved.committed
                 for attempt, at in reserved.plans.values()
@@ -183,7 +183,8 @@ class BundleTable:
             if old and now - self._asked_at.get(group, float("-inf")) >= REPEAT_SECONDS:
                 self._asked_at[group] = now
                 subject = self._subjects.gcs_from_node("abandon_group")
-                message = AbandonGroup(group_id=group, attempt=max(old))
+                attempt, job_id = max(old)
+                message = AbandonGroup(group_id=group, job_id=job_id, attempt=attempt)
                 self.effects.append(Ask(subject, message, AboutGroup(group)))
 
     def summaries(self) -> list[BundleSummary]:

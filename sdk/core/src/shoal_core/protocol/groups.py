@@ -11,16 +11,22 @@ A group's life::
        └───────────────────┴──────────────────────────┴── removed, or its job has ended ──► REMOVED, for ever
 
 1. **Create.** The creator draws the group's id and asks for it (``CreateGroup``). A group with a name is stored as
-   ``NAMING`` first; the name's key, taken by compare-and-set, decides who wins (as for actors).
+   ``NAMING`` first; the name's key, taken by compare-and-set, decides who wins (as for actors). A group without one
+   may be *placed first*: the replica that was asked keeps it in memory and states its demand; the first write of the
+   record, which may only be where there is none, is then the commit of attempt 1. That spares one of three writes. If
+   there is no commit in a moment, the record is stored as ``PENDING``. Either way the creator has no answer before,
+   and asks again without one: if the replica dies, another begins anew.
 2. **Plan.** While bundles of a group have no place, a replica of the control store states that (``GroupDemand``), at
    once and every second. A scheduler chooses a node for each of them and asks those nodes to reserve
    (``PrepareBundles``). A plan belongs to an *attempt*: the one that follows the record's ``attempt``.
 3. **Commit.** When all nodes have reserved, the scheduler asks for the commit (``CommitGroup``): the record takes the
    nodes in if its attempt is still the one before. Where one node refuses, the scheduler, which then never asks for
-   the commit of this plan, has the others give back what they have reserved (``ReturnBundles``).
+   the commit of this plan, has the others give back what they have reserved (``ReturnBundles``). While a group is only
+   in one replica's memory, that is the one to ask (``GroupDemand.replica``).
 4. **In doubt.** A node that has reserved keeps it until it knows. If it hears nothing it asks (``AbandonGroup``):
    either the record names it already, or the attempt is over from now on and can never be committed, so that the node
-   may give its part back. A bundle is used only after the record was seen to name the node for it.
+   may give its part back. Where there is no record the attempt ends by a *blank* one, which nobody but the creator's
+   request fills in. A bundle is used only after the record was seen to name the node for it.
 5. **Loss.** When a node dies, its bundles have no place (RESCHEDULING) and are planned again; the others stay.
 6. **End.** REMOVED is never undone. Nodes kill what runs in the bundles and give them back; actors that are bound to
    the group die, for good.
@@ -100,6 +106,11 @@ class GroupRecord(Message):
         waits = self.state in (GroupState.PENDING, GroupState.RESCHEDULING)
         return [index for index, node in enumerate(self.nodes) if node is None] if waits else []
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether only that attempts are over is recorded, and not yet what the group is."""
+        return not self.description.bundles
+
 
 class CreateGroup(Message):
     """Ask for a group (verb ``create_group``); the answer is what may change of its record.
@@ -111,6 +122,9 @@ class CreateGroup(Message):
     packs: ClassVar[bool] = True
 
     description: GroupDescription
+    placed_first: bool = Field(
+        default=False, description="Its bundles may be placed before it is recorded; the answer comes a moment later."
+    )
 
 
 class GetGroup(Message):
@@ -166,6 +180,7 @@ class AbandonGroup(Message):
     """
 
     group_id: PlacementGroupId
+    job_id: JobId
     attempt: int
 
 
@@ -191,6 +206,7 @@ class GroupDemand(Message):
     nodes: list[NodeId | None] = Field(description="Where its bundles lie; None for those that are to be placed.")
     created_at: float
     terms: JobTerms = Field(default=NO_TERMS, description="The job's.")
+    replica: str = Field(default="", description="The control store that alone knows of it yet; empty: all do.")
 
 
 class PrepareBundles(Message):

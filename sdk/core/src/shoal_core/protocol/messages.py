@@ -26,7 +26,7 @@ from shoal_core.protocol.ids import (
 from shoal_core.protocol.placement import DEFAULT, Bundle, Strategy
 from shoal_core.protocol.resources import Resources
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MOST_LISTED_OBJECTS = 1000
 MOST_PENDING = 500
 """How many demands that wait one answer tells."""

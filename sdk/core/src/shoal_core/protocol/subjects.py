@@ -9,6 +9,7 @@ subject (below ``shoal.<cluster>``)                     published by           h
 ``gcs.public.<verb>``                                   every role             one gcs (queue group)
 ``gcs.node.<verb>``                                     node                   one gcs
 ``gcs.scheduler.<verb>``                                scheduler              one gcs
+``gcs.replica.<id>.<verb>``                             scheduler              that gcs
 ``objectstore.<verb>``                                  process, node          one objectstore
 ``scheduler.demand.<owner>``                            process, gcs           every scheduler
 ``scheduler.public.<verb>``                             every role             one scheduler
@@ -76,6 +77,10 @@ class Subjects:
     def gcs_from_scheduler(self, verb: str) -> str:
         """Return where a scheduler, and only a scheduler, asks the control store."""
         return f"{self.root}.gcs.scheduler.{verb}"
+
+    def gcs_replica_from_scheduler(self, replica: str, verb: str) -> str:
+        """Return where a scheduler, and only a scheduler, asks one replica of the control store."""
+        return f"{self.root}.gcs.replica.{replica}.{verb}"
 
     def objectstore(self, verb: str) -> str:
         """Return where the durable tier is asked."""
@@ -249,7 +254,14 @@ def permissions(cluster: str, role: Role) -> Permissions:
             subscribe=(*own_inbox, *events, *service, f"{root}.gcs.>"),
         ),
         Role.SCHEDULER: Permissions(
-            publish=(*anyone, *replies, f"{root}.gcs.scheduler.*", f"{root}.node.*.scheduler.*", *own_events),
+            publish=(
+                *anyone,
+                *replies,
+                f"{root}.gcs.scheduler.*",
+                f"{root}.gcs.replica.*.*",
+                f"{root}.node.*.scheduler.*",
+                *own_events,
+            ),
             subscribe=(*own_inbox, *events, *service, f"{root}.scheduler.>"),
         ),
         Role.OBJECTSTORE: Permissions(

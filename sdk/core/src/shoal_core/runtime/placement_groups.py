@@ -8,6 +8,7 @@ packets. Whoever asks about groups waits for that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,15 @@ class MakeGroup:
     description: GroupDescription
 
 
+@dataclass(slots=True)
+class Making:
+    """A group that the control store is being told of. ``hurried``: it is asked to record it at once."""
+
+    description: GroupDescription
+    task: asyncio.Task[None]
+    hurried: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AwaitGroup:
     """Command: ``state`` is an object that becomes ready with a group, and has this value then."""
@@ -81,7 +91,7 @@ class PlacementGroups:
         """By their creator: the groups that are listened for."""
         self._to_make: list[GroupDescription] = []
         self._to_remove: list[DropGroup] = []
-        self._making: dict[PlacementGroupId, asyncio.Task[None]] = {}
+        self._making: dict[PlacementGroupId, Making] = {}
         self._removing: set[asyncio.Task[None]] = set()
         self._asking: set[PlacementGroupId] = set()
 
@@ -134,7 +144,7 @@ class PlacementGroups:
     async def told(self, timeout_seconds: float) -> None:
         """Return when the control store has heard of all groups that were made and removed here before this call."""
         self._tell()
-        if tasks := {*self._making.values(), *self._removing}:
+        if tasks := self._hurry(list(self._making)) | self._removing:
             await asyncio.wait(tasks, timeout=timeout_seconds)
 
     async def ask(self, verb: str, request: Request, timeout_seconds: float) -> Request:
@@ -168,6 +178,7 @@ class PlacementGroups:
     def _take(self, news: Iterable[GroupChanged]) -> None:
         now = time.monotonic()
         for change in news:
+            self._making.pop(change.group_id, None)
             self.core.changed(change, now)
         self.turn()
 
@@ -175,10 +186,11 @@ class PlacementGroups:
         """Begin to tell the control store of what was made and removed in this turn."""
         making, self._to_make = self._to_make, []
         position = 0
-        for count, packet in packets(CreateGroup(description=about) for about in making):
-            groups = [about.group_id for about in making[position : position + count]]
+        for count, packet in packets(CreateGroup(description=about, placed_first=True) for about in making):
+            told = making[position : position + count]
             position += count
-            self._making.update(dict.fromkeys(groups, self._bus.spawn(self._make(groups, packet))))
+            task = self._bus.spawn(self._make([about.group_id for about in told], packet))
+            self._making |= {about.group_id: Making(about, task) for about in told}
         dropped, self._to_remove = self._to_remove, []
         position = 0
         for count, packet in packets(RemoveGroup(group_id=drop.group_id, reason=drop.reason) for drop in dropped):
@@ -187,6 +199,17 @@ class PlacementGroups:
             task = self._bus.spawn(self._remove(groups, packet))
             self._removing.add(task)
             task.add_done_callback(self._removing.discard)
+
+    def _hurry(self, groups: Iterable[PlacementGroupId]) -> set[asyncio.Task[None]]:
+        """Have those groups recorded at once that are still being made; return what makes them."""
+        making = [self._making[group_id] for group_id in groups if group_id in self._making]
+        slow = [one for one in making if not one.hurried]
+        for one in slow:
+            one.hurried = True
+        for _, packet in packets(CreateGroup(description=one.description) for one in slow):
+            with contextlib.suppress(BusError):  # where it gets lost, the answer only takes a moment longer
+                self._bus.publish(self._subjects.gcs("create_group"), packet)
+        return {one.task for one in making}
 
     async def _ask(self, group_id: PlacementGroupId) -> None:
         """Ask what the control store has of a group, once it has heard which ones were removed here before."""
@@ -210,6 +233,7 @@ class PlacementGroups:
 
         def heard(group_id: PlacementGroupId, answer: Request | ShoalError) -> None:
             now = time.monotonic()
+            self._making.pop(group_id, None)
             if isinstance(answer, GroupChanged):
                 self.core.made(group_id, now)
                 self.core.changed(answer, now)
@@ -220,11 +244,11 @@ class PlacementGroups:
             await self._until_heard("create_group", CreateGroup, groups, packet, heard)
         finally:
             for group_id in groups:
-                del self._making[group_id]
+                self._making.pop(group_id, None)
 
     async def _remove(self, groups: Sequence[PlacementGroupId], packet: bytes) -> None:
         """Tell the control store, until it has heard it, that groups are to go; not before it has them."""
-        if making := {self._making[group_id] for group_id in groups if group_id in self._making}:
+        if making := self._hurry(groups):
             await asyncio.wait(making)
         # One that is not known is gone.
         await self._until_heard("remove_group", RemoveGroup, groups, packet, lambda group_id, answer: None)
