@@ -331,3 +331,15 @@ def test_nothing_is_left_of_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
             assert said == "left"
             assert Path(place).is_dir()
         until(lambda: not Path(place).parent.parent.exists(), "the folder of the node is gone")
+
+
+@shoal.remote
+def threads() -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def test_libraries_that_compute_in_threads_are_told_how_many_cpus_they_have(cluster: Cluster) -> None:
+    assert get([threads.remote(), threads.options(num_cpus=0.5).remote()]) == ["1", "1"]
+    assert get(threads.options(num_cpus=2).remote()) == "2"
+    chosen = {"env_vars": {"OMP_NUM_THREADS": "7"}}
+    assert get(threads.options(num_cpus=2, runtime_env=chosen).remote()) == "7"

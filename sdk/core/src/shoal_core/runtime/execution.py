@@ -19,7 +19,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -31,6 +31,7 @@ from shoal_core.protocol.errors import RuntimeEnvSetupError, wire_code
 from shoal_core.protocol.ids import FunctionId, LeaseId
 from shoal_core.protocol.messages import JobConfig
 from shoal_core.protocol.records import Failed, LeaseAssigned
+from shoal_core.protocol.resources import CPU, UNIT
 from shoal_core.runtime.environments import set_up
 from shoal_core.runtime.logs import set_up_logging
 from shoal_core.runtime.objects import Waiter
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
 
 CUDA_VISIBLE = "CUDA_VISIBLE_DEVICES"
+THREADS = "OMP_NUM_THREADS"
 BEGUN = struct.Struct("<QQ")
 FIRST_POSITION = 1
 """Of the tasks of a lease."""
@@ -93,6 +95,7 @@ class Execution:
         self._gpu_variable = gpu_variable
         self._lease: LeaseAssigned | None = None
         self._hosted: Hosted | None = None
+        self._bounds_threads = False
         self._calls: dict[FunctionId, int] = {}
         self._stopped = threading.Event()
         self._spin = Spin(seconds=0.0005)  # the next task of a sequence follows the answer to the last
@@ -215,7 +218,10 @@ class Execution:
                 set_up(self._runtime, lease.job, lease.environment, self._environments)
             except RuntimeEnvSetupError as error:
                 self._runtime.unfit = error
+            self._bounds_threads = THREADS not in os.environ
         show_gpus(self._gpu_variable, lease.gpus)
+        if self._bounds_threads:
+            bound_threads(lease.resources)
 
     def _run(self, accepted: Accepted) -> bool:
         """Run a task and hand its end to the I/O thread; return whether this process runs nothing after it.
@@ -356,6 +362,14 @@ def show_gpus(variable: str, names: Sequence[str]) -> None:
     os.environ[variable] = ",".join(names)
     if variable == CUDA_VISIBLE:
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+
+
+def bound_threads(resources: Mapping[str, int]) -> None:
+    """Have libraries that compute in threads use as many as this process has CPUs, at least one, as Ray does.
+
+    By themselves they use as many as the machine has, in each of its processes. They read this when they are loaded.
+    """
+    os.environ[THREADS] = str(max(1, resources.get(CPU, 0) // UNIT))
 
 
 def configure(config: JobConfig) -> None:
