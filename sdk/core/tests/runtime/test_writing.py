@@ -9,10 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shoal_core import mappings
+from shoal_core.mappings import LEAST_KEPT_BYTES, MOST_KEPT
 from shoal_core.protocol.errors import ObjectStoreFullError
-from shoal_core.runtime import copying, writing
+from shoal_core.runtime import copying
 from shoal_core.runtime.serialization import Codec, Serialized, read_segment
-from shoal_core.runtime.writing import LEAST_KEPT_BYTES, MOST_KEPT, Writer
+from shoal_core.runtime.writing import Writer
 
 CAPACITY = 2 * LEAST_KEPT_BYTES
 
@@ -66,10 +68,10 @@ def value(data: bytes) -> Serialized:
 def test_a_file_that_comes_again_under_another_name_is_not_mapped_again(folder: Folder) -> None:
     folder.make("o1")
     folder.write("o1", b"a" * LEAST_KEPT_BYTES)
-    (mapping,) = folder.writer._kept.values()
+    (mapping,) = folder.writer._kept._mappings.values()
     os.rename(folder.path / "o1", folder.path / "o2")
     folder.write("o2", b"b" * (LEAST_KEPT_BYTES + 10))
-    assert list(folder.writer._kept.values()) == [mapping]
+    assert list(folder.writer._kept._mappings.values()) == [mapping]
 
 
 def test_what_is_kept_is_dropped_once_nothing_was_written_for_a_while(folder: Folder) -> None:
@@ -95,7 +97,7 @@ def test_no_more_is_kept_than_is_allowed(folder: Folder, monkeypatch: pytest.Mon
         folder.make(f"o{number}")
         folder.write(f"o{number}", b"a")
     assert folder.mapped() == {f"o{number}" for number in range(3, MOST_KEPT + 3)}
-    monkeypatch.setattr(writing, "MOST_KEPT_BYTES", 2 * CAPACITY)
+    monkeypatch.setattr(mappings, "MOST_KEPT_BYTES", 2 * CAPACITY)
     folder.write("o3", b"b")
     assert folder.mapped() == {f"o{MOST_KEPT + 2}", "o3"}, "those that were written last"
     folder.make("large", 3 * CAPACITY)

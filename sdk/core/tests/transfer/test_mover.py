@@ -118,6 +118,36 @@ async def test_what_lies_in_a_part_of_a_file_is_pulled_from_there(join: Join, tm
     assert bytes(there) == data
 
 
+async def test_files_stay_mapped_for_the_next_objects_in_them_and_not_for_long(join: Join, tmp_path: Path) -> None:
+    first, second, path = os.urandom(2 * MIB), os.urandom(2 * MIB - 4321), str(tmp_path)
+    (tmp_path / "o1").write_bytes(first)
+    (tmp_path / "o2").write_bytes(bytes(len(first)))
+    home, away = join(node_id(1)), join(node_id(2))
+    home.offer("o1", tmp_path / "o1", len(first))
+    away.pull(home, "o1", len(first), tmp_path / "o2")
+    assert (await away.end()).code == ""
+    home.mover.order(Withdraw("o1", "freed"))
+    with open(tmp_path / "o1", "r+b") as file:
+        file.write(second)
+    for before, after in (("o1", "o3"), ("o2", "o4")):
+        os.rename(tmp_path / before, tmp_path / after)
+    assert mapped(path) == {"o3", "o4"}
+    home.offer("o3", tmp_path / "o3", len(second))
+    away.pull(home, "o3", len(second), tmp_path / "o4")
+    assert (await away.end()).code == ""
+    assert (tmp_path / "o4").read_bytes() == second + first[len(second) :]
+    home.mover.order(Withdraw("o3", "freed"))
+    away.pull(home, "o3", len(second), tmp_path / "o4")
+    assert (await away.end()).code == "not_found"
+    await until(lambda: not mapped(path))
+
+
+def mapped(folder: str) -> set[str]:
+    """Return the files of a folder that this process maps."""
+    paths = [mapping.path for mapping in psutil.Process().memory_maps(grouped=False)]
+    return {path.removeprefix(f"{folder}/") for path in paths if path.startswith(folder)}
+
+
 @pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1])
 async def test_any_size_arrives(join: Join, size: int) -> None:
     data = os.urandom(size)

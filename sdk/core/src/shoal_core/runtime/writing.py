@@ -1,12 +1,7 @@
 """Writing values into segments that the node has allocated.
 
-To map a segment costs as much as to write it: the kernel enters each page into this process's table, and takes it out
-again (measured for 0.8 GB in pages that are warm: 0.13 s, 0.06 s, and the copy itself 0.13 s). A program that puts one
-large object after the other gets the same few files again and again, since the node reuses those that were freed last.
-So the mappings of the files that were written last are kept for a moment, by the number of the file (its inode), which
-stays the same when the node gives it another name. They are written only while the node says that the file is ours.
-
-A kept mapping also keeps the memory of a file that the node has removed; hence the bounds, in bytes and in time.
+The mappings of the files that were written last are kept for a moment (``mappings`` says why). They are written only
+while the node says that the file is ours.
 
 What is small lies in a file that it shares with others (``slabs``), which stays mapped.
 """
@@ -18,16 +13,13 @@ import os
 import threading
 from pathlib import Path
 
+from shoal_core.mappings import Kept
 from shoal_core.protocol.errors import ObjectStoreFullError
 from shoal_core.protocol.places import is_part, located
 from shoal_core.runtime.copying import copy, populate
 from shoal_core.runtime.serialization import Serialized, segment_bytes, write_segment
 from shoal_core.runtime.slabs import Later, Slabs
 
-LEAST_KEPT_BYTES = 1024 * 1024
-"""A smaller mapping costs no more to make than to keep."""
-MOST_KEPT_BYTES = 2 * 1024 * 1024 * 1024
-MOST_KEPT = 8
 KEPT_SECONDS = 1.0
 
 
@@ -38,7 +30,7 @@ class Writer:
         self._folder = folder
         self._later = later
         self._slabs = Slabs(folder, later, writable=True)
-        self._kept: dict[int, mmap.mmap] = {}
+        self._kept = Kept()
         self._lock = threading.Lock()
         self._written = 0
         self._looking = False
@@ -72,8 +64,8 @@ class Writer:
 
     def _drop_kept(self) -> None:
         with self._lock:
-            kept, self._kept = self._kept, {}
-        for mapping in kept.values():
+            dropped = self._kept.drop()
+        for mapping in dropped:
             mapping.close()
 
     def _map(self, segment: str, size: int) -> tuple[int, mmap.mmap]:
@@ -83,7 +75,7 @@ class Writer:
             try:
                 file = os.fstat(descriptor)
                 with self._lock:
-                    mapping = self._kept.pop(file.st_ino, None)
+                    mapping = self._kept.take(file.st_ino)
                 if mapping is None:
                     mapping = mmap.mmap(descriptor, max(size, file.st_size), flags=mmap.MAP_SHARED)
                     with memoryview(mapping) as whole:
@@ -95,16 +87,10 @@ class Writer:
         return file.st_ino, mapping
 
     def _keep(self, inode: int, mapping: mmap.mmap) -> None:
-        """Keep a mapping for the next value, in place of those that were used the longest ago."""
-        dropped = []
+        """Keep a mapping for the next value."""
         with self._lock:
             self._written += 1
-            if len(mapping) < LEAST_KEPT_BYTES or len(mapping) > MOST_KEPT_BYTES:
-                dropped.append(mapping)
-            else:
-                self._kept[inode] = mapping
-            while len(self._kept) > MOST_KEPT or sum(map(len, self._kept.values())) > MOST_KEPT_BYTES:
-                dropped.append(self._kept.pop(next(iter(self._kept))))
+            dropped = self._kept.keep(inode, mapping)
             look = bool(self._kept) and not self._looking
             self._looking |= look
             written = self._written

@@ -1,23 +1,17 @@
 """What performs transfers: the two cores, the memory of the objects, and a bulk connection, in one thread.
 
 Whoever has objects to move leaves commands, from any thread, and is told of the end of each pull. The thread begins
-with the first command. Memory is a file of shared memory, which is mapped here while it is moved, or memory of this
-process.
+with the first command.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import mmap
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import msgspec
 from zlib_ng.zlib_ng import crc32
@@ -27,16 +21,12 @@ from shoal_core.protocol.errors import AuthenticationError
 from shoal_core.protocol.ids import NodeId, PeerId, ProcessId, is_node
 from shoal_core.protocol.subjects import Role, Subjects, parse_channel
 from shoal_core.transfer import records
+from shoal_core.transfer.mapped import Mapped, Mapper, Memory
 from shoal_core.transfer.pulling import Effect, Ended, Extend, Listen, Pulling
 from shoal_core.transfer.records import Tell
 from shoal_core.transfer.sending import Sending
 
-Memory = Path | memoryview
-"""A file of shared memory, or memory of this process."""
-
 IDLE_SECONDS = 60.0
-MADV_POPULATE_WRITE = 23
-"""Of Linux; Python has no name for it."""
 CONTROL = 1
 """The subscription to what is said to us about transfers; all others are to chunks."""
 FAILED = "the thread that moves objects between nodes failed; its log says why"
@@ -111,8 +101,10 @@ class Mover:
         self._ended = ended
         self._connection = BulkConnection(where)
         self._commands: deque[Command] = deque()
-        self._offered: dict[str, tuple[memoryview, int]] = {}
-        self._targets: dict[str, memoryview] = {}
+        self._offered: dict[str, tuple[Mapped, int]] = {}
+        self._targets: dict[str, Mapped] = {}
+        self._sources = Mapper(writable=False)
+        self._destinations = Mapper(writable=True)
         self._listening: dict[int, tuple[str, int]] = {}
         self._subscriptions: dict[str, int] = {}
         self._drawn = CONTROL
@@ -161,6 +153,8 @@ class Mover:
         finally:
             self._offered.clear()
             self._targets.clear()
+            self._sources.drop()
+            self._destinations.drop()
 
     def _fail(self) -> None:
         """Nobody waits in vain, now or later."""
@@ -179,7 +173,7 @@ class Mover:
                     self._offer(command)
                 case Withdraw(name, reason):
                     self._perform(self.sending.withdraw(name, reason))
-                    self._offered.pop(name, None)
+                    self._withdraw(name, now)
                 case Pull():
                     self._pull(command, now)
                 case Cancel(name):
@@ -189,16 +183,21 @@ class Mover:
         if offer.name in self._offered:
             return
         try:
-            memory = _mapped(offer.memory, offer.size_bytes, offer.offset, writable=False)
+            memory = self._sources.map(offer.memory, offer.size_bytes, offer.offset)
         except OSError as error:
             logger.error("%s cannot be offered: %s", offer.name, error)
             return
         self._offered[offer.name] = (memory, offer.chunk_bytes)
         self.sending.offer(offer.name, offer.size_bytes, offer.chunk_bytes)
 
+    def _withdraw(self, name: str, now: float) -> None:
+        offered = self._offered.pop(name, None)
+        if offered is not None:
+            self._sources.keep(offered[0], now)
+
     def _pull(self, pull: Pull, now: float) -> None:
         try:
-            self._targets[pull.name] = _mapped(pull.memory, pull.size_bytes, 0, writable=True)
+            self._targets[pull.name] = self._destinations.map(pull.memory, pull.size_bytes)
         except OSError as error:
             self._ended(Ended(pull.name, "object_store_full", f"{pull.memory} cannot be mapped: {error}"))
             return
@@ -209,7 +208,7 @@ class Mover:
 
     def _chunk(self, name: str, index: int) -> memoryview:
         memory, chunk_bytes = self._offered[name]
-        return memory[index * chunk_bytes : (index + 1) * chunk_bytes]
+        return memory.view[index * chunk_bytes : (index + 1) * chunk_bytes]
 
     # ------------------------------------------------------------------------------- effects
 
@@ -223,10 +222,16 @@ class Mover:
                     self._listen(effect)
                 case Extend(name, _, most):
                     self._connection.limit(self._subscriptions[name], most)
-                case Ended(name):
-                    self._end_subscription(name)
-                    self._targets.pop(name, None)
-                    self._ended(effect)
+                case Ended():
+                    self._end(effect)
+
+    def _end(self, ended: Ended) -> None:
+        """End a pull; the memory of one that failed is never used again, as the rest of a chunk may come for it."""
+        self._end_subscription(ended.name)
+        target = self._targets.pop(ended.name, None)
+        if target is not None and not ended.code:
+            self._destinations.keep(target, time.monotonic())
+        self._ended(ended)
 
     def _listen(self, listen: Listen) -> None:
         self._end_subscription(listen.name)
@@ -276,7 +281,11 @@ class Mover:
         now = time.monotonic()
         if now >= self.pulling.wake_at():
             self._perform(self.pulling.tick(now))
-        return min(IDLE_SECONDS, self.pulling.wake_at() - now, self.sending.wake_at - now)
+        mappers = (self._sources, self._destinations)
+        for mapper in mappers:
+            mapper.tick(now)
+        wake_at = min(self.pulling.wake_at(), self.sending.wake_at, *(mapper.wake_at for mapper in mappers))
+        return min(IDLE_SECONDS, wake_at - now)
 
     def more(self) -> None:
         """Publish chunks until enough waits to be written."""
@@ -298,8 +307,8 @@ class Mover:
             place = self.pulling.place(listening[0], _index(header), header.size_bytes)
             if place is not None:
                 target = self._targets[listening[0]]
-                _populate(target, *place)
-                return target[place[0] : place[1]]
+                target.enter(*place)
+                return target.view[place[0] : place[1]]
         if header.size_bytes > len(self._scratch):
             self._scratch = bytearray(header.size_bytes)
         return memoryview(self._scratch)[: header.size_bytes]
@@ -335,13 +344,6 @@ class Mover:
         self._perform(self.pulling.heard(peer, record, now))
 
 
-def _populate(target: memoryview, begin: int, end: int) -> None:
-    """Map the pages of a chunk in one go, which is cheaper than to take a fault for each of them."""
-    if isinstance(target.obj, mmap.mmap) and begin % mmap.PAGESIZE == 0:
-        with contextlib.suppress(OSError):  # kernels before 5.14 do not know how; they take the faults
-            target.obj.madvise(MADV_POPULATE_WRITE, begin, end - begin)
-
-
 def _index(header: Header) -> int:
     """Return which chunk a message says that it is; -1 for nonsense."""
     number = header.label.partition(".")[0]
@@ -350,15 +352,3 @@ def _index(header: Header) -> int:
 
 def _role_of(peer: PeerId) -> Role:
     return Role.NODE if is_node(peer) else Role.PROCESS
-
-
-def _mapped(memory: Memory, size_bytes: int, offset: int, *, writable: bool) -> memoryview:
-    """Return memory as it is, or a mapping of a file, which lives as long as what refers to it."""
-    if not isinstance(memory, Path):
-        return memory
-    descriptor = os.open(memory, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-    try:
-        access: Any = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        return memoryview(mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED, prot=access, offset=offset))
-    finally:
-        os.close(descriptor)
