@@ -127,8 +127,7 @@ async def test_files_stay_mapped_for_the_next_objects_in_them_and_not_for_long(j
     away.pull(home, "o1", len(first), tmp_path / "o2")
     assert (await away.end()).code == ""
     home.mover.order(Withdraw("o1", "freed"))
-    with open(tmp_path / "o1", "r+b") as file:
-        file.write(second)
+    (tmp_path / "o1").write_bytes(second + first[len(second) :])
     for before, after in (("o1", "o3"), ("o2", "o4")):
         os.rename(tmp_path / before, tmp_path / after)
     assert mapped(path) == {"o3", "o4"}
