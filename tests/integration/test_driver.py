@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,28 @@ def speak(word: str) -> int:
 @shoal.remote
 def nothing() -> None:
     return None
+
+
+SECOND_DRIVER = """
+import sys
+import shoal
+
+with shoal.init(sys.argv[1], namespace="shared"):
+    basket = shoal.get_actor("basket")
+    shoal.get(basket.append.remote("pike"))
+    print(shoal.get(basket.copy.remote()))
+"""
+
+
+def test_another_process_of_the_user_joins_the_cluster_of_a_driver_by_its_address() -> None:
+    with shoal.init(num_cpus=1, namespace="shared") as context:
+        basket: Any = shoal.remote(list).options(name="basket")
+        basket = basket.remote(["perch"])
+        shoal.get(basket.copy.remote())
+        command = [sys.executable, "-c", SECOND_DRIVER, context.address_info["address"]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+        assert done.stdout.split() == ["['perch',", "'pike']"], done.stderr
+        assert shoal.get(basket.copy.remote()) == ["perch", "pike"]
 
 
 @pytest.mark.usefixtures("one_cpu")

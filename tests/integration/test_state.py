@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import shoal
 from shoal import cli
-from shoal.cluster import started_here
+from shoal.cluster import running_at
 from shoal.job_config import JobConfig
 from shoal.rows import columns_of
 from shoal.util import state
@@ -124,7 +124,7 @@ def test_rays_client_joins_like_anyone(address: str) -> None:
 
 
 def test_the_command_line_lists_them(address: str) -> None:
-    host = started_here(address)
+    host = running_at(address)
     assert host is not None
     actor = Host.options(name="shown").remote()
     get(actor.pid.remote())

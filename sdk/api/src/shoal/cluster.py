@@ -33,6 +33,9 @@ CLUSTER = "default"
 SERVICES = ("gcs", "scheduler", "objectstore", "worker")
 """The services of a host, in the order of their ports for metrics."""
 LAST_PORT = 65535
+SESSION_PREFIX = "shoal-"
+HOST_FILE = "host.json"
+"""In the folder of a cluster that ends with who has started it: what another process needs to join."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,6 @@ class HostInfo:
 
 
 _hosts: dict[int, subprocess.Popen[bytes]] = {}
-_started: dict[str, HostInfo] = {}
 
 
 def check_metrics_port(name: str, port: Any) -> int:
@@ -152,11 +154,12 @@ def start_host(options: HostOptions, *, lasting: bool, metrics_port: int = 0) ->
     """Start a host process and return when its services are ready.
 
     The ``SERVICES`` show their metrics on ``metrics_port`` and the ports behind it (0: nowhere). A lasting one is
-    written down, to be found by ``read_current``; another ends with this process. Raises ``ClusterUnreachableError``
-    with the end of its log if it does not come up, and ``ValueError`` for an environment that makes no sense.
+    written down, to be found by ``read_current``; another, which ends with this process, to be found by ``running_at``.
+    Raises ``ClusterUnreachableError`` with the end of its log if it does not come up, and ``ValueError`` for an
+    environment that makes no sense.
     """
     memory_threshold = _memory_threshold()
-    session_dir = Path(tempfile.mkdtemp(prefix="shoal-"))
+    session_dir = Path(tempfile.mkdtemp(prefix=SESSION_PREFIX))
     orders = {
         "session_dir": str(session_dir),
         "cluster": CLUSTER,
@@ -188,10 +191,10 @@ def start_host(options: HostOptions, *, lasting: bool, metrics_port: int = 0) ->
             f"The cluster of this machine did not start {how}. The end of its log:\n{log_end}"
         ) from None
     if lasting:
-        _write_current(info)
+        _write(_current_path(), info)
     else:
         _hosts[info.pid] = process
-        _started[info.address] = info
+        _write(session_dir / HOST_FILE, info)
     return info
 
 
@@ -209,9 +212,23 @@ def _memory_threshold() -> float | None:
     return threshold
 
 
-def started_here(address: str) -> HostInfo | None:
-    """Return the cluster at an address if this process has started it, and it is to end with this process."""
-    return _started.get(address)
+def running_at(address: str) -> HostInfo | None:
+    """Return the cluster at an address if a process of this user on this machine has started it, and it ends with that.
+
+    Whoever is told the address gets in without more: the credential file is this user's.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{SESSION_PREFIX}*/{HOST_FILE}"):
+        info = _read_running(path)
+        if info is not None and info.address == address and _is_ours(path):
+            return info
+    return None
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.stat().st_uid == os.getuid()
+    except FileNotFoundError:
+        return False
 
 
 def stop_host(info: HostInfo) -> None:
@@ -220,7 +237,6 @@ def stop_host(info: HostInfo) -> None:
     Also what a host left behind that was killed.
     """
     process = _hosts.pop(info.pid, None)
-    _started.pop(info.address, None)
     with contextlib.suppress(ProcessLookupError):
         os.kill(info.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
@@ -231,7 +247,7 @@ def stop_host(info: HostInfo) -> None:
             os.kill(info.pid, signal.SIGKILL)
     if process is not None:
         _reap(process)
-    if _written_current() == info:
+    if _read(_current_path()) == info:
         _current_path().unlink(missing_ok=True)
     remove_stores(info.pid)
     remove_brokers_of_the_dead()
@@ -254,14 +270,18 @@ def is_running(info: HostInfo) -> bool:
 
 def read_current() -> HostInfo | None:
     """Return the lasting cluster of this user on this machine, if it runs."""
-    info = _written_current()
-    return info if info is not None and _lives(info.pid, None) and _is_host(info) else None
+    return _read_running(_current_path())
 
 
-def _written_current() -> HostInfo | None:
-    """Return the lasting cluster that was written down last, whether it runs or not."""
+def _read_running(path: Path) -> HostInfo | None:
+    info = _read(path)
+    return info if info is not None and _lives(info.pid, _hosts.get(info.pid)) and _is_host(info) else None
+
+
+def _read(path: Path) -> HostInfo | None:
+    """Return the cluster that was written down last in a file, whether it runs or not."""
     try:
-        return HostInfo(**json.loads(_current_path().read_text()))
+        return HostInfo(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -279,8 +299,7 @@ def _current_path() -> Path:
     return Path(base) / f"shoal-{os.getuid()}" / "current.json"
 
 
-def _write_current(info: HostInfo) -> None:
-    path = _current_path()
+def _write(path: Path, info: HostInfo) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(info)))
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, started_here, stop_host
+from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, running_at, start_host, stop_host
 from shoal.driver import DriverOptions, driver_session
 from shoal.environments import store_parts
 from shoal.logging_config import LoggingConfig
@@ -228,7 +228,7 @@ def _find(address: str | None, options: HostOptions, metrics_port: int, undo: co
         return Address(host.address, host.cluster, Credentials.from_file(host.credentials_path))
     if "://" not in address:
         address = f"nats://{address}"
-    if (own := started_here(address)) is not None:
+    if (own := running_at(address)) is not None:
         return _joining(own.address, own.cluster, Credentials.from_file(own.credentials_path), options)
     return _joining(address, os.environ.get("SHOAL_CLUSTER", "default"), _credentials(), options)
 
