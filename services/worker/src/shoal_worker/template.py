@@ -1,8 +1,9 @@
 """The template: a warm, single-threaded process from which worker processes are forked in milliseconds.
 
-It imports once what every worker needs, and its children share that memory. It speaks with its node service over a
-socket that it inherits: each line it reads is the birth certificate of a worker (a ``WorkerConfig`` as JSON), each line
-it writes tells of a birth or a death. With a birth it sends the read ends of the worker's output pipes.
+It imports once what every worker needs, and rehearses how one starts; its children share that memory. It speaks with
+its node service over a socket that it inherits: each line it reads is the birth certificate of a worker (a
+``WorkerConfig`` as JSON), each line it writes tells of a birth or a death. With a birth it sends the read ends of the
+worker's output pipes.
 
 The chain of death: the kernel kills the template when the node service dies, and each worker when the template does.
 """
@@ -27,11 +28,15 @@ from setproctitle import setproctitle
 from shoal_core import telemetry
 from shoal_core.bus.tracing import ENABLED
 from shoal_core.machine import die_with_parent
+from shoal_core.protocol.errors import ShoalError
 from shoal_core.runtime.output import MarkedStream
 from shoal_core.runtime.process import WorkerConfig, main
+from shoal_core.runtime.rehearsal import rehearse
 from shoal_core.runtime.work import running_name
 
 MOST_LINE_BYTES = 64 * 1024
+
+logger = logging.getLogger("shoal.worker")
 
 
 class _CurrentStderr(logging.StreamHandler[TextIO]):
@@ -158,12 +163,17 @@ def describe(pid: int, status: int) -> str:
 
 
 def warm_up() -> None:
-    """Import what workers would import at once, and keep the collector from touching it after a fork."""
+    """Import what workers would import at once."""
     for module in ("shoal_core.bus.fast", "shoal_core.bus.peers", "asyncio", "uvloop"):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     if ENABLED:
         telemetry.preload()
+    _settle()
+
+
+def _settle() -> None:
+    """Keep the collector from touching after a fork what is here now."""
     gc.collect()
     gc.freeze()
 
@@ -189,6 +199,11 @@ def _serve(node: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     setproctitle("shoal: template")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[_CurrentStderr()])
+    try:
+        rehearse()
+    except (OSError, ShoalError) as error:
+        logger.warning("worker processes will start slower, since to rehearse that failed: %s", error)
+    _settle()
     node.sendall(b'{"warm": true}\n')
     Template(node).serve()
 

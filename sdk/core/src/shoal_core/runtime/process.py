@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ from shoal_core.runtime.execution import CUDA_VISIBLE, BegunPage, Execution
 from shoal_core.runtime.hosting import Hosting, Left, Outcome
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
-from shoal_core.runtime.session import Address, Session
+from shoal_core.runtime.session import Address, MakeLoop, Session
 from shoal_core.runtime.streams import STREAMING, Producer
 from shoal_core.runtime.submission import cancelled
 from shoal_core.runtime.work import Accepted, Awaits, Crashed, Ended, Running, Yielded, cancel, current
@@ -505,8 +505,25 @@ def main(config: WorkerConfig) -> None:
     if ENABLED:
         about = {"shoal.node.id": config.node_id, "faas.instance": config.process_id}
         telemetry.set_up("process", config.process_id, config.cluster, about)
-    page = BegunPage(Path(config.begun_page))
     holder: list[Execution] = []
+
+    def begin(runtime: Runtime, execution: Execution) -> None:
+        holder.append(execution)
+        runtime.reactor.send(node_of(config.process_id), WorkerReady(os.getpid()))
+
+    with session_of(config, begin) as session:
+        holder[0].serve()
+        if (hosting := session.runtime.hosting) is not None:
+            hosting.let_go()
+        # The process ends without Python's own farewell, which is the template's; user code may count on this part.
+        atexit._run_exitfuncs()
+
+
+def session_of(
+    config: WorkerConfig, begin: Callable[[Runtime, Execution], None], make_loop: MakeLoop | None = None
+) -> Session:
+    """Return a worker process's session, which calls ``begin`` when all is there for it to serve (I/O thread)."""
+    page = BegunPage(Path(config.begun_page))
 
     @contextlib.asynccontextmanager
     async def identify(bus: Bus, subjects: Subjects) -> AsyncIterator[tuple[ProcessId, Path | None]]:
@@ -516,8 +533,7 @@ def main(config: WorkerConfig) -> None:
     async def serve(runtime: Runtime) -> AsyncIterator[None]:
         execution = Execution(runtime, page, Path(config.environments_path), config.gpu_variable)
         Service(runtime, execution)
-        holder.append(execution)
-        runtime.reactor.send(node_of(config.process_id), WorkerReady(os.getpid()))
+        begin(runtime, execution)
         yield
 
     address = Address(
@@ -526,12 +542,7 @@ def main(config: WorkerConfig) -> None:
         Credentials.from_json(config.credentials),
         TlsFiles(**config.tls) if config.tls else None,
     )
-    with Session(address, identify, serve) as session:
-        holder[0].serve()
-        if (hosting := session.runtime.hosting) is not None:
-            hosting.let_go()
-        # The process ends without Python's own farewell, which is the template's; user code may count on this part.
-        atexit._run_exitfuncs()
+    return Session(address, identify, serve, make_loop)
 
 
 def _nothing() -> None:

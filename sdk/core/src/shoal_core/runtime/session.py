@@ -64,6 +64,7 @@ BROKER_LIMIT_SECONDS = float(os.environ.get("SHOAL_BROKER_LIMIT_SECONDS", "60"))
 logger = logging.getLogger("shoal.runtime")
 
 Part = Callable[[Runtime], AbstractAsyncContextManager[None]]
+MakeLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Session:
     """The life of this process in a cluster; ``runtime`` is there between entering and leaving.
 
     ``identify`` says who the process is, on which node; whoever comes from outside makes sure there that this is a
-    cluster that it understands (``check_cluster``).
+    cluster that it understands (``check_cluster``). ``make_loop`` makes the I/O thread's event loop.
     """
 
     runtime: Runtime
@@ -96,10 +97,12 @@ class Session:
         address: Address,
         identify: Callable[[Bus, Subjects], AbstractAsyncContextManager[tuple[ProcessId, Path | None]]],
         part: Part,
+        make_loop: MakeLoop | None = None,
     ) -> None:
         self._address = address
         self._identify = identify
         self._part = part
+        self._make_loop = make_loop or new_event_loop
         self._ready: Future[Runtime] = Future()
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -126,7 +129,7 @@ class Session:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            with asyncio.Runner(loop_factory=self._make_loop) as runner:
                 runner.run(self._serve())
         except BaseException as error:
             if self._ready.done():
