@@ -934,6 +934,23 @@ class TestCrashes:
             get(flaky.some.remote())
         assert get(flaky.count.remote()) == 4
 
+    def test_how_often_exceptions_are_retried_may_be_said_of_the_whole_class(self) -> None:
+        class Flaky:
+            def __init__(self) -> None:
+                self.tries = 0
+
+            def never(self) -> None:
+                self.tries += 1
+                raise OSError("never")
+
+            def count(self) -> int:
+                return self.tries
+
+        flaky: Any = shoal.remote(max_task_retries=3)(Flaky).remote()
+        with pytest.raises(OSError, match="never"):
+            get(flaky.never.options(retry_exceptions=[OSError]).remote())
+        assert get(flaky.count.remote()) == 4
+
     def test_a_killed_broker_costs_no_call_and_no_order(self) -> None:
         counter = Counter.remote()
         for i in range(3_000):

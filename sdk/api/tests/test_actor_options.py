@@ -108,10 +108,7 @@ def test_concurrency_groups_belong_to_the_decorator() -> None:
 def test_options_that_do_not_go_together_are_errors() -> None:
     with pytest.raises(ValueError, match="name"):
         change(get_if_exists=True)
-    with pytest.raises(ValueError, match="max_restarts"):
-        change(max_task_retries=1)
     assert change(get_if_exists=True, name="x")
-    assert change(max_task_retries=1, max_restarts=1)
 
 
 def test_none_means_the_default_and_of_a_placement_group_that_there_is_none() -> None:

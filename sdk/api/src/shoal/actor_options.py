@@ -123,10 +123,6 @@ def resolve_actor(options: Mapping[str, Any]) -> ActorOptions:
     placement = resources if "num_cpus" in given else to_resources({**amounts, CPU: 1})
     if given.get("get_if_exists") and "name" not in given:
         raise ValueError("The actor name must be given, since get_if_exists is set: there is nothing to look for.")
-    if given.get("max_task_retries") and not given.get("max_restarts"):
-        raise ValueError(
-            "max_task_retries cannot be set while max_restarts is 0: there is no other try at a dead actor."
-        )
     strategy = strategy_of(given)
     if isinstance(strategy, NodeAffinity) and strategy.fail:
         raise ValueError("The option scheduling_strategy of an actor cannot have _fail_on_unavailable=True.")
