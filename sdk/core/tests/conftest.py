@@ -14,7 +14,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from shoal_core import __version__
 from shoal_core.bus import spans, tracing
-from shoal_core.recorder import Recorder
+from shoal_core.recorder import Recorder, Telling
 
 
 @pytest.fixture(params=["by the SDK", "by ourselves"])
@@ -22,7 +22,7 @@ def recorded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Turn tracing on where messages are sent and handled, and return what is recorded, either way."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
-    processor = SimpleSpanProcessor(exporter)
+    processor = SimpleSpanProcessor(Telling(exporter))
     provider.add_span_processor(processor)
     if request.param == "by ourselves":
         scope = InstrumentationScope("shoal", __version__)

@@ -8,21 +8,19 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
-from opentelemetry.trace.span import TraceState
 
 from shoal_core import __version__, telemetry
 from shoal_core.bus import spans
 from shoal_core.protocol.traces import Attributes
-from shoal_core.recorder import Recorder, is_usual
+from shoal_core.recorder import Recorder, Telling, is_usual
 
 PARENT = f"00-{7:032x}-{8:016x}-03 vendor=says"
-LINKS = [Link(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState()))]
+LINKS = [f"00-{1:032x}-{2:016x}-01", "no trace"]
 ABOUT: Attributes = {"shoal.task.attempt": 0, "messaging.message.id": "x", "share": 0.5, "faas.coldstart": True}
 
 
@@ -46,6 +44,16 @@ def as_told(span: ReadableSpan) -> dict[str, Any]:
     }
 
 
+class Queue(SpanProcessor):
+    """Keeps what it is handed."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+
 @pytest.mark.parametrize("kind", ["INTERNAL", "PRODUCER", "CLIENT"])
 @pytest.mark.parametrize("trace_above", ["", PARENT])
 @pytest.mark.parametrize("failure", [None, ("worker_crashed", "it was killed " * 200)])
@@ -54,7 +62,7 @@ def test_both_ways_lead_to_the_same_span(
 ) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(resource=Resource({"service.name": "test"}), shutdown_on_exit=False)
-    processor = SimpleSpanProcessor(exporter)
+    processor = SimpleSpanProcessor(Telling(exporter))
     provider.add_span_processor(processor)
     recorder = Recorder(provider.resource, InstrumentationScope("shoal", __version__), RandomIdGenerator(), [processor])
     monkeypatch.setattr(spans, "tracer", provider.get_tracer("shoal", __version__))
@@ -62,7 +70,7 @@ def test_both_ways_lead_to_the_same_span(
     for way in (None, recorder):
         monkeypatch.setattr(spans, "recorder", way)
         made = spans.record("work", kind, context, ABOUT, 5, failure, LINKS)
-        assert exporter.get_finished_spans()[-1].context == made
+        assert exporter.get_finished_spans()[-1].context == made.get_span_context()
     by_the_sdk, by_us = exporter.get_finished_spans()
     assert as_told(by_us) == as_told(by_the_sdk)
     assert by_us.context is not None
@@ -74,11 +82,43 @@ def test_both_ways_lead_to_the_same_span(
 def test_below_what_is_not_recorded_nothing_is() -> None:
     exporter = InMemorySpanExporter()
     scope = InstrumentationScope("shoal")
-    recorder = Recorder(Resource({}), scope, RandomIdGenerator(), [SimpleSpanProcessor(exporter)])
-    span = recorder.begin("work", SpanKind.INTERNAL, spans.UNRECORDED_CONTEXT, {}, 5, [])
-    assert not span.is_recording()
-    span.end()
+    recorder = Recorder(Resource({}), scope, RandomIdGenerator(), [SimpleSpanProcessor(Telling(exporter))])
+    for context in (spans.UNRECORDED_CONTEXT, spans.context_of("-"), spans.context_of("00-no-trace")):
+        recorder.begin("work", "INTERNAL", context, dict, 5, []).end()
     assert not exporter.get_finished_spans()
+
+
+def test_a_span_says_in_time_how_it_is_named_and_stays_so() -> None:
+    exporter = InMemorySpanExporter()
+    scope = InstrumentationScope("shoal")
+    recorder = Recorder(Resource({}), scope, RandomIdGenerator(), [SimpleSpanProcessor(Telling(exporter))])
+    above = recorder.begin("above", "CONSUMER", spans.context_of(PARENT), dict, 5, [])
+    for asked_first in (True, False):
+        below = recorder.begin("below", "INTERNAL", trace.set_span_in_context(above, Context()), dict, 6, [])
+        named = below.get_span_context() if asked_first else None
+        below.end()
+        told = exporter.get_finished_spans()[-1]
+        assert told.parent == above.get_span_context()
+        assert told.context == below.get_span_context()
+        assert named in (None, told.context)
+    above.end()
+    assert exporter.get_finished_spans()[-1].context == above.get_span_context()
+
+
+def test_what_there_is_to_say_is_put_together_when_it_is_sent() -> None:
+    exporter = InMemorySpanExporter()
+    asked: list[str] = []
+
+    def about() -> Attributes:
+        asked.append("now")
+        return ABOUT
+
+    listener = Queue()
+    recorder = Recorder(Resource({}), InstrumentationScope("shoal"), RandomIdGenerator(), [listener])
+    recorder.begin("work", "INTERNAL", spans.context_of(PARENT), about, 5, []).end()
+    assert not asked
+    Telling(exporter).export(listener.spans)
+    assert [dict(span.attributes or {}) for span in exporter.get_finished_spans()] == [dict(ABOUT)]
 
 
 def test_who_listens_beside_our_exporters_hears_of_all_spans_from_their_beginning(

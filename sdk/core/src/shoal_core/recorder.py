@@ -1,26 +1,31 @@
-"""Spans of our own, handed to the exporters when they have ended, without being open to anybody before.
+"""Spans of our own, which are put together where they are sent: in the exporters' thread, all of a batch at once.
 
 Most of our spans are of that kind: of a submission, of a wait in a queue, of what a task's process does around the
-user's code. The SDK's way, a span whose beginning is told and that anybody may change, costs three times as much, for
-what nobody can see of such a span: nobody else can sample, change or limit it where the provider is ours, with the
+user's code. Few tasks are recorded of many, so all that is done for one where it runs is done with a cold cache, at
+two to three times the cost; so there is only noted what there is to tell, and when. An id is drawn when somebody asks.
+
+Nothing of that can be seen: nobody else can sample, change or limit such a span where the provider is ours, with the
 SDK's usual samplers and limits, and only our exporters listen. Anywhere else there is no recorder (``telemetry``), and
 the SDK's way is taken (``bus.spans.begin``); so it is always for the span in which the user's code runs.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from opentelemetry import trace as api
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AnyValue
 
+from shoal_core.bus.spans import NamedSpan, links_of
 from shoal_core.protocol.traces import Attributes
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -37,7 +42,10 @@ def is_usual(environment: Mapping[str, str]) -> bool:
 
 
 class Recorder:
-    """Hands the spans of one provider and one scope to its processors (any thread)."""
+    """Hands the spans of one provider and one scope to its processors (any thread).
+
+    What exports for these has to be ``Telling``.
+    """
 
     def __init__(
         self,
@@ -46,76 +54,84 @@ class Recorder:
         ids: IdGenerator,
         processors: Sequence[SpanProcessor],
     ) -> None:
-        self._resource = resource
-        self._scope = scope
+        self.resource = resource
+        self.scope = scope
         self._ids = ids
         self._processors = processors
 
     def begin(
         self,
         name: str,
-        kind: SpanKind,
+        kind: str,
         context: Context | None,
-        attributes: Attributes,
+        about: Callable[[], Attributes],
         began_ns: int,
-        links: Sequence[Link],
+        links: Sequence[str],
     ) -> Span:
-        """Begin a span below the one in ``context`` (None: the one that is open here); it is recorded if that is."""
-        parent: SpanContext | None = api.get_current_span(context).get_span_context()
-        if parent is None or not parent.is_valid:
-            made = SpanContext(self._ids.generate_trace_id(), self._ids.generate_span_id(), False, SAMPLED_AT_RANDOM)
-            parent = None
-        elif not parent.trace_flags & TraceFlags.SAMPLED:
+        """Begin a span below the one in ``context`` (None: the one that is open here); it is recorded if that is.
+
+        ``about`` returns what there is to say of it, whenever that is needed; ``links`` are traces.
+        """
+        above = api.get_current_span(context)
+        if type(above) is OwnSpan or type(above) is NamedSpan:
+            return OwnSpan(self, name, kind, None, above, about, began_ns, links)
+        parent = above.get_span_context()
+        if not parent.is_valid:
+            root = SpanContext(self._ids.generate_trace_id(), self._ids.generate_span_id(), False, SAMPLED_AT_RANDOM)
+            return OwnSpan(self, name, kind, root, None, about, began_ns, links)
+        if not parent.trace_flags & TraceFlags.SAMPLED:
             return NonRecordingSpan(parent)
-        else:
-            flags = SAMPLED_AT_RANDOM if parent.trace_flags.random_trace_id else SAMPLED
-            made = SpanContext(parent.trace_id, self._ids.generate_span_id(), False, flags, parent.trace_state)
-        return OwnSpan(self, name, kind, made, parent, attributes, began_ns, links)
+        return OwnSpan(self, name, kind, None, above, about, began_ns, links)
+
+    def named_below(self, parent: SpanContext) -> SpanContext:
+        """Return how a new span is named."""
+        flags = SAMPLED_AT_RANDOM if parent.trace_flags.random_trace_id else SAMPLED
+        return SpanContext(parent.trace_id, self._ids.generate_span_id(), False, flags, parent.trace_state)
 
     def ended(self, span: OwnSpan) -> None:
-        """Hand over a span that ends now."""
-        told = ReadableSpan(
-            span.name,
-            span.get_span_context(),
-            span.parent,
-            self._resource,
-            span.attributes,
-            span.events,
-            span.links,
-            span.kind,
-            status=span.status,
-            start_time=span.began_ns,
-            end_time=time.time_ns(),
-            instrumentation_scope=self._scope,
-        )
+        """Hand over a span that has ended."""
         for processor in self._processors:
-            processor.on_end(told)
+            processor.on_end(span)  # type: ignore[arg-type]  # it looks at the context, and hands on what it is given
 
 
 class OwnSpan(NonRecordingSpan):
     """A span that only those who began it know, in one thread; they end it once."""
 
+    context = SpanContext(1, 1, False, SAMPLED)
+    """All that a processor looks at: that it is recorded."""
+
     def __init__(
         self,
         recorder: Recorder,
         name: str,
-        kind: SpanKind,
-        context: SpanContext,
-        parent: SpanContext | None,
-        attributes: Attributes,
+        kind: str,
+        named: SpanContext | None,
+        above: Span | None,
+        about: Callable[[], Attributes],
         began_ns: int,
-        links: Sequence[Link],
+        links: Sequence[str],
     ) -> None:
-        super().__init__(context)
         self._recorder = recorder
-        self.name = name
-        self.kind = kind
-        self.parent = parent
-        self.attributes: dict[str, AnyValue] = dict(attributes)
-        self.began_ns = began_ns
-        self.links = links
-        self.events: list[Event] = []
-        self.status = UNSET
+        self._name = name
+        self._kind = kind
+        self._named = named
+        self._above = above
+        self._about = about
+        self._began_ns = began_ns
+        self._ended_ns = 0
+        self._links = links
+        self._more: dict[str, AnyValue] = {}
+        self._events: list[Event] = []
+        self._status = UNSET
+
+    def get_span_context(self) -> SpanContext:
+        """Return how it is named (any thread)."""
+        if self._named is None:
+            assert self._above is not None
+            above = self._above.get_span_context()
+            with _naming:
+                self._named = self._named or self._recorder.named_below(above)
+        return self._named
 
     def is_recording(self) -> bool:
         """Tell that what is said of it is kept."""
@@ -123,18 +139,62 @@ class OwnSpan(NonRecordingSpan):
 
     def set_attribute(self, key: str, value: AnyValue) -> None:
         """Say one thing of it."""
-        self.attributes[key] = value
+        self._more[key] = value
 
     def add_event(
         self, name: str, attributes: Mapping[str, AnyValue] | None = None, timestamp: int | None = None
     ) -> None:
         """Say what happened in it."""
-        self.events.append(Event(name, attributes, timestamp))
+        self._events.append(Event(name, attributes, timestamp))
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Say how it went."""
-        self.status = status if isinstance(status, Status) else Status(status, description)
+        self._status = status if isinstance(status, Status) else Status(status, description)
 
     def end(self, end_time: int | None = None) -> None:
         """Have it sent: it ends now."""
+        self._ended_ns = time.time_ns()
         self._recorder.ended(self)
+
+    def told(self) -> ReadableSpan | None:
+        """Return the span as exporters know it; None where what it hangs below turns out not to be recorded."""
+        parent = None if self._above is None else self._above.get_span_context()
+        if parent is not None and not parent.trace_flags.sampled:
+            return None
+        return ReadableSpan(
+            self._name,
+            self.get_span_context(),
+            parent,
+            self._recorder.resource,
+            {**self._about(), **self._more},
+            self._events,
+            links_of(self._links),
+            SpanKind[self._kind],
+            status=self._status,
+            start_time=self._began_ns,
+            end_time=self._ended_ns,
+            instrumentation_scope=self._recorder.scope,
+        )
+
+
+class Telling(SpanExporter):
+    """Has another exporter send spans, those of our own too."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+
+    def export(self, spans: Sequence[ReadableSpan | OwnSpan]) -> SpanExportResult:
+        """Send spans, and wait until the collector has them or there is no hope."""
+        told = [span.told() if isinstance(span, OwnSpan) else span for span in spans]
+        return self._exporter.export([span for span in told if span is not None])
+
+    def shutdown(self) -> None:
+        """Send nothing any more."""
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Send what is still here."""
+        return self._exporter.force_flush(timeout_millis)
+
+
+_naming = threading.Lock()

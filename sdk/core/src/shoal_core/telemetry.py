@@ -209,7 +209,7 @@ def _new_provider(attributes: Mapping[str, str]) -> TracerProvider:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from shoal_core.bus import spans
-    from shoal_core.recorder import Recorder, is_usual
+    from shoal_core.recorder import Recorder, Telling, is_usual
 
     sampling = spans.sampling = spans.RootSampling(sampling_bound(os.environ))
 
@@ -232,7 +232,7 @@ def _new_provider(attributes: Mapping[str, str]) -> TracerProvider:
         id_generator=ids,
         shutdown_on_exit=False,
     )
-    processors = [BatchSpanProcessor(exporter) for exporter in _exporters(os.environ)]
+    processors = [BatchSpanProcessor(Telling(exporter)) for exporter in _exporters(os.environ)]
     for processor in processors:
         provider.add_span_processor(processor)
     if is_usual(os.environ):

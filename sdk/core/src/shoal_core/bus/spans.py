@@ -11,8 +11,9 @@ import random
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace as api
@@ -22,7 +23,7 @@ from opentelemetry.trace.span import TraceState
 
 from shoal_core import __version__
 from shoal_core.protocol.errors import TaskError
-from shoal_core.protocol.traces import ID_LIMIT, UNRECORDED, Attributes, TraceParent, parse
+from shoal_core.protocol.traces import ID_LIMIT, UNRECORDED, Attributes, TraceParent, is_recorded, parse
 
 if TYPE_CHECKING:
     from shoal_core.recorder import Recorder
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
 MOST_TEXT_CHARACTERS = 1_000
 MOST_TRACEBACK_CHARACTERS = 10_000
 
+About = Attributes | Callable[[], Attributes]
+"""What there is to say of a span; what takes time to find out, whenever it is needed."""
+
 tracer = api.get_tracer("shoal", __version__)
-UNRECORDED_CONTEXT = api.set_span_in_context(
-    NonRecordingSpan(SpanContext(1, 1, is_remote=True, trace_flags=TraceFlags(0))), Context()
-)
+NOT_RECORDED = SpanContext(1, 1, is_remote=True, trace_flags=TraceFlags(0))
+UNRECORDED_CONTEXT = api.set_span_in_context(NonRecordingSpan(NOT_RECORDED), Context())
 """In here nothing is recorded, by the rule that a span is recorded if its parent is. The ids mean nothing."""
 
 
@@ -98,11 +101,11 @@ def parent_of(context: SpanContext) -> TraceParent | None:
     return TraceParent(context.trace_id, context.span_id, context.trace_flags, context.trace_state.to_header())
 
 
-def record_wanted(name: str, about: Attributes, began_ns: int) -> str:
+def record_wanted(name: str, about: About, began_ns: int) -> str:
     """Record what a producer did until now, which ``is_wanted``; return the trace of what hangs below it."""
     if sampling is not None and is_open() is None:
         sampling.choose()
-    return trace_below(record(name, "PRODUCER", None, about, began_ns))
+    return trace_below(record(name, "PRODUCER", None, about, began_ns).get_span_context())
 
 
 def trace_below(context: SpanContext) -> str:
@@ -126,48 +129,67 @@ def span_context(trace: str) -> SpanContext | None:
     return SpanContext(parent.trace_id, parent.span_id, True, TraceFlags(parent.flags), state)
 
 
+class NamedSpan(NonRecordingSpan):
+    """The span that a trace names, which is read once somebody asks."""
+
+    def __init__(self, trace: str) -> None:
+        self._trace = trace
+        self._named: SpanContext | None = None
+
+    def get_span_context(self) -> SpanContext:
+        """Return how the span is named; what cannot be read is not recorded."""
+        if self._named is None:
+            self._named = span_context(self._trace) or NOT_RECORDED
+        return self._named
+
+
 def context_of(trace: str) -> Context:
     """Return the context in which what is made hangs below the span that a trace names."""
-    parent = span_context(trace)
-    return UNRECORDED_CONTEXT if parent is None else api.set_span_in_context(NonRecordingSpan(parent), Context())
+    return api.set_span_in_context(NamedSpan(trace), Context()) if is_recorded(trace) else UNRECORDED_CONTEXT
+
+
+def links_of(traces: Sequence[str]) -> list[Link]:
+    """Return links to the spans that traces name, as far as they are recorded."""
+    return [Link(context) for trace in traces if (context := span_context(trace)) is not None]
 
 
 def start(
     name: str,
     kind: str,
     context: Context | None,
-    attributes: Attributes,
+    about: About,
     began_ns: int | None = None,
-    links: Sequence[Link] = (),
+    links: Sequence[str] = (),
 ) -> Span:
     """Begin a span, which whoever asks has to end; ``context`` None: below the one that is open here."""
-    return tracer.start_span(name, context, SpanKind[kind], _said_of(kind, attributes), links, began_ns)
+    return tracer.start_span(name, context, SpanKind[kind], _said_of(kind, about), links_of(links), began_ns)
 
 
 def begin(
     name: str,
     kind: str,
     context: Context | None,
-    attributes: Attributes,
+    about: About,
     began_ns: int | None = None,
-    links: Sequence[Link] = (),
+    links: Sequence[str] = (),
 ) -> Span:
     """Begin a span, as ``start`` does, that is no affair of the user's code: it may run in it, but not change it."""
     if recorder is None:
-        return start(name, kind, context, attributes, began_ns, links)
-    return recorder.begin(name, SpanKind[kind], context, _said_of(kind, attributes), began_ns or time.time_ns(), links)
+        return start(name, kind, context, about, began_ns, links)
+    return recorder.begin(name, kind, context, partial(_said_of, kind, about), began_ns or time.time_ns(), links)
 
 
-def _said_of(kind: str, attributes: Attributes) -> Attributes:
+def _said_of(kind: str, about: About) -> Attributes:
+    attributes = about() if callable(about) else about
     return attributes if kind == "INTERNAL" else {"messaging.system": "nats", **attributes}
 
 
 @contextmanager
 def opened(
-    name: str, kind: str, trace: str, attributes: Attributes, began_ns: int | None = None, links: Sequence[Link] = ()
+    name: str, kind: str, trace: str, about: About, began_ns: int | None = None, links: Sequence[str] = ()
 ) -> Iterator[Span]:
     """Open a span below the one that a trace names ("": the one that is open here); an error that leaves is noted."""
-    span = begin(name, kind, context_of(trace) if trace else None, attributes, began_ns, links)
+    span = begin(name, kind, context_of(trace) if trace else None, about, began_ns, links)
     try:
         with api.use_span(span, record_exception=False, set_status_on_exception=False):
             yield span
@@ -182,17 +204,17 @@ def record(
     name: str,
     kind: str,
     context: Context | None,
-    attributes: Attributes,
+    about: About,
     began_ns: int,
     failure: tuple[str, str] | None = None,
-    links: Sequence[Link] = (),
-) -> SpanContext:
+    links: Sequence[str] = (),
+) -> Span:
     """Record a span that ends now; ``failure`` is its ``error.type`` and what is said of it."""
-    span = begin(name, kind, context, attributes, began_ns, links)
+    span = begin(name, kind, context, about, began_ns, links)
     if failure is not None:
         fail_with(span, *failure)
     span.end()
-    return span.get_span_context()
+    return span
 
 
 def fail(span: Span, error: BaseException) -> None:

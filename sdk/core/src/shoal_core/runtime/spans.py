@@ -20,13 +20,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 from opentelemetry import trace as api
 from opentelemetry.context import Context, attach, detach, get_current
-from opentelemetry.trace import Link, Span
+from opentelemetry.trace import Span
 
 from shoal_core.bus.spans import (
     UNRECORDED_CONTEXT,
+    About,
     begin,
     context_of,
     error_type,
@@ -38,7 +40,6 @@ from shoal_core.bus.spans import (
     record,
     record_wanted,
     said,
-    span_context,
     start,
 )
 from shoal_core.protocol.actors import ActorRecord
@@ -50,6 +51,11 @@ from shoal_core.runtime.objects import ObjectState
 MOST_RESULTS = 10_000
 """Of so many traced tasks a process knows which trace their results belong to; of older ones it does not any more."""
 MOST_LINKS = 64
+PROCESSING: Attributes = {
+    "messaging.operation.name": "process",
+    "messaging.operation.type": "process",
+    "faas.trigger": "pubsub",
+}
 MOST_ITEMS = 100
 """So many items of one generator have a span of their own."""
 
@@ -64,13 +70,18 @@ def begun() -> int:
 
 def submitted(task: Task, owner: ProcessId, job: JobId, began_ns: int) -> str:
     """Record the submission of a task that was ``begun``; return the task's trace."""
-    about = _task(task, owner) | {
+    about = partial(_submission, task.name, task.number, owner, _size_bytes(task.arguments), job)
+    return record_wanted(f"submit {task.name}", about, began_ns)
+
+
+def _submission(name: str, number: TaskNumber, owner: ProcessId, size_bytes: int, job: JobId) -> Attributes:
+    return {
+        **_task(name, number, owner),
         "messaging.operation.name": "submit",
         "messaging.operation.type": "create",
-        "messaging.message.body.size": _size_bytes(task.arguments),
+        "messaging.message.body.size": size_bytes,
         "shoal.job.id": job,
     }
-    return record_wanted(f"submit {task.name}", about, began_ns)
 
 
 def created(class_name: str, actor: ActorId, job: JobId, began_ns: int) -> str:
@@ -163,12 +174,11 @@ class Processing:
 
     __slots__ = ("_context", "_items", "_name", "_phase", "_phase_token", "_process", "_token")
 
-    def __init__(self, name: str, trace: str, attributes: Attributes, fetches: bool = True) -> None:
+    def __init__(self, name: str, trace: str, about: About, fetches: bool = True) -> None:
         self._name = name
         self._items = 0
         self._phase: Span | None = None
-        about = {"messaging.operation.name": "process", "messaging.operation.type": "process", "faas.trigger": "pubsub"}
-        self._process = begin(f"process {name}", "CONSUMER", context_of(trace), {**about, **attributes})
+        self._process = begin(f"process {name}", "CONSUMER", context_of(trace), about)
         self._context = api.set_span_in_context(self._process, Context())
         self._token = attach(self._context)
         if fetches:
@@ -205,7 +215,7 @@ class Processing:
         unsent = True
         detach(self._token)
 
-    def _enter(self, how: Callable[[str, str, Context, Attributes], Span], name: str) -> None:
+    def _enter(self, how: Callable[[str, str, Context, About], Span], name: str) -> None:
         self._leave()
         self._phase = phase = how(name, "INTERNAL", self._context, {})
         self._phase_token = attach(api.set_span_in_context(phase, self._context))
@@ -239,15 +249,21 @@ def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: Call
     ``known`` tells whether the process has run its function before.
     """
     is_known = known()
-    about: dict[str, str | int | bool] = {
-        **_task(task, owner),
-        "faas.invocation_id": _id(task, owner),
-        "faas.coldstart": not is_known,
-        "shoal.task.attempt": task.attempt,
-    }
-    if actor is not None:
-        about["shoal.actor.id"] = actor.description.actor_id
+    about = partial(_run, task.name, task.number, owner, task.attempt, not is_known, actor)
     return Processing(task.name, task.trace, about, fetches=not is_known or _has_arguments(task))
+
+
+def _run(
+    name: str, number: TaskNumber, owner: ProcessId, attempt: int, is_cold: bool, actor: ActorRecord | None
+) -> Attributes:
+    about = {
+        **PROCESSING,
+        **_task(name, number, owner),
+        "faas.invocation_id": _id(number, owner),
+        "faas.coldstart": is_cold,
+        "shoal.task.attempt": attempt,
+    }
+    return about if actor is None else {**about, "shoal.actor.id": actor.description.actor_id}
 
 
 def of_actor(record: ActorRecord) -> Processing | None:
@@ -256,14 +272,19 @@ def of_actor(record: ActorRecord) -> Processing | None:
     if not is_recorded(about.trace):
         unrecorded(about.trace)
         return None
-    attributes: Attributes = {
+    return Processing(f"{about.class_name}.__init__", about.trace, partial(_making, record))
+
+
+def _making(record: ActorRecord) -> Attributes:
+    about = record.description
+    return {
+        **PROCESSING,
         "messaging.destination.name": about.class_name,
         "faas.invocation_id": about.actor_id,
         "faas.coldstart": True,
         "shoal.actor.id": about.actor_id,
         "shoal.actor.incarnation": record.incarnation,
     }
-    return Processing(f"{about.class_name}.__init__", about.trace, attributes)
 
 
 # ------------------------------------------------------------------------------------ get, wait, put
@@ -271,10 +292,10 @@ def of_actor(record: ActorRecord) -> Processing | None:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a span hangs: below what its ``trace`` names ("": what is open here), with links to other tasks."""
+    """Where a span hangs: below what its ``trace`` names ("": what is open here), with links to other tasks' traces."""
 
     trace: str
-    links: list[Link]
+    links: list[str]
 
 
 class Results:
@@ -298,7 +319,7 @@ class Results:
         if not (recorded or traces):
             return None
         below, linked = ("", traces) if recorded else (traces[0], traces[1:])
-        return Place(below, [Link(context) for trace in linked if (context := span_context(trace)) is not None])
+        return Place(below, linked)
 
     def retrieved(self, state: ObjectState, began_ns: int) -> None:
         """Record that an object was awaited, which is the same as a ``get`` of it."""
@@ -339,12 +360,12 @@ def _has_arguments(task: Task) -> bool:
     return bool(task.dependencies) or type(task.arguments) is not Inline or bool(task.arguments.data)
 
 
-def _task(task: Task, owner: ProcessId) -> dict[str, str | int | bool]:
-    return {"messaging.destination.name": task.name, "messaging.message.id": _id(task, owner)}
+def _task(name: str, number: TaskNumber, owner: ProcessId) -> dict[str, str | int | bool]:
+    return {"messaging.destination.name": name, "messaging.message.id": _id(number, owner)}
 
 
-def _id(task: Task, owner: ProcessId) -> str:
-    return task_id_bytes(owner, task.number).hex()
+def _id(number: TaskNumber, owner: ProcessId) -> str:
+    return task_id_bytes(owner, number).hex()
 
 
 def _size_bytes(value: Value) -> int:
