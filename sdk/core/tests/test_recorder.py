@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from opentelemetry import trace
@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Span, SpanContext, Status, StatusCode
 
 from shoal_core import __version__, telemetry
 from shoal_core.bus import spans
@@ -148,3 +149,46 @@ def test_who_listens_beside_our_exporters_hears_of_all_spans_from_their_beginnin
 )
 def test_what_may_change_a_span_takes_the_sdks_way(environment: dict[str, str], usual: bool) -> None:
     assert is_usual(environment) == usual
+
+
+def say(span: Span) -> None:
+    """Do to a span what a user's code may do to one that it finds open."""
+    span.set_attribute("one", 1)
+    span.set_attributes({"two": [1, 2], "shoal.task.attempt": 7, "": "no key", "object": cast("str", object())})
+    for number in range(200):
+        span.set_attribute(f"many.{number}", number)
+        span.add_event(f"event {number}", {"number": number}, number)
+    span.record_exception(ValueError("no"), {"exception.escaped": "maybe", "more": True}, 5)
+    span.add_link(SpanContext(5, 6, is_remote=False), {"why": "because"})
+    span.add_link(SpanContext(0, 0, is_remote=False))
+    span.update_name("another name")
+    span.set_status(Status(StatusCode.ERROR, "it failed"))
+    span.set_status(StatusCode.UNSET)
+    span.set_status(StatusCode.OK)
+    span.set_status(StatusCode.ERROR, "too late")
+    assert span.is_recording()
+    span.end(77)
+    assert not span.is_recording()
+    span.set_attribute("late", 1)
+    span.update_name("late")
+    span.add_event("late")
+    span.end(78)
+
+
+def test_what_the_users_code_says_of_the_span_in_which_it_runs_is_kept_as_the_sdk_keeps_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(resource=Resource({"service.name": "test"}), shutdown_on_exit=False)
+    processor = SimpleSpanProcessor(Telling(exporter))
+    provider.add_span_processor(processor)
+    recorder = Recorder(provider.resource, InstrumentationScope("shoal", __version__), RandomIdGenerator(), [processor])
+    monkeypatch.setattr(spans, "tracer", provider.get_tracer("shoal", __version__))
+    for way in (None, recorder):
+        monkeypatch.setattr(spans, "recorder", way)
+        say(spans.begin("work", "INTERNAL", spans.context_of(PARENT), ABOUT, 5, LINKS))
+    by_the_sdk, by_us = map(as_told, exporter.get_finished_spans())
+    for told in (by_the_sdk, by_us):
+        told["events"] = [(event.name, dict(event.attributes or {}), event.timestamp) for event in told["events"]]
+    assert {what for what in by_us if by_us[what] != by_the_sdk[what]} == set()
+    provider.shutdown()

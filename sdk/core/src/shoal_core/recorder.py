@@ -1,36 +1,45 @@
 """Spans of our own, which are put together where they are sent: in the exporters' thread, all of a batch at once.
 
-Most of our spans are of that kind: of a submission, of a wait in a queue, of what a task's process does around the
-user's code. Few tasks are recorded of many, so all that is done for one where it runs is done with a cold cache, at
-two to three times the cost; so there is only noted what there is to tell, and when. An id is drawn when somebody asks.
+So are all that Shoal makes. Few tasks are recorded of many, and what is done for one where it runs is done with a cold
+cache, at two to three times the cost: so there is only noted what there is to tell, and when. An id is drawn when
+somebody asks for it.
 
 Nothing of that can be seen: nobody else can sample, change or limit such a span where the provider is ours, with the
 SDK's usual samplers and limits, and only our exporters listen. Anywhere else there is no recorder (``telemetry``), and
-the SDK's way is taken (``bus.spans.begin``); so it is always for the span in which the user's code runs.
+the SDK's way is taken (``bus.spans.begin``). The user's code finds a span that takes all that one of the SDK's takes;
+only to read what was said of it is not offered, as OpenTelemetry's API does not.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from opentelemetry import trace as api
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AnyValue
 
-from shoal_core.bus.spans import NamedSpan, links_of
+from shoal_core.bus.spans import NamedSpan, error_type, links_of
 from shoal_core.protocol.traces import Attributes
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 SAMPLED_AT_RANDOM = TraceFlags(TraceFlags.SAMPLED | TraceFlags.RANDOM_TRACE_ID)
 UNSET = Status(StatusCode.UNSET)
+MOST = 128
+"""So many attributes, and so many events, the SDK keeps of a span where nobody says otherwise."""
+logger = logging.getLogger("shoal.telemetry")
 
 
 def is_usual(environment: Mapping[str, str]) -> bool:
@@ -95,7 +104,7 @@ class Recorder:
 
 
 class OwnSpan(NonRecordingSpan):
-    """A span that only those who began it know, in one thread; they end it once."""
+    """A span, with all that code which finds it open may do to it (any thread)."""
 
     context = SpanContext(1, 1, False, SAMPLED)
     """All that a processor looks at: that it is recorded."""
@@ -120,61 +129,121 @@ class OwnSpan(NonRecordingSpan):
         self._began_ns = began_ns
         self._ended_ns = 0
         self._links = links
-        self._more: dict[str, AnyValue] = {}
-        self._events: list[Event] = []
-        self._status = UNSET
+        self._said: Said | None = None
 
     def get_span_context(self) -> SpanContext:
-        """Return how it is named (any thread)."""
+        """Return how it is named."""
         if self._named is None:
             assert self._above is not None
             above = self._above.get_span_context()
-            with _naming:
+            with _lock:
                 self._named = self._named or self._recorder.named_below(above)
         return self._named
 
     def is_recording(self) -> bool:
-        """Tell that what is said of it is kept."""
-        return True
+        """Tell whether what is said of it is kept: until it ends."""
+        return not self._ended_ns
 
     def set_attribute(self, key: str, value: AnyValue) -> None:
         """Say one thing of it."""
-        self._more[key] = value
+        self.set_attributes({key: value})
+
+    def set_attributes(self, attributes: Mapping[str, AnyValue]) -> None:
+        """Say some things of it."""
+        if self._goes_on("set_attribute"):
+            said = self._what_is_said().attributes
+            for key, value in attributes.items():
+                said[key] = value
 
     def add_event(
         self, name: str, attributes: Mapping[str, AnyValue] | None = None, timestamp: int | None = None
     ) -> None:
         """Say what happened in it."""
-        self._events.append(Event(name, attributes, timestamp))
+        if self._goes_on("add_event"):
+            self._what_is_said().events.append(Event(name, BoundedAttributes(MOST, attributes), timestamp))
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Mapping[str, AnyValue] | None = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        """Say that an exception happened in it."""
+        about: dict[str, AnyValue] = {
+            "exception.type": error_type(exception),
+            "exception.message": str(exception),
+            "exception.stacktrace": "".join(traceback.format_exception(exception)),
+            "exception.escaped": str(escaped),
+        }
+        self.add_event("exception", {**about, **(attributes or {})}, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Mapping[str, AnyValue] | None = None) -> None:
+        """Say that it has to do with another one."""
+        if self._goes_on("add_link") and (context.is_valid or attributes or context.trace_state):
+            self._what_is_said().links.append(Link(context, BoundedAttributes(MOST, attributes)))
+
+    def update_name(self, name: str) -> None:
+        """Call it something else."""
+        if self._goes_on("update_name"):
+            self._name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        """Say how it went."""
-        self._status = status if isinstance(status, Status) else Status(status, description)
+        """Say how it went; that it went well is the last word."""
+        new = status if isinstance(status, Status) else Status(status, description)
+        if self._goes_on("set_status") and new.status_code is not StatusCode.UNSET:
+            said = self._what_is_said()
+            if said.status.status_code is not StatusCode.OK:
+                said.status = new
 
     def end(self, end_time: int | None = None) -> None:
         """Have it sent: it ends now."""
-        self._ended_ns = time.time_ns()
-        self._recorder.ended(self)
+        if self._goes_on("end"):
+            self._ended_ns = end_time or time.time_ns()
+            self._recorder.ended(self)
 
     def told(self) -> ReadableSpan | None:
         """Return the span as exporters know it; None where what it hangs below turns out not to be recorded."""
         parent = None if self._above is None else self._above.get_span_context()
         if parent is not None and not parent.trace_flags.sampled:
             return None
+        said = self._said
         return ReadableSpan(
             self._name,
             self.get_span_context(),
             parent,
             self._recorder.resource,
-            {**self._about(), **self._more},
-            self._events,
-            links_of(self._links),
+            self._about() if said is None else said.attributes,
+            () if said is None else said.events,
+            links_of(self._links) if said is None else [*links_of(self._links), *said.links],
             SpanKind[self._kind],
-            status=self._status,
+            status=UNSET if said is None else said.status,
             start_time=self._began_ns,
             end_time=self._ended_ns,
             instrumentation_scope=self._recorder.scope,
         )
+
+    def _goes_on(self, what: str) -> bool:
+        if self._ended_ns:
+            logger.warning("%s was called on the span %r, which has ended", what, self._name)
+        return not self._ended_ns
+
+    def _what_is_said(self) -> Said:
+        if self._said is None:
+            about = self._about()
+            with _lock:
+                self._said = self._said or Said(about)
+        return self._said
+
+
+class Said:
+    """What is said of a span whose beginning said some things already, within the SDK's usual limits."""
+
+    def __init__(self, attributes: Attributes) -> None:
+        self.attributes = BoundedAttributes(MOST, attributes, immutable=False)
+        self.events: Any = BoundedList(MOST)
+        self.links: list[Link] = []
+        self.status = UNSET
 
 
 class Telling(SpanExporter):
@@ -197,4 +266,5 @@ class Telling(SpanExporter):
         return self._exporter.force_flush(timeout_millis)
 
 
-_naming = threading.Lock()
+_lock = threading.Lock()
+"""Held where something of a span is made that was asked for first; one for all, since it takes a moment."""

@@ -153,18 +153,6 @@ def links_of(traces: Sequence[str]) -> list[Link]:
     return [Link(context) for trace in traces if (context := span_context(trace)) is not None]
 
 
-def start(
-    name: str,
-    kind: str,
-    context: Context | None,
-    about: About,
-    began_ns: int | None = None,
-    links: Sequence[str] = (),
-) -> Span:
-    """Begin a span, which whoever asks has to end; ``context`` None: below the one that is open here."""
-    return tracer.start_span(name, context, SpanKind[kind], _said_of(kind, about), links_of(links), began_ns)
-
-
 def begin(
     name: str,
     kind: str,
@@ -173,9 +161,9 @@ def begin(
     began_ns: int | None = None,
     links: Sequence[str] = (),
 ) -> Span:
-    """Begin a span, as ``start`` does, that is no affair of the user's code: it may run in it, but not change it."""
+    """Begin a span, which whoever asks has to end; ``context`` None: below the one that is open here."""
     if recorder is None:
-        return start(name, kind, context, about, began_ns, links)
+        return tracer.start_span(name, context, SpanKind[kind], _said_of(kind, about), links_of(links), began_ns)
     return recorder.begin(name, kind, context, partial(_said_of, kind, about), began_ns or time.time_ns(), links)
 
 

@@ -40,7 +40,6 @@ from shoal_core.bus.spans import (
     record,
     record_wanted,
     said,
-    start,
 )
 from shoal_core.protocol.actors import ActorRecord
 from shoal_core.protocol.ids import INDEX_BITS, ActorId, JobId, PeerId, ProcessId, TaskNumber, task_id_bytes
@@ -182,15 +181,15 @@ class Processing:
         self._context = api.set_span_in_context(self._process, Context())
         self._token = attach(self._context)
         if fetches:
-            self._enter(begin, "fetch arguments")
+            self._enter("fetch arguments")
 
     def run(self) -> None:
         """The user's code runs from now on."""
-        self._enter(start, f"run {self._name}")
+        self._enter(f"run {self._name}")
 
     def store(self) -> None:
         """What the user's code returned is stored from now on."""
-        self._enter(begin, "store result")
+        self._enter("store result")
 
     def item(self, began_ns: int, value: Value) -> None:
         """An item of a generator was stored; the code that makes the next one goes on."""
@@ -215,9 +214,9 @@ class Processing:
         unsent = True
         detach(self._token)
 
-    def _enter(self, how: Callable[[str, str, Context, About], Span], name: str) -> None:
+    def _enter(self, name: str) -> None:
         self._leave()
-        self._phase = phase = how(name, "INTERNAL", self._context, {})
+        self._phase = phase = begin(name, "INTERNAL", self._context, {})
         self._phase_token = attach(api.set_span_in_context(phase, self._context))
 
     def _leave(self) -> None:
