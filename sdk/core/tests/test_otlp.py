@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
-from shoal_core import exporter, telemetry
+from shoal_core import exporter, otlp, telemetry
 from shoal_core.exporter import QuickExporter, quick
 from shoal_core.otlp import encode
 
@@ -132,3 +133,10 @@ def test_an_exporter_that_cannot_send_bytes_or_counts_is_used_as_it_is(monkeypat
     counting: SpanExporter = OTLPSpanExporter("http://127.0.0.1:1")
     assert quick(counting) is counting
     counting.shutdown()
+
+
+def test_many_spans_are_gone_through_with_pauses_in_which_other_threads_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    assert list(otlp.patiently(range(3 * otlp.AT_ONCE + 1))) == list(range(3 * otlp.AT_ONCE + 1))
+    assert len(pauses) == 3

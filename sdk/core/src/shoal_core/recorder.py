@@ -32,6 +32,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from opentelemetry.util.types import AnyValue
 
 from shoal_core.bus.spans import NamedSpan, error_type, links_of
+from shoal_core.otlp import patiently
 from shoal_core.protocol.traces import Attributes
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -254,7 +255,7 @@ class Telling(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan | OwnSpan]) -> SpanExportResult:
         """Send spans, and wait until the collector has them or there is no hope."""
-        told = [span.told() if isinstance(span, OwnSpan) else span for span in spans]
+        told = [span.told() if isinstance(span, OwnSpan) else span for span in patiently(spans)]
         return self._exporter.export([span for span in told if span is not None])
 
     def shutdown(self) -> None:
