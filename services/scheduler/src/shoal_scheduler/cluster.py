@@ -15,7 +15,7 @@ from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import Resources, add
 from shoal_scheduler.candidates import Candidates, Shape
 from shoal_scheduler.jobs import JobTable, claims
-from shoal_scheduler.policy import NodeView, PlaceId, place_of
+from shoal_scheduler.policy import NodeView, PlaceId, place_in_group, place_of
 
 MOST_SHAPES = 128
 """So many shapes are kept in order; the one that was not asked for the longest time is forgotten first."""
@@ -101,18 +101,18 @@ class Cluster:
         """Take in which bundles a node has out of which leases may come, and which of its leases are out of which."""
         told = self._told[node.node_id]
         before, told.bundles = told.bundles, {}
-        by_bundle: dict[Bundle, list[LeaseSummary]] = {}
+        by_place: dict[PlaceId, list[LeaseSummary]] = {}
         for lease in announcement.leases if announcement is not None else ():
             if lease.bundle is not None:
-                by_bundle.setdefault(lease.bundle, []).append(lease)
+                by_place.setdefault(place_of(node.node_id, lease.bundle), []).append(lease)
         for summary in announcement.bundles if announcement is not None else ():
-            bundle = Bundle(summary.group_id, summary.index)
             if summary.committed:
-                place = place_of(node.node_id, bundle)
+                place = place_in_group(node.node_id, summary.group_id, summary.index)
                 view = before.pop(place, None)
-                leases = by_bundle.get(bundle, [])
+                leases = by_place.get(place, [])
                 is_known = view is not None and not leases and view.is_idle_with(summary.free, node.draining)
                 if view is None:
+                    bundle = Bundle(summary.group_id, summary.index)
                     view = NodeView(node.node_id, summary.total, {}, bundle=bundle, journal=self._journal)
                 if not is_known:
                     view.draining = node.draining

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from shoal_core.protocol.ids import NodeId
+from shoal_core.protocol.ids import NodeId, PlacementGroupId
 from shoal_core.protocol.messages import LeaseSummary
 from shoal_core.protocol.placement import (
     ANY_BUNDLE,
@@ -32,7 +32,12 @@ PlaceId = str
 
 def place_of(node: NodeId, bundle: Bundle | None) -> PlaceId:
     """Return the place that is a node itself, or a bundle there."""
-    return node if bundle is None else f"{node}/{bundle.group}/{bundle.index}"
+    return node if bundle is None else place_in_group(node, bundle.group, bundle.index)
+
+
+def place_in_group(node: NodeId, group: PlacementGroupId, index: int) -> PlaceId:
+    """Return the place that is a bundle of a group on a node."""
+    return f"{node}/{group}/{index}"
 
 
 @dataclass

@@ -92,16 +92,17 @@ class BundleTable:
         if group in self._removed:
             return f"placement group {group} was removed"
         mine = self._groups.get(group, {})
-        new = [index for index in request.bundles if index not in mine]
-        for number, index in enumerate(new):
-            if not self._leases.reserve(Bundle(group, index), request.bundles[index]):
+        new = [Bundle(group, index) for index in request.bundles if index not in mine]
+        for number, bundle in enumerate(new):
+            if not self._leases.reserve(bundle, request.bundles[bundle.index]):
                 for done in new[:number]:
-                    self._leases.release(Bundle(group, done))
-                return f"bundle {index} does not fit: only {to_amounts(self._leases.free)} is free"
+                    self._leases.release(done)
+                return f"bundle {bundle.index} does not fit: only {to_amounts(self._leases.free)} is free"
+        if new:
+            mine = self._groups.setdefault(group, mine)
+            mine.update((bundle.index, Reserved(bundle, request.job_id)) for bundle in new)
         for index in request.bundles:
-            new_one = Reserved(Bundle(group, index), request.job_id)
-            reserved = self._groups.setdefault(group, {}).setdefault(index, new_one)
-            reserved.plans[request.plan] = (request.attempt, now)
+            mine[index].plans[request.plan] = (request.attempt, now)
         return ""
 
     def give_back(self, request: ReturnBundles) -> bool:

@@ -63,7 +63,7 @@ def add(left: Resources, right: Resources) -> Resources:
     total = dict(left)
     for name, units in right.items():
         total[name] = total.get(name, 0) + units
-    return {name: units for name, units in total.items() if units}
+    return {name: units for name, units in total.items() if units} if 0 in total.values() else total
 
 
 def subtract(left: Resources, right: Resources) -> Resources:
