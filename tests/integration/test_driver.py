@@ -53,6 +53,23 @@ def nothing() -> None:
     return None
 
 
+WAITING_DRIVER = """
+import threading
+import time
+import shoal
+
+shoal.init(num_cpus=1)
+ref = shoal.remote(time.sleep).remote(60)
+threading.Thread(target=shoal.get, args=(ref,), daemon=True).start()
+threading.Thread(target=shoal.wait, args=([ref],), daemon=True).start()
+"""
+
+
+def test_a_daemon_thread_that_waits_ends_with_the_program_without_a_word() -> None:
+    done = subprocess.run([sys.executable, "-c", WAITING_DRIVER], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 SECOND_DRIVER = """
 import sys
 import shoal

@@ -19,7 +19,7 @@ from shoal.terms import terms_of
 from shoal_core import __version__, telemetry
 from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.tracing import ENABLED
-from shoal_core.protocol.errors import ClusterUnreachableError
+from shoal_core.protocol.errors import ClusterUnreachableError, SystemError_
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session
 
@@ -256,4 +256,11 @@ def _credentials() -> Credentials | None:
     return None
 
 
-atexit.register(shutdown)
+def _leave() -> None:
+    """Leave at the end of the program. A daemon thread that still waits ends with it, and need not say so."""
+    complain = threading.excepthook
+    threading.excepthook = lambda args: None if isinstance(args.exc_value, SystemError_) else complain(args)
+    shutdown()
+
+
+atexit.register(_leave)
