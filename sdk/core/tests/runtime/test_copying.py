@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,25 +53,44 @@ def test_a_target_that_cannot_be_written_is_refused() -> None:
 
 def test_an_interruption_waits_for_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copying, "cpu_count", lambda: 4)
-    wait, begun, may_go_on = threading.Thread.join, threading.Barrier(4), threading.Event()
+    wait, begun, may_go_on = copying._Helper.wait, threading.Barrier(4), threading.Event()
     interruptions = iter([KeyboardInterrupt, KeyboardInterrupt])
+    ended: list[int] = []
 
     def move(to: int, of: int, start: int, stop: int) -> None:
         begun.wait()
         if threading.current_thread() is not threading.main_thread():
             may_go_on.wait()
+            ended.append(start)
 
-    def join(thread: threading.Thread, timeout: float | None = None) -> None:
+    def wait_interrupted(helper: copying._Helper) -> None:
         for interruption in interruptions:
             raise interruption
         may_go_on.set()
-        wait(thread, timeout)
+        wait(helper)
 
     monkeypatch.setattr(copying, "_move", move)
-    monkeypatch.setattr(threading.Thread, "join", join)
+    monkeypatch.setattr(copying._Helper, "wait", wait_interrupted)
     with pytest.raises(KeyboardInterrupt):
         copy(memoryview(bytearray(8000)), memoryview(pattern(8000)))
-    assert not [thread for thread in threading.enumerate() if thread.name == "shoal-copy"]
+    assert len(ended) == 3
+
+
+def test_what_has_not_begun_when_the_copy_is_interrupted_never_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "cpu_count", lambda: 3)
+    late: list[Callable[[], None]] = []
+
+    def interrupt(to: int, of: int, start: int, stop: int) -> None:
+        assert not start, "only this thread's own part"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(copying._Helper, "start", lambda helper: late.append(helper._run))
+    monkeypatch.setattr(copying, "_move", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        copy(memoryview(bytearray(8000)), memoryview(pattern(8000)))
+    assert len(late) == 2
+    for begin in late:
+        begin()
 
 
 def resident_bytes(path: Path) -> int:
