@@ -97,6 +97,15 @@ def test_a_wrong_number_of_return_values_is_an_error_of_each() -> None:
         shoal.get(several)
 
 
+def test_a_parameter_may_have_any_name() -> None:
+    @shoal.remote
+    def names(**options: int) -> list[str]:
+        return sorted(options)
+
+    given = {"args": 1, "kwargs": 2, "name": 3, "self": 4}
+    assert shoal.get(names.remote(**given)) == sorted(given)
+
+
 def test_only_references_are_got() -> None:
     mixed: Any = [shoal.put(0), 1]
     with pytest.raises(TypeError, match="holds 1 of type int"):

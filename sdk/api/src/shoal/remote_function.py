@@ -53,13 +53,13 @@ class RemoteFunction(Generic[P, R]):
 
     # What returns Any fits every case: this one comes first, so that it is not taken for a generator.
     @overload
-    def remote(self: RemoteFunction[P, Never], *args: P.args, **kwargs: P.kwargs) -> ObjectRef[Any]: ...  # type: ignore[overload-overlap]
+    def remote(self: RemoteFunction[P, Never], /, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[Any]: ...  # type: ignore[overload-overlap]
 
     @overload
-    def remote(self: RemoteFunction[P, Iterator[T]], *args: P.args, **kwargs: P.kwargs) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
+    def remote(self: RemoteFunction[P, Iterator[T]], /, *args: P.args, **kwargs: P.kwargs) -> ObjectRefGenerator[T]: ...  # type: ignore[overload-overlap]
 
     @overload
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
 
     # A reference may stand for a value. No type can say so for every parameter; a call with a reference among its first
     # four arguments is accepted with whatever else it passes.
@@ -77,7 +77,7 @@ class RemoteFunction(Generic[P, R]):
         self, arg0: Any, arg1: Any, arg2: Any, ref3: ObjectRef[Any], /, *args: Any, **kwargs: Any
     ) -> ObjectRef[R]: ...
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Start the function in the cluster and return a reference to its result, without waiting.
 
         With ``num_returns=n`` a list of n references, with ``num_returns=0`` None. Raises ``TypeError`` at once where
