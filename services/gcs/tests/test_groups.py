@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.gcs.tests.builders import description, job_request
@@ -425,6 +425,65 @@ def test_a_first_write_that_the_store_refuses_is_told_to_all_who_wait_for_it(clu
     assert isinstance(committing.answer, ServiceError)
     cluster.seconds(2)
     assert not cluster.world.store.groups()
+
+
+FIRST_REQUESTS = st.sampled_from(["create", "create at once", "commit", "commit elsewhere", "abandon", "remove"])
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 1000), st.tuples(FIRST_REQUESTS, st.integers(0, 1))), max_size=60),
+    st.integers(0, 60),
+    st.integers(0, 60),
+)
+@example([("create", 1), 1, ("create", 0), 1, ("commit", 1), 6, 2, 1, ("abandon", 0), ("create", 0), 6, 6], 60, 60)
+@settings(max_examples=100, deadline=None)
+def test_an_attempt_that_is_over_is_never_committed_whatever_is_written_first_and_whoever_crashes(
+    steps: Sequence[int | tuple[str, int]], crash_at: int, tick_at: int
+) -> None:
+    cluster = Cluster()
+    requests: dict[str, Message] = {
+        "create": CreateGroup(description=about(), placed_first=True),
+        "create at once": CreateGroup(description=about()),
+        "commit": CommitGroup(group_id=GROUP, attempt=1, nodes={0: HERE, 1: THERE}),
+        "commit elsewhere": CommitGroup(group_id=GROUP, attempt=1, nodes={0: THERE, 1: HERE}),
+        "abandon": AbandonGroup(group_id=GROUP, job_id=job_id(1), attempt=1),
+        "remove": REMOVE,
+    }
+    asked = [cluster.world.ask(cluster.one, requests["create"])]
+    for position, step in enumerate(steps):
+        if position == crash_at:
+            cluster.world.crash(cluster.one)
+            cluster.one = cluster.world.start()
+        if position == tick_at:
+            cluster.world.now += 1.0
+            cluster.two.tick()
+            cluster.one.tick()
+        if isinstance(step, int):
+            cluster.world.take(step)
+        else:
+            asked.append(cluster.world.ask((cluster.one, cluster.two)[step[1]], requests[step[0]]))
+    cluster.seconds(3)
+    final = cluster.create()
+    assert final == changed(cluster.record())
+    records = [
+        GroupRecord.model_validate_json(value)
+        for (_, key), value, _ in cluster.world.store.changes
+        if key == group_key(GROUP) and value is not None
+    ]
+    over = [record.attempt >= 1 for record in records]
+    assert all(
+        not (record.state is CREATED and record.attempt == 1 and any(over[:number]))
+        for number, record in enumerate(records)
+    ), "an attempt that is over is not committed"
+    for one in asked:
+        if isinstance(one.answer, GroupChanged):
+            assert one.answer in [*map(changed, records)], "what was answered was stored"
+        elif isinstance(one.message, AbandonGroup) and one.answer is not None:
+            assert isinstance(one.answer, GroupRecord)
+            assert one.answer in records
+            assert one.answer.attempt >= 1 or one.answer.state is REMOVED, "a node may give back what it has reserved"
+    living = [one for one in asked if one.replica in cluster.world.replicas]
+    assert all(one.answer is not None for one in living), "everybody has an answer in the end"
 
 
 # ------------------------------------------------------------------------------------ what nodes are told again

@@ -344,6 +344,7 @@ class ControlStore:
         effects = operation.settled(self.state, outcome)
         if outcome.key.startswith(GROUP_PREFIX):
             effects += self._groups.written(outcome.key)
+            effects.sort(key=lambda effect: isinstance(effect, Store))  # an answer to one waits for no write of another
         if isinstance(outcome, Stored):
             match operation:
                 case BuryNode():
