@@ -70,7 +70,7 @@ class TestRefusals:
             ({"runtime_env": {"working_dir": ""}}, ValueError, "working_dir.*existing folder"),
             ({"runtime_env": {"working_dir": __file__}}, ValueError, "working_dir.*existing folder"),
             ({"runtime_env": {"working_dir": "/not/here"}}, ValueError, "working_dir.*'/not/here'"),
-            ({"logging_level": "loud"}, ValueError, "loud"),
+            ({"logging_level": "loud"}, ValueError, "LOUD"),
         ],
     )
     def test_a_wrong_parameter_of_the_job_is_named(
@@ -88,6 +88,17 @@ def test_the_parameters_of_the_job_are_kept(tmp_path: Path) -> None:
     (package,) = options.environment.exports
     assert options.environment.fields["working_dir"] == f"gcs://{package.function_id}.zip"
     assert options != DriverOptions.of("mine", environment, None, True, logging.INFO)
+
+
+@pytest.mark.parametrize("level", ["warning", "WARNING", logging.WARNING])
+def test_the_level_of_the_log_is_a_name_or_a_number(level: str | int) -> None:
+    logger = logging.getLogger("shoal")
+    before = logger.level
+    try:
+        DriverOptions.of(None, None, None, True, level)
+        assert logger.level == logging.WARNING
+    finally:
+        logger.setLevel(before)
 
 
 def test_what_init_says_itself_comes_before_the_job_config() -> None:

@@ -88,7 +88,7 @@ class DriverOptions:
         if namespace == "":
             raise ValueError("namespace must not be empty; leave it out for an anonymous one.")
         config = job_config_of(job_config)
-        logger.setLevel(logging_level)
+        logger.setLevel(logging_level.upper() if isinstance(logging_level, str) else logging_level)
         return cls(
             namespace=namespace or config.ray_namespace or os.urandom(8).hex(),
             environment=pack(config.runtime_env if runtime_env is None else runtime_env),
