@@ -361,6 +361,10 @@ def test_the_runtime_context() -> None:
     assert task_id == ref.task_id()
     assert (context.job_id, context.task_id, context.actor_id) == (ref.job_id(), None, None)
     assert (context.node_id.hex(), context.worker_id.hex()) == (node, context.get_worker_id())
+    assert {name: one.hex() for name, one in context.get().items() if name != "namespace"} == {
+        "job_id": context.get_job_id(),
+        "node_id": node,
+    }
     assert context.get_resource_ids() == {"GPU": []}
     assert context.get_session_name()
     assert os.path.isdir(context.get_temp_dir())

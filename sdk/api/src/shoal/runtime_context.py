@@ -172,10 +172,10 @@ class RuntimeContext:
 
     def get(self) -> dict[str, Any]:
         """Return the ids as a dict."""
-        ids: dict[str, Any] = {"job_id": self.get_job_id(), "node_id": self.get_node_id(), "namespace": self.namespace}
-        if (task := self.get_task_id()) is not None:
+        ids: dict[str, Any] = {"job_id": self.job_id, "node_id": self.node_id, "namespace": self.namespace}
+        if (task := self.task_id) is not None:
             ids["task_id"] = task
-        if (actor := self.get_actor_id()) is not None:
+        if (actor := self.actor_id) is not None:
             ids["actor_id"] = actor
         return ids
 
