@@ -288,6 +288,16 @@ def test_demand_is_repeated_until_the_incarnation_is_claimed(cluster: Cluster) -
     assert not cluster.world.wanted()
 
 
+def test_that_it_has_a_place_is_stated_when_it_is_claimed_and_not_again_when_it_is_made(cluster: Cluster) -> None:
+    cluster.settled(cluster.create())
+    cluster.settled(cluster.claim())
+    assert [demand.entries for demand in cluster.world.demands.values()] == [[]]
+    cluster.world.demands.clear()
+    cluster.settled(cluster.started())
+    assert cluster.record().state is ActorState.ALIVE
+    assert not cluster.world.demands
+
+
 def test_one_node_has_an_incarnation_however_often_it_asks(cluster: Cluster) -> None:
     cluster.settled(cluster.create())
     cluster.deafen(cluster.two)

@@ -125,13 +125,15 @@ class Actors:
     # -------------------------------------------------------------------------------- what is told
 
     def told(self, actor: ActorId, now: float) -> list[Effect]:
-        """Tell that this replica has changed a record, and state the demand of an incarnation that wants a place."""
+        """Tell that this replica has changed a record, and state what it wants where that may have changed."""
         held = self._state.actors.get(actor)
         if held is None or held.value.state is ActorState.NAMING:
             return []
         record = held.value
         subject = self._subjects.actor_changed(self._identity, actor)
-        effects: list[Effect] = [Publish(subject, changed(record)), self._demand(record, now)]
+        effects: list[Effect] = [Publish(subject, changed(record))]
+        if record.state is not ActorState.ALIVE:  # that it has a place was stated when it was claimed
+            effects.append(self._demand(record, now))
         if record.state is ActorState.DEAD:
             effects.append(Start(PurgeSpec(actor)))
         return effects
