@@ -96,7 +96,7 @@ class KeyValue(ABC):
         """Have ``callback`` called with every key as it is now, and then with every change.
 
         Changes of one key come in order; of several quick ones only the last may be seen, and those that ``begin`` has
-        made, and told of, are left out. After a reconnect what was missed is made up for, deletions included.
+        made, and told of, are left out of most. After a reconnect what was missed is made up for, deletions included.
         """
 
 
@@ -121,6 +121,8 @@ class JetStreamKeyValue(KeyValue):
         self.stream = f"KV_{bucket}"
         self.prefix = f"$KV.{bucket}."
         self.watched = ">"
+        self.tells_all = False
+        """Whether watches are told of what ``begin`` has made, too."""
         self.jetstream = JetStream(bus)
         self.watches: set[JetStreamWatch] = set()
 
@@ -144,7 +146,7 @@ class JetStreamKeyValue(KeyValue):
         headers = {OPERATION_HEADER: DELETED} if value is None else {}
 
         def acknowledged(outcome: int | BusError | JetStreamUnavailableError) -> None:
-            if value is not None and isinstance(outcome, int):
+            if value is not None and isinstance(outcome, int) and not self.tells_all:
                 for watch in self.watches:
                     watch.wrote(key, outcome)
             settled(outcome)

@@ -27,6 +27,7 @@ class Manifests(JetStreamKeyValue):
         self.stream = stream
         self.prefix = prefix
         self.watched = f"*.{MANIFEST}"
+        self.tells_all = True  # what is there is counted by what the watch tells
 
     def is_gone(self, headers: Mapping[str, str], data: bytes) -> bool:
         """Tell whether nothing is left of an object: its manifest is an empty one, until it is purged."""
