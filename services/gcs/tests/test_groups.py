@@ -617,6 +617,25 @@ def test_of_many_that_were_removed_the_oldest_are_forgotten(cluster: Cluster, mo
     assert sorted(cluster.world.store.groups()) == [group_id(3), group_id(4)]
 
 
+def test_those_that_can_wait_are_forgotten_once_no_more_are_removed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "MOST_REMOVED", 2)
+    monkeypatch.setattr(groups, "MOST_REMOVED_IN_HASTE", 4)
+    monkeypatch.setattr(groups, "FORGOTTEN_AT_LEISURE", 1)
+    left = []
+    for number in range(1, 8):
+        cluster.create(number)
+        cluster.settled(RemoveGroup(group_id=group_id(number), reason=""))
+        cluster.seconds(1)
+        left.append(len(cluster.world.store.groups()))
+    assert left == [1, 2, 3, 4, 4, 4, 4]
+    for fewer in (3, 2, 2):
+        cluster.seconds(1)
+        assert len(cluster.world.store.groups()) == fewer
+    assert sorted(cluster.world.store.groups()) == [group_id(6), group_id(7)]
+
+
 def test_a_list_that_is_too_long_leaves_out_those_that_were_removed_first(cluster: Cluster) -> None:
     large = [{f"resource-{'x' * 1000}-{number}": 1 for number in range(LIST_BYTES // 4000)}]
     for number in range(1, 5):

@@ -8,6 +8,7 @@ when the replica itself has changed a record.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from shoal_core.protocol.effects import Effect, Publish, Reply, StoreRefused
 from shoal_core.protocol.errors import InvalidRequestError
@@ -55,6 +56,10 @@ from shoal_gcs.state import State
 KEEP_REMOVED_SECONDS = 600.0
 """So long it can be asked why a group was removed, if there were not too many since."""
 MOST_REMOVED = 10_000
+MOST_REMOVED_IN_HASTE = 20_000
+"""So many are kept while more are removed: to forget one is a write, as to make one is."""
+FORGOTTEN_AT_LEISURE = 1_000
+"""So many are forgotten a second when none are removed."""
 LONG_GONE = "it was removed"
 UNWRITTEN_SECONDS = 0.25
 """So long a group may be placed first; then it is recorded as one that waits."""
@@ -70,6 +75,7 @@ class Groups:
         self._disagree: set[tuple[PlacementGroupId, NodeId]] = set()
         self._disagreed: set[tuple[PlacementGroupId, NodeId]] = set()
         self._placed_first: dict[PlacementGroupId, MakeGroup] = {}
+        self._newest_removed: PlacementGroupId | None = None
 
     # -------------------------------------------------------------------------------- what is asked
 
@@ -216,12 +222,20 @@ class Groups:
             operation = self._due(self._state.groups[group].value, dead, now)
             if operation is not None:
                 yield group_key(group), operation
+        for group in self._forgettable(now):
+            yield group_key(group), ForgetGroup(None, group)
+
+    def _forgettable(self, now: float) -> Iterator[PlacementGroupId]:
+        """Yield the removed groups that are to be forgotten now; those that can wait do until no more are removed."""
         removed = self._state.removed_groups
-        for number, group in enumerate(removed):
+        newest = next(reversed(removed), None)
+        is_quiet, self._newest_removed = newest == self._newest_removed, newest
+        most = max(len(removed) - MOST_REMOVED_IN_HASTE, FORGOTTEN_AT_LEISURE if is_quiet else 0)
+        for number, group in enumerate(islice(removed, most)):
             ended_at = self._state.groups[group].value.ended_at or 0.0
             if len(removed) - number <= MOST_REMOVED and now - ended_at <= KEEP_REMOVED_SECONDS:
                 break
-            yield group_key(group), ForgetGroup(None, group)
+            yield group
 
     def _due(self, record: GroupRecord, dead: set[NodeId], now: float) -> Operation | None:
         about = record.description
