@@ -6,7 +6,14 @@ from pathlib import Path
 
 import psutil
 
+from shoal.util import state
+
 SHARED_MEMORY = Path("/dev/shm")
+
+
+def used_bytes() -> int:
+    """Return how much of their shared memory the nodes of this driver's cluster count as used: not what is warm."""
+    return sum(node["used_bytes"] for node in state.summarize_objects()["nodes"].values())
 
 
 def stores() -> list[Path]:

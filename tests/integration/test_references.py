@@ -21,6 +21,7 @@ from shoal import exceptions
 from shoal.session import _membership, runtime
 from shoal.util import state
 from shoal.util.queue import Queue
+from tests.integration.stores import used_bytes
 from tests.integration.waiting import get, until
 
 LARGE = 1_000_000
@@ -36,10 +37,6 @@ def cluster() -> Iterator[None]:
 def known() -> list[state.ObjectState]:
     """Return what all processes know of objects, but for the handles of actors."""
     return [row for row in state.list_objects(limit=10_000) if row.reference_type != "ACTOR_HANDLE"]
-
-
-def used_bytes() -> int:
-    return sum(node["used_bytes"] for node in state.summarize_objects()["nodes"].values())
 
 
 @pytest.fixture(autouse=True)
