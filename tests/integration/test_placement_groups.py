@@ -44,6 +44,7 @@ def cluster() -> Iterator[Cluster]:
         one.add_node(num_cpus=2, labels={"zone": "b"})
         one.add_node(num_cpus=2, num_gpus=2, labels={"zone": "c"})
         one.connect()
+        until(all_is_free, "the schedulers have heard of all nodes")
         yield one
     finally:
         one.shutdown()

@@ -235,6 +235,22 @@ def test_nothing_is_heard_of_a_group_that_nobody_waits_for_any_more() -> None:
     assert not one.groups.knows(GROUP)
 
 
+def test_that_a_group_was_there_is_no_news_once_this_process_has_removed_it() -> None:
+    one = One()
+    one.groups.make(GROUP)
+    one.demand(one.key())
+    one.hear(CREATED)
+    one.groups.let_go(GROUP, one.now)
+    one.await_ready()
+    one.hear(CREATED)
+    assert not one.groups.is_created(GROUP)
+    assert one.settled() == []
+    assert set(one.asked()) == {GROUP}
+    one.hear(REMOVED)
+    ((_, value),) = one.settled()
+    assert isinstance(value, Failed)
+
+
 def test_what_still_waits_for_a_group_that_this_process_removes_is_told() -> None:
     one = One()
     one.groups.make(GROUP)
@@ -283,6 +299,8 @@ class EveryOrder(RuleBasedStateMachine):
         self.one = One()
         self.truths = {name: Truth() for name in NAMES}
         self.waiting: dict[ObjectState, PlacementGroupId] = {}
+        self.too_late: set[ObjectState] = set()
+        self.dropped: set[PlacementGroupId] = set()
         self.keys: dict[PlacementGroupId, SchedulingKey] = {}
         self.first_asked: dict[PlacementGroupId, float] = {}
         self.answers: list[tuple[PlacementGroupId, float, GroupChanged | None]] = []
@@ -319,7 +337,10 @@ class EveryOrder(RuleBasedStateMachine):
 
     @rule(name=names)
     def await_ready(self, name: PlacementGroupId) -> None:
-        self.waiting[self.one.await_ready(name)] = name
+        state = self.one.await_ready(name)
+        self.waiting[state] = name
+        if name in self.dropped:
+            self.too_late.add(state)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -337,6 +358,7 @@ class EveryOrder(RuleBasedStateMachine):
     def let_go(self, name: PlacementGroupId) -> None:
         if self.truths[name].exists:
             self.one.groups.let_go(name, self.one.now)
+            self.dropped.add(name)
 
     @rule()
     def reread(self) -> None:
@@ -369,6 +391,7 @@ class EveryOrder(RuleBasedStateMachine):
             truth = self.truths[name]
             if isinstance(value, Inline):
                 assert truth.attempt > 0, "it was CREATED once"
+                assert state not in self.too_late
             else:
                 assert self._is_no_more(name)
         for key, _ in self.one.given_up():
@@ -386,8 +409,10 @@ class EveryOrder(RuleBasedStateMachine):
         """From here on nothing is lost: whatever waits for a group that is CREATED or REMOVED is settled."""
         for name in NAMES:
             self.appear(name)
-            if self.truths[name].state is not GroupState.REMOVED:
-                self.truths[name].change(name, GroupState.CREATED, self.truths[name].attempt + 1)
+            truth = self.truths[name]
+            if truth.state is not GroupState.REMOVED:
+                removed = name in self.dropped
+                truth.change(name, GroupState.REMOVED if removed else GroupState.CREATED, truth.attempt + (not removed))
         for _ in range(4):
             self.one.wait(ASK_SECONDS)
             self.ask()

@@ -22,7 +22,7 @@ from shoal_core.protocol.groups import (
     RemoveGroup,
     changed,
 )
-from shoal_core.protocol.ids import FunctionId, JobId, LeaseId, PlacementGroupId, creator_of
+from shoal_core.protocol.ids import FunctionId, JobId, LeaseId, PlacementGroupId, creator_of, group_id
 from shoal_core.protocol.messages import Done
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.records import Failed, InGroup, LeaseGranted, Task, WorkerLost
@@ -37,7 +37,7 @@ from shoal_core.testing.buses import until
 from shoal_core.testing.runtimes import RecordedPeers
 
 SUBJECTS = Subjects("test")
-LOCAL, NODE, WORKER = process_id(1), node_id(2), process_id(3, node=2)
+LOCAL, NODE, WORKER, OTHER = process_id(1), node_id(2), process_id(3, node=2), process_id(4)
 JOB = JobId("00000001")
 
 
@@ -184,13 +184,30 @@ async def test_what_is_made_and_removed_in_one_turn_is_told_in_packets(monkeypat
 
 async def test_another_processs_group_is_asked_about_once() -> None:
     async with connected() as world:
-        group = world.make()
-        await until(lambda: group in world.records)
-        world.change(group, GroupState.CREATED, told=False)
-        world.runtime.reactor.groups.core.let_go(group, 0.0)
+        group = group_id(OTHER, 1)
+        about = GroupDescription(group_id=group, job_id=JOB, owner=OTHER, bundles=[{"CPU": 10_000}], selectors=[])
+        world.records[group] = GroupRecord(description=about, state=GroupState.CREATED, nodes=[NODE], created_at=1.0)
         refs = [world.ready(group) for _ in range(3)]
         await until(lambda: all(ref._state.value is not None for ref in refs))
-        assert world.heard == ["create_group", "get_group"]
+        assert world.heard == ["get_group"]
+
+
+async def test_who_waits_for_a_group_that_it_has_removed_is_told_so_whatever_else_comes_late() -> None:
+    async with connected() as world:
+        group = world.make()
+        await until(lambda: group in world.records)
+        world.change(group, GroupState.CREATED)
+        await until(lambda: world.runtime.group_is_created(group))
+        world.holds.clear()
+        world.runtime.remove_group(group, "it was removed")
+        ref = world.ready(group)
+        await until(lambda: world.heard[-1] == "remove_group")
+        world.change(group, GroupState.CREATED)
+        await asyncio.sleep(0.05)
+        assert ref._state.value is None
+        world.holds.set()
+        await until(lambda: ref._state.value is not None)
+        assert failed(ref).code == "task_group_removed"
 
 
 async def test_removing_waits_for_making_and_asking_for_both() -> None:

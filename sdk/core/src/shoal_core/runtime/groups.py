@@ -28,6 +28,8 @@ ASK_SECONDS = 5.0
 ASK_SOON_SECONDS = 0.5
 MISSING_SECONDS = 10.0
 """So long a group may be unknown to the control store that its creator is just telling of."""
+MOST_DROPPED = 10_000
+"""Of so many groups this process remembers that it has removed them."""
 
 
 class Group:
@@ -65,6 +67,7 @@ class Groups:
         self.unheard: list[PlacementGroupId] = []
         """Groups that nothing waits for any more: of these nothing need be heard."""
         self._known: dict[PlacementGroupId, Group] = {}
+        self._dropped: dict[PlacementGroupId, None] = {}
         self._objects: dict[ObjectState, Group] = {}
         self._demanded: set[Group] = set()
         self._timed: set[Group] = set()
@@ -93,10 +96,14 @@ class Groups:
             self._time(group, now + ASK_SECONDS)
 
     def let_go(self, group_id: PlacementGroupId, now: float) -> None:
-        """This process removes a group: from now on it is like any other one."""
+        """This process removes a group: from now on it is like any other one, and it is no news that it was there."""
+        self._dropped[group_id] = None
+        if len(self._dropped) > MOST_DROPPED:
+            del self._dropped[next(iter(self._dropped))]
         group = self._known.get(group_id)
         if group is not None:
             group.own = group.making = False
+            group.news = None
             self._time(group, now + ASK_SECONDS)
             self._forget_unawaited(group)
 
@@ -138,7 +145,8 @@ class Groups:
             return
         group.missing_since = math.inf
         group.making = False
-        if group.news is None or _age(news) > _age(group.news):
+        is_stale = news.group_id in self._dropped and news.state is not GroupState.REMOVED
+        if not is_stale and (group.news is None or _age(news) > _age(group.news)):
             group.news = news
         self._look(group, now)
 
