@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
@@ -45,6 +47,26 @@ def as_told(span: ReadableSpan) -> dict[str, Any]:
     }
 
 
+@dataclass
+class Ways:
+    """What the SDK's tracer and our recorder both send to."""
+
+    exporter: InMemorySpanExporter
+    recorder: Recorder
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ways]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(resource=Resource({"service.name": "test"}), shutdown_on_exit=False)
+    processor = SimpleSpanProcessor(Telling(exporter))
+    provider.add_span_processor(processor)
+    monkeypatch.setattr(spans, "tracer", provider.get_tracer("shoal", __version__))
+    scope = InstrumentationScope("shoal", __version__)
+    yield Ways(exporter, Recorder(provider.resource, scope, RandomIdGenerator(), [processor]))
+    provider.shutdown()
+
+
 class Queue(SpanProcessor):
     """Keeps what it is handed."""
 
@@ -59,25 +81,18 @@ class Queue(SpanProcessor):
 @pytest.mark.parametrize("trace_above", ["", PARENT])
 @pytest.mark.parametrize("failure", [None, ("worker_crashed", "it was killed " * 200)])
 def test_both_ways_lead_to_the_same_span(
-    monkeypatch: pytest.MonkeyPatch, kind: str, trace_above: str, failure: tuple[str, str] | None
+    monkeypatch: pytest.MonkeyPatch, ways: Ways, kind: str, trace_above: str, failure: tuple[str, str] | None
 ) -> None:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(resource=Resource({"service.name": "test"}), shutdown_on_exit=False)
-    processor = SimpleSpanProcessor(Telling(exporter))
-    provider.add_span_processor(processor)
-    recorder = Recorder(provider.resource, InstrumentationScope("shoal", __version__), RandomIdGenerator(), [processor])
-    monkeypatch.setattr(spans, "tracer", provider.get_tracer("shoal", __version__))
     context = spans.context_of(trace_above) if trace_above else Context()
-    for way in (None, recorder):
+    for way in (None, ways.recorder):
         monkeypatch.setattr(spans, "recorder", way)
         made = spans.record("work", kind, context, ABOUT, 5, failure, LINKS)
-        assert exporter.get_finished_spans()[-1].context == made.get_span_context()
-    by_the_sdk, by_us = exporter.get_finished_spans()
+        assert ways.exporter.get_finished_spans()[-1].context == made.get_span_context()
+    by_the_sdk, by_us = ways.exporter.get_finished_spans()
     assert as_told(by_us) == as_told(by_the_sdk)
     assert by_us.context is not None
     assert by_us.context.span_id not in (0, by_the_sdk.context.span_id)
     assert (by_us.end_time or 0) > 5
-    provider.shutdown()
 
 
 def test_below_what_is_not_recorded_nothing_is() -> None:
@@ -176,19 +191,12 @@ def say(span: Span) -> None:
 
 
 def test_what_the_users_code_says_of_the_span_in_which_it_runs_is_kept_as_the_sdk_keeps_it(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, ways: Ways
 ) -> None:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(resource=Resource({"service.name": "test"}), shutdown_on_exit=False)
-    processor = SimpleSpanProcessor(Telling(exporter))
-    provider.add_span_processor(processor)
-    recorder = Recorder(provider.resource, InstrumentationScope("shoal", __version__), RandomIdGenerator(), [processor])
-    monkeypatch.setattr(spans, "tracer", provider.get_tracer("shoal", __version__))
-    for way in (None, recorder):
+    for way in (None, ways.recorder):
         monkeypatch.setattr(spans, "recorder", way)
         say(spans.begin("work", "INTERNAL", spans.context_of(PARENT), ABOUT, 5, LINKS))
-    by_the_sdk, by_us = map(as_told, exporter.get_finished_spans())
+    by_the_sdk, by_us = map(as_told, ways.exporter.get_finished_spans())
     for told in (by_the_sdk, by_us):
         told["events"] = [(event.name, dict(event.attributes or {}), event.timestamp) for event in told["events"]]
     assert {what for what in by_us if by_us[what] != by_the_sdk[what]} == set()
-    provider.shutdown()
