@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cluster import HostInfo, HostOptions, read_current, start_host
+from shoal.cluster import HostInfo, HostOptions, read_current, running_at, start_host
 
 
 def test_a_process_that_got_the_pid_of_a_host_that_is_gone_is_no_cluster(
@@ -21,6 +21,15 @@ def test_a_process_that_got_the_pid_of_a_host_that_is_gone_is_no_cluster(
     info = HostInfo("nats://127.0.0.1:1", "default", str(tmp_path / "gone.json"), os.getpid(), str(tmp_path / "gone"))
     written.write_text(json.dumps(asdict(info)))
     assert read_current() is None
+
+
+def test_what_others_leave_in_place_of_a_cluster_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("shoal-pipe", "shoal-link"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "shoal-pipe" / "host.json")  # reading it would never end
+    (tmp_path / "shoal-link" / "host.json").symlink_to(tmp_path / "shoal-pipe" / "host.json")
+    assert running_at("nats://127.0.0.1:1") is None
 
 
 @pytest.mark.parametrize("text", ["banana", "0", "-1", "1.1", "nan"])

@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -218,17 +219,18 @@ def running_at(address: str) -> HostInfo | None:
     Whoever is told the address gets in without more: the credential file is this user's.
     """
     for path in Path(tempfile.gettempdir()).glob(f"{SESSION_PREFIX}*/{HOST_FILE}"):
-        info = _read_running(path)
-        if info is not None and info.address == address and _is_ours(path):
+        if _is_ours(path) and (info := _read_running(path)) is not None and info.address == address:
             return info
     return None
 
 
 def _is_ours(path: Path) -> bool:
+    """Tell whether a file may be read: others can put there what is never read to its end, or leads elsewhere."""
     try:
-        return path.stat().st_uid == os.getuid()
-    except FileNotFoundError:
+        status = path.lstat()
+    except OSError:
         return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
 
 
 def stop_host(info: HostInfo) -> None:
