@@ -463,6 +463,14 @@ shoal.get(keeper.keep.remote([shoal.put(b"z" * 1_000_000)]), timeout=30)
 print(shoal.get(keeper.read.remote(), timeout=30), flush=True)
 """
 
+QUIET_DRIVER = """
+import os, time, shoal
+shoal.init(os.environ["ADDRESS"], namespace="shared")
+(ref,) = shoal.get(shoal.get_actor("keeper").give.remote(), timeout=30)
+print(len(shoal.get(ref, timeout=30)), flush=True)
+time.sleep(1)  # all is said and heard: nobody finds it silent
+"""
+
 KEEPING_DRIVER = """
 import gc, os, pickle, shoal
 from shoal.util import state
@@ -490,6 +498,13 @@ class TestOtherDrivers:
         assert get(keeper.read.remote()) == LARGE
         assert run_driver(BORROWING_DRIVER) == [LARGE, LARGE]
         until(lambda: error_of(keeper.read.remote()) is exceptions.OwnerDiedError, "the keeper has heard of the death")
+        shoal.kill(keeper)
+
+    def test_what_a_driver_holds_when_it_shuts_down_is_held_no_more(self) -> None:
+        keeper = Keeper.options(name="keeper", namespace="shared").remote([shoal.put(b"x" * LARGE)])
+        assert run_driver(QUIET_DRIVER) == [LARGE]
+        lent = runtime().reactor.borrowing.lent
+        until(lambda: [len(holders) for holders in list(lent.values())] == [1], "only the actor holds it")
         shoal.kill(keeper)
 
     def test_what_code_captures_and_what_is_pickled_by_hand_is_kept_until_the_job_ends(self) -> None:

@@ -12,7 +12,7 @@ from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import ActorId, FunctionId, PlacementGroupId
-from shoal_core.protocol.messages import DemandNotice, GetNode, NodeDescription, NodeRecord, NodeState
+from shoal_core.protocol.messages import DemandNotice, GetNode, NodeRecord, NodeState
 from shoal_core.protocol.placement import DEFAULT, NodeAffinity, Strategy
 from shoal_core.protocol.records import Failed
 from shoal_core.protocol.subjects import Role, Subjects
@@ -22,7 +22,7 @@ from shoal_core.runtime.notices import heeding_notices, why_never
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Call, Runtime
 from shoal_core.runtime.submission import SchedulingClass
-from shoal_core.testing.builders import node_id, process_id
+from shoal_core.testing.builders import node_id, node_record, process_id
 from shoal_core.testing.buses import until
 from shoal_core.testing.runtimes import RecordedPeers
 
@@ -33,29 +33,12 @@ ONE_CPU = {"CPU": 10_000}
 HARD = NodeAffinity(NODE, soft=False)
 
 
-def record(state: NodeState = NodeState.ALIVE, cpus: int = 4) -> NodeRecord:
-    description = NodeDescription(
-        node_id=NODE,
-        hostname="host",
-        address="127.0.0.1",
-        machine_id="machine",
-        pid=1,
-        total={"CPU": cpus * 10_000},
-        shared_memory_path="/dev/shm/test",
-        object_store_bytes=1,
-        version="0.1.0",
-        python_version="3.11",
-        started_at=1.0,
-    )
-    return NodeRecord(description=description, state=state, death_reason="it was silent" * (state is NodeState.DEAD))
-
-
 class World:
     """A process, a scheduler that speaks to it, and what the control store says of the node."""
 
     def __init__(self, runtime: Runtime, store: Bus, scheduler: Bus) -> None:
         self.runtime = runtime
-        self.record: NodeRecord | None = record()
+        self.record: NodeRecord | None = node_record(NODE)
         self.asked = 0
         self._store = store
         self._scheduler = scheduler
@@ -129,8 +112,8 @@ async def test_what_waits_is_warned_of_once_for_each_key(world: World, caplog: p
     ("gone", "reason"),
     [
         (None, f"node {NODE} is not in the cluster"),
-        (record(NodeState.DEAD), f"node {NODE} is dead (it was silent)"),
-        (record(cpus=0), f"node {NODE} has {{'CPU': 0.0}}, not {{'CPU': 1.0}}"),
+        (node_record(NODE, NodeState.DEAD), f"node {NODE} is dead (it was silent)"),
+        (node_record(NODE, cpus=0), f"node {NODE} has {{'CPU': 0.0}}, not {{'CPU': 1.0}}"),
     ],
 )
 async def test_what_is_bound_to_a_node_that_can_never_run_it_fails(
@@ -147,7 +130,7 @@ async def test_what_is_bound_to_a_node_that_can_never_run_it_fails(
         assert value.code == "task_unschedulable"
         assert reason in value.text
     assert failed(other) is None
-    assert why_never(NODE, ONE_CPU, record()) == ""
+    assert why_never(NODE, ONE_CPU, node_record(NODE)) == ""
 
 
 async def test_a_node_that_may_come_back_is_looked_at_until_it_is_known(world: World) -> None:
@@ -156,7 +139,7 @@ async def test_a_node_that_may_come_back_is_looked_at_until_it_is_known(world: W
     world.notice()
     await until(lambda: world.asked >= 3)
     assert failed(ref) is None
-    world.record = record(NodeState.DEAD)
+    world.record = node_record(NODE, NodeState.DEAD)
     await until(lambda: failed(ref) is not None)
 
 

@@ -24,40 +24,30 @@ from shoal_core import __version__
 from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.connection import connect
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
-from shoal_core.bus.interface import Bus, Message
+from shoal_core.bus.interface import Bus
 from shoal_core.bus.peers import Peers
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import (
     BusError,
     ClusterUnreachableError,
     JetStreamUnavailableError,
-    NotFoundError,
     RequestTimeoutError,
     ShoalError,
     VersionMismatchError,
 )
-from shoal_core.protocol.ids import NO_NODE, NodeId, PeerId, ProcessId, new_process_id, node_of
+from shoal_core.protocol.ids import ProcessId, new_process_id
 from shoal_core.protocol.messages import (
     PROTOCOL_VERSION,
     ClusterInfo,
     GetCluster,
-    GetNode,
-    GetProcesses,
-    NodeDied,
-    NodeRecord,
-    NodeState,
-    ProcessDied,
-    ProcessList,
 )
 from shoal_core.protocol.subjects import Role, Subjects
-from shoal_core.protocol.wire import decode
-from shoal_core.runtime.deaths import Deaths
+from shoal_core.runtime.deathwatch import watching_deaths
 from shoal_core.runtime.notices import heeding_notices
 from shoal_core.runtime.runtime import Runtime
 
 JOIN_SECONDS = 10.0
 LEAVE_SECONDS = 2.0
-ASK_SECONDS = 5.0
 BROKER_LIMIT_SECONDS = float(os.environ.get("SHOAL_BROKER_LIMIT_SECONDS", "60"))
 """So long a broker may be away before whoever waits for an object is told so; work goes on when it is back."""
 
@@ -146,16 +136,17 @@ class Session:
             runtime = Runtime(bus, subjects, local, shared_memory, where.address, where.bulk(local))
             async with Peers(bus, subjects, Role.PROCESS, local, runtime.reactor.deliver) as peers:
                 runtime.reactor.peers = peers
-                async with watch_deaths(runtime), self._part(runtime):
-                    _watch_broker(runtime)
-                    with heeding_notices(runtime):
-                        self._ready.set_result(runtime)
-                        await self._stop.wait()
-                    await runtime.reactor.groups.told(LEAVE_SECONDS)
-                    await runtime.reporter.finish()
-                    runtime.close()
-                    with contextlib.suppress(BusError):
-                        await peers.flush(LEAVE_SECONDS)
+                with watching_deaths(runtime):
+                    async with self._part(runtime):
+                        _watch_broker(runtime)
+                        with heeding_notices(runtime):
+                            self._ready.set_result(runtime)
+                            await self._stop.wait()
+                        await runtime.reactor.groups.told(LEAVE_SECONDS)
+                        await runtime.reporter.finish()
+                        runtime.close()
+                        with contextlib.suppress(BusError):
+                            await peers.flush(LEAVE_SECONDS)
 
     @contextlib.asynccontextmanager
     async def _joined(self, subjects: Subjects) -> AsyncIterator[tuple[Bus, ProcessId, Path | None]]:
@@ -237,74 +228,3 @@ def _watch_broker(runtime: Runtime, limit_seconds: float = BROKER_LIMIT_SECONDS)
             timer = loop.call_later(limit_seconds, runtime.obstruct, unreachable)
 
     runtime.bus.on_connection(on_connection)
-
-
-@contextlib.asynccontextmanager
-async def watch_deaths(runtime: Runtime) -> AsyncIterator[None]:
-    """Tell the runtime of every process and node of the cluster that dies."""
-    bus, subjects, reactor = runtime.bus, runtime.subjects, runtime.reactor
-    deaths = Deaths()
-    asking: dict[NodeId, asyncio.Task[None]] = {}
-
-    def on_process(message: Message) -> None:
-        event = decode(ProcessDied, message.data)
-        reactor.process_died(event.process_id)
-        if deaths.heard(event.process_id, event.sequence):
-            inquire(node_of(event.process_id))
-
-    def on_node(message: Message) -> None:
-        event = decode(NodeDied, message.data)
-        deaths.forget(event.node_id)
-        reactor.node_died(event.node_id, event.reason)
-
-    def on_silence(peer: PeerId, seconds: float) -> None:
-        inquire(NodeId(peer[:16]))
-
-    def on_connection(connected: bool) -> None:
-        if connected:
-            for node in {runtime.node, *(NodeId(peer[:16]) for peer in reactor.peers.known())}:
-                inquire(node)
-            reactor.reread()
-
-    def inquire(node: NodeId) -> None:
-        if node != NO_NODE and node not in asking:
-            task = asyncio.get_running_loop().create_task(ask_node(node))
-            asking[node] = task
-            task.add_done_callback(lambda _: asking.pop(node, None))
-
-    async def ask_node(node: NodeId) -> None:
-        # Whoever was known before the list was made, lives on the node, and is not in the list, is dead.
-        known = [ProcessId(peer) for peer in reactor.peers.known() if len(peer) > len(node)]
-        try:
-            record = await ask(bus, subjects.gcs("get_node"), GetNode(node_id=node), timeout_seconds=ASK_SECONDS)
-            assert isinstance(record, NodeRecord)
-            if record.state is NodeState.DEAD:
-                reactor.node_died(node, record.death_reason)
-                return
-            answer = await ask(
-                bus, subjects.node_from_process(node, "processes"), GetProcesses(), timeout_seconds=ASK_SECONDS
-            )
-            assert isinstance(answer, ProcessList)
-        except NotFoundError:
-            reactor.node_died(node, "the control store does not know it")
-        except BusError:
-            return  # the next suspicion asks again
-        else:
-            for process in deaths.compare(node, answer.sequence, answer.processes, known):
-                reactor.process_died(process)
-
-    subscriptions = [
-        bus.subscribe(subjects.event(Role.NODE, "*", "process_died"), on_process),
-        bus.subscribe(subjects.event(Role.GCS, "*", "node_died"), on_node),
-    ]
-    reactor.peers.on_silence(on_silence)
-    reactor.nodes.suspect = inquire
-    unlisten = bus.on_connection(on_connection)
-    try:
-        yield
-    finally:
-        unlisten()
-        for subscription in subscriptions:
-            subscription.unsubscribe()
-        for task in list(asking.values()):
-            task.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shoal_core.protocol.ids import FunctionId, LeaseId, NodeId, ObjectKey, ProcessId, TaskNumber, object_key
+from shoal_core.protocol.messages import NodeDescription, NodeRecord, NodeState
 from shoal_core.protocol.records import Inline, Reference, Task, TaskDone, Value
 
 
@@ -16,6 +17,24 @@ def node_id(number: int) -> NodeId:
 def process_id(number: int, node: int = 1) -> ProcessId:
     """Return the id of the ``number``-th process on the ``node``-th node of a test."""
     return ProcessId(f"{node:016x}{number:08x}")
+
+
+def node_record(node: NodeId, state: NodeState = NodeState.ALIVE, cpus: int = 4) -> NodeRecord:
+    """Return what the control store says of a node."""
+    description = NodeDescription(
+        node_id=node,
+        hostname="host",
+        address="127.0.0.1",
+        machine_id="machine",
+        pid=1,
+        total={"CPU": cpus * 10_000},
+        shared_memory_path="/dev/shm/test",
+        object_store_bytes=1,
+        version="0.1.0",
+        python_version="3.11",
+        started_at=1.0,
+    )
+    return NodeRecord(description=description, state=state, death_reason="it was silent" * (state is NodeState.DEAD))
 
 
 def put_key(number: int) -> ObjectKey:

@@ -8,6 +8,7 @@ from typing import Any
 
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
+from shoal_core.bus.peers import SilenceListener
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import PeerId, ProcessId
 from shoal_core.protocol.records import Record
@@ -22,6 +23,7 @@ class RecordedPeers:
     def __init__(self) -> None:
         self.sent: list[tuple[PeerId, Record]] = []
         self.forgotten: set[PeerId] = set()
+        self.silence_listeners: list[SilenceListener] = []
         self._known: dict[PeerId, None] = {}
 
     def send(self, peer: PeerId, record: Record) -> bool:
@@ -37,6 +39,10 @@ class RecordedPeers:
         self.forgotten.add(peer)
         self._known.pop(peer, None)
         return []
+
+    def on_silence(self, listener: SilenceListener) -> None:
+        """Keep whom to tell that a peer is silent."""
+        self.silence_listeners.append(listener)
 
     def known(self) -> list[PeerId]:
         """Return who was spoken to."""
