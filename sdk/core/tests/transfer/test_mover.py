@@ -196,6 +196,21 @@ async def test_what_is_not_offered_or_withdrawn_ends_with_an_error(join: Join) -
     assert (await away.end()).code in ("cancelled", "not_found")
 
 
+async def test_what_was_offered_before_a_puller_asked_is_found_however_the_thread_was_held_up(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, away = join(node_id(1)), join(node_id(2))
+    home.offer("warm-up", b"x", 1)
+    away.pull(home, "warm-up", 1)
+    assert (await away.end()).code == ""
+    monkeypatch.setattr(home.mover, "turn", lambda: 0.01)  # as if there was no turn between the offer and the question
+    data = os.urandom(CHUNK)
+    home.offer("o1", data, len(data))
+    there = away.pull(home, "o1", len(data))
+    assert (await away.end()).code == ""
+    assert bytes(there) == data
+
+
 async def test_a_file_that_cannot_be_mapped_is_told(join: Join, tmp_path: Path) -> None:
     home, away = join(node_id(1)), join(node_id(2))
     away.pull(home, "o1", 10, tmp_path / "missing")

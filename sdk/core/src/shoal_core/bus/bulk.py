@@ -321,7 +321,6 @@ class BulkConnection:
             poll.modify(connection, select.POLLIN | select.POLLOUT if self._out else select.POLLIN)
             poll.poll(1000 * max(0.0, min(wait_seconds, LONGEST_WAIT_SECONDS)))
             self._drain_waker()
-            handler.turn()  # what was asked for before a message came, is known before it is read
             self._receive(connection, handler)
 
     def _expect(self, connection: socket.socket) -> None:

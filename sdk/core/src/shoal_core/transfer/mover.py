@@ -315,10 +315,11 @@ class Mover:
 
     def arrived(self, header: Header, data: memoryview) -> None:
         """Take in a message: a chunk, or what a peer says."""
-        now = time.monotonic()
         if header.subscription == CONTROL:
-            self._heard(header, bytes(data), now)
+            self._obey()  # what was ordered before a peer spoke is known before it is heeded: it may ask for just that
+            self._heard(header, bytes(data), time.monotonic())
             return
+        now = time.monotonic()
         listening = self._listening.get(header.subscription)
         if listening is None:
             return
