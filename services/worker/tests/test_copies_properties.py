@@ -242,12 +242,19 @@ class World:
             case PinSegment(), SegmentPinned():
                 self.pinned(at, request, answer.segment)
             case PinSegment(), ShoalError():
+                place = (request.process, request.serial)
+                if isinstance(answer, NotFoundError) and place not in self.ended and request.process not in self.dead:
+                    assert self.is_gone(request.home or at, request.segment), "what is there is found"
                 self.let_go(request)
             case LendSegment(), SegmentLent():
                 if request.puller == REMOTE and request.serial in self.loans and REMOTE not in self.dead:
                     assert request.segment in self.nodes[at].offered, "what is lent can be pulled"
             case TakeObject(), SegmentGranted():
                 self.taken(at, request, answer.segment)
+
+    def is_gone(self, home: NodeId, name: str) -> bool:
+        (one,) = (one for one in self.objects if (one.home, one.name) == (home, name))
+        return one in self.freed or one.owner in self.dead or home in self.dead
 
     def write(self, at: NodeId, process: ProcessId, serial: int, name: str) -> None:
         assert process not in self.dead, "nothing is promised to the dead"
@@ -658,7 +665,7 @@ class SharedMemories(RuleBasedStateMachine):
     def an_answer_is_lost(self, which: int) -> None:
         self.world.answer_is_lost(which)
 
-    @rule(node=node, which=which, error=st.sampled_from(["", "", "", "object_fetch_timed_out"]))
+    @rule(node=node, which=which, error=st.sampled_from(["", "", "", "object_fetch_timed_out", "not_found"]))
     def a_pull_ends(self, node: NodeId, which: int, error: str) -> None:
         self.world.finish_pull(node, which, error)
 
@@ -722,7 +729,8 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         lambda: world.move(node(), which(), random.choice(FATES)): 12,
         lambda: world.answer(node(), which(), random.random() < 0.1): 8,
         lambda: world.answer_is_lost(which()): 0.3,
-        lambda: world.finish_pull(node(), which(), "object_fetch_timed_out" * (random.random() < 0.1)): 8,
+        lambda: world.finish_pull(node(), which(), "object_fetch_timed_out" * (random.random() < 0.1)): 7,
+        lambda: world.finish_pull(node(), which(), "not_found" * (random.random() < 0.5)): 1,
         lambda: world.deliver(node(), 3): 12,
         lambda: world.pass_time(random.choice([0.1, 1.0, STALL_SECONDS])): 2,
     }

@@ -1,9 +1,10 @@
-"""Large values of a driver without a node, where the broker refuses its connection for them."""
+"""Large values of a driver without a node, where something is in the way."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Coroutine, Iterator
@@ -11,19 +12,22 @@ from typing import Any
 
 import pytest
 
+from shoal_core.bus.broker import launch_broker
 from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
-from shoal_core.protocol.errors import AuthenticationError
+from shoal_core.protocol.errors import AuthenticationError, ObjectFetchTimedOutError
 from shoal_core.protocol.ids import ObjectKey
-from shoal_core.protocol.messages import NodeDescription, NodeList, NodeRecord, NodeState, SegmentLent
+from shoal_core.protocol.messages import LendSegment, NodeList, SegmentLent
 from shoal_core.protocol.records import Stored
 from shoal_core.protocol.subjects import Role, Subjects
-from shoal_core.protocol.wire import encode
+from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime.serialization import Serialized
 from shoal_core.runtime.transfers import Transfers
-from shoal_core.testing.builders import node_id, process_id
+from shoal_core.testing.builders import node_id, node_record, process_id
 from shoal_core.testing.runtimes import lone_runtime
+from shoal_core.transfer.mover import Mover, Offer
+from shoal_core.transfer.pulling import Ended
 
 NODE = node_id(1)
 LOCAL = process_id(1, node=0)
@@ -54,23 +58,6 @@ def refusing() -> Iterator[str]:
         thread.join()
 
 
-def a_node() -> NodeRecord:
-    description = NodeDescription(
-        node_id=NODE,
-        hostname="host",
-        address="127.0.0.1",
-        machine_id="machine",
-        pid=1,
-        total={},
-        shared_memory_path="/nowhere",
-        object_store_bytes=1 << 30,
-        version="1",
-        python_version="3.11",
-        started_at=0.0,
-    )
-    return NodeRecord(description=description, state=NodeState.ALIVE)
-
-
 async def test_a_refused_credential_ends_what_is_fetched_and_what_is_given(refusing: str) -> None:
     broker, loop = MemoryBroker(), asyncio.get_running_loop()
     async with (
@@ -78,7 +65,9 @@ async def test_a_refused_credential_ends_what_is_fetched_and_what_is_given(refus
         broker.connect(role=Role.GCS, identity="gcs", cluster="test") as gcs,
         broker.connect(role=Role.NODE, identity=NODE, cluster="test") as node,
     ):
-        gcs.subscribe(SUBJECTS.gcs("list_nodes"), lambda m: _answer(gcs, m, encode(NodeList(nodes=[a_node()]))))
+        gcs.subscribe(
+            SUBJECTS.gcs("list_nodes"), lambda m: _answer(gcs, m, encode(NodeList(nodes=[node_record(NODE)])))
+        )
         lent = encode(SegmentLent(chunk_bytes=1000))
         node.subscribe(SUBJECTS.node_from_process(NODE, "lend"), lambda m: _answer(node, m, lent))
         node.subscribe(SUBJECTS.node_from_process(NODE, "take"), lambda m: None)
@@ -96,6 +85,45 @@ async def test_a_refused_credential_ends_what_is_fetched_and_what_is_given(refus
                     await asyncio.to_thread(transfers.give, Serialized(b"x" * 5000), LOCAL, ObjectKey(1))
         finally:
             await asyncio.to_thread(transfers.close)
+
+
+@pytest.mark.parametrize("offered_at", [2, 99])
+async def test_what_its_home_lends_is_not_taken_for_lost_where_it_is_not_offered_yet(offered_at: int) -> None:
+    data, asked, nothing = os.urandom(5000), 0, list[Ended]()
+    memory, loop = MemoryBroker(), asyncio.get_running_loop()
+    async with (
+        launch_broker("test") as broker,
+        lone_runtime(LOCAL, broker=memory) as lone,
+        memory.connect(role=Role.NODE, identity=NODE, cluster="test") as node,
+    ):
+
+        def at(role: Role, name: str) -> BulkAddress:
+            return BulkAddress(broker.address, name, broker.credentials[role])
+
+        def lend(message: Message) -> None:
+            nonlocal asked
+            asked += 1
+            assert decode(LendSegment, message.data).segment == "o1"
+            if asked == offered_at:
+                home.order(Offer("o1", memoryview(data), len(data), 1000))
+            _answer(node, message, encode(SegmentLent(chunk_bytes=1000)))
+
+        node.subscribe(SUBJECTS.node_from_process(NODE, "lend"), lend)
+        home = Mover(at(Role.NODE, NODE), SUBJECTS, Role.NODE, NODE, nothing.append)
+        home.order(Offer("another", memoryview(data), len(data), 1000))
+        runtime = lone.runtime
+        transfers = Transfers(
+            runtime.bus, SUBJECTS, LOCAL, at(Role.PROCESS, LOCAL), runtime.reactor, loop.run_until_complete
+        )
+        try:
+            if offered_at == 2:
+                assert bytes(await transfers.fetch(Stored(NODE, "o1", len(data)))) == data
+            else:
+                with pytest.raises(ObjectFetchTimedOutError, match="o1 is not offered by its source, 3 times"):
+                    await transfers.fetch(Stored(NODE, "o1", len(data)))
+        finally:
+            await asyncio.to_thread(transfers.close)
+            await asyncio.to_thread(home.close)
 
 
 def _answer(bus: Bus, asked: Message, data: bytes) -> None:

@@ -3,6 +3,7 @@
 A copy's life::
 
     QUEUED ──► WAITING (for its file) ──► ASKING (its home lends) ──► PULLING ──► HERE ── dropped, freed, home dead
+       ▲────────────────────────────────────────────────────────────────┘ (not offered any more)
        └────────────┴───────────────────────┴─────────────────────────┴──► failed: all who wait are told why
 
 One copy is pulled however many processes wait for it; they are answered together. It belongs to nobody: unpinned, it is
@@ -12,7 +13,9 @@ Its home remembers that it is here, and says when the object goes. What a driver
 the same way without ASKING, and is the driver's own afterwards. At most ``PULLS_AT_ONCE`` are pulled at a time, so that
 what is in flight is bounded; others wait in order.
 
-A segment whose pull fails is removed, never used again: the mover may still be writing into it.
+A segment whose pull fails is removed, never used again: the mover may still be writing into it. Where a pull ends
+because what was lent is not offered (any more), that says nothing about the object, of which only its home knows: the
+copy begins anew, and its home is asked once more.
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ PULLS_AT_ONCE = 4
 MOST_PREFETCHED = 16
 ASK_AGAIN_SECONDS = 0.2
 ASK_SECONDS = 60.0
+MOST_PULLS = 3
 
 
 class CopyState(Enum):
@@ -94,6 +98,7 @@ class Copy:
     incoming: Incoming | None = None
     name: str = ""
     serial: int = 0
+    pulls: int = 0
     waiting: list[Waiting] = field(default_factory=list)
     ask_at: float | None = None
     ask_until: float = 0.0
@@ -261,6 +266,7 @@ class Copies:
 
     def _pull(self, copy: Copy, chunk_bytes: int) -> None:
         copy.state = CopyState.PULLING
+        copy.pulls += 1
         self.effects.append(Start(PullSegment(copy.name, copy.source, copy.origin, copy.size_bytes, chunk_bytes)))
 
     def pulled(self, pulled: Pulled) -> None:
@@ -269,8 +275,7 @@ class Copies:
         if copy is None or copy.state is not CopyState.PULLING:
             return
         if pulled.code:
-            text = f"{copy.size_bytes:,} bytes could not be pulled from {copy.source}: {pulled.text}"
-            self._fail(copy, from_wire(pulled.code, text), cancel=False)
+            self._not_pulled(copy, pulled)
             return
         owner = ProcessId(copy.source)
         copy.state = CopyState.HERE
@@ -284,6 +289,18 @@ class Copies:
             self.effects.append(Send(copy.source, SegmentUnpinned(copy.origin, copy.serial)))
             for one in waiting:
                 self.effects.append(Reply(one.token, self._pinned(copy, one)))
+
+    def _not_pulled(self, copy: Copy, pulled: Pulled) -> None:
+        error = from_wire(
+            pulled.code, f"{copy.size_bytes:,} bytes could not be pulled from {copy.source}: {pulled.text}"
+        )
+        if copy.taken is not None or not isinstance(error, NotFoundError):
+            self._fail(copy, error, cancel=False)
+        elif copy.pulls == MOST_PULLS:
+            self._fail(copy, ObjectFetchTimedOutError(f"{error}, {MOST_PULLS} times"), cancel=False)
+        else:
+            self._let_go(copy)
+            copy.state, copy.name = CopyState.QUEUED, ""
 
     def _pinned(self, copy: Copy, one: Waiting) -> Message | ShoalError:
         try:
@@ -306,10 +323,14 @@ class Copies:
         if copy.incoming is not None:
             del self._expected[copy.incoming]
             self._store.withdraw(copy.incoming)
+        if copy.state is CopyState.PULLING and cancel:
+            self.effects.append(Start(CancelPull(copy.name)))
+        self._let_go(copy)
+
+    def _let_go(self, copy: Copy) -> None:
+        """Drop the segment of a copy that has not come, and its loan."""
         if copy.name:
             del self._by_name[copy.name]
-            if copy.state is CopyState.PULLING and cancel:
-                self.effects.append(Start(CancelPull(copy.name)))
             self._segments.give_up(copy.name)
         if copy.taken is None and copy.serial and not self._is_dead(copy.source):
             self.effects.append(Send(copy.source, SegmentUnpinned(copy.origin, copy.serial)))

@@ -20,6 +20,7 @@ from shoal_core.protocol.errors import (
     BusError,
     NodeDiedError,
     NotFoundError,
+    ObjectFetchTimedOutError,
     ObjectStoreFullError,
     ShoalError,
     from_wire,
@@ -44,6 +45,7 @@ from shoal_core.transfer.pulling import Ended
 from shoal_core.transfer.records import CHUNK_BYTES
 
 REQUEST_SECONDS = 60.0
+MOST_PULLS = 3
 SLOWEST_BYTES_PER_SECOND = 1_000_000
 """A transfer that makes progress is waited for as long as it takes at this rate, and a minute more."""
 
@@ -84,8 +86,22 @@ class Transfers:
     # ------------------------------------------------------------------------------- reading
 
     async def fetch(self, value: Stored) -> mmap.mmap:
-        """Return the bytes of a segment; raises ``NotFoundError`` where it is lost (cancelled if its node dies)."""
-        memory = mmap.mmap(-1, value.size_bytes)
+        """Return the bytes of a segment; raises ``NotFoundError`` where it is lost (cancelled if its node dies).
+
+        Whether it is lost only its home knows: where it is just not offered any more, its home is asked again.
+        """
+        for _ in range(MOST_PULLS):
+            memory = mmap.mmap(-1, value.size_bytes)
+            ended = await self._pull(value, memory)
+            if not ended.code:
+                return memory
+            error = from_wire(ended.code, ended.text)
+            if not isinstance(error, NotFoundError):
+                raise error
+        raise ObjectFetchTimedOutError(f"{error}, {MOST_PULLS} times")
+
+    async def _pull(self, value: Stored, memory: mmap.mmap) -> Ended:
+        """Have a segment lent, and pull it; ``NotFoundError`` where its home does not have it."""
         serial = next(self._serials)
         name = f"g{serial}"
         request = LendSegment(
@@ -99,14 +115,12 @@ class Transfers:
         try:
             lent = await ask(self._bus, subject, request, timeout_seconds=REQUEST_SECONDS)
             assert isinstance(lent, SegmentLent)
-            ended = self._pulls[name] = self._loop.create_future()
+            ended: asyncio.Future[Ended] = self._loop.create_future()
+            self._pulls[name] = ended
             self._mover.order(
                 Pull(name, value.node, value.segment, value.size_bytes, lent.chunk_bytes, memoryview(memory))
             )
-            outcome = await ended
-            if outcome.code:
-                raise from_wire(outcome.code, outcome.text)
-            return memory
+            return await ended
         finally:
             if self._pulls.pop(name, None) is not None:
                 self._mover.order(Cancel(name))
