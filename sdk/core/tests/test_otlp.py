@@ -9,20 +9,25 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, set_span_in_context
 from opentelemetry.trace.span import TraceState
 
 from shoal_core import exporter, otlp, telemetry
+from shoal_core.bus.spans import context_of
 from shoal_core.exporter import QuickExporter, quick
 from shoal_core.otlp import encode
+from shoal_core.protocol.traces import Attributes
+from shoal_core.recorder import Recorder, Telling
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 numbers = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -90,6 +95,47 @@ def test_a_collector_is_told_what_opentelemetrys_own_encoder_tells(spans: list[R
     assert told(encode(spans)) == told(encode_spans(spans).SerializeToString())
 
 
+class Kept(SpanProcessor):
+    """Keeps what it is handed."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+
+TRACES = [f"00-{1:032x}-{2:016x}-01", f"00-{3:032x}-{4:016x}-03", "no trace"]
+
+
+@given(
+    st.sampled_from(["", f"00-{5:032x}-{6:016x}-03 vendor=says", *TRACES]),
+    texts,
+    st.sampled_from(["INTERNAL", "PRODUCER", "CONSUMER", "CLIENT"]),
+    st.dictionaries(texts.filter(bool), texts | st.booleans() | numbers, max_size=5),
+    st.lists(st.sampled_from(TRACES), max_size=3),
+    st.booleans(),
+)
+def test_a_span_of_our_own_is_told_as_if_it_were_the_sdks(
+    above: str, name: str, kind: str, about: Attributes, links: list[str], more: bool
+) -> None:
+    kept = Kept()
+    recorder = Recorder(Resource({"service.name": "test"}), InstrumentationScope("shoal"), RandomIdGenerator(), [kept])
+    span = recorder.begin(name, kind, context_of(above) if above else Context(), lambda: about, 5, links)
+    below = recorder.begin("below", "INTERNAL", set_span_in_context(span, Context()), dict, 6, [])
+    if more:
+        span.add_event("event", {"number": 1})
+        span.set_status(StatusCode.ERROR, "it failed")
+    below.end()
+    span.end()
+    as_the_sdk_has_them = [one for one in (span.told() for span in kept.spans) if one is not None]
+    assert len(as_the_sdk_has_them) == (0 if above == "no trace" else 2)
+    if as_the_sdk_has_them:
+        assert told(encode(kept.spans)) == told(encode_spans(as_the_sdk_has_them).SerializeToString())
+    else:
+        assert all(not span.as_bytes() for span in kept.spans)
+
+
 def test_what_was_dropped_by_limits_is_told() -> None:
     kept = InMemorySpanExporter()
     limits = SpanLimits(max_span_attributes=1, max_events=1, max_links=1, max_event_attributes=1, max_link_attributes=1)
@@ -127,11 +173,10 @@ def test_the_exporter_that_is_installed_has_what_sends_our_bytes(monkeypatch: py
 
 
 def test_an_exporter_that_cannot_send_bytes_or_counts_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = InMemorySpanExporter()
-    assert quick(kept) is kept
+    assert isinstance(quick(InMemorySpanExporter()), Telling)
     monkeypatch.setenv(exporter.COUNTS_ITSELF, "true")
     counting: SpanExporter = OTLPSpanExporter("http://127.0.0.1:1")
-    assert quick(counting) is counting
+    assert isinstance(quick(counting), Telling)
     counting.shutdown()
 
 

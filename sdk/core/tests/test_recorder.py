@@ -19,6 +19,7 @@ from opentelemetry.trace import Span, SpanContext, Status, StatusCode
 
 from shoal_core import __version__, telemetry
 from shoal_core.bus import spans
+from shoal_core.protocol.errors import TaskError
 from shoal_core.protocol.traces import Attributes
 from shoal_core.recorder import Recorder, Telling, is_usual
 
@@ -100,7 +101,9 @@ def test_below_what_is_not_recorded_nothing_is() -> None:
     scope = InstrumentationScope("shoal")
     recorder = Recorder(Resource({}), scope, RandomIdGenerator(), [SimpleSpanProcessor(Telling(exporter))])
     for context in (spans.UNRECORDED_CONTEXT, spans.context_of("-"), spans.context_of("00-no-trace")):
-        recorder.begin("work", "INTERNAL", context, dict, 5, []).end()
+        span = recorder.begin("work", "INTERNAL", context, dict, 5, [])
+        recorder.begin("below", "INTERNAL", trace.set_span_in_context(span, Context()), dict, 5, []).end()
+        span.end()
     assert not exporter.get_finished_spans()
 
 
@@ -174,6 +177,7 @@ def say(span: Span) -> None:
         span.set_attribute(f"many.{number}", number)
         span.add_event(f"event {number}", {"number": number}, number)
     span.record_exception(ValueError("no"), {"exception.escaped": "maybe", "more": True}, 5)
+    span.record_exception(TaskError("f", "no traceback", ValueError("no")), timestamp=6)
     span.add_link(SpanContext(5, 6, is_remote=False), {"why": "because"})
     span.add_link(SpanContext(0, 0, is_remote=False))
     span.update_name("another name")

@@ -14,19 +14,20 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from shoal_core.otlp import encode
+from shoal_core.recorder import OwnSpan, Telling
 
 COUNTS_ITSELF = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
 """Where this is set, the exporter counts what it sends, and so has to do it itself."""
 
 
 class QuickExporter(SpanExporter):
-    """Sends what it encodes by the client of another exporter."""
+    """Sends what it encodes by the client of another exporter; of our own spans, too (see ``recorder``)."""
 
     def __init__(self, exporter: SpanExporter, client: Any) -> None:
         self._exporter = exporter
         self._client = client
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+    def export(self, spans: Sequence[ReadableSpan | OwnSpan]) -> SpanExportResult:
         """Send spans, and wait until the collector has them or there is no hope."""
         return SpanExportResult.SUCCESS if self._client.export(encode(spans)).success else SpanExportResult.FAILURE
 
@@ -36,8 +37,8 @@ class QuickExporter(SpanExporter):
 
 
 def quick(exporter: SpanExporter) -> SpanExporter:
-    """Return what does the same as an exporter over HTTP at less cost; the exporter itself where that is not known."""
+    """Return what sends all spans by an exporter over HTTP, at less cost than it would itself where that is known."""
     client = getattr(exporter, "_client", None)
     if not hasattr(client, "export") or COUNTS_ITSELF in os.environ:
-        return exporter
+        return Telling(exporter)
     return QuickExporter(exporter, client)

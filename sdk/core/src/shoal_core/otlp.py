@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import struct
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext
+from opentelemetry.trace import Link, SpanContext, SpanKind
 
 KNOWN_REMOTE, REMOTE = 0x100, 0x200
 """Flags of a span: that it is known whether its parent is of another process, and that it is."""
 SMALL = tuple(bytes((number,)) for number in range(128))
-MOST_KEPT_CHARACTERS = 200
-"""The bytes of longer texts are not kept for the spans to come."""
-AT_ONCE = 32
+MOST_KEPT_CHARACTERS = 32
+"""The bytes of longer texts are not kept for the spans to come: ids of tasks are longer, and do not come again."""
+NOTHING_MORE = b"\x7a\x00"
+"""Of a span in which nothing happened and of which it is not said how it went, which is an empty status."""
+AT_ONCE = 64
 PAUSE_SECONDS = 0.0001
 INT64 = range(-(1 << 63), 1 << 63)
 
@@ -36,12 +39,30 @@ _four = struct.Struct("<HI").pack
 _double = struct.Struct("<Bd").pack
 
 
-def encode(spans: Sequence[ReadableSpan]) -> bytes:
+class Encodes(Protocol):
+    """A span that says itself how it is told."""
+
+    @property
+    def resource(self) -> Resource:
+        """What is said of its process."""
+        ...
+
+    @property
+    def instrumentation_scope(self) -> InstrumentationScope:
+        """Who made it."""
+        ...
+
+    def as_bytes(self) -> bytes:
+        """Return the span as OTLP has it; nothing where it is not to be told."""
+        ...
+
+
+def encode(spans: Sequence[ReadableSpan | Encodes]) -> bytes:
     """Return the request that tells a collector of some spans, by process and by who made them."""
-    groups: dict[tuple[int, int], list[ReadableSpan]] = {}
+    groups: defaultdict[tuple[int, int], list[ReadableSpan | Encodes]] = defaultdict(list)
     for span in spans:
-        groups.setdefault((id(span.resource), id(span.instrumentation_scope)), []).append(span)
-    by_resource: dict[int, list[list[ReadableSpan]]] = {}
+        groups[id(span.resource), id(span.instrumentation_scope)].append(span)
+    by_resource: dict[int, list[list[ReadableSpan | Encodes]]] = {}
     for (resource, _), group in groups.items():
         by_resource.setdefault(resource, []).append(group)
     return b"".join(_field(b"\x0a", _resource_spans(of_process)) for of_process in by_resource.values())
@@ -59,7 +80,7 @@ def patiently(items: Sequence[T]) -> Iterator[T]:
             time.sleep(PAUSE_SECONDS)
 
 
-def _resource_spans(groups: Sequence[Sequence[ReadableSpan]]) -> bytes:
+def _resource_spans(groups: Sequence[Sequence[ReadableSpan | Encodes]]) -> bytes:
     resource = groups[0][0].resource
     scopes = b"".join(_field(b"\x12", _scope_spans(group)) for group in groups)
     return _field(b"\x0a", _resource(resource)) + scopes + _text(b"\x1a", resource.schema_url)
@@ -69,36 +90,65 @@ def _resource(resource: Resource) -> bytes:
     return _attributes(b"\x0a", resource.attributes)
 
 
-def _scope_spans(spans: Sequence[ReadableSpan]) -> bytes:
+def _scope_spans(spans: Sequence[ReadableSpan | Encodes]) -> bytes:
     scope = spans[0].instrumentation_scope
     about = _field(b"\x0a", b"" if scope is None else _scope(scope))
     url = b"" if scope is None else _text(b"\x1a", scope.schema_url)
-    return about + b"".join([_field(b"\x12", _span(span)) for span in patiently(spans)]) + url
+    told = [_field(b"\x12", data) for span in patiently(spans) if (data := _span(span))]
+    return about + b"".join(told) + url
 
 
 def _scope(scope: InstrumentationScope) -> bytes:
     return _text(b"\x0a", scope.name) + _text(b"\x12", scope.version) + _attributes(b"\x1a", scope.attributes)
 
 
-def _span(span: ReadableSpan) -> bytes:
-    context, parent, status = span.context, span.parent, span.status
+def _span(span: ReadableSpan | Encodes) -> bytes:
+    return full_span(span) if isinstance(span, ReadableSpan) else span.as_bytes()
+
+
+def full_span(span: ReadableSpan) -> bytes:
+    """Return a span as OTLP has it, with all that may be said of one."""
+    context, status = span.context, span.status
     assert context is not None
     parts = [
-        _ids(context),
-        b"" if parent is None else b"\x22\x08" + parent.span_id.to_bytes(8, "big"),
-        _text(b"\x2a", span.name),
-        b"\x30" + SMALL[span.kind.value + 1],
-        _two_eights(0x39, span.start_time or 0, 0x41, span.end_time or 0),
-        _attributes(b"\x4a", span.attributes),
         _count(b"\x50", span.dropped_attributes),
         b"".join([_field(b"\x5a", _event(event)) for event in span.events]),
         _count(b"\x60", span.dropped_events),
-        b"".join([_field(b"\x6a", _link(link)) for link in span.links]),
         _count(b"\x70", span.dropped_links),
         _field(b"\x7a", _text(b"\x12", status.description) + _count(b"\x18", status.status_code.value)),
-        _four(0x0185, _flags(parent)),
     ]
+    times_ns = span.start_time or 0, span.end_time or 0
+    more = b"".join(parts)
+    return plain_span(span.name, span.kind, context, span.parent, times_ns, span.attributes, span.links, more)
+
+
+def plain_span(
+    name: str,
+    kind: SpanKind,
+    context: SpanContext,
+    parent: SpanContext | None,
+    times_ns: tuple[int, int],
+    attributes: Mapping[str, Any] | None,
+    links: Sequence[Link],
+    more: bytes = NOTHING_MORE,
+) -> bytes:
+    """Return a span as OTLP has it; ``more`` is what it tells of how it went and of what happened in it."""
+    parts = (
+        _ids(context),
+        b"" if parent is None else b"\x22\x08" + parent.span_id.to_bytes(8, "big"),
+        _name(name, kind),
+        _two_eights(0x39, times_ns[0], 0x41, times_ns[1]),
+        _attributes(b"\x4a", attributes),
+        b"".join([_field(b"\x6a", _link(link)) for link in links]),
+        more,
+        _four(0x0185, _flags(parent)),
+    )
     return b"".join(parts)
+
+
+@lru_cache(maxsize=1_000)
+def _name(name: str, kind: SpanKind) -> bytes:
+    return _text(b"\x2a", name) + b"\x30" + SMALL[kind.value + 1]
 
 
 def _ids(context: SpanContext) -> bytes:
@@ -186,6 +236,8 @@ def _count(tag: bytes, count: int) -> bytes:
 def _varint(number: int) -> bytes:
     if number < 128:
         return SMALL[number]
+    if number < 128 * 128:
+        return bytes((number & 127 | 128, number >> 7))
     data = bytearray()
     while number >= 128:
         data.append(number & 127 | 128)

@@ -31,8 +31,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AnyValue
 
-from shoal_core.bus.spans import NamedSpan, error_type, links_of
-from shoal_core.otlp import patiently
+from shoal_core.bus.spans import NOT_RECORDED, NamedSpan, class_name, links_of
+from shoal_core.otlp import full_span, patiently, plain_span
 from shoal_core.protocol.traces import Attributes
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -94,8 +94,10 @@ class Recorder:
         return OwnSpan(self, name, kind, None, above, about, began_ns, links)
 
     def named_below(self, parent: SpanContext) -> SpanContext:
-        """Return how a new span is named."""
-        flags = SAMPLED_AT_RANDOM if parent.trace_flags.random_trace_id else SAMPLED
+        """Return how a new span is named; what hangs below what is not recorded is not either."""
+        if parent is NOT_RECORDED:
+            return parent
+        flags = SAMPLED_AT_RANDOM if parent.trace_flags & TraceFlags.RANDOM_TRACE_ID else SAMPLED
         return SpanContext(parent.trace_id, self._ids.generate_span_id(), False, flags, parent.trace_state)
 
     def ended(self, span: OwnSpan) -> None:
@@ -141,6 +143,16 @@ class OwnSpan(NonRecordingSpan):
                 self._named = self._named or self._recorder.named_below(above)
         return self._named
 
+    @property
+    def resource(self) -> Resource:
+        """What is said of the process."""
+        return self._recorder.resource
+
+    @property
+    def instrumentation_scope(self) -> InstrumentationScope:
+        """Who made it: Shoal."""
+        return self._recorder.scope
+
     def is_recording(self) -> bool:
         """Tell whether what is said of it is kept: until it ends."""
         return not self._ended_ns
@@ -172,7 +184,7 @@ class OwnSpan(NonRecordingSpan):
     ) -> None:
         """Say that an exception happened in it."""
         about: dict[str, AnyValue] = {
-            "exception.type": error_type(exception),
+            "exception.type": class_name(type(exception)),
             "exception.message": str(exception),
             "exception.stacktrace": "".join(traceback.format_exception(exception)),
             "exception.escaped": str(escaped),
@@ -203,16 +215,27 @@ class OwnSpan(NonRecordingSpan):
             self._ended_ns = end_time or time.time_ns()
             self._recorder.ended(self)
 
+    def as_bytes(self) -> bytes:
+        """Return the span as OTLP has it; nothing where what it hangs below turns out not to be recorded."""
+        if self._said is not None:
+            told = self.told()
+            return b"" if told is None else full_span(told)
+        named = self.get_span_context()
+        if named is NOT_RECORDED:
+            return b""
+        kind, times_ns = SpanKind[self._kind], (self._began_ns, self._ended_ns)
+        return plain_span(self._name, kind, named, self._parent(), times_ns, self._about(), links_of(self._links))
+
     def told(self) -> ReadableSpan | None:
         """Return the span as exporters know it; None where what it hangs below turns out not to be recorded."""
-        parent = None if self._above is None else self._above.get_span_context()
-        if parent is not None and not parent.trace_flags.sampled:
+        named = self.get_span_context()
+        if named is NOT_RECORDED:
             return None
         said = self._said
         return ReadableSpan(
             self._name,
-            self.get_span_context(),
-            parent,
+            named,
+            self._parent(),
             self._recorder.resource,
             self._about() if said is None else said.attributes,
             () if said is None else said.events,
@@ -223,6 +246,9 @@ class OwnSpan(NonRecordingSpan):
             end_time=self._ended_ns,
             instrumentation_scope=self._recorder.scope,
         )
+
+    def _parent(self) -> SpanContext | None:
+        return None if self._above is None else self._above.get_span_context()
 
     def _goes_on(self, what: str) -> bool:
         if self._ended_ns:

@@ -209,7 +209,7 @@ def _new_provider(attributes: Mapping[str, str]) -> TracerProvider:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from shoal_core.bus import spans
-    from shoal_core.recorder import Recorder, Telling, is_usual
+    from shoal_core.recorder import Recorder, is_usual
 
     sampling = spans.sampling = spans.RootSampling(sampling_bound(os.environ))
 
@@ -232,7 +232,7 @@ def _new_provider(attributes: Mapping[str, str]) -> TracerProvider:
         id_generator=ids,
         shutdown_on_exit=False,
     )
-    processors = [BatchSpanProcessor(Telling(exporter)) for exporter in _exporters(os.environ)]
+    processors = [BatchSpanProcessor(exporter) for exporter in _exporters(os.environ)]
     for processor in processors:
         provider.add_span_processor(processor)
     if is_usual(os.environ):
@@ -264,9 +264,11 @@ def exporters_wanted(environment: Mapping[str, str]) -> list[str]:
 
 
 def _exporters(environment: Mapping[str, str]) -> Iterator[SpanExporter]:
+    from shoal_core.recorder import Telling
+
     for name in exporters_wanted(environment):
         if name == "console":
-            yield importlib.import_module("opentelemetry.sdk.trace.export").ConsoleSpanExporter()
+            yield Telling(importlib.import_module("opentelemetry.sdk.trace.export").ConsoleSpanExporter())
         elif name not in PACKAGES:
             logger.warning("tracing is on, but %r is no exporter: there are otlp and console, by %s", name, [*PACKAGES])
         elif (module := exporter_module(name)) is None:
@@ -274,7 +276,7 @@ def _exporters(environment: Mapping[str, str]) -> Iterator[SpanExporter]:
         elif name == HTTP:
             yield importlib.import_module("shoal_core.exporter").quick(module.OTLPSpanExporter())
         else:
-            yield module.OTLPSpanExporter()
+            yield Telling(module.OTLPSpanExporter())
 
 
 def exporter_module(protocol: str) -> Any:

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace as api
@@ -120,6 +120,7 @@ def current_trace() -> str:
     return "" if span is api.INVALID_SPAN else trace_below(span.get_span_context())
 
 
+@lru_cache(maxsize=1_000)
 def span_context(trace: str) -> SpanContext | None:
     """Return the span that a trace names as OpenTelemetry has it; None where it is not recorded."""
     parent = parse(trace)
@@ -221,7 +222,11 @@ def fail_with(span: Span, error_type: str, text: str) -> None:
 
 def error_type(error: BaseException) -> str:
     """Return the name of an exception's class, as ``error.type`` has it; of the error of a task, that of its cause."""
-    kind = type(error.cause if isinstance(error, TaskError) else error)
+    return class_name(type(error.cause if isinstance(error, TaskError) else error))
+
+
+def class_name(kind: type) -> str:
+    """Return the name of a class as OpenTelemetry has it."""
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 

@@ -67,10 +67,11 @@ def parse(trace: str) -> TraceParent | None:
     matched = _TRACEPARENT.fullmatch(traceparent)
     if matched is None:
         return None
-    version, trace_id, span_id, flags, rest = matched.groups()
-    if version == "ff" or (version == "00" and rest) or not int(flags, 16) & SAMPLED:
+    version, trace_id, span_id, flag_digits, rest = matched.groups()
+    flags = int(flag_digits, 16)
+    if version == "ff" or (version == "00" and rest) or not flags & SAMPLED:
         return None
-    parent = TraceParent(int(trace_id, 16), int(span_id, 16), int(flags, 16), state)
+    parent = TraceParent(int(trace_id, 16), int(span_id, 16), flags, state)
     return parent if parent.trace_id and parent.span_id else None
 
 
