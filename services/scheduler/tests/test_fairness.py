@@ -13,14 +13,14 @@ from services.scheduler.tests.builders import clustered, summary, view, waiting
 from services.scheduler.tests.simulation import cpus, job_id
 from shoal_core.protocol.ids import SlotId
 from shoal_core.protocol.messages import JobTerms, LeaseSummary
-from shoal_core.protocol.resources import fits
+from shoal_core.protocol.resources import add, fits
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.cluster import MOST_SHAPES, Cluster
 from shoal_scheduler.demand import HELP_SECONDS, Wanted
 from shoal_scheduler.fairness import KEEP_SECONDS, Placement, keeps_room, plan
 from shoal_scheduler.policy import NodeView
-from shoal_scheduler.recall import Victim, clear, find_victims
-from shoal_scheduler.waiting import LOOKED_AT, PATIENCE_SECONDS, Waiting
+from shoal_scheduler.recall import Recall, Victim
+from shoal_scheduler.waiting import LOOKED_AT, PATIENCE_SECONDS, Line, Waiting
 
 SOON = PATIENCE_SECONDS - 0.1
 LATE = PATIENCE_SECONDS + 0.1
@@ -202,7 +202,7 @@ def victims(wanted: Wanted, nodes: list[NodeView], terms: dict[int, JobTerms] | 
     lines = Waiting(cluster)
     lines.put(wanted, SOON)
     (line,) = lines
-    return find_victims(line, cluster, 1, SOON)
+    return Recall(cluster, 1, SOON).find_victims(line)
 
 
 def victim(wanted: Wanted, node: NodeView, terms: dict[int, JobTerms] | None = None) -> str:
@@ -275,8 +275,53 @@ def test_a_lease_is_asked_for_only_where_its_return_helps() -> None:
     assert victim(waiting(2, [1]), view(1, cpus(4), {}, draining=True, leases=[summary(1, 4)])) == ""
 
 
+def holder_asked(line: Line, cluster: Cluster) -> str | None:
+    """Return of which other job one lease is asked back, from a look at all of them."""
+    job, total, more = line.job, cluster.total, line.candidates.resources
+    going = sum(other.going.get("CPU", 0) for other in cluster.jobs if other is not job)
+    expected = {"CPU": going} if going else {}
+    able: list[tuple[int, float, str]] = []
+    for rival in cluster.jobs:
+        lower = rival.terms.priority < job.terms.priority
+        has_more = rival.lasting_share(total) > job.share(total, add(expected, more)) or not (job.used or expected)
+        may = lower or (rival.terms.priority == job.terms.priority and has_more)
+        helps = any(
+            lease.job_id == rival.job_id and lease.count > lease.recalled and not fits(more, node.free)
+            for node in cluster.nodes.values()
+            for lease in node.leases
+        )
+        if rival is not job and may and helps:
+            able.append((-rival.terms.priority, rival.lasting_share(total), rival.job_id))
+    return max(able)[2] if able else None
+
+
+@given(
+    held=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(0, 3)), max_size=6),
+    priorities=st.lists(st.integers(0, 1), min_size=4, max_size=4),
+    weights=st.lists(st.integers(1, 3), min_size=4, max_size=4),
+    askers=st.lists(st.integers(1, 4), min_size=1, max_size=6),
+)
+def test_one_after_the_other_is_asked_as_if_all_jobs_were_looked_at_each_time(
+    held: list[tuple[int, int, int]], priorities: list[int], weights: list[int], askers: list[int]
+) -> None:
+    nodes = [
+        view(number, cpus(count), {}, leases=[summary(job, count, recalled=min(count, recalled))])
+        for number, (job, count, recalled) in enumerate(held, 1)
+    ]
+    terms = {n: JobTerms(priority=p, weight=w) for n, (p, w) in enumerate(zip(priorities, weights, strict=True), 1)}
+    cluster = with_terms(clustered(nodes), terms)
+    recall = Recall(cluster, 1, SOON)
+    for number in askers:
+        lines = Waiting(cluster)
+        lines.put(waiting(number + 10, [1], job=number), SOON)
+        (line,) = lines
+        expected = holder_asked(line, cluster)
+        asked = [found.lease.job_id for found in recall.find_victims(line)]
+        assert [job for job in asked if job != line.job.job_id] == ([] if expected is None else [expected])
+
+
 def cleared(wanted: Wanted, node: NodeView) -> list[str]:
-    return [found.lease.owner for found in clear(wanted, node, clustered([node]))]
+    return [found.lease.owner for found in Recall(clustered([node]), 1, SOON).clear(wanted, node)]
 
 
 def test_where_room_is_kept_whoever_is_in_the_way_is_asked_for_as_much_as_is_lacking() -> None:
@@ -328,6 +373,15 @@ def test_of_very_many_different_things_some_are_looked_at_at_a_time_and_all_have
     assert rounds <= count // most + 2
 
 
+def test_of_very_many_jobs_that_ask_for_the_same_all_have_their_turn_at_once() -> None:
+    cluster = clustered([view(number, cpus(4)) for number in range(1, 101)])
+    lines = Waiting(cluster)
+    for number in range(1, 2 * MOST_SHAPES + 1):
+        lines.put(waiting(number, [1]), SOON)
+    assert len(plan(cluster, lines, SOON)) == 2 * MOST_SHAPES
+    assert (len(lines), lines.look_at) == (0, math.inf)
+
+
 def test_of_very_many_different_things_that_do_not_fit_no_node_is_looked_at() -> None:
     cluster, lines, demand = many_lines([view(1, cpus(4), {"CPU": 5}), view(2, cpus(4), {})], 2 * MOST_SHAPES)
     followed = [line for line in lines if line.candidates.seen >= 0]
@@ -356,14 +410,18 @@ def test_what_came_before_it_was_contended_stays_with_its_first_replica_until_it
     lines.put(wanted, 1.5)
     line = lines.line_of(wanted)
     assert line is not None
-    lines.contention.note(line, {}, 1.4)
+    lines.contention.note(cpus(1), {}, 1.4)
     lines.leads = False
     assert lines.may_place(line, 1.6)
     assert lines.next_slot(line, wanted, 1.6) == 1
     del wanted.open[SlotId(1)]
     assert lines.next_slot(line, wanted, 1.6) is None, "the other one is the leader's"
     wanted.open = {SlotId(1): 1.0}
-    lines.contention.note(line, {}, 1.8)
+    lines.contention.note(cpus(1), {}, 1.8)
+    assert lines.may_place(line, 1.05 + HELP_SECONDS)
     assert lines.next_slot(line, wanted, 1.05 + HELP_SECONDS) is None, "it is overdue"
+    lines.contention.note(cpus(1), {}, 1.5 + HELP_SECONDS)
+    assert not lines.may_place(line, 1.5 + HELP_SECONDS), "and so is all that came before"
     lines.leads = True
+    assert lines.may_place(line, 1.5 + HELP_SECONDS)
     assert lines.next_slot(line, wanted, 1.05 + HELP_SECONDS) == 1

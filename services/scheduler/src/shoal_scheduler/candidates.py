@@ -16,7 +16,7 @@ from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.placement import Spread, Strategy
 from shoal_core.protocol.resources import GPU, Resources, fits
 from shoal_scheduler.jobs import Amounts, amounts_of
-from shoal_scheduler.ordering import Ordering
+from shoal_scheduler.ordering import Key, Ordering
 from shoal_scheduler.policy import NodeView, PlaceId, preference, spreads, waits_for_first
 
 HALF_FULL = 0.5
@@ -39,7 +39,17 @@ class Candidates:
     Each node's key is: whether it lacks room now, how full it would be, how many leases and actors it has, its place.
     """
 
-    __slots__ = ("_leaves_gpus", "_orderings", "_packs", "_places", "resources", "seen", "shape", "strategy")
+    __slots__ = (
+        "_leaves_gpus",
+        "_nearest",
+        "_orderings",
+        "_packs",
+        "_places",
+        "resources",
+        "seen",
+        "shape",
+        "strategy",
+    )
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
@@ -50,6 +60,8 @@ class Candidates:
         self._packs = bool(self.resources) and not spreads(self.strategy)
         self._orderings: dict[_Part, Ordering[NodeView]] = {}
         self._places: dict[PlaceId, _Part] = {}
+        self._nearest: tuple[Key | None] | None = None
+        """The first key of all that may be taken now, if it has been looked for since a node changed."""
 
     def __len__(self) -> int:
         """How many nodes could ever hold a lease."""
@@ -68,6 +80,7 @@ class Candidates:
 
     def update(self, node_id: PlaceId, node: NodeView | None) -> None:
         """Put a node where it belongs now; None: there is no such node any more."""
+        self._nearest = None
         group = None if node is None else preference(self.resources, self.strategy, node)
         before = self._places.get(node_id)
         if node is None or group is None:
@@ -103,7 +116,8 @@ class Candidates:
     @property
     def have_room(self) -> bool:
         """Whether the lease fits anywhere now."""
-        return any(not ordering.keys[0][0] for _, ordering in self._allowed())
+        nearest = self._nearest_key()
+        return nearest is not None and not nearest[0]
 
     def choose(
         self, now: float, *, near: Mapping[NodeId, int] = NO_BYTES, avoid: Mapping[NodeId, float] = NOWHERE
@@ -160,10 +174,14 @@ class Candidates:
 
     def nearest(self) -> NodeView | None:
         """Return the node of which the least must come free."""
-        first = min((ordering.keys[0] for _, ordering in self._allowed()), default=None)
-        if first is None:
-            return None
-        return self._orderings[self._places[first[3]]].first
+        nearest = self._nearest_key()
+        return None if nearest is None else self._orderings[self._places[nearest[3]]].first
+
+    def _nearest_key(self) -> Key | None:
+        """Return the smallest key, which has room if any has; many lines ask for it between two changes."""
+        if self._nearest is None:
+            self._nearest = (min((ordering.keys[0] for _, ordering in self._allowed()), default=None),)
+        return self._nearest[0]
 
 
 def _fullest_below_half(ordering: Ordering[NodeView], now: float, avoid: Mapping[NodeId, float]) -> NodeView | None:

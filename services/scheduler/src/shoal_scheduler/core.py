@@ -48,7 +48,7 @@ from shoal_scheduler.demand import DemandTable, Wanted
 from shoal_scheduler.fairness import Placement, free_room, keeps_room, place_heads, plan
 from shoal_scheduler.groups import GroupTable
 from shoal_scheduler.policy import NodeView, PlaceId, explain
-from shoal_scheduler.recall import clear, find_victims
+from shoal_scheduler.recall import Recall
 from shoal_scheduler.waiting import Head, Line, Waiting
 
 PRESENCE_SECONDS = 1.0
@@ -421,7 +421,7 @@ class Scheduler:
         if calm_at is not None and not self.waiting.leads:
             self._wake(calm_at)
         heads = {head.line: head for head in self.waiting.heads(now)} if self.waiting.leads else {}
-        askers = self.waiting.count_jobs()
+        recall = Recall(self.cluster, self.waiting.count_jobs(), now)
         for line in self.waiting.to_attend():
             self.cluster.follow(line.candidates)  # what was kept while others had their turn is free again
             strategy = line.candidates.strategy
@@ -433,10 +433,10 @@ class Scheduler:
                 for wanted in list(line.untold.values()):
                     effects += self._notice(wanted, line, now)
             else:
-                effects += self._recall(line, heads.get(line), askers, now)
+                effects += self._recall(line, heads.get(line), recall, now)
         return effects
 
-    def _recall(self, line: Line, head: Head | None, askers: int, now: float) -> list[Effect]:
+    def _recall(self, line: Line, head: Head | None, recall: Recall, now: float) -> list[Effect]:
         """Ask for leases back for a line, unless some have just come."""
         if not self.waiting.leads:
             return []
@@ -446,9 +446,9 @@ class Scheduler:
             return []
         kept = line.candidates.nearest() if head is not None and keeps_room(now - head.since) else None
         if head is not None and kept is not None:
-            victims = clear(head.wanted, kept, self.cluster)
+            victims = recall.clear(head.wanted, kept)
         else:
-            victims = find_victims(line, self.cluster, askers, now)
+            victims = recall.find_victims(line)
         if not victims:
             return []
         line.recalled_at = now

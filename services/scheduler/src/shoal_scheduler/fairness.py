@@ -23,10 +23,12 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import ProcessId, SlotId
 from shoal_core.protocol.resources import fits
+from shoal_scheduler.candidates import Candidates
 from shoal_scheduler.cluster import Cluster
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.jobs import Job
@@ -71,28 +73,28 @@ def plan(cluster: Cluster, waiting: Waiting, now: float) -> list[Placement]:
     others next time: ``Waiting.look_at`` says when that is to be.
     """
     ceiling = cluster.ceiling() if waiting.are_many else None
-    fitting: list[Line] = []
-    left = waiting.most_at_a_time(LOOKED_AT)
+    fitting: list[Candidates] = []
+    left = math.inf if ceiling is None else waiting.most_at_a_time(LOOKED_AT)
     waiting.look_at = math.inf
-    for line in [*waiting]:
-        if ceiling is not None and not fits(line.candidates.resources, ceiling):
-            if len(line.candidates):
-                waiting.contention.note(line, ceiling, now)
+    for candidates in waiting.candidates():
+        if ceiling is not None and not fits(candidates.resources, ceiling):
+            if len(candidates):
+                waiting.contention.note(candidates.resources, ceiling, now)
             continue
         if not left:
             waiting.look_at = now + LOOK_SECONDS
             break
         left -= 1
-        cluster.follow(line.candidates)
-        if line.candidates.have_room:
-            fitting.append(line)
-        elif (node := line.candidates.nearest()) is not None:
-            waiting.contention.note(line, node.free, now)
+        cluster.follow(candidates)
+        if candidates.have_room:
+            fitting.append(candidates)
+        elif (node := candidates.nearest()) is not None:
+            waiting.contention.note(candidates.resources, node.free, now)
         if ceiling is not None:
-            waiting.was_looked_at(line)
+            waiting.was_looked_at(candidates)
     if not fitting:
         return []
-    return _Round(cluster, waiting, now, [*waiting] if ceiling is None else fitting).run()
+    return _Round(cluster, waiting, now, waiting.candidates() if ceiling is None else fitting).run()
 
 
 def place_heads(
@@ -119,22 +121,24 @@ def free_room(cluster: Cluster, kept: list[tuple[Wanted, NodeView]]) -> None:
 
 
 class _Round:
-    """One round of placing from some lines; what it keeps room for is counted as free again at its end."""
+    """One round of placing what waits for some candidates; what it keeps room for counts as free again at its end."""
 
-    def __init__(self, cluster: Cluster, waiting: Waiting, now: float, lines: list[Line]) -> None:
+    def __init__(self, cluster: Cluster, waiting: Waiting, now: float, candidates: list[Candidates]) -> None:
         self._cluster = cluster
         self._waiting = waiting
-        self._lines = lines
+        self._candidates = candidates
         self._now = now
         self.placements: dict[tuple[PlaceId, ProcessId, int], Placement] = {}
         self.kept: list[tuple[Wanted, NodeView]] = []
+        self._kept_depth = math.inf
+        """The depth of the least deep demand for which room is kept."""
         self._skipped: list[Wanted] = []
 
     def run(self) -> list[Placement]:
         """Place until nothing more fits."""
         for head in self._waiting.heads(self._now) if self._waiting.leads else ():
             self.place_head(head)
-            if not any(map(self._may_fit, self._lines)):
+            if next(self._fitting(), None) is None:
                 break
         self._take_turns()
         free_room(self._cluster, self.kept)
@@ -155,11 +159,12 @@ class _Round:
             node.take(wanted.entry.resources)
             self._cluster.jobs.count(wanted.job_id, wanted.owner, wanted.entry.resources, 1)
             self.kept.append((wanted, node))
+            self._kept_depth = min(self._kept_depth, wanted.entry.depth)
 
     def _take_turns(self) -> None:
         lines: dict[Job, list[Line]] = {}
-        for line in self._lines:
-            if line.turns and self._waiting.may_place(line, self._now) and self._may_fit(line):
+        for line in self._fitting():
+            if line.turns and self._waiting.may_place(line, self._now):
                 lines.setdefault(line.job, []).append(line)
         turns = [(rank(job, self._cluster), job) for job in lines]
         heapq.heapify(turns)
@@ -175,6 +180,9 @@ class _Round:
         """Place one slot of a job, if any of its lines has one that fits; those that have not are left out."""
         while lines:
             line = min(lines, key=lambda line: (line.urgency, line.turns.keys[0]))
+            if not self._may_fit(line):
+                lines.remove(line)
+                continue
             wanted = line.turns.first
             allowed = not line.is_over_quota
             placed = allowed and self._place(wanted, line)
@@ -223,8 +231,17 @@ class _Round:
             node.take(other.entry.resources)
         return chosen
 
+    def _fitting(self) -> Iterator[Line]:
+        """Yield the lines for which there may be room."""
+        for candidates in self._candidates:
+            self._cluster.follow(candidates)
+            lines = self._waiting.lines_for(candidates)
+            yield from lines if candidates.have_room else filter(self._may_pass, lines)
+
     def _may_fit(self, line: Line) -> bool:
         """Tell whether there may be room for a line: what is free, or what is kept and may be passed."""
         self._cluster.follow(line.candidates)
-        depth = -line.urgency[1]
-        return line.candidates.have_room or any(other.entry.depth < depth for other, _ in self.kept)
+        return line.candidates.have_room or self._may_pass(line)
+
+    def _may_pass(self, line: Line) -> bool:
+        return self._kept_depth < -line.urgency[1]

@@ -34,87 +34,106 @@ class Victim:
     lease: LeaseSummary
 
 
-def find_victims(line: Line, cluster: Cluster, askers: int, now: float) -> list[Victim]:
-    """Return whom to ask for leases for what has its turn in a line, and count them as asked back.
+class Recall:
+    """What is asked back at one time. ``askers`` is how many jobs wait: they share what was asked back before."""
 
-    ``askers`` is how many jobs wait: they share what was asked back before.
-    """
-    job, wanted = line.job, line.turns.first
-    resources = line.candidates.resources
-    if line.is_over_quota:
-        return []
-    most = min(1 + len(cluster.nodes) // NODES_FOR_ONE_MORE, len(line.turns) + len(wanted.open) - 1)
-    victims: list[Victim] = []
-    search = _Search(line, cluster, now)
-    expected = _expected(job, cluster, askers)
-    rivals = [rival for rival in cluster.jobs if rival is not job and rival.owners]
-    while rivals and len(victims) < most:
-        rival = max(rivals, key=lambda rival: _claim(rival, cluster.total))
-        victim = None
-        if _may_ask(job, rival, resources, expected, cluster.total):
+    def __init__(self, cluster: Cluster, askers: int, now: float) -> None:
+        self._cluster = cluster
+        self._askers = askers
+        self._now = now
+        self._ranked: list[tuple[tuple[int, float, str], Job]] = []
+        """The jobs with leases by their claims, the first to be asked first; empty where they are to be ranked anew."""
+
+    def find_victims(self, line: Line) -> list[Victim]:
+        """Return whom to ask for leases for what has its turn in a line, and count them as asked back."""
+        job, wanted = line.job, line.turns.first
+        if line.is_over_quota:
+            return []
+        most = min(1 + len(self._cluster.nodes) // NODES_FOR_ONE_MORE, len(line.turns) + len(wanted.open) - 1)
+        victims: list[Victim] = []
+        search = _Search(line, self._cluster, self._now)
+        expected = self._expected(job)
+        passed: set[Job] = set()
+        while len(victims) < most:
+            victim = self._of_rivals(line, expected, search, passed)
+            if victim is None:
+                break
+            self._mark(victim)
+            victims.append(victim)
+            expected = add(expected, victim.lease.resources)
+        return victims or self._within_job(line, search)
+
+    def _of_rivals(self, line: Line, expected: Resources, search: _Search, passed: set[Job]) -> Victim | None:
+        """Return a lease of the first job that has one to give; those that have none are ``passed`` over."""
+        job, total = line.job, self._cluster.total
+        share = job.share(total, add(expected, line.candidates.resources))
+        least = (-job.terms.priority, -1.0 if not job.used and not expected else share)
+        for claim, rival in self._ranking():
+            if claim[:2] <= least:
+                break
+            if rival is job or rival in passed:
+                continue
             victim = search.first(sorted(rival.owners, key=lambda owner: (-rival.owners[owner], owner)))
+            if victim is not None:
+                return victim
+            passed.add(rival)
+        return None
+
+    def _within_job(self, line: Line, search: _Search) -> list[Victim]:
+        """Ask for a lease of another owner of the same job that holds more."""
+        job, wanted = line.job, line.turns.first
+        own = job.owners.get(wanted.owner, 0)
+        richer = [owner for owner, held in job.owners.items() if owner != wanted.owner and (held > own + 1 or not own)]
+        victim = search.first(sorted(richer, key=lambda owner: (-job.owners[owner], owner)))
         if victim is None:
-            rivals.remove(rival)
-            continue
-        cluster.mark_recalled(victim.node, victim.lease)
-        victims.append(victim)
-        expected = add(expected, victim.lease.resources)
-    return victims or _within_job(line, cluster, search)
+            return []
+        self._mark(victim)
+        return [victim]
 
+    def clear(self, wanted: Wanted, node: NodeView) -> list[Victim]:
+        """Return which leases to ask for on a node where room is kept, and count them as asked back."""
+        victims: list[Victim] = []
+        resources = wanted.entry.resources
+        while True:
+            free = node.free
+            for lease in node.leases:
+                if lease.recalled:
+                    free = add(free, {name: units * lease.recalled for name, units in lease.resources.items()})
+            lacking = [name for name, units in resources.items() if free.get(name, 0) < units]
+            helpful = [
+                lease
+                for lease in node.leases
+                if lease.count > lease.blocked + lease.recalled and any(lease.resources.get(name) for name in lacking)
+            ]
+            if not helpful:
+                return victims
+            victims.append(Victim(node, max(helpful, key=self._claim_of_lease)))
+            self._mark(victims[-1])
 
-def _within_job(line: Line, cluster: Cluster, search: _Search) -> list[Victim]:
-    """Ask for a lease of another owner of the same job that holds more."""
-    job, wanted = line.job, line.turns.first
-    own = job.owners.get(wanted.owner, 0)
-    richer = [owner for owner, held in job.owners.items() if owner != wanted.owner and (held > own + 1 or not own)]
-    victim = search.first(sorted(richer, key=lambda owner: (-job.owners[owner], owner)))
-    if victim is None:
-        return []
-    cluster.mark_recalled(victim.node, victim.lease)
-    return [victim]
+    def _mark(self, victim: Victim) -> None:
+        self._cluster.mark_recalled(victim.node, victim.lease)
+        self._ranked = []
 
+    def _ranking(self) -> list[tuple[tuple[int, float, str], Job]]:
+        if not self._ranked:
+            claims = [(self._claim(job), job) for job in self._cluster.jobs if job.owners]
+            self._ranked = sorted(claims, key=lambda ranked: ranked[0], reverse=True)
+        return self._ranked
 
-def clear(wanted: Wanted, node: NodeView, cluster: Cluster) -> list[Victim]:
-    """Return which leases to ask for on a node where room is kept, and count them as asked back."""
-    victims: list[Victim] = []
-    resources = wanted.entry.resources
-    while True:
-        free = node.free
-        for lease in node.leases:
-            if lease.recalled:
-                free = add(free, {name: units * lease.recalled for name, units in lease.resources.items()})
-        lacking = [name for name, units in resources.items() if free.get(name, 0) < units]
-        helpful = [
-            lease
-            for lease in node.leases
-            if lease.count > lease.blocked + lease.recalled and any(lease.resources.get(name) for name in lacking)
-        ]
-        if not helpful:
-            return victims
-        lease = max(helpful, key=lambda lease: (*_claim(cluster.jobs.get(lease.job_id), cluster.total), lease.owner))
-        cluster.mark_recalled(node, lease)
-        victims.append(Victim(node, lease))
+    def _claim(self, job: Job) -> tuple[int, float, str]:
+        """Return by what jobs are ordered, the first to be asked having the highest."""
+        return -job.terms.priority, job.lasting_share(self._cluster.total), job.job_id
 
+    def _claim_of_lease(self, lease: LeaseSummary) -> tuple[int, float, str, ProcessId]:
+        return (*self._claim(self._cluster.jobs.get(lease.job_id)), lease.owner)
 
-def _claim(job: Job, total: Resources) -> tuple[int, float, str]:
-    """Return by what jobs are ordered, the first to be asked having the highest."""
-    return -job.terms.priority, job.lasting_share(total), job.job_id
-
-
-def _may_ask(job: Job, rival: Job, resources: Resources, expected: Resources, total: Resources) -> bool:
-    if rival.terms.priority != job.terms.priority:
-        return rival.terms.priority < job.terms.priority
-    has_nothing = not job.used and not expected
-    return has_nothing or rival.lasting_share(total) > job.share(total, add(expected, resources))
-
-
-def _expected(job: Job, cluster: Cluster, askers: int) -> Resources:
-    """Return the part of all that was asked back which the job may expect."""
-    going: Resources = {}
-    for other in cluster.jobs:
-        if other is not job and other.going:
-            going = add(going, other.going)
-    return {name: part for name, units in going.items() if (part := units // max(1, askers))}
+    def _expected(self, job: Job) -> Resources:
+        """Return the part of all that was asked back which the job may expect."""
+        going: Resources = {}
+        for other in self._cluster.jobs:
+            if other is not job and other.going:
+                going = add(going, other.going)
+        return {name: part for name, units in going.items() if (part := units // max(1, self._askers))}
 
 
 class _Search:

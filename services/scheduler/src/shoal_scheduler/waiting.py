@@ -8,8 +8,8 @@ Where there is room enough, replicas share the demand. Where there is not, one r
 comes from then on: what comes free would else go to whoever is quickest, and not to whose turn it is, and be asked for
 by all of them at once. Each sees by what waits and what is free which resources are *contended*, and tells the others.
 
-Nodes are looked at for each line, so where the lines are many it is done for some of them at a time, in turn. Most of
-the others can be told without it to fit nowhere (``Cluster.ceiling``).
+Nodes are looked at once for all lines that ask the same of them. Where very different things are waited for it is done
+for some of them at a time, in turn; most of the others can be told without it to fit nowhere (``Cluster.ceiling``).
 
 A job's *head* is the demand of it that has waited longest without a single lease, if that is longer than
 ``PATIENCE_SECONDS`` and no other head of the job was served within that time. There is one head a job, and it goes
@@ -41,13 +41,17 @@ CALM_SECONDS = 1.0
 """Where nothing had to wait for so long, there is enough for everybody."""
 
 ATTENDED, LOOKED_AT = 1000, 3000
-"""Of many lines so many are attended to, or placed, at a time, divided by how many nodes are looked at for each."""
+"""Of many lines so many are attended to at a time, and nodes are looked at for so many different things; each divided
+by how many nodes there are.
+"""
 
 HEARD_SECONDS = 0.5
 """What another replica has found counts for so much longer, since it says so only every second."""
 
 LATE_SECONDS = 0.01
 """By so much two replicas may hear of the same thing at different times."""
+
+NEVER = (-math.inf, -math.inf)
 
 Urgency = tuple[int, int]
 
@@ -126,9 +130,9 @@ class Contention:
         self._spans: dict[str, tuple[float, float]] = {}
         self._found_at: dict[str, float] = {}
 
-    def note(self, line: Line, free: Resources, now: float) -> None:
-        """Note that a line has no room where so much is free: on the nearest node, or at most on any."""
-        for name, units in line.candidates.resources.items():
+    def note(self, resources: Resources, free: Resources, now: float) -> None:
+        """Note that what waits has no room where so much is free: on the nearest node, or at most on any."""
+        for name, units in resources.items():
             if free.get(name, 0) < units:
                 self._found_at[name] = now
                 self._extend(name, now, now)
@@ -148,8 +152,12 @@ class Contention:
 
     def began_at(self, resources: Resources, now: float) -> float | None:
         """Return since when any of these is contended; None if none of them is."""
-        spans = [self._spans[name] for name in resources if name in self._spans]
-        return min((since for since, at in spans if now - at < CALM_SECONDS), default=None)
+        began_at: float | None = None
+        for name in resources:
+            since, at = self._spans.get(name, NEVER)
+            if now - at < CALM_SECONDS and (began_at is None or since < began_at):
+                began_at = since
+        return began_at
 
     def over_at(self, now: float) -> float | None:
         """Return when the next of what is contended will have been calm for long enough; None: nothing is contended."""
@@ -168,6 +176,7 @@ class Waiting:
         """When to look at those of many lines that were not looked at last time."""
         self._lines: dict[tuple[Candidates, Job, Urgency, Stage], Line] = {}
         self._by_job: dict[Job, dict[Line, None]] = {}
+        self._by_candidates: dict[Candidates, dict[Line, None]] = {}
         self._line_of: dict[tuple[ProcessId, int], Line] = {}
         self._of: dict[ProcessId, dict[int, Wanted]] = {}
         self._due: dict[Job, float] = {}
@@ -178,6 +187,14 @@ class Waiting:
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    def candidates(self) -> list[Candidates]:
+        """Return the nodes for each thing that is waited for, however many lines wait for it."""
+        return list(self._by_candidates)
+
+    def lines_for(self, candidates: Candidates) -> Iterable[Line]:
+        """Return the lines that wait for the same, if there are any left."""
+        return self._by_candidates.get(candidates, ())
 
     def jobs(self) -> list[Job]:
         """Return the jobs that have demand that waits."""
@@ -194,26 +211,25 @@ class Waiting:
 
     @property
     def are_many(self) -> bool:
-        """Whether there are so many lines that not all of them can be looked at each time."""
-        return len(self._lines) > MOST_SHAPES
+        """Whether so many different things are waited for that nodes cannot be looked at for all of them each time."""
+        return len(self._by_candidates) > MOST_SHAPES
 
-    def was_looked_at(self, line: Line) -> None:
-        """Have a line come last when some are looked at."""
-        key = (line.candidates, line.job, line.urgency, line.stage)
-        self._lines[key] = self._lines.pop(key)
+    def was_looked_at(self, candidates: Candidates) -> None:
+        """Have candidates come last when some are looked at."""
+        self._by_candidates[candidates] = self._by_candidates.pop(candidates)
 
     def most_at_a_time(self, places: int) -> int:
-        """Return how many lines to do something with that takes a look at so many places for each."""
-        return max(1, places // max(1, len(self._cluster.nodes))) if self.are_many else len(self)
+        """Return how many of many to do something with that takes a look at each node, at so many places in all."""
+        return max(1, places // max(1, len(self._cluster.nodes)))
 
     def to_attend(self) -> list[Line]:
         """Return the lines to attend to now: all, or where they are many some of them, in turn."""
-        if not self.are_many:
+        if len(self._lines) <= MOST_SHAPES:
             return [*self._lines.values()]
-        lines = [*islice(self._lines.values(), self.most_at_a_time(ATTENDED))]
-        for line in lines:
-            self.was_looked_at(line)
-        return lines
+        attended = [*islice(self._lines.items(), self.most_at_a_time(ATTENDED))]
+        for key, _ in attended:
+            self._lines[key] = self._lines.pop(key)
+        return [line for _, line in attended]
 
     def count_jobs(self) -> int:
         """Return how many jobs have demand that waits."""
@@ -274,6 +290,7 @@ class Waiting:
         if line is None:
             line = self._lines[key] = Line(job, candidates, key[2], key[3], served_at=wanted.served_at)
             self._by_job.setdefault(job, {})[line] = None
+            self._by_candidates.setdefault(candidates, {})[line] = None
         return line
 
     def _take_out(self, wanted: Wanted, line: Line) -> None:
@@ -292,6 +309,9 @@ class Waiting:
             del self._by_job[line.job][line]
             if not self._by_job[line.job]:
                 del self._by_job[line.job], self._due[line.job]
+            del self._by_candidates[line.candidates][line]
+            if not self._by_candidates[line.candidates]:
+                del self._by_candidates[line.candidates]
 
     # ------------------------------------------------------------------------------- whose it is
 
@@ -299,9 +319,10 @@ class Waiting:
         """Tell whether this replica should place what is in a line, where there is room."""
         if line.job.terms.quotas:
             return self.leads
-        if self.contention.began_at(line.candidates.resources, now) is not None:
-            return self.leads or line.stage is Stage.OURS
-        return line.stage is not Stage.FRESH
+        began_at = self.contention.began_at(line.candidates.resources, now)
+        if began_at is None:
+            return line.stage is not Stage.FRESH
+        return self.leads or (line.stage is Stage.OURS and now - HELP_SECONDS < began_at + LATE_SECONDS)
 
     def next_slot(self, line: Line, wanted: Wanted, now: float) -> SlotId | None:
         """Return the slot of a demand that this replica may place next.
