@@ -206,6 +206,24 @@ async def test_a_callback_that_raises_is_reported_and_lives_on(harness: BusHarne
     assert [type(error) for error in errors] == [LookupError, asyncio.CancelledError]
 
 
+async def test_what_waits_for_the_end_of_a_turn_is_done_once(harness: BusHarness) -> None:
+    bus = await harness.join(Role.GCS, "service")
+    received: list[bytes] = []
+    bus.subscribe(VERB, lambda message: received.append(message.data))
+
+    def publish() -> None:
+        bus.publish(VERB, b"at the end")
+
+    bus.begin_turn()
+    bus.at_end_of_turn(publish)
+    bus.at_end_of_turn(lambda: bus.at_end_of_turn(publish))
+    bus.publish(VERB, b"in the turn")
+    bus.end_turn()
+    bus.at_end_of_turn(publish)
+    await until(lambda: len(received) == 4)
+    assert received == [b"in the turn", *[b"at the end"] * 3]
+
+
 async def test_what_is_too_large_or_malformed_is_refused_where_it_is_published(harness: BusHarness) -> None:
     bus = await harness.join(Role.GCS, "service")
     received: list[int] = []

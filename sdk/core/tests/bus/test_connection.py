@@ -145,6 +145,30 @@ async def test_a_broker_that_does_not_read_fills_a_bounded_buffer() -> None:
         await server.wait_closed()
 
 
+async def test_a_turn_ends_with_what_waits_for_its_end_although_some_of_that_raises(broker: EmbeddedBroker) -> None:
+    errors: list[BaseException] = []
+    done: list[str] = []
+
+    def fail() -> None:
+        raise LookupError("a bug")
+
+    async with connect(
+        broker.address,
+        role=Role.GCS,
+        identity="x",
+        cluster=CLUSTER,
+        credentials=broker.credentials[Role.GCS],
+        on_error=errors.append,
+    ) as bus:
+        bus.begin_turn()
+        bus.at_end_of_turn(fail)
+        bus.at_end_of_turn(lambda: done.append("end"))
+        assert not done
+        bus.end_turn()
+        assert done == ["end"]  # at once: the loop has not turned
+        assert [type(error) for error in errors] == [LookupError]
+
+
 async def test_connections_that_a_proxy_takes_for_a_broker_that_is_away_are_closed() -> None:
     taken: list[asyncio.StreamWriter] = []
     joined = asyncio.Event()

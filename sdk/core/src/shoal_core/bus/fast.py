@@ -10,7 +10,7 @@ This leans on private names of nats-py 2.16; a contract test lists and holds the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nats import errors as nats_errors
@@ -152,6 +152,8 @@ class FastBus(Bus):
         self._out_bytes = 0
         self._writable = True
         self._write_is_due = False
+        self._in_turn = False
+        self._ending: list[Callable[[], None]] = []
         self._pings: list[asyncio.Future[bool]] = []
         self._was_connected = False
         self._last_refusal = ""
@@ -188,6 +190,30 @@ class FastBus(Bus):
             self._write_is_due = True
             self._loop.call_soon(self._write)
         return True
+
+    def begin_turn(self) -> None:
+        """Write what is published from now on when the turn ends (see ``Bus.begin_turn``)."""
+        self._in_turn = True
+        self._write_is_due = True
+
+    def end_turn(self) -> None:
+        """Call those who waited for the end of the turn, and write what was published (see ``Bus.end_turn``)."""
+        while self._ending:
+            ending, self._ending = self._ending, []
+            for callback in ending:
+                try:
+                    callback()
+                except Exception as error:
+                    self.callback_failed(error)
+        self._in_turn = False
+        self._write()
+
+    def at_end_of_turn(self, callback: Callable[[], None]) -> None:
+        """Call back when the turn ends (see ``Bus.at_end_of_turn``)."""
+        if self._in_turn:
+            self._ending.append(callback)
+        else:
+            self._loop.call_soon(callback)
 
     def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Have ``callback`` called with every message on ``subject`` (see ``Bus.subscribe``)."""
@@ -293,14 +319,6 @@ class FastBus(Bus):
         """Cut the connection; ``lost`` is called in a later turn of the loop."""
         if self._transport is not None:
             self._transport.abort()
-
-    def reading(self) -> None:
-        """Messages are about to be delivered: what their callbacks publish is written in one go afterwards."""
-        self._write_is_due = True
-
-    def read(self) -> None:
-        """Write what the callbacks published."""
-        self._write()
 
     def ping(self) -> None:
         """Answer the broker's PING."""

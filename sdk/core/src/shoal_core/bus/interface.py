@@ -126,6 +126,19 @@ class Bus(ABC):
         written) and ``BusClosedError``.
         """
 
+    def begin_turn(self) -> None:  # noqa: B027 - a bus may have no use for it
+        """Have what is published until ``end_turn`` wait for that, and not for a turn of the loop of its own.
+
+        Nothing may be awaited in between. Both come of themselves around what one read of the socket brings.
+        """
+
+    def end_turn(self) -> None:  # noqa: B027
+        """Do what waits for the end of the turn, then write what was published."""
+
+    def at_end_of_turn(self, callback: Callable[[], None]) -> None:
+        """Call back once, when the turn ends; outside of one soon, as the loop's ``call_soon`` does."""
+        self._loop.call_soon(callback)
+
     @abstractmethod
     def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Have ``callback`` called with every message on ``subject`` (``*`` one token, ``>`` the rest).

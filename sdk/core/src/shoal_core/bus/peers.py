@@ -1,6 +1,6 @@
 """The channels of one process to all its peers, over a bus.
 
-Everything queued for one peer in one turn of the loop leaves as one message (several above ``BATCH_BYTES``), and the
+Everything queued for one peer in one turn of the bus leaves as one message (several above ``BATCH_BYTES``), and the
 acknowledgements that are due ride on it. One loop, one thread; nothing here waits.
 """
 
@@ -129,7 +129,7 @@ class Peers:
     # -------------------------------------------------------------------------------- what callers do
 
     def send(self, peer: PeerId, record: Record) -> bool:
-        """Queue a record; it leaves in this turn of the loop. False, and dropped, if the peer was forgotten.
+        """Queue a record; it leaves at the end of the bus's turn. False, and dropped, if the peer was forgotten.
 
         The queue of a peer is not bounded here: the tasks in it are bounded by leases, the rest by what was asked for.
         """
@@ -147,7 +147,7 @@ class Peers:
         return True
 
     def transmit(self) -> None:
-        """Send what is queued now, without waiting for the end of this turn of the loop."""
+        """Send what is queued now, without waiting for the end of the bus's turn."""
         self._transmitting = False
         if not self._bus.connected:
             return  # nothing is lost: all links are made ready again at the reconnect
@@ -265,7 +265,7 @@ class Peers:
         self._ready.append(link)
         if not self._transmitting and self._open:
             self._transmitting = True
-            self._loop.call_soon(self._transmit_if_open)
+            self._bus.at_end_of_turn(self._transmit_if_open)
 
     def _transmit_if_open(self) -> None:
         if self._open and self._transmitting:

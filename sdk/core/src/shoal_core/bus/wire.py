@@ -21,10 +21,10 @@ class Sink(Protocol):
 
     callbacks: dict[str, Callback]
 
-    def reading(self) -> None:
+    def begin_turn(self) -> None:
         """Messages are about to be delivered."""
 
-    def read(self) -> None:
+    def end_turn(self) -> None:
         """All messages of one read of the socket were delivered."""
 
     def ping(self) -> None:
@@ -78,14 +78,14 @@ class WireProtocol(asyncio.Protocol):
                 return
             data = b"".join(self._parts)
             self._parts.clear()
-        self._sink.reading()
+        self._sink.begin_turn()
         try:
             position = self._parse(data)
         except (ValueError, IndexError, WireProtocolError) as error:
             self._fail(error)
             return
         finally:
-            self._sink.read()
+            self._sink.end_turn()
         if position < len(data):
             rest = data[position:] if position else data
             self._parts.append(rest)

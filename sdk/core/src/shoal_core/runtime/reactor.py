@@ -228,6 +228,13 @@ class Reactor:
         if self.closed is not None:
             return
         self._awake = False
+        self._bus.begin_turn()
+        try:
+            self._work_off()
+        finally:
+            self._bus.end_turn()
+
+    def _work_off(self) -> None:
         # A release is counted before the commands are taken: whatever was asked for before it, comes before it.
         releases = len(self.released)
         commands = self.commands
