@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -19,11 +18,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
 from shoal_core import exporter, otlp, telemetry
-from shoal_core.bus.spans import context_of
+from shoal_core.bus.spans import named
 from shoal_core.exporter import QuickExporter, quick
 from shoal_core.otlp import encode
 from shoal_core.protocol.traces import Attributes
@@ -121,8 +120,8 @@ def test_a_span_of_our_own_is_told_as_if_it_were_the_sdks(
 ) -> None:
     kept = Kept()
     recorder = Recorder(Resource({"service.name": "test"}), InstrumentationScope("shoal"), RandomIdGenerator(), [kept])
-    span = recorder.begin(name, kind, context_of(above) if above else Context(), lambda: about, 5, links)
-    below = recorder.begin("below", "INTERNAL", set_span_in_context(span, Context()), dict, 6, [])
+    span = recorder.begin(name, kind, named(above) if above else INVALID_SPAN, lambda: about, 5, links)
+    below = recorder.begin("below", "INTERNAL", span, dict, 6, [])
     if more:
         span.add_event("event", {"number": 1})
         span.set_status(StatusCode.ERROR, "it failed")

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -84,10 +83,10 @@ class Queue(SpanProcessor):
 def test_both_ways_lead_to_the_same_span(
     monkeypatch: pytest.MonkeyPatch, ways: Ways, kind: str, trace_above: str, failure: tuple[str, str] | None
 ) -> None:
-    context = spans.context_of(trace_above) if trace_above else Context()
+    above = spans.named(trace_above) if trace_above else trace.INVALID_SPAN
     for way in (None, ways.recorder):
         monkeypatch.setattr(spans, "recorder", way)
-        made = spans.record("work", kind, context, ABOUT, 5, failure, LINKS)
+        made = spans.record("work", kind, above, ABOUT, 5, failure, LINKS)
         assert ways.exporter.get_finished_spans()[-1].context == made.get_span_context()
     by_the_sdk, by_us = ways.exporter.get_finished_spans()
     assert as_told(by_us) == as_told(by_the_sdk)
@@ -100,9 +99,9 @@ def test_below_what_is_not_recorded_nothing_is() -> None:
     exporter = InMemorySpanExporter()
     scope = InstrumentationScope("shoal")
     recorder = Recorder(Resource({}), scope, RandomIdGenerator(), [SimpleSpanProcessor(Telling(exporter))])
-    for context in (spans.UNRECORDED_CONTEXT, spans.context_of("-"), spans.context_of("00-no-trace")):
-        span = recorder.begin("work", "INTERNAL", context, dict, 5, [])
-        recorder.begin("below", "INTERNAL", trace.set_span_in_context(span, Context()), dict, 5, []).end()
+    for above in (spans.UNRECORDED_SPAN, spans.named("-"), spans.named("00-no-trace")):
+        span = recorder.begin("work", "INTERNAL", above, dict, 5, [])
+        recorder.begin("below", "INTERNAL", span, dict, 5, []).end()
         span.end()
     assert not exporter.get_finished_spans()
 
@@ -111,9 +110,9 @@ def test_a_span_says_in_time_how_it_is_named_and_stays_so() -> None:
     exporter = InMemorySpanExporter()
     scope = InstrumentationScope("shoal")
     recorder = Recorder(Resource({}), scope, RandomIdGenerator(), [SimpleSpanProcessor(Telling(exporter))])
-    above = recorder.begin("above", "CONSUMER", spans.context_of(PARENT), dict, 5, [])
+    above = recorder.begin("above", "CONSUMER", spans.named(PARENT), dict, 5, [])
     for asked_first in (True, False):
-        below = recorder.begin("below", "INTERNAL", trace.set_span_in_context(above, Context()), dict, 6, [])
+        below = recorder.begin("below", "INTERNAL", above, dict, 6, [])
         named = below.get_span_context() if asked_first else None
         below.end()
         told = exporter.get_finished_spans()[-1]
@@ -134,7 +133,7 @@ def test_what_there_is_to_say_is_put_together_when_it_is_sent() -> None:
 
     listener = Queue()
     recorder = Recorder(Resource({}), InstrumentationScope("shoal"), RandomIdGenerator(), [listener])
-    recorder.begin("work", "INTERNAL", spans.context_of(PARENT), about, 5, []).end()
+    recorder.begin("work", "INTERNAL", spans.named(PARENT), about, 5, []).end()
     assert not asked
     Telling(exporter).export(listener.spans)
     assert [dict(span.attributes or {}) for span in exporter.get_finished_spans()] == [dict(ABOUT)]
@@ -199,7 +198,7 @@ def test_what_the_users_code_says_of_the_span_in_which_it_runs_is_kept_as_the_sd
 ) -> None:
     for way in (None, ways.recorder):
         monkeypatch.setattr(spans, "recorder", way)
-        say(spans.begin("work", "INTERNAL", spans.context_of(PARENT), ABOUT, 5, LINKS))
+        say(spans.begin("work", "INTERNAL", spans.named(PARENT), ABOUT, 5, LINKS))
     by_the_sdk, by_us = map(as_told, ways.exporter.get_finished_spans())
     for told in (by_the_sdk, by_us):
         told["events"] = [(event.name, dict(event.attributes or {}), event.timestamp) for event in told["events"]]

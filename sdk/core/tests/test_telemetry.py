@@ -172,14 +172,15 @@ def test_the_trace_that_was_drawn_is_the_one_that_begins(exporter: Exporter, mon
 
 
 @pytest.mark.parametrize(("bound", "drawn"), [(0, False), (ID_LIMIT, True)])
-def test_all_or_none(bound: int, drawn: bool) -> None:
-    sampling = RootSampling(bound)
-    assert {sampling.draw() for _ in range(100)} == {drawn}
+def test_all_or_none(monkeypatch: pytest.MonkeyPatch, bound: int, drawn: bool) -> None:
+    monkeypatch.setattr(spans, "sampling", RootSampling(bound))
+    assert {spans.is_wanted() for _ in range(100)} == {drawn}
 
 
-def test_the_id_of_what_is_recorded_is_one_that_any_sampler_would_record() -> None:
+def test_the_id_of_what_is_recorded_is_one_that_any_sampler_would_record(monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = RootSampling(ID_LIMIT // 4)
-    assert 150 < sum(sampling.draw() for _ in range(1000)) < 350
+    monkeypatch.setattr(spans, "sampling", sampling)
+    assert 150 < sum(spans.is_wanted() for _ in range(1000)) < 350
     drawn = []
     for _ in range(100):
         sampling.choose()

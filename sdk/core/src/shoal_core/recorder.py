@@ -16,12 +16,10 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opentelemetry import trace as api
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -31,7 +29,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AnyValue
 
-from shoal_core.bus.spans import NOT_RECORDED, NamedSpan, class_name, links_of
+from shoal_core.bus.spans import NOT_RECORDED, About, NamedSpan, all_said, class_name, links_of
 from shoal_core.otlp import full_span, patiently, plain_span
 from shoal_core.protocol.traces import Attributes
 
@@ -73,16 +71,15 @@ class Recorder:
         self,
         name: str,
         kind: str,
-        context: Context | None,
-        about: Callable[[], Attributes],
+        above: Span,
+        about: About,
         began_ns: int,
         links: Sequence[str],
     ) -> Span:
-        """Begin a span below the one in ``context`` (None: the one that is open here); it is recorded if that is.
+        """Begin a span below another one; it is recorded if that is, or if nothing is really there.
 
-        ``about`` returns what there is to say of it, whenever that is needed; ``links`` are traces.
+        ``about`` tells what there is to say of it, if need be once that is asked for; ``links`` are traces.
         """
-        above = api.get_current_span(context)
         if type(above) is OwnSpan or type(above) is NamedSpan:
             return OwnSpan(self, name, kind, None, above, about, began_ns, links)
         parent = above.get_span_context()
@@ -119,7 +116,7 @@ class OwnSpan(NonRecordingSpan):
         kind: str,
         named: SpanContext | None,
         above: Span | None,
-        about: Callable[[], Attributes],
+        about: About,
         began_ns: int,
         links: Sequence[str],
     ) -> None:
@@ -224,7 +221,9 @@ class OwnSpan(NonRecordingSpan):
         if named is NOT_RECORDED:
             return b""
         kind, times_ns = SpanKind[self._kind], (self._began_ns, self._ended_ns)
-        return plain_span(self._name, kind, named, self._parent(), times_ns, self._about(), links_of(self._links))
+        return plain_span(
+            self._name, kind, named, self._parent(), times_ns, all_said(self._kind, self._about), links_of(self._links)
+        )
 
     def told(self) -> ReadableSpan | None:
         """Return the span as exporters know it; None where what it hangs below turns out not to be recorded."""
@@ -237,7 +236,7 @@ class OwnSpan(NonRecordingSpan):
             named,
             self._parent(),
             self._recorder.resource,
-            self._about() if said is None else said.attributes,
+            all_said(self._kind, self._about) if said is None else said.attributes,
             () if said is None else said.events,
             links_of(self._links) if said is None else [*links_of(self._links), *said.links],
             SpanKind[self._kind],
@@ -257,7 +256,7 @@ class OwnSpan(NonRecordingSpan):
 
     def _what_is_said(self) -> Said:
         if self._said is None:
-            about = self._about()
+            about = all_said(self._kind, self._about)
             with _lock:
                 self._said = self._said or Said(about)
         return self._said

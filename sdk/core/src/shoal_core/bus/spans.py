@@ -7,13 +7,13 @@ it is ours, whether a trace that begins here is recorded is decided before any s
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
+from random import getrandbits, random
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace as api
@@ -23,7 +23,7 @@ from opentelemetry.trace.span import TraceState
 
 from shoal_core import __version__
 from shoal_core.protocol.errors import TaskError
-from shoal_core.protocol.traces import ID_LIMIT, UNRECORDED, Attributes, TraceParent, is_recorded, parse
+from shoal_core.protocol.traces import ID_LIMIT, UNRECORDED, Attributes, is_recorded, parse, trace_named
 
 if TYPE_CHECKING:
     from shoal_core.recorder import Recorder
@@ -36,7 +36,8 @@ About = Attributes | Callable[[], Attributes]
 
 tracer = api.get_tracer("shoal", __version__)
 NOT_RECORDED = SpanContext(1, 1, is_remote=True, trace_flags=TraceFlags(0))
-UNRECORDED_CONTEXT = api.set_span_in_context(NonRecordingSpan(NOT_RECORDED), Context())
+UNRECORDED_SPAN = NonRecordingSpan(NOT_RECORDED)
+UNRECORDED_CONTEXT = api.set_span_in_context(UNRECORDED_SPAN, Context())
 """In here nothing is recorded, by the rule that a span is recorded if its parent is. The ids mean nothing."""
 
 
@@ -49,16 +50,12 @@ class RootSampling:
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
-        self._share = bound / ID_LIMIT
+        self.share = bound / ID_LIMIT
         self._of_thread = threading.local()
-
-    def draw(self) -> bool:
-        """Decide whether a trace is recorded that begins soon."""
-        return random.random() < self._share
 
     def choose(self) -> None:
         """Choose the id of a trace that begins now in this thread, and that it was decided to record."""
-        self._of_thread.chosen = random.getrandbits(64) * ID_LIMIT + random.randrange(self._bound)
+        self._of_thread.chosen = getrandbits(64) * ID_LIMIT + getrandbits(64) * self._bound // ID_LIMIT
 
     def take(self) -> int:
         """Return the id that was chosen in this thread for the trace that begins now; 0 where none was."""
@@ -73,13 +70,11 @@ recorder: Recorder | None = None
 
 
 def is_open() -> bool | None:
-    """Tell whether the span that is open here is recorded; None where none is open.
+    """Tell whether the span that is open here is recorded; None where none is open."""
+    return _is_recorded_in(context) if (context := get_current()) else None
 
-    This is all that ``.remote()`` pays for what is not recorded, beside the drawing. So the usual contexts come first.
-    """
-    context = get_current()
-    if not context:
-        return None
+
+def _is_recorded_in(context: Context) -> bool | None:
     if context is UNRECORDED_CONTEXT:
         return False
     span = api.get_current_span(context)
@@ -87,18 +82,14 @@ def is_open() -> bool | None:
 
 
 def is_wanted() -> bool:
-    """Tell whether what begins here now is to be recorded: as what is open here, else as the sampling decides."""
-    recorded = is_open()
-    if recorded is None:
-        return sampling is None or sampling.draw()
-    return recorded
+    """Tell whether what begins here now is to be recorded: as what is open here, else as the sampling decides.
 
-
-def parent_of(context: SpanContext) -> TraceParent | None:
-    """Return how a span is named to others; None where it is not recorded."""
-    if not context.trace_flags.sampled or not context.is_valid:
-        return None
-    return TraceParent(context.trace_id, context.span_id, context.trace_flags, context.trace_state.to_header())
+    This is all that ``.remote()`` pays for what is not recorded. So what is usual comes first: nothing is open.
+    """
+    context = get_current()
+    if context and (recorded := _is_recorded_in(context)) is not None:
+        return recorded
+    return sampling is None or random() < sampling.share
 
 
 def record_wanted(name: str, about: About, began_ns: int) -> str:
@@ -110,8 +101,10 @@ def record_wanted(name: str, about: About, began_ns: int) -> str:
 
 def trace_below(context: SpanContext) -> str:
     """Return the trace of what hangs below a span."""
-    parent = parent_of(context)
-    return UNRECORDED if parent is None else str(parent)
+    if not context.trace_flags & TraceFlags.SAMPLED or not context.is_valid:
+        return UNRECORDED
+    state = context.trace_state.to_header() if context.trace_state else ""
+    return trace_named(context.trace_id, context.span_id, context.trace_flags, state)
 
 
 def current_trace() -> str:
@@ -144,9 +137,9 @@ class NamedSpan(NonRecordingSpan):
         return self._named
 
 
-def context_of(trace: str) -> Context:
-    """Return the context in which what is made hangs below the span that a trace names."""
-    return api.set_span_in_context(NamedSpan(trace), Context()) if is_recorded(trace) else UNRECORDED_CONTEXT
+def named(trace: str) -> Span:
+    """Return the span that a trace names, for what hangs below it."""
+    return NamedSpan(trace) if is_recorded(trace) else UNRECORDED_SPAN
 
 
 def links_of(traces: Sequence[str]) -> list[Link]:
@@ -157,18 +150,21 @@ def links_of(traces: Sequence[str]) -> list[Link]:
 def begin(
     name: str,
     kind: str,
-    context: Context | None,
+    above: Span | None,
     about: About,
     began_ns: int | None = None,
     links: Sequence[str] = (),
 ) -> Span:
-    """Begin a span, which whoever asks has to end; ``context`` None: below the one that is open here."""
-    if recorder is None:
-        return tracer.start_span(name, context, SpanKind[kind], _said_of(kind, about), links_of(links), began_ns)
-    return recorder.begin(name, kind, context, partial(_said_of, kind, about), began_ns or time.time_ns(), links)
+    """Begin a span, which whoever asks has to end; ``above`` None: below the one that is open here."""
+    if recorder is not None:
+        above = api.get_current_span() if above is None else above
+        return recorder.begin(name, kind, above, about, began_ns or time.time_ns(), links)
+    context = None if above is None else api.set_span_in_context(above, Context())
+    return tracer.start_span(name, context, SpanKind[kind], all_said(kind, about), links_of(links), began_ns)
 
 
-def _said_of(kind: str, about: About) -> Attributes:
+def all_said(kind: str, about: About) -> Attributes:
+    """Return what there is to say of a span of a kind, now."""
     attributes = about() if callable(about) else about
     return attributes if kind == "INTERNAL" else {"messaging.system": "nats", **attributes}
 
@@ -178,7 +174,7 @@ def opened(
     name: str, kind: str, trace: str, about: About, began_ns: int | None = None, links: Sequence[str] = ()
 ) -> Iterator[Span]:
     """Open a span below the one that a trace names ("": the one that is open here); an error that leaves is noted."""
-    span = begin(name, kind, context_of(trace) if trace else None, about, began_ns, links)
+    span = begin(name, kind, named(trace) if trace else None, about, began_ns, links)
     try:
         with api.use_span(span, record_exception=False, set_status_on_exception=False):
             yield span
@@ -192,14 +188,14 @@ def opened(
 def record(
     name: str,
     kind: str,
-    context: Context | None,
+    above: Span | None,
     about: About,
     began_ns: int,
     failure: tuple[str, str] | None = None,
     links: Sequence[str] = (),
 ) -> Span:
     """Record a span that ends now; ``failure`` is its ``error.type`` and what is said of it."""
-    span = begin(name, kind, context, about, began_ns, links)
+    span = begin(name, kind, above, about, began_ns, links)
     if failure is not None:
         fail_with(span, *failure)
     span.end()

@@ -39,8 +39,7 @@ class TraceParent:
 
     def __str__(self) -> str:
         """Return the trace of what hangs below this span."""
-        traceparent = f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.flags:02x}"
-        return f"{traceparent} {self.state}" if self.state else traceparent
+        return trace_named(self.trace_id, self.span_id, self.flags, self.state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,12 @@ class Spanned:
     trace: str
     began_at: float
     attributes: Attributes
+
+
+def trace_named(trace_id: int, span_id: int, flags: int, state: str) -> str:
+    """Return the trace of what hangs below the span with these ids, which is recorded."""
+    traceparent = f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"
+    return f"{traceparent} {state}" if state else traceparent
 
 
 def is_recorded(trace: str) -> bool:

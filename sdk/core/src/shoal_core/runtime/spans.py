@@ -19,6 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from contextvars import Token
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,12 +31,12 @@ from shoal_core.bus.spans import (
     UNRECORDED_CONTEXT,
     About,
     begin,
-    context_of,
     error_type,
     fail,
     fail_with,
     is_open,
     is_wanted,
+    named,
     opened,
     record,
     record_wanted,
@@ -159,7 +160,7 @@ class Waiting:
         if (resolved_ns := self._resolved.pop(task.number, None)) is not None:
             waited["shoal.queue.arguments_seconds"] = (resolved_ns - began_ns) / 1e9
         told = None if failure is None else (failure.code, failure.text)
-        record(f"{what} {task.name}", "INTERNAL", context_of(task.trace), {**about, **waited}, began_ns, told)
+        record(f"{what} {task.name}", "INTERNAL", named(task.trace), {**about, **waited}, began_ns, told)
 
 
 # ------------------------------------------------------------------------------------ the worker process
@@ -171,15 +172,14 @@ class Processing:
     Whatever the user's code opens hangs below the phase in which it runs.
     """
 
-    __slots__ = ("_context", "_items", "_name", "_phase", "_phase_token", "_process", "_token")
+    __slots__ = ("_before", "_items", "_name", "_phase", "_process")
 
     def __init__(self, name: str, trace: str, about: About, fetches: bool = True) -> None:
         self._name = name
         self._items = 0
         self._phase: Span | None = None
-        self._process = begin(f"process {name}", "CONSUMER", context_of(trace), about)
-        self._context = api.set_span_in_context(self._process, Context())
-        self._token = attach(self._context)
+        self._before: Token[Context] | None = None
+        self._process = begin(f"process {name}", "CONSUMER", named(trace), about)
         if fetches:
             self._enter("fetch arguments")
 
@@ -196,7 +196,7 @@ class Processing:
         self._items += 1
         if self._items <= MOST_ITEMS:
             about = {"shoal.item.index": self._items, "messaging.message.body.size": _size_bytes(value)}
-            record("store item", "INTERNAL", self._context, about, began_ns)
+            record("store item", "INTERNAL", self._process, about, began_ns)
 
     def end(self, error: BaseException | None, failure: Failed | None = None) -> None:
         """The run has ended: well, by an exception, or with a failure that is not the user's code's."""
@@ -209,21 +209,20 @@ class Processing:
             fail_with(process, error_type(error), said(error))
         if self._items:
             process.set_attribute("shoal.items", self._items)
-        self._leave()
+        if phase is not None:
+            phase.end()
         process.end()
         unsent = True
-        detach(self._token)
+        if self._before is not None:
+            detach(self._before)
 
     def _enter(self, name: str) -> None:
-        self._leave()
-        self._phase = phase = begin(name, "INTERNAL", self._context, {})
-        self._phase_token = attach(api.set_span_in_context(phase, self._context))
-
-    def _leave(self) -> None:
+        """Have one phase end and the next one begin, which is the open span then, up to the end of the run."""
         if self._phase is not None:
             self._phase.end()
-            self._phase = None
-            detach(self._phase_token)
+        self._phase = phase = begin(name, "INTERNAL", self._process, {})
+        token = attach(api.set_span_in_context(phase, Context()))
+        self._before = self._before or token
 
 
 unsent = False
@@ -323,9 +322,9 @@ class Results:
     def retrieved(self, state: ObjectState, began_ns: int) -> None:
         """Record that an object was awaited, which is the same as a ``get`` of it."""
         if (place := self.place((state,))) is not None:
-            context = context_of(place.trace) if place.trace else None
+            above = named(place.trace) if place.trace else None
             about: Attributes = {"messaging.operation.name": "get", "shoal.objects": 1}
-            record("get", "CLIENT", context, about, began_ns, links=place.links)
+            record("get", "CLIENT", above, about, began_ns, links=place.links)
 
     def _of(self, states: Sequence[ObjectState]) -> list[str]:
         """Return the traces that are known of the tasks whose results these are, each once."""
