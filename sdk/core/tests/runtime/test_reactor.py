@@ -139,6 +139,24 @@ async def test_a_dropped_result_is_forgotten_and_its_memory_given_back(lone: Lon
     assert not lone.runtime.objects.owned
 
 
+async def test_the_loop_is_not_woken_for_a_small_result_dropped_at_once_and_forgets_it_all_the_same(
+    lone: LoneRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = [lone.runtime.submit(a_call(lone), (), {})[0] for _ in range(2)]
+    grant(lone)
+    await asyncio.sleep(0)  # what woke the loop up to now is over
+    for _ in range(2):
+        lone.receive(WORKER, done(the_task(lone), value(1)))
+    woken: list[int] = []
+    monkeypatch.setattr(lone.reactor, "wake", lambda: woken.append(len(refs)))
+    refs.pop()
+    assert len(lone.runtime.objects.owned) == 2
+    await turns_until(lambda: len(lone.runtime.objects.owned) == 1)
+    assert not woken
+    refs.pop()  # so late that nothing else makes the loop look
+    assert woken == [0]
+
+
 async def test_the_memory_of_a_result_that_nobody_waits_for_any_more_is_given_back(lone: LoneRuntime) -> None:
     refs = lone.runtime.submit(a_call(lone), (), {})
     grant(lone)

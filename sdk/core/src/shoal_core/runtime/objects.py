@@ -16,7 +16,6 @@ import secrets
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
@@ -49,10 +48,8 @@ ID_BYTES = 24
 class Home(Protocol):
     """What a reference needs of the runtime it belongs to."""
 
-    released: deque[ObjectState]
-
-    def wake(self) -> None:
-        """Have the I/O thread look at the queues."""
+    def release(self, state: ObjectState) -> None:
+        """A reference to the object is gone (any thread, in a finalizer)."""
 
     def get(self, refs: Sequence[ObjectRef[Any]], timeout_seconds: float | None) -> list[Any]:
         """Return the values of references, waiting for them."""
@@ -168,9 +165,7 @@ class ObjectRef(Generic[T_co]):
             state = self._state
         except AttributeError:
             return
-        home = state.home
-        home.released.append(state)
-        home.wake()
+        state.home.release(state)
 
     def binary(self) -> bytes:
         """Return the object's id: 24 bytes."""
@@ -260,11 +255,8 @@ class ObjectRef(Generic[T_co]):
 class _Nowhere:
     """The home of references to nothing: whoever asks is told so at once."""
 
-    def __init__(self) -> None:
-        self.released: deque[ObjectState] = deque(maxlen=0)
-
-    def wake(self) -> None:
-        """There is nobody to wake."""
+    def release(self, state: ObjectState) -> None:
+        """Nobody counts."""
 
     def notify(self, state: ObjectState, callback: Callable[[], None]) -> None:
         callback()

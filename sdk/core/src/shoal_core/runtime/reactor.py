@@ -37,6 +37,7 @@ from shoal_core.protocol.records import (
     Fetch,
     Fetched,
     Held,
+    Inline,
     Item,
     LeaseGranted,
     LeaseRecalled,
@@ -79,6 +80,8 @@ TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
 """A crashed worker's last results may still be on their way when its node tells of the crash."""
 UNPIN_SECONDS = 0.002
+LOOK_SECONDS = 0.02
+"""So long a reference to a small value that came a moment ago may be gone before that is counted."""
 MOST_BOUNCES = 20
 """So often a task may come back unrun, since arguments could not be read where it was."""
 
@@ -139,6 +142,8 @@ class Reactor:
         self.traced = spans.Waiting() if ENABLED else None
         """Where this process traces: its tasks that have not ended, as far as they are traced."""
         self._awake = False
+        self._looks_soon = False
+        """Whether a look at the queues is due without anybody's waking the loop."""
         self._tick: asyncio.TimerHandle | None = None
         self._version = 0
         self._settled: list[tuple[ObjectState, Value]] = []
@@ -202,6 +207,16 @@ class Reactor:
             self._awake = True
             self._loop.call_soon_threadsafe(self.drain, context=self._context)
 
+    def release(self, state: ObjectState) -> None:
+        """Count one reference less: at once, or soon where it holds no more than a small value (any thread).
+
+        Who makes one call after the other drops the result of each just before the next call, which wakes the loop
+        anyway. To wake it for both takes longer than the rest of what is done there.
+        """
+        self.released.append(state)
+        if not self._looks_soon or type(state.value) is not Inline or state.contents:
+            self.wake()
+
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Have something done on the I/O thread after some seconds (any thread)."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: this process is leaving
@@ -233,6 +248,11 @@ class Reactor:
             self._work_off()
         finally:
             self._bus.end_turn()
+
+    def _look(self) -> None:
+        """Count the references that are gone of what has settled a moment ago."""
+        self._looks_soon = False  # before the queue is looked at: what comes later finds it so, and wakes the loop
+        self.drain()
 
     def _work_off(self) -> None:
         # A release is counted before the commands are taken: whatever was asked for before it, comes before it.
@@ -276,6 +296,9 @@ class Reactor:
             settled, self._settled = self._settled, []
             if self._dead:
                 settled = [pair for pair in settled if not self.recovery.came_late(*pair)]
+            if not self._looks_soon:
+                self._looks_soon = True
+                self._loop.call_later(LOOK_SECONDS, self._look, context=self._context)
             self._table.settle(settled)
         submission, calls = self.submission, self.actors.calls
         now = time.monotonic()

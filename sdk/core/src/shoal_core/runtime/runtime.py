@@ -11,7 +11,6 @@ import itertools
 import pickle
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,7 +144,6 @@ class Runtime:
         self.objects = ObjectTable(self, local)
         self.reactor = Reactor(bus, subjects, local, self.objects)
         self.reporter = Reporter(bus, subjects, self.reactor)
-        self.released: deque[ObjectState] = self.reactor.released
         self.codec = Codec(self.objects.remember)
         self.reactor.restoring = Restoring(
             bus, subjects, None if shared_memory is None else self.node, self.reactor, DurableTier(bus, subjects)
@@ -176,9 +174,9 @@ class Runtime:
         self._commands = self.reactor.commands
         self._thread = threading.get_ident()
 
-    def wake(self) -> None:
-        """Have the I/O thread look at the queues (any thread)."""
-        self.reactor.wake()
+    def release(self, state: ObjectState) -> None:
+        """Count one reference less (any thread, in a finalizer)."""
+        self.reactor.release(state)
 
     def command(self, command: Any) -> None:
         """Leave a command for the I/O thread (any thread)."""
