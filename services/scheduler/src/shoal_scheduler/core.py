@@ -30,6 +30,7 @@ from shoal_core.protocol.messages import (
     JobFinished,
     LeaseAnswer,
     LeaseRequest,
+    Message,
     NodeAnnouncement,
     NodeDied,
     ProcessDied,
@@ -124,40 +125,12 @@ class Scheduler:
 
     def handle(self, message: Any, now: float) -> list[Effect]:
         """Take in one input and return what is to be done."""
-        effects: list[Effect] = []
         match message:
-            case Event(Demand() as demand, source):
-                # Whoever may speak for an owner is for the broker to say, by the subject.
-                if demand.owner != source:
-                    return []
-                self._stated(demand, now)
-            case Event(NodeAnnouncement(node_id=node) as announcement):
-                is_new = node not in self.nodes
-                self.cluster.announced(announcement, now)
-                if is_new:
-                    self._settle_in(self.nodes[node])
-                plan_at = self._planned_at + PLAN_SECONDS_FOR_A_NODE * len(self.nodes)
-                if now < plan_at:
-                    return [WakeAt(plan_at)]
-            case Event(SchedulerPresence(scheduler=scheduler, contended=contended)):
-                self._heard_of(scheduler, now)
-                if scheduler != self._identity:
-                    self.waiting.contention.heard(contended, now)
-                return []
-            case Event(GroupDemand() as stated):
-                return [*self.groups.stated(stated, now), WakeAt(now)]  # many come at a time, and are planned at once
-            case Event(GroupChanged() as news):
-                return self.groups.changed(news)
-            case Event(NodeDied(node_id=node)):
-                self._node_died(node, now)
-                effects = self.groups.node_died(node, now)
-            case Event(ProcessDied(process_id=process)):
-                self._requeue(self.demand.drop_owner(process), now)
-            case Event(JobFinished() as finished):
-                self._requeue(self.demand.drop_job(finished.job_id), now)
-                self._requeue(self.demand.drop_owner(finished.driver), now)
+            case Event():
+                return self._heard(message.message, message.source, now)
             case Answered(LeaseAsk() as ask, answer):
                 self._answered(ask, answer, now)
+                return self._plan(now)
             case Answered(PrepareAsk() | CommitAsk() | ReturnAsk() as ask, answer):
                 effects = self.groups.answered(ask, answer, now)
                 return [*effects, WakeAt(now)] if self.groups.has_plans_to_make() else effects
@@ -172,6 +145,42 @@ class Scheduler:
             case Connected(connected):
                 self._connection_changed(connected, now)
                 return self.tick(now)
+        return []
+
+    def _heard(self, event: Message, source: str, now: float) -> list[Effect]:
+        """Take in an event; those that come in crowds first."""
+        effects: list[Effect] = []
+        match event:
+            case GroupChanged():
+                return self.groups.changed(event)
+            case GroupDemand():
+                return [*self.groups.stated(event, now), WakeAt(now)]  # many come at a time, and are planned at once
+            case Demand():
+                # Whoever may speak for an owner is for the broker to say, by the subject.
+                if event.owner != source:
+                    return []
+                self._stated(event, now)
+            case NodeAnnouncement():
+                is_new = event.node_id not in self.nodes
+                self.cluster.announced(event, now)
+                if is_new:
+                    self._settle_in(self.nodes[event.node_id])
+                plan_at = self._planned_at + PLAN_SECONDS_FOR_A_NODE * len(self.nodes)
+                if now < plan_at:
+                    return [WakeAt(plan_at)]
+            case SchedulerPresence():
+                self._heard_of(event.scheduler, now)
+                if event.scheduler != self._identity:
+                    self.waiting.contention.heard(event.contended, now)
+                return []
+            case NodeDied():
+                self._node_died(event.node_id, now)
+                effects = self.groups.node_died(event.node_id, now)
+            case ProcessDied():
+                self._requeue(self.demand.drop_owner(event.process_id), now)
+            case JobFinished():
+                self._requeue(self.demand.drop_job(event.job_id), now)
+                self._requeue(self.demand.drop_owner(event.driver), now)
             case _:
                 return []
         return [*effects, *self._plan(now)]

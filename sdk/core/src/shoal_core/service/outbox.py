@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shoal_core.protocol.effects import Ask, Conflict, Effect, Publish, Store, Stored, StoreRefused
 from shoal_core.service.routes import Served
 
@@ -26,8 +28,7 @@ class PackedAnswers:
         self.answers = [b""] * self.missing
 
 
-@dataclass(frozen=True, slots=True)
-class Asker:
+class Asker(msgspec.Struct, frozen=True):
     """Who waits for the answer to a request; ``index`` is its place in the packet that it came in, if in one."""
 
     reply: str
