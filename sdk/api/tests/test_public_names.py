@@ -40,6 +40,7 @@ PROGRAMS_RELY_ON = [
     "remote",
     "runtime_context",
     "shutdown",
+    "timeline",
     "wait",
 ]
 

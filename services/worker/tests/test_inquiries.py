@@ -12,7 +12,8 @@ from shoal_core.protocol.ids import JobId, NodeId, ObjectKey, ProcessId, object_
 from shoal_core.protocol.messages import ListObjects, NodeObjects
 from shoal_core.protocol.records import KnownObject, ObjectsReported, ReportObjects
 from shoal_core.testing.builders import node_id, process_id
-from shoal_worker.inquiries import DRIVER, MOST_INQUIRIES, WORKER, Inquiries
+from shoal_worker.holdings import DRIVER, WORKER, Holdings
+from shoal_worker.inquiries import MOST_INQUIRIES, Inquiries
 from shoal_worker.segments import SegmentTable
 
 NODE = node_id(1)
@@ -28,9 +29,13 @@ class Node:
 
     def __init__(self) -> None:
         self.segments = SegmentTable(1024 * KIB, 256 * KIB)
-        self.inquiries = Inquiries(NODE, self.segments)
+        self.inquiries = Inquiries(NODE)
+        self.holdings = Holdings(NODE, self.segments)
         self.answers: dict[int, NodeObjects] = {}
         self.asked: list[tuple[ProcessId, ReportObjects]] = []
+
+    def open(self, request: ListObjects, token: int, processes: dict[ProcessId, str], now: float) -> None:
+        self.inquiries.open(self.holdings, request, token, processes, now)
 
     def take(self) -> None:
         for effect in self.inquiries.effects:
@@ -63,7 +68,7 @@ def report(inquiry: int, *objects: KnownObject, count: int = 0) -> ObjectsReport
 
 def test_all_processes_are_asked_and_the_answer_has_what_they_say() -> None:
     node = Node()
-    node.inquiries.open(REQUEST, 7, ASKED, 100.0)
+    node.open(REQUEST, 7, ASKED, 100.0)
     node.take()
     assert node.asked == [(process, ReportObjects(1, 100)) for process in ASKED]
     node.inquiries.reported(FIRST, report(1, known(FIRST, 1, 5)), 100.1)
@@ -86,7 +91,7 @@ def test_all_processes_are_asked_and_the_answer_has_what_they_say() -> None:
 
 def test_who_is_silent_is_named_when_the_time_is_over() -> None:
     node = Node()
-    node.inquiries.open(REQUEST, 7, ASKED, 100.0)
+    node.open(REQUEST, 7, ASKED, 100.0)
     node.inquiries.reported(FIRST, report(1, known(FIRST, 1, 5)), 101.0)
     node.inquiries.process_died(SECOND, 102.0)
     assert node.inquiries.next_deadline == 105.0
@@ -104,14 +109,14 @@ def test_who_is_silent_is_named_when_the_time_is_over() -> None:
 
 def test_a_node_without_processes_answers_at_once() -> None:
     node = Node()
-    node.inquiries.open(REQUEST, 7, {}, 100.0)
+    node.open(REQUEST, 7, {}, 100.0)
     node.take()
     assert node.answers[7].store.capacity_bytes == 1024 * KIB
 
 
 def test_no_more_are_described_than_were_asked_for() -> None:
     node = Node()
-    node.inquiries.open(ListObjects(most=2, timeout_seconds=5), 7, {FIRST: WORKER}, 100.0)
+    node.open(ListObjects(most=2, timeout_seconds=5), 7, {FIRST: WORKER}, 100.0)
     node.inquiries.reported(FIRST, report(1, *(known(FIRST, number, number) for number in range(9))), 100.0)
     node.take()
     assert [one.size_bytes for one in node.answers[7].objects] == [8, 7]
@@ -124,7 +129,7 @@ def test_mappings_are_told_also_where_the_object_is_gone() -> None:
     node.segments.pin(mapped_by_another, SECOND, 1)
     node.segments.pin(gone, SECOND, 2)
     node.segments.free(gone, FIRST)
-    node.inquiries.open(REQUEST, 7, {FIRST: DRIVER, SECOND: WORKER}, 100.0)
+    node.open(REQUEST, 7, {FIRST: DRIVER, SECOND: WORKER}, 100.0)
     node.inquiries.reported(
         FIRST, report(1, known(FIRST, 1, 8000, NODE, kept), known(FIRST, 2, 7000, NODE, mapped_by_another)), 100.0
     )
@@ -143,7 +148,7 @@ def test_mappings_are_told_also_where_the_object_is_gone() -> None:
 
 def test_what_a_process_makes_up_harms_nobody() -> None:
     node = Node()
-    node.inquiries.open(REQUEST, 7, {FIRST: WORKER}, 100.0)
+    node.open(REQUEST, 7, {FIRST: WORKER}, 100.0)
     node.inquiries.reported(SECOND, report(1, known(SECOND, 1, 5)), 100.0)
     node.inquiries.reported(FIRST, report(99, known(FIRST, 1, 5)), 100.0)
     node.take()
@@ -157,11 +162,11 @@ def test_what_a_process_makes_up_harms_nobody() -> None:
 def test_too_many_inquiries_are_refused() -> None:
     node = Node()
     for token in range(MOST_INQUIRIES):
-        node.inquiries.open(REQUEST, token, ASKED, 100.0)
+        node.open(REQUEST, token, ASKED, 100.0)
     with pytest.raises(ServiceError, match="ask again"):
-        node.inquiries.open(REQUEST, 99, ASKED, 100.0)
+        node.open(REQUEST, 99, ASKED, 100.0)
     node.inquiries.tick(105.0)
-    node.inquiries.open(REQUEST, 99, ASKED, 105.0)
+    node.open(REQUEST, 99, ASKED, 105.0)
 
 
 @given(
@@ -184,7 +189,7 @@ def test_every_asker_is_answered_once_and_in_time(steps: list[tuple[str, ...]]) 
                 token = len(deadlines)
                 if len(node.inquiries) < MOST_INQUIRIES:
                     deadlines[token] = now + REQUEST.timeout_seconds
-                    node.inquiries.open(REQUEST, token, dict.fromkeys(map(ProcessId, processes), WORKER), now)
+                    node.open(REQUEST, token, dict.fromkeys(map(ProcessId, processes), WORKER), now)
             case ("report", process, inquiry):
                 node.inquiries.reported(ProcessId(process), report(int(inquiry)), now)
             case ("die", process):

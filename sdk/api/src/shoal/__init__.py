@@ -23,7 +23,7 @@ from shoal.objects import cancel, get, put, wait
 from shoal.remote_function import RemoteFunction
 from shoal.runtime_context import get_gpu_ids, get_runtime_context
 from shoal.session import Context, init, is_initialized, shutdown
-from shoal.state import available_resources, cluster_resources, nodes
+from shoal.state import available_resources, cluster_resources, nodes, timeline
 from shoal_core import __version__
 from shoal_core.runtime.identities import ActorID, JobID, NodeID, PlacementGroupID, TaskID, WorkerID
 from shoal_core.runtime.objects import ObjectRef
@@ -70,6 +70,7 @@ __all__ = [
     "runtime_context",
     "runtime_env",
     "shutdown",
+    "timeline",
     "util",
     "wait",
 ]

@@ -27,7 +27,7 @@ from rich.markup import escape
 
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
 from shoal.draining import drain as drain_nodes
-from shoal.listing import Listed, filter_of, print_rows, read_rows
+from shoal.listing import Listed, fetch_timeline, filter_of, print_rows, read_rows
 from shoal.memory import read_memory
 from shoal.memory_table import print_memory
 from shoal.reasons import print_reasons, read_reasons
@@ -229,7 +229,7 @@ def list_(
     detail: Annotated[bool, typer.Option("--detail", help="All that is known, of actors too.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for answers.")] = 10.0,
 ) -> None:
-    """List the nodes, jobs, actors or worker processes; 1 where somebody is silent."""
+    """List the nodes, jobs, actors, tasks or worker processes; 1 where somebody is silent."""
     target = _target(address, credentials, token, ca_file, cluster)
     try:
         wanted = [filter_of(text) for text in filters or ()]
@@ -240,6 +240,32 @@ def list_(
         print(json.dumps([row.asdict() for row in rows], indent=2))
     else:
         print_rows(rows, what, out)
+    if silent:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]did not answer: {escape(silent)}[/]")
+        raise typer.Exit(1)
+
+
+@app.command()
+def timeline(
+    file: Annotated[Path, typer.Argument(help="Where to write it, as JSON in Chrome's trace format; '-': print it.")],
+    address: Address = None,
+    credentials: CredentialFile = None,
+    token: Token = None,
+    ca_file: AuthorityFile = None,
+    cluster: ClusterName = "default",
+    timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for answers.")] = 10.0,
+) -> None:
+    """Write what has run lately, and where, for ui.perfetto.dev or chrome://tracing; 1 where somebody is silent."""
+    rows, silent = asyncio.run(fetch_timeline(_target(address, credentials, token, ca_file, cluster), timeout))
+    if file == Path("-"):
+        print(json.dumps(rows))
+    else:
+        try:
+            file.write_text(json.dumps(rows))
+        except OSError as error:
+            raise typer.BadParameter(str(error)) from None
+        count = sum(row["ph"] == "X" for row in rows)
+        out.print(f"{count:,} tasks written to {escape(str(file))}; ui.perfetto.dev and chrome://tracing draw it.")
     if silent:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]did not answer: {escape(silent)}[/]")
         raise typer.Exit(1)

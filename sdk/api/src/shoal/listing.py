@@ -1,9 +1,10 @@
-"""``shoal list``: the rows of a cluster's nodes, jobs, actors and processes, for whoever is no driver of it."""
+"""``shoal list``: the rows of a cluster's nodes, jobs, actors, tasks and processes, for whoever is no driver of it."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from typing import Any
 
@@ -15,6 +16,7 @@ from shoal.inventory import ActorState, JobState, NodeState, WorkerState
 from shoal.rows import Filter, Row, check_filters, select
 from shoal.status import Target
 from shoal.tables import new_table, print_table
+from shoal.tasks import TaskState, list_tasks, read_timeline
 from shoal_core.bus import Bus, connect
 from shoal_core.protocol.subjects import Subjects
 
@@ -25,6 +27,7 @@ class Listed(StrEnum):
     ACTORS = "actors"
     JOBS = "jobs"
     NODES = "nodes"
+    TASKS = "tasks"
     WORKERS = "workers"
 
 
@@ -32,6 +35,7 @@ KINDS: dict[Listed, type[Row]] = {
     Listed.ACTORS: ActorState,
     Listed.JOBS: JobState,
     Listed.NODES: NodeState,
+    Listed.TASKS: TaskState,
     Listed.WORKERS: WorkerState,
 }
 
@@ -39,6 +43,7 @@ SHOWN: dict[Listed, tuple[str, ...]] = {
     Listed.ACTORS: ("actor_id", "class_name", "state", "name", "ray_namespace", "job_id", "node_id", "pid"),
     Listed.JOBS: ("job_id", "status", "entrypoint", "message"),
     Listed.NODES: ("node_id", "node_name", "node_ip", "state", "is_head_node", "state_message"),
+    Listed.TASKS: ("task_id", "name", "state", "type", "error_type", "job_id", "node_id", "worker_pid"),
     Listed.WORKERS: ("worker_id", "worker_type", "job_id", "node_id", "ip", "pid"),
 }
 """The columns that people are shown; JSON has all of them."""
@@ -60,7 +65,18 @@ async def read_rows(
     Raises ``ValueError`` for a wrong filter, and as ``read_status`` does.
     """
     check_filters(filters, limit, KINDS[listed])
-    async with connect(
+    async with _connected(target, timeout_seconds) as bus:
+        return await _read(bus, Subjects(target.cluster), listed, filters, limit, detail, timeout_seconds)
+
+
+async def fetch_timeline(target: Target, timeout_seconds: float) -> tuple[list[dict[str, Any]], str]:
+    """Connect to a cluster and return what has run, for Chrome's trace viewer, and who did not answer, in words."""
+    async with _connected(target, timeout_seconds) as bus:
+        return await read_timeline(bus, Subjects(target.cluster), timeout_seconds)
+
+
+def _connected(target: Target, timeout_seconds: float) -> AbstractAsyncContextManager[Bus]:
+    return connect(
         target.address,
         role=target.role,
         identity=f"list-{secrets.token_hex(4)}",
@@ -68,8 +84,7 @@ async def read_rows(
         credentials=target.credentials,
         tls=target.tls,
         timeout_seconds=timeout_seconds,
-    ) as bus:
-        return await _read(bus, Subjects(target.cluster), listed, filters, limit, detail, timeout_seconds)
+    )
 
 
 async def _read(
@@ -90,6 +105,8 @@ async def _read(
             rows = await inventory.list_jobs(bus, subjects, timeout_seconds)
         case Listed.WORKERS:
             rows, silent = await inventory.list_workers(bus, subjects, timeout_seconds)
+        case Listed.TASKS:
+            rows, silent = await list_tasks(bus, subjects, timeout_seconds)
         case Listed.ACTORS:
             actors = select(await inventory.list_actors(bus, subjects, timeout_seconds), filters, limit)
             rows = await inventory.describe_actors(bus, subjects, actors, timeout_seconds) if detail else actors

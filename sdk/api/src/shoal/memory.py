@@ -5,15 +5,14 @@ Read-only: an observer may ask. Nobody is waited for longer than the asker says;
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.asking import ask_nodes
 from shoal.status import Target
 from shoal_core.bus import Bus, connect
 from shoal_core.bus.requests import ask
-from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.ids import NO_NODE, NodeId, ProcessId, node_of
 from shoal_core.protocol.messages import (
     MOST_LISTED_OBJECTS,
@@ -21,18 +20,12 @@ from shoal_core.protocol.messages import (
     JobRecord,
     JobState,
     ListJobs,
-    ListNodes,
     ListObjects,
     NodeDescription,
-    NodeList,
     NodeObjects,
-    NodeState,
     ObjectHolding,
 )
 from shoal_core.protocol.subjects import Subjects
-
-SPARE_SECONDS = 0.5
-"""How much sooner than the asker a node stops waiting for its processes, so that its answer comes in time."""
 
 
 @dataclass(frozen=True)
@@ -131,35 +124,16 @@ async def read_memory(target: Target, most: int, timeout_seconds: float) -> Clus
 
 async def ask_all(bus: Bus, subjects: Subjects, most: int, timeout_seconds: float) -> ClusterMemory:
     """Ask all living nodes for their ``most`` largest objects each, at once; raises only where there is no gcs."""
-    nodes = await ask(bus, subjects.gcs("list_nodes"), ListNodes(), timeout_seconds)
+
+    def request(patience_seconds: float) -> ListObjects:
+        return ListObjects(most=min(most, MOST_LISTED_OBJECTS), timeout_seconds=patience_seconds)
+
     jobs = await ask(bus, subjects.gcs("list_jobs"), ListJobs(), timeout_seconds)
-    assert isinstance(nodes, NodeList)
     assert isinstance(jobs, JobList)
-    alive = [record.description for record in nodes.nodes if record.state is NodeState.ALIVE]
-    answers = await asyncio.gather(*(_ask(bus, subjects, node.node_id, most, timeout_seconds) for node in alive))
-    heard: list[NodeMemory] = []
-    silent: dict[NodeId, str] = {}
-    for node, answer in zip(alive, answers, strict=True):
-        if isinstance(answer, NodeObjects):
-            heard.append(NodeMemory(node, answer))
-        else:
-            silent[node.node_id] = str(answer)
+    asked = await ask_nodes(bus, subjects, "objects", request, NodeObjects, timeout_seconds)
+    heard = [NodeMemory(node, answer) for node, answer in asked.answers]
     quiet = [process for node in heard for process in node.objects.silent]
-    return ClusterMemory(heard, silent, quiet, _without_node(jobs.jobs))
-
-
-async def _ask(
-    bus: Bus, subjects: Subjects, node: NodeId, most: int, timeout_seconds: float
-) -> NodeObjects | ShoalError:
-    """Return what a node answers, or why it does not."""
-    patience = max(timeout_seconds / 2, timeout_seconds - SPARE_SECONDS)
-    request = ListObjects(most=min(most, MOST_LISTED_OBJECTS), timeout_seconds=min(patience, 60))
-    try:
-        answer = await ask(bus, subjects.node(node, "objects"), request, timeout_seconds, attempts=1)
-    except ShoalError as error:
-        return error
-    assert isinstance(answer, NodeObjects)
-    return answer
+    return ClusterMemory(heard, asked.silent, quiet, _without_node(jobs.jobs))
 
 
 def _without_node(jobs: list[JobRecord]) -> list[ProcessId]:

@@ -8,7 +8,7 @@ who died. It is put together from tables that each know one thing::
        │            └─────── ActorTable
        ├─────── BundleTable ── LeaseTable
        ├─────── SharedMemory ── ObjectStore, Loans, Copies
-       ├─────── Inquiries         (who holds what)
+       ├─────── Inquiries ── Holdings, RecentTasks    (who holds what, what has run)
        ├─────── TaskInquiries     (how far a task is)
        ├─────── ReportedMetrics   (what processes have counted)
        └─────── Liveness          (who elsewhere is dead)
@@ -20,6 +20,8 @@ What it says of itself goes out as ``NodeAnnouncement``: at once when something 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import (
@@ -53,6 +55,7 @@ from shoal_core.protocol.messages import (
     LeaseAnswer,
     LeaseRequest,
     ListObjects,
+    ListTasks,
     Message,
     NodeAnnouncement,
     NodeDescription,
@@ -69,6 +72,7 @@ from shoal_core.protocol.records import (
     ObjectsReported,
     Record,
     TaskReported,
+    TasksReported,
     WorkerBlocked,
     WorkerReady,
 )
@@ -78,6 +82,7 @@ from shoal_worker.actors import About, ActorTable, Hosted, Verdict
 from shoal_worker.bundles import AboutGroup, BundleTable
 from shoal_worker.copies import AboutLoan
 from shoal_worker.files import StoreInput
+from shoal_worker.holdings import DRIVER, WORKER, Holdings
 from shoal_worker.inputs import (
     DriverEnded,
     Leave,
@@ -88,11 +93,12 @@ from shoal_worker.inputs import (
     UnwatchDriver,
     WatchDriver,
 )
-from shoal_worker.inquiries import DRIVER, WORKER, Inquiries
+from shoal_worker.inquiries import Inquiries, Topic
 from shoal_worker.leases import Lease, LeaseTable
 from shoal_worker.liveness import Ends, Liveness
 from shoal_worker.pressure import MemoryShort
 from shoal_worker.processes import ProcessState, ProcessTable
+from shoal_worker.recent_tasks import RecentTasks
 from shoal_worker.reported import ReportedMetrics
 from shoal_worker.shared_memory import SegmentRecord, SharedMemory
 from shoal_worker.store import ObjectStore
@@ -126,7 +132,9 @@ class NodeCore:
         self.store = ObjectStore(self.node_id, description.object_store_bytes, warm_bytes, shared_bytes)
         self.segments = self.store.segments
         self.memory = SharedMemory(self.node_id, subjects, self.store, self.liveness, self._require_local, chunk_bytes)
-        self.inquiries = Inquiries(self.node_id, self.segments)
+        self.inquiries = Inquiries(self.node_id)
+        self.holdings = Holdings(self.node_id, self.segments)
+        self.recent_tasks = RecentTasks(self.node_id)
         self.task_inquiries = TaskInquiries()
         self.actors = ActorTable(self.node_id, subjects)
         self.bundles = BundleTable(self.node_id, subjects, self.leases)
@@ -149,7 +157,8 @@ class NodeCore:
             **self.memory.requests,
             AttachDriver: self._attach_driver,
             GetProcesses: self._list_processes,
-            ListObjects: self._list_objects,
+            ListObjects: partial(self._inquire, self.holdings),
+            ListTasks: partial(self._inquire, self.recent_tasks),
             ExplainTask: self._explain_task,
         }
 
@@ -322,11 +331,11 @@ class NodeCore:
         processes = [*(process.process_id for process in self.processes), *self.drivers]
         return ProcessList(sequence=self._deaths, processes=processes)
 
-    def _list_objects(self, request: ListObjects, token: int, now: float) -> None:
+    def _inquire(self, topic: Topic[Any], request: ListObjects | ListTasks, token: int, now: float) -> None:
         """Ask all processes that are up; the asker is answered when they are done."""
         unable = (ProcessState.STARTING, ProcessState.KILLED)
         asked = {process.process_id: WORKER for process in self.processes if process.state not in unable}
-        self.inquiries.open(request, token, asked | dict.fromkeys(self.drivers, DRIVER), now)
+        self.inquiries.open(topic, request, token, asked | dict.fromkeys(self.drivers, DRIVER), now)
 
     def _explain_task(self, request: ExplainTask, token: int, now: float) -> None:
         """Ask the task's owner, if it lives here."""
@@ -365,7 +374,10 @@ class NodeCore:
                 self.workforce.actor_left(hosted, record.reason, now, record.error)
         elif isinstance(record, SegmentRecord):
             self.memory.said(peer, record, now)
-        elif isinstance(record, ObjectsReported):
+        elif isinstance(record, TasksReported) and not record.inquiry:
+            if not self.liveness.has_ended(record.job):
+                self.recent_tasks.left(process, record)
+        elif isinstance(record, ObjectsReported | TasksReported):
             self.inquiries.reported(process, record, now)
         elif isinstance(record, TaskReported):
             self.task_inquiries.reported(process, record)
@@ -456,6 +468,7 @@ class NodeCore:
         for job in ends.jobs:
             if self.liveness.job_ended(job):
                 self.workforce.job_ended(job, now)
+                self.recent_tasks.job_ended(job)
                 self._detach_drivers(job)
                 self._tidy(job)
 

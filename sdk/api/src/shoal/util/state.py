@@ -1,4 +1,4 @@
-"""The state of the cluster as rows: nodes, jobs, actors, processes, placement groups, objects and who holds them.
+"""The state of the cluster as rows: nodes, jobs, actors, tasks, processes, placement groups, objects, who holds them.
 
 What ``shoal list`` and ``shoal memory`` print, for programs. Rows are read by attribute (``row.object_size``) and by
 key (``row["object_size"]``, ``row.get(...)``, ``row.asdict()``).
@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from shoal import inventory
+from shoal import inventory, tasks
 from shoal.inventory import ActorState, JobState, NodeState, WorkerState
 from shoal.memory import ClusterMemory, ask_all
 from shoal.placement_groups import find_record, list_records, row_of
 from shoal.reasons import ask_why
 from shoal.rows import MOST_ROWS, AnyRow, Filter, Row, check_filters, columns_of, count, select
 from shoal.session import runtime
+from shoal.tasks import TaskState, summarize
 from shoal_core.bus import Bus
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.groups import GroupRecord
@@ -36,21 +37,25 @@ __all__ = [
     "ObjectState",
     "PlacementGroupState",
     "StateUnavailableError",
+    "TaskState",
     "WorkerState",
     "get_actor",
     "get_job",
     "get_node",
     "get_objects",
     "get_placement_group",
+    "get_task",
     "get_worker",
     "list_actors",
     "list_jobs",
     "list_nodes",
     "list_objects",
     "list_placement_groups",
+    "list_tasks",
     "list_workers",
     "summarize_actors",
     "summarize_objects",
+    "summarize_tasks",
     "why",
 ]
 
@@ -308,6 +313,48 @@ async def _run(read: Callable[[Bus, Subjects, float], Awaitable[T]], current: Ru
 def _get(read: Callable[[Bus, Subjects, str, float], Awaitable[T]], id: str, address: str | None, timeout: float) -> T:
     current = _joined(address, timeout)
     return current.call(_run(lambda bus, subjects, seconds: read(bus, subjects, id, seconds), current, timeout))
+
+
+# ------------------------------------------------------------------------------------ tasks
+
+
+def list_tasks(
+    address: str | None = None,
+    filters: Sequence[Filter] | None = None,
+    limit: int = 100,
+    timeout: float = 30,
+    detail: bool = False,
+    raise_on_missing_output: bool = True,
+) -> list[TaskState]:
+    """Return a row for each task, call of an actor and making of one: what has not ended first, then the newest.
+
+    Processes remember the last 1,000 that they have run, nodes tell of 2,000; ``filters`` and ``limit`` are applied to
+    those. Every row has all columns. Raises ``StateUnavailableError`` where a node or a process does not answer in
+    time, unless ``raise_on_missing_output`` is False.
+    """
+    check_filters(filters, limit, TaskState)
+    return select(_tasks(address, timeout, raise_on_missing_output), filters, limit)
+
+
+def get_task(id: str, address: str | None = None, timeout: float = 30) -> TaskState | list[TaskState] | None:
+    """Return the row of one task; a list where it was tried more than once, None where nothing is known of it."""
+    rows = list_tasks(address, [("task_id", "=", id)], MOST_ROWS, timeout, raise_on_missing_output=False)
+    return None if not rows else rows[0] if len(rows) == 1 else rows
+
+
+def summarize_tasks(
+    address: str | None = None, timeout: float = 30, raise_on_missing_output: bool = True
+) -> dict[str, Any]:
+    """Return how many tasks of each function are in which state, of those that ``list_tasks`` can tell of."""
+    return summarize(_tasks(address, timeout, raise_on_missing_output))
+
+
+def _tasks(address: str | None, timeout: float, raise_on_missing_output: bool) -> list[TaskState]:
+    current = _joined(address, timeout)
+    rows, silent = current.call(tasks.list_tasks(current.bus, current.subjects, timeout))
+    if silent and raise_on_missing_output:
+        raise StateUnavailableError(f"Not everybody has answered within {timeout:g} s: {silent}.")
+    return rows
 
 
 # ------------------------------------------------------------------------------------ why it waits

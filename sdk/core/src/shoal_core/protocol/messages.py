@@ -28,6 +28,7 @@ from shoal_core.protocol.resources import Resources
 
 PROTOCOL_VERSION = 2
 MOST_LISTED_OBJECTS = 1000
+MOST_LISTED_TASKS = 2000
 MOST_PENDING = 500
 """How many demands that wait one answer tells."""
 MOST_NAMED = 5
@@ -593,12 +594,18 @@ class PendingList(Message):
 
 
 class TaskState(StrEnum):
-    """How far a task is, in Ray's words; NIL: its owner knows no such task (any more)."""
+    """How far a task is, in Ray's words; NIL: its owner knows no such task (any more).
+
+    Of those that run or have ended, whoever runs them tells.
+    """
 
     NIL = "NIL"
     PENDING_ARGS_AVAIL = "PENDING_ARGS_AVAIL"
     PENDING_NODE_ASSIGNMENT = "PENDING_NODE_ASSIGNMENT"
     SUBMITTED_TO_WORKER = "SUBMITTED_TO_WORKER"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
 
 
 class ExplainTask(Message):
@@ -781,6 +788,39 @@ class NodeObjects(Message):
     store: StoreUse
     processes: list[ProcessHoldings]
     objects: list[ObjectHolding]
+    silent: list[ProcessId] = Field(description="Processes that did not answer in time.")
+
+
+class ListTasks(Message):
+    """Ask a node which tasks its processes own, run and have run lately (verb ``tasks``)."""
+
+    most: int = Field(ge=0, le=MOST_LISTED_TASKS, description="So many are described.")
+    timeout_seconds: float = Field(gt=0, le=60, description="A process that has not answered by then is silent.")
+
+
+class TaskDescription(Message):
+    """One task, as one process knows it: one that it owns, or one that it runs or has run."""
+
+    process_id: ProcessId
+    pid: int
+    job_id: JobId
+    owner: str = Field(description="Empty: the making of an actor.")
+    number: int = Field(description="Its number at its owner.")
+    attempt: int = Field(description="From 0; of the making of an actor, its incarnation.")
+    name: str
+    state: TaskState
+    actor: str = Field(default="", description="The actor whose method it calls, or that it makes.")
+    began_at: float = Field(default=0.0, description="Seconds since the epoch; 0: this process has not begun it.")
+    seconds: float = Field(default=0.0, description="How long it ran.")
+    code: str = Field(default="", description="Of its error.")
+    text: str = Field(default="", description="The beginning of its error's text.")
+
+
+class NodeTasks(Message):
+    """The tasks of a node's processes: those that run, those that ended last, and those that wait."""
+
+    node_id: NodeId
+    tasks: list[TaskDescription]
     silent: list[ProcessId] = Field(description="Processes that did not answer in time.")
 
 

@@ -477,6 +477,42 @@ class TaskReported(msgspec.Struct, array_like=True, tag=39):
     missing_count: int = 0
 
 
+class ReportTasks(msgspec.Struct, array_like=True, tag=40):
+    """Node → process: tell which tasks you know, at most ``most`` of them, under this number."""
+
+    inquiry: int
+    most: int
+
+
+class KnownTask(msgspec.Struct, array_like=True, frozen=True):
+    """One task in ``TasksReported``: one that the process owns, or one that it runs or has run.
+
+    ``owner`` is empty for the process's own; ``number`` is 0 for the making of the process's actor, ``attempt`` then
+    the incarnation. ``began_at`` is in seconds since the epoch, 0 where the process has not begun it; ``seconds`` is
+    how long it ran. ``code`` and ``text`` are of its error.
+    """
+
+    owner: ProcessId
+    number: TaskNumber
+    attempt: int
+    name: str
+    state: str
+    actor: ActorId
+    began_at: float = 0.0
+    seconds: float = 0.0
+    code: str = ""
+    text: str = ""
+
+
+class TasksReported(msgspec.Struct, array_like=True, tag=41):
+    """Process → node: the answer to ``ReportTasks``; unasked, with number 0, what a process that leaves has run."""
+
+    inquiry: int
+    pid: int
+    job: JobId
+    tasks: list[KnownTask]
+
+
 Record = (
     Task
     | TaskDone
@@ -517,6 +553,8 @@ Record = (
     | MetricsReported
     | ReportTask
     | TaskReported
+    | ReportTasks
+    | TasksReported
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -75,11 +75,13 @@ from shoal_core.protocol.messages import (
     ListJobs,
     ListNodes,
     ListObjects,
+    ListTasks,
     Message,
     NodeDescription,
     NodeList,
     NodeObjects,
     NodeRecord,
+    NodeTasks,
     ObjectRestored,
     PendingList,
     PersistSegment,
@@ -139,7 +141,7 @@ GCS_NODE: dict[Verb, type[Message]] = {
 }
 GCS_SCHEDULER: dict[Verb, type[Message]] = {"commit_group": CommitGroup}
 SCHEDULER_PUBLIC: dict[Verb, type[Message]] = {"pending": GetPending, "resources": GetResources}
-NODE_PUBLIC: dict[Verb, type[Message]] = {"objects": ListObjects, "task": ExplainTask}
+NODE_PUBLIC: dict[Verb, type[Message]] = {"objects": ListObjects, "tasks": ListTasks, "task": ExplainTask}
 NODE_SCHEDULER: dict[Verb, type[Message]] = {
     "lease": LeaseRequest,
     "recall": RecallLeases,
@@ -203,6 +205,7 @@ REPLIES: dict[type[Message], type[Message]] = {
     GetPending: PendingList,
     GetResources: ResourceView,
     ListObjects: NodeObjects,
+    ListTasks: NodeTasks,
     ExplainTask: TaskStanding,
     LeaseRequest: LeaseAnswer,
     RecallLeases: Done,

@@ -108,6 +108,7 @@ class Service:
         self._leaving = False
         self._left = False
         self._held: list[ObjectRef[object]] = []
+        self._making_since = 0.0
         self._overrun: asyncio.TimerHandle | None = None
         self._sending = telemetry.Quiet(lambda: bool(self._accepted), self._send_spans)
         self._reactor.records_by_type |= {
@@ -131,6 +132,7 @@ class Service:
         }
         self._reactor.phase = self._answer
         self._reactor.buried = self._stop_streams
+        runtime.recent.running = self._accepted.values
         runtime.holdings.in_use = lambda: [*(one.references for one in self._accepted.values()), self._held]
         runtime.ended = runtime.command
         runtime.getting.blocked = lambda blocked: runtime.command(_Blocked(blocked, current.get()))
@@ -346,6 +348,8 @@ class Service:
         hosting = Hosting(self._runtime, assigned, self._runtime.command)
         self._runtime.hosting = hosting
         self._runtime.puts_durably = assigned.detached
+        self._runtime.recent.actor = assigned.actor
+        self._making_since = time.perf_counter()
         refs = [self._runtime.objects.restore(reference) for reference in hosting.references]
         self._held = refs
         self._reactor.borrowing.ensure(hosting.references, _nothing)
@@ -357,6 +361,8 @@ class Service:
         assigned = self._runtime.hosting.assigned
         actor, incarnation = assigned.actor, assigned.incarnation
         self._held = []
+        name = f"{assigned.class_name}.__init__"
+        self._runtime.recent.made(name, incarnation, self._making_since, outcome.reason)
         if ENABLED:
             self._send_spans_soon()
         if not outcome.reason:
@@ -418,6 +424,7 @@ class Service:
         self._runtime.reporter.task_ended()
         self._reactor.sharing.released_now()
         for item in ended:
+            self._runtime.recent.ran(item)
             accepted = item.accepted
             states = [ref._state for ref in accepted.references]
             accepted.references.clear()
@@ -484,6 +491,7 @@ class Service:
         told = self._runtime.hosting is None or self._unneeded
         if told and not self._unanswered and not self._left:
             self._left = True
+            self._runtime.recent.leave(self._runtime.node)
             self._execution.stop()
 
 

@@ -156,6 +156,8 @@ class Reactor:
         self.phase: Callable[[], None] | None = None
         self.buried: Callable[[ProcessId], None] | None = None
         """Told of every process that has died, once its last words were heard."""
+        self.unrun: Callable[[PendingTask | PendingCall, Failed], None] = _nobody_asks
+        """Told of every task that ends without a result of its own."""
 
     def _commands_taken(self) -> dict[type, Callable[[Any], None]]:
         """Return what is done about each command of user threads."""
@@ -551,6 +553,7 @@ class Reactor:
             return
         if self.traced is not None:
             self.traced.failed(task.wire, failure)
+        self.unrun(task, failure)
         self._settle_returns(task, [failure] * abs(task.wire.returns), self.local)
 
     def _task_done(self, worker: ProcessId, result: TaskDone, now: float) -> None:
@@ -801,3 +804,7 @@ def _collect(task: PendingTask | PendingCall) -> Failed | None:
 
 def _nothing() -> None:
     """Nobody waits for an owner's answer."""
+
+
+def _nobody_asks(task: PendingTask | PendingCall, failure: Failed) -> None:
+    """Nobody wants to know how tasks ended."""

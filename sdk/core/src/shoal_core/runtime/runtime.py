@@ -69,6 +69,7 @@ from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.pending import PendingCounter
 from shoal_core.runtime.placement_groups import AwaitGroup, DropGroup, MakeGroup
 from shoal_core.runtime.reactor import Reactor
+from shoal_core.runtime.recent import Recent
 from shoal_core.runtime.reporting import Reporter
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
 from shoal_core.runtime.standings import Standings
@@ -156,6 +157,7 @@ class Runtime:
         self.reactor.recovery.restore = self.reactor.restoring.own
         self.holdings = Holdings(self.reactor, self.objects)
         self.standings = Standings(self.reactor)
+        self.recent = Recent(self.reactor)
         self.functions = FunctionStore(bus, subjects)
         self.ended: Callable[[Ended], None] = _nobody_runs
         self.namespace = ""

@@ -43,7 +43,8 @@ class Accepted:
 
     ``order`` rises with each task that comes; ``producer`` is there for generators. What is ``cancelled`` before it was
     ``begun`` never is (see ``begin`` and ``cancel``). A cancellation may break into it only while it is
-    ``interruptible``: while the user's code runs, on the main thread.
+    ``interruptible``: while the user's code runs, on the main thread. It began at ``began_at`` (``perf_counter``; 0:
+    not yet).
     """
 
     task: Task
@@ -54,6 +55,7 @@ class Accepted:
     begun: bool = False
     cancelled: bool = False
     interruptible: bool = False
+    began_at: float = 0.0
 
 
 class ArgumentsUnavailable(Exception):
@@ -158,7 +160,6 @@ class Work:
     """
 
     __slots__ = (
-        "_began",
         "_fetch_seconds",
         "_label",
         "_lease",
@@ -194,7 +195,7 @@ class Work:
     def __enter__(self) -> Work:
         accepted = self.accepted
         self._fetch_seconds = 0.0
-        self._began = time.perf_counter()
+        accepted.began_at = time.perf_counter()
         self._token = current.set(
             Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label, accepted)
         )
@@ -393,7 +394,7 @@ class Work:
         self._runtime.command(Yielded(self.accepted, index, value, serialized))
 
     def _end(self, values: list[Value], results: list[Serialized], retryable: bool) -> None:
-        seconds = time.perf_counter() - self._began
+        seconds = time.perf_counter() - self.accepted.began_at
         self.ended = Ended(self.accepted, values, results, seconds, retryable, fetch_seconds=self._fetch_seconds)
 
 
