@@ -32,12 +32,16 @@ def run(script: str, folder: Path, where: Path = ROOT) -> str:
 
 @pytest.mark.parametrize(
     ("guide", "printed"),
-    [("laptop.md", ["285\n"]), ("coming-from-ray.md", ["14\nTypeError\n"]), ("tasks.md", ["6\n", "3\n"])],
+    [
+        ("laptop.md", ["285\n"]),
+        ("coming-from-ray.md", ["14\nTypeError\n"]),
+        ("tasks.md", ["6\n", "3\n", "{'FINISHED': 5}\nstep NORMAL_TASK\n"]),
+    ],
 )
 def test_programs_print_what_the_guide_says(guide: str, printed: list[str], tmp_path: Path) -> None:
     for program, expected in zip(blocks(guide, "python"), printed, strict=True):
         (tmp_path / "program.py").write_text(program)
-        assert run(f"python {tmp_path}/program.py", tmp_path) == expected
+        assert run(f"python {tmp_path}/program.py", tmp_path, tmp_path) == expected
 
 
 def test_the_commands_for_a_laptop(tmp_path: Path) -> None:
