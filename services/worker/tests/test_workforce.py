@@ -14,7 +14,7 @@ from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.actors import ActorTable
 from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
 from shoal_worker.leases import LeaseTable
-from shoal_worker.pressure import Memory, MemoryShort
+from shoal_worker.pressure import LEAVE_SECONDS, Memory, MemoryShort
 from shoal_worker.processes import (
     FIRST_BACKOFF_SECONDS,
     IDLE_SECONDS,
@@ -331,6 +331,27 @@ def test_before_memory_runs_out_one_process_at_a_time_is_killed_and_its_owner_he
     assert "memory ran out" in lost.reason
     force.relieve(short(**{other: 20}), 3)
     assert force.taken() == [Start(KillProcess(other))]
+
+
+def test_before_memory_runs_out_processes_that_idle_are_asked_to_leave_before_any_is_killed() -> None:
+    force = Force()
+    (_, busy), (lease, spare) = force.served(1), force.served(2)
+    force.returned(OWNER, lease, False, 0)
+    held = short(**{busy: 60, spare: 30})
+    force.relieve(held, 1)
+    assert force.taken() == [Send(spare, ProcessUnneeded())]
+    force.relieve(held, 1 + LEAVE_SECONDS - 0.1)
+    assert force.taken() == [], "it may be about to leave"
+    force.relieve(held, 1 + LEAVE_SECONDS)
+    assert force.taken() == [Start(KillProcess(busy))], "its objects are still needed"
+
+
+def test_a_process_that_idles_and_holds_little_stays() -> None:
+    force = Force()
+    (_, busy), (lease, spare) = force.served(1), force.served(2)
+    force.returned(OWNER, lease, False, 0)
+    force.relieve(short(**{busy: 60, spare: 1}), 1)
+    assert force.taken() == [Start(KillProcess(busy))]
 
 
 def test_memory_that_nobody_here_holds_ends_nobody() -> None:

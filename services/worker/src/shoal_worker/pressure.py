@@ -1,8 +1,9 @@
 """Before a node's memory runs out a worker process is ended, so that the machine and all others live.
 
 Otherwise the kernel ends what it likes, perhaps the node or the broker, or the machine comes to a stand. One process
-goes at a time: of those that run tasks the one that holds most; an actor, whose state would be lost, only where no task
-holds much. ``memory_meter`` looks how much is used.
+goes at a time: first such as hold much and idle, which are asked to leave and take nothing along that is needed; then
+of those that run tasks the one that holds most; an actor, whose state would be lost, only where no task holds much.
+``memory_meter`` looks how much is used.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from shoal_core.protocol.ids import ProcessId
 
 LEAST_SHARE = 0.02
 """Of the machine's memory: to end a process that holds less would not help."""
+LEAVE_SECONDS = 2.0
+"""So long nobody is killed while a process leaves that was asked to, and holds much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +36,10 @@ class MemoryShort:
     held: Mapping[ProcessId, int]
 
 
-def choose(short: MemoryShort, tasks: Collection[ProcessId], actors: Collection[ProcessId]) -> ProcessId | None:
-    """Return which process to end, None if none of these would help."""
+def choose(short: MemoryShort, *kinds: Collection[ProcessId]) -> ProcessId | None:
+    """Return which process to end, of the first kind that has one whose end would help; None if there is none."""
     least = LEAST_SHARE * short.memory.total_bytes
-    for candidates in (tasks, actors):
+    for candidates in kinds:
         most = max(candidates, key=lambda process: short.held.get(process, 0), default=None)
         if most is not None and short.held.get(most, 0) >= least:
             return most

@@ -162,7 +162,8 @@ class ProcessTable:
         self._rest(process, now)
 
     def leave(self, process: WorkerProcess, now: float) -> None:
-        """The actor of a process has ended; the process ends when nobody refers to its objects."""
+        """A process is needed no more, or its actor has ended; it ends when nobody refers to its objects."""
+        self._idle.pop(process.process_id, None)
         process.state, process.since, process.lease = ProcessState.LEAVING, now, None
 
     def kill(self, process: WorkerProcess, reason: str, now: float) -> bool:
@@ -204,8 +205,7 @@ class ProcessTable:
             if process.job is not None and process.environment not in stale:
                 chosen.append(process)
         for process in chosen:
-            del self._idle[process.process_id]
-            process.state, process.since = ProcessState.LEAVING, now
+            self.leave(process, now)
         return chosen
 
     def overdue(self, now: float) -> list[WorkerProcess]:

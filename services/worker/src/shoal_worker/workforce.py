@@ -35,7 +35,7 @@ from shoal_worker.actors import ActorTable, Hosted, Phase, Verdict
 from shoal_worker.gpus import why_impossible
 from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
 from shoal_worker.leases import Lease, LeaseTable
-from shoal_worker.pressure import MemoryShort, choose, why_killed
+from shoal_worker.pressure import LEAVE_SECONDS, MemoryShort, choose, why_killed
 from shoal_worker.processes import ProcessState, ProcessTable, WorkerProcess
 
 GROUP_REMOVED = "its placement group was removed"
@@ -176,12 +176,25 @@ class Workforce:
             return
         actors: list[ProcessId] = []
         tasks: list[ProcessId] = []
+        idle: list[ProcessId] = []
+        leaving: list[ProcessId] = []
         for process in self.processes:
             lease = None if process.lease is None else self.leases.get(process.lease)
             if process.state is ProcessState.LEASED and lease is not None:
                 (actors if lease.actor else tasks).append(process.process_id)
-        chosen = self.processes.get(choose(short, tasks, actors) or ProcessId(""))
-        if chosen is not None:
+            elif process.state is ProcessState.IDLE:
+                idle.append(process.process_id)
+            elif process.state is ProcessState.LEAVING and now < process.since + LEAVE_SECONDS:
+                leaving.append(process.process_id)
+        if choose(short, leaving) is not None:
+            return
+        chosen = self.processes.get(choose(short, idle, tasks, actors) or ProcessId(""))
+        if chosen is None:
+            return
+        if chosen.state is ProcessState.IDLE:
+            self.processes.leave(chosen, now)
+            self.effects.append(Send(chosen.process_id, ProcessUnneeded()))
+        else:
             chosen.out_of_memory = True
             self._kill(chosen, why_killed(short, chosen.process_id), now)
 
