@@ -50,6 +50,12 @@ def by_id() -> dict[str, dict[str, Any]]:
     return {node["NodeID"]: node for node in shoal.nodes() if node["Alive"]}
 
 
+def test_a_node_that_was_added_is_used_at_once(cluster: Cluster) -> None:
+    for count in (2, 3):
+        cluster.add_node(num_cpus=1)
+        assert shoal.available_resources()["CPU"] == count
+
+
 def test_nodes_added_from_two_threads_are_who_they_say(cluster: Cluster) -> None:
     def add(name: str) -> ClusterNode:
         return cluster.add_node(

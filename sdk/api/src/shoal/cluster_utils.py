@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -27,7 +28,8 @@ from shoal_core.bus.requests import ask
 from shoal_core.machine import environment_for_copies, remove_stores
 from shoal_core.protocol.errors import BusError
 from shoal_core.protocol.ids import new_node_id, new_service_id
-from shoal_core.protocol.messages import ListNodes, NodeList, NodeState
+from shoal_core.protocol.messages import GetResources, ListNodes, NodeList, NodeState, ResourceView
+from shoal_core.protocol.resources import Resources, add, fits
 from shoal_core.protocol.subjects import Role, Subjects
 
 START_SECONDS = 30.0
@@ -91,7 +93,7 @@ class Cluster:
         return self.address
 
     def add_node(self, wait: bool = True, **options: Any) -> ClusterNode:
-        """Start a node, the head first; with ``wait``, return when it is known to the cluster. For any thread.
+        """Start a node, the head first; with ``wait``, return when the cluster places work there. For any thread.
 
         ``options``: ``num_cpus``, ``num_gpus``, ``memory`` and ``object_store_memory`` (bytes), ``resources``,
         ``labels``, ``node_name`` (what ``nodes()`` shows as ``NodeName``); those not given are what the machine has.
@@ -121,7 +123,7 @@ class Cluster:
         _end(node.process, in_good_order=allow_graceful)
 
     def wait_for_nodes(self, timeout: float = START_SECONDS) -> None:
-        """Return when the cluster sees exactly the nodes that were added and not removed; ``TimeoutError``."""
+        """Return when the cluster has exactly the nodes that were added and not removed; ``TimeoutError``."""
         wanted = {node.node_id for node in self.list_all_nodes()}
         if not self._wait(lambda alive: alive == wanted, timeout):
             raise TimeoutError(
@@ -170,21 +172,21 @@ class Cluster:
 
         async def once() -> set[str]:
             async with self._observer() as bus:
-                return await self._list_alive(bus)
+                return set(await self._list_alive(bus))
 
         return asyncio.run(once())
 
     def _wait(
         self, condition: Callable[[set[str]], bool], timeout: float, is_hopeless: Callable[[], bool] = lambda: False
     ) -> bool:
-        """Ask for the nodes that are alive until they are as wanted; False after ``timeout`` or without hope."""
+        """Ask for the nodes that are used until they are as wanted; False after ``timeout`` or without hope."""
 
         async def until() -> bool:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout), self._observer() as bus:
                     while not is_hopeless():
                         with contextlib.suppress(BusError):
-                            if condition(await self._list_alive(bus)):
+                            if condition(await self._list_usable(bus)):
                                 return True
                         await asyncio.sleep(PAUSE_SECONDS)
             return False
@@ -203,11 +205,22 @@ class Cluster:
         ) as bus:
             yield bus
 
-    async def _list_alive(self, bus: Bus) -> set[str]:
+    async def _list_alive(self, bus: Bus) -> dict[str, Resources]:
+        """Return what each node has that is alive."""
         subjects = Subjects(self._running().cluster)
         nodes = await ask(bus, subjects.gcs("list_nodes"), ListNodes(), timeout_seconds=REQUEST_SECONDS)
         assert isinstance(nodes, NodeList)
-        return {record.description.node_id for record in nodes.nodes if record.state is NodeState.ALIVE}
+        described = [record.description for record in nodes.nodes if record.state is NodeState.ALIVE]
+        return {about.node_id: about.total for about in described}
+
+    async def _list_usable(self, bus: Bus) -> set[str]:
+        """Return the nodes that are alive; none, as long as the scheduler does not see all that they have."""
+        alive = await self._list_alive(bus)
+        subject = Subjects(self._running().cluster).scheduler("resources")
+        seen = await ask(bus, subject, GetResources(), timeout_seconds=REQUEST_SECONDS)
+        assert isinstance(seen, ResourceView)
+        together: Resources = functools.reduce(add, alive.values(), {})
+        return set(alive) if fits(together, seen.total) else set()
 
     # ------------------------------------------------------------------------- processes
 
