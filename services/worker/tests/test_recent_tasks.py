@@ -83,3 +83,17 @@ def test_what_a_process_has_run_that_left_is_told_until_its_job_ends() -> None:
         recent.left(GONE, TasksReported(0, 43, JOB, ran))
     assert len(recent) == MOST_LEFT
     assert numbers(asked(recent, 1, {})) == [2 * MOST_LEFT], "the oldest are forgotten"
+
+
+def test_an_answer_is_no_larger_than_a_message_of_the_broker_whatever_is_told() -> None:
+    names = ["f" * 100, "\u4e16" * 100, '"' * 100, "\x01" * 100]
+    error = {"code": "task", "text": "\n" * 100}
+    tasks = [
+        KnownTask(OWNER, TaskNumber(number), 0, names[number % 4], "FAILED", ActorId("a" * 32), 1.0, 1.0, **error)
+        for number in range(1, 2001)
+    ]
+    answer = asked(RecentTasks(NODE), 2000, {WORKS: tasks})
+    assert 500_000 < len(answer.model_dump_json().encode()) < 1_000_000
+    few = asked(RecentTasks(NODE), 2000, {WORKS: [task(number, "FINISHED", 1.0) for number in range(1, 2001)]})
+    assert len(few.tasks) == 2000
+    assert len(few.model_dump_json().encode()) < 1_000_000

@@ -6,8 +6,10 @@ Of what has ended at most ``MOST_LEFT`` are kept of processes that have left, an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+import msgspec
 
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId
 from shoal_core.protocol.messages import MOST_LISTED_TASKS, NodeTasks, TaskDescription, TaskState
@@ -15,12 +17,16 @@ from shoal_core.protocol.records import KnownTask, ReportTasks, TasksReported
 from shoal_worker.inquiries import Inquiry, Topic
 
 MOST_LEFT = MOST_LISTED_TASKS
-ENDED = (TaskState.FINISHED, TaskState.FAILED)
+MOST_BYTES = 700 * 1024
+"""An answer is one message of the broker's, with what there is in it beside names and texts counted in."""
+FIXED_BYTES = 300
+RUNNING, ENDED = TaskState.RUNNING.value, (TaskState.FINISHED.value, TaskState.FAILED.value)
+WAITING = {state.value for state in TaskState} - {RUNNING, *ENDED, TaskState.NIL.value}
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """A task that a process had run that has left."""
+class Told:
+    """A task, and the process that told of it."""
 
     process: ProcessId
     pid: int
@@ -35,14 +41,14 @@ class RecentTasks(Topic[TasksReported]):
 
     def __init__(self, node_id: NodeId) -> None:
         self._node_id = node_id
-        self._left: deque[Left] = deque(maxlen=MOST_LEFT)
+        self._left: deque[Told] = deque(maxlen=MOST_LEFT)
 
     def __len__(self) -> int:
         return len(self._left)
 
     def left(self, process: ProcessId, report: TasksReported) -> None:
         """A process leaves, and says what it has run, the newest first."""
-        self._left += [Left(process, report.pid, report.job, task) for task in reversed(report.tasks)]
+        self._left += [Told(process, report.pid, report.job, task) for task in reversed(report.tasks)]
 
     def job_ended(self, job: JobId) -> None:
         """Forget what belonged to a job that is over."""
@@ -53,45 +59,46 @@ class RecentTasks(Topic[TasksReported]):
         return ReportTasks(inquiry, most)
 
     def answer(self, inquiry: Inquiry[TasksReported]) -> NodeTasks:
-        """Put together what the processes know: all that runs, and of the rest as much of either kind as there is."""
-        told = list(self._told(inquiry.reports))
-        running = [one for one in told if one.state is TaskState.RUNNING]
-        ended = [one for one in told if one.state in ENDED]
-        ended.sort(key=lambda one: -one.began_at)
-        waiting = [one for one in told if one.state is not TaskState.RUNNING and one.state not in ENDED]
+        """Put together what the processes know: all that runs, and of the rest as much of either kind as there is.
+
+        What is in no state that a task can be in, no process can mean.
+        """
+        told = [
+            Told(process, report.pid, report.job, task)
+            for process, report in inquiry.reports.items()
+            for task in report.tasks
+        ]
+        told += self._left
+        running = [one for one in told if one.task.state == RUNNING]
+        ended = sorted((one for one in told if one.task.state in ENDED), key=lambda one: -one.task.began_at)
+        waiting = [one for one in told if one.task.state in WAITING]
         room = max(0, inquiry.most - len(running))
         share = max(room // 2, room - len(waiting))
-        tasks = [*running, *ended[:share]]
-        tasks += waiting[: max(0, inquiry.most - len(tasks))]
-        return NodeTasks(node_id=self._node_id, tasks=tasks[: inquiry.most], silent=inquiry.silent())
-
-    def _told(self, reports: dict[ProcessId, TasksReported]) -> Iterable[TaskDescription]:
-        for process, report in reports.items():
-            for task in report.tasks:
-                yield from _described(process, report.pid, report.job, task)
-        for one in self._left:
-            yield from _described(one.process, one.pid, one.job, one.task)
+        chosen = [*running, *ended[:share]]
+        chosen += waiting[: max(0, inquiry.most - len(chosen))]
+        tasks = list(_as_many_as_fit(chosen[: inquiry.most]))
+        return NodeTasks(node_id=self._node_id, tasks=tasks, silent=inquiry.silent())
 
 
-def _described(process: ProcessId, pid: int, job: JobId, task: KnownTask) -> list[TaskDescription]:
-    """Return the description of a task; none where a process tells of what can be none."""
-    try:
-        state = TaskState(task.state)
-    except ValueError:
-        return []
-    description = TaskDescription.model_construct(
-        process_id=process,
-        pid=pid,
-        job_id=job,
-        owner=task.owner or (process if task.number else ""),
-        number=task.number,
-        attempt=task.attempt,
-        name=task.name,
-        state=state,
-        actor=task.actor,
-        began_at=task.began_at,
-        seconds=task.seconds,
-        code=task.code,
-        text=task.text,
-    )
-    return [description]
+def _as_many_as_fit(chosen: Iterable[Told]) -> Iterator[TaskDescription]:
+    left = MOST_BYTES
+    for one in chosen:
+        task = one.task
+        left -= FIXED_BYTES + len(msgspec.json.encode((task.name, task.text, task.code, task.owner, task.actor)))
+        if left < 0:
+            return
+        yield TaskDescription.model_construct(
+            process_id=one.process,
+            pid=one.pid,
+            job_id=one.job,
+            owner=task.owner or (one.process if task.number else ""),
+            number=task.number,
+            attempt=task.attempt,
+            name=task.name,
+            state=TaskState(task.state),
+            actor=task.actor,
+            began_at=task.began_at,
+            seconds=task.seconds,
+            code=task.code,
+            text=task.text,
+        )
