@@ -164,6 +164,7 @@ def test_tasks_that_have_failed() -> None:
     attempts = tasks_named("raise_once_more")
     assert sorted(row.attempt_number for row in attempts) == [0, 1]
     assert {(row.state, row.error_type) for row in attempts} == {("FAILED", "TASK_EXECUTION_EXCEPTION")}
+    assert attempts[0].error_message == "KeyError: 'no such thing'"
     assert state.get_task(attempts[0].task_id) == attempts
     with pytest.raises(exceptions.WorkerCrashedError):
         get(crash.remote())

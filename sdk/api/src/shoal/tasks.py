@@ -46,7 +46,7 @@ class TaskState(Row):
     ``state`` is PENDING_ARGS_AVAIL, PENDING_NODE_ASSIGNMENT, SUBMITTED_TO_WORKER, RUNNING, FINISHED or FAILED, ``type``
     NORMAL_TASK, ACTOR_TASK or ACTOR_CREATION_TASK; the id of a task that makes an actor is the actor's. Where it was
     not begun (yet) there is no ``node_id``, ``worker_id``, ``worker_pid`` and ``start_time_ms``. Times are in
-    milliseconds. ``error_type`` is in Ray's words, ``error_message`` the beginning of the error's text.
+    milliseconds. ``error_type`` is in Ray's words, ``error_message`` the line of its text that says most.
     ``parent_task_id`` and ``creation_time_ms`` are always None: they are not noted.
     """
 

@@ -51,12 +51,15 @@ def told(lone: LoneRuntime, most: int = 100) -> list[KnownTask]:
 
 async def test_what_ran_here_is_told_with_its_times_the_newest_first(lone: LoneRuntime) -> None:
     run(lone, 1)
-    run(lone, 2, Failed("task", "no good " * 100, b"the exception"))
-    run(lone, 3, Failed("task_cancelled", "it was cancelled"), begun=False)
+    where = 'work() (pid=1, ip=127.0.0.1)\nTraceback (most recent call last):\n  File "f.py", line 1, in work\n'
+    run(lone, 2, Failed("task", where + f"ValueError: {'no good ' * 100}\n", b"the exception"))
+    run(lone, 3, Failed("task_cancelled", "it was cancelled\nby its owner"), begun=False)
     cancelled, failed, finished = told(lone)
     assert (finished.owner, finished.number, finished.state, finished.seconds) == (OWNER, 1, "FINISHED", 1.0)
     assert abs(time.time() - 1.0 - finished.began_at) < 60
-    assert (failed.state, failed.code, failed.text) == ("FAILED", "task", ("no good " * 100)[:100])
+    assert (failed.state, failed.code, len(failed.text)) == ("FAILED", "task", 100)
+    assert failed.text.startswith("ValueError: no good"), "that is what a traceback ends with"
+    assert cancelled.text == "it was cancelled"
     assert (cancelled.state, cancelled.code, cancelled.began_at) == ("FAILED", "task_cancelled", 0.0)
 
 

@@ -813,7 +813,7 @@ class TaskDescription(Message):
     began_at: float = Field(default=0.0, description="Seconds since the epoch; 0: this process has not begun it.")
     seconds: float = Field(default=0.0, description="How long it ran.")
     code: str = Field(default="", description="Of its error.")
-    text: str = Field(default="", description="The beginning of its error's text.")
+    text: str = Field(default="", description="The line of its error's text that says most.")
 
 
 class NodeTasks(Message):

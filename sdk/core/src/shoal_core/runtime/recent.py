@@ -24,7 +24,8 @@ from shoal_core.runtime.work import Accepted, Ended
 
 MOST_REMEMBERED = 1000
 MOST_TEXT = 100
-"""So many characters of a name, and of an error's text, are told."""
+"""So many characters of a name, and of a line of an error's text, are told."""
+TRACEBACK = "Traceback (most recent call last)"
 
 OWN = ProcessId("")
 """The owner of a task that is the reporting process's own."""
@@ -65,7 +66,7 @@ class Recent:
     def made(self, name: str, incarnation: int, began_at: float, error: str) -> None:
         """An actor was made here, or could not be."""
         seconds = time.perf_counter() - began_at
-        told = ("actor_died", error[:MOST_TEXT]) if error else None
+        told = ("actor_died", _told(error)) if error else None
         self._ran.append((TaskNumber(0), incarnation, OWN, name, began_at, seconds, told))
 
     def _note_unrun(self, task: PendingTask | PendingCall, failed: Failed) -> None:
@@ -144,4 +145,11 @@ def _owned(task: PendingTask | PendingCall, state: TaskState, failed: Failed | N
 
 
 def _error(failed: Failed) -> Error:
-    return failed.code, failed.text[:MOST_TEXT]
+    return failed.code, _told(failed.text)
+
+
+def _told(text: str) -> str:
+    """Return of an error's text what says most: of a traceback the last line, else the first."""
+    head, traceback, tail = text.strip().partition(TRACEBACK)
+    line = tail.rpartition("\n")[2] if traceback else head.partition("\n")[0]
+    return line[:MOST_TEXT]
