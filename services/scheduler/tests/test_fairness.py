@@ -412,16 +412,18 @@ def test_what_came_before_it_was_contended_stays_with_its_first_replica_until_it
     assert line is not None
     lines.contention.note(cpus(1), {}, 1.4)
     lines.leads = False
-    assert lines.may_place(line, 1.6)
+    assert lines.may_place(line, lines.stages_to_place(line.candidates, 1.6))
     assert lines.next_slot(line, wanted, 1.6) == 1
     del wanted.open[SlotId(1)]
     assert lines.next_slot(line, wanted, 1.6) is None, "the other one is the leader's"
     wanted.open = {SlotId(1): 1.0}
     lines.contention.note(cpus(1), {}, 1.8)
-    assert lines.may_place(line, 1.05 + HELP_SECONDS)
+    assert lines.may_place(line, lines.stages_to_place(line.candidates, 1.05 + HELP_SECONDS))
     assert lines.next_slot(line, wanted, 1.05 + HELP_SECONDS) is None, "it is overdue"
     lines.contention.note(cpus(1), {}, 1.5 + HELP_SECONDS)
-    assert not lines.may_place(line, 1.5 + HELP_SECONDS), "and so is all that came before"
+    assert not lines.may_place(line, lines.stages_to_place(line.candidates, 1.5 + HELP_SECONDS)), (
+        "and so is all that came before"
+    )
     lines.leads = True
-    assert lines.may_place(line, 1.5 + HELP_SECONDS)
+    assert lines.may_place(line, lines.stages_to_place(line.candidates, 1.5 + HELP_SECONDS))
     assert lines.next_slot(line, wanted, 1.05 + HELP_SECONDS) == 1

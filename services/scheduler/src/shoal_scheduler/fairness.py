@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import ProcessId, SlotId
@@ -138,7 +138,7 @@ class _Round:
         """Place until nothing more fits."""
         for head in self._waiting.heads(self._now) if self._waiting.leads else ():
             self.place_head(head)
-            if next(self._fitting(), None) is None:
+            if not any(True for candidates in self._candidates for _ in self._fitting(candidates)):
                 break
         self._take_turns()
         free_room(self._cluster, self.kept)
@@ -163,9 +163,14 @@ class _Round:
 
     def _take_turns(self) -> None:
         lines: dict[Job, list[Line]] = {}
-        for line in self._fitting():
-            if line.turns and self._waiting.may_place(line, self._now):
-                lines.setdefault(line.job, []).append(line)
+        waiting = self._waiting
+        for candidates in self._candidates:
+            stages = waiting.stages_to_place(candidates, self._now)
+            if not (stages or waiting.leads):
+                continue
+            for line in self._fitting(candidates):
+                if line.turns and waiting.may_place(line, stages):
+                    lines.setdefault(line.job, []).append(line)
         turns = [(rank(job, self._cluster), job) for job in lines]
         heapq.heapify(turns)
         while turns:
@@ -231,12 +236,11 @@ class _Round:
             node.take(other.entry.resources)
         return chosen
 
-    def _fitting(self) -> Iterator[Line]:
-        """Yield the lines for which there may be room."""
-        for candidates in self._candidates:
-            self._cluster.follow(candidates)
-            lines = self._waiting.lines_for(candidates)
-            yield from lines if candidates.have_room else filter(self._may_pass, lines)
+    def _fitting(self, candidates: Candidates) -> Iterable[Line]:
+        """Return the lines for which there may be room on some of these nodes."""
+        self._cluster.follow(candidates)
+        lines = self._waiting.lines_for(candidates)
+        return lines if candidates.have_room else filter(self._may_pass, lines)
 
     def _may_fit(self, line: Line) -> bool:
         """Tell whether there may be room for a line: what is free, or what is kept and may be passed."""

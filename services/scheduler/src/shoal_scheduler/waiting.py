@@ -315,14 +315,18 @@ class Waiting:
 
     # ------------------------------------------------------------------------------- whose it is
 
-    def may_place(self, line: Line, now: float) -> bool:
-        """Tell whether this replica should place what is in a line, where there is room."""
-        if line.job.terms.quotas:
-            return self.leads
-        began_at = self.contention.began_at(line.candidates.resources, now)
+    def stages_to_place(self, candidates: Candidates, now: float) -> tuple[Stage, ...]:
+        """Return whose demand this replica should place on these nodes, where there is room."""
+        began_at = self.contention.began_at(candidates.resources, now)
         if began_at is None:
-            return line.stage is not Stage.FRESH
-        return self.leads or (line.stage is Stage.OURS and now - HELP_SECONDS < began_at + LATE_SECONDS)
+            return Stage.OURS, Stage.OVERDUE
+        if self.leads:
+            return tuple(Stage)
+        return (Stage.OURS,) if now - HELP_SECONDS < began_at + LATE_SECONDS else ()
+
+    def may_place(self, line: Line, stages: tuple[Stage, ...]) -> bool:
+        """Tell whether this replica should place what is in a line, where ``stages_to_place`` are these."""
+        return self.leads if line.job.terms.quotas else line.stage in stages
 
     def next_slot(self, line: Line, wanted: Wanted, now: float) -> SlotId | None:
         """Return the slot of a demand that this replica may place next.
