@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -290,6 +290,8 @@ class Service:
     def _adopt(self, owner: ProcessId, task: Task) -> list[ObjectRef[object]]:
         """Make the references among a task's arguments, and have their owners count this process."""
         references: list[ObjectRef[object]] = []
+        if not task.dependencies and not contained_in(task.arguments):
+            return references
         for value in (task.arguments, *task.dependencies):
             references += [self._runtime.objects.restore(reference) for reference in contained_in(value)]
         if references:
@@ -425,20 +427,29 @@ class Service:
         self._reactor.sharing.released_now()
         for item in ended:
             self._runtime.recent.ran(item)
-            accepted = item.accepted
-            states = [ref._state for ref in accepted.references]
-            accepted.references.clear()
-            kept = [s for s in states if s.reference is not None and s.reference() is not None]
-            foreign = [s.wire() for s in kept if s.owner != accepted.owner]
-            own = [s.wire() for s in kept if s.owner == accepted.owner]
-            holds = [s.reference() for s in kept if s.reference is not None]
-            self._reactor.borrowing.ensure(foreign, partial(self._send_done, item, own, holds))
+            if item.accepted.references:
+                self._send_done_when_counted(item)
+            else:
+                self._send_done(item)
         if any(item.exhausted for item in ended):
             self._leaving = True
             self._give_back(blocked=False)
             self._leave_if_answered()
 
-    def _send_done(self, item: Ended, kept: list[Reference], holds: list[ObjectRef[object] | None]) -> None:
+    def _send_done_when_counted(self, item: Ended) -> None:
+        """Answer the owner of a task as soon as the owners of what this process keeps of its arguments count it."""
+        accepted = item.accepted
+        states = [ref._state for ref in accepted.references]
+        accepted.references.clear()
+        kept = [s for s in states if s.reference is not None and s.reference() is not None]
+        foreign = [s.wire() for s in kept if s.owner != accepted.owner]
+        own = [s.wire() for s in kept if s.owner == accepted.owner]
+        holds = [s.reference() for s in kept if s.reference is not None]
+        self._reactor.borrowing.ensure(foreign, partial(self._send_done, item, own, holds))
+
+    def _send_done(
+        self, item: Ended, kept: Sequence[Reference] = (), holds: Sequence[ObjectRef[object] | None] = ()
+    ) -> None:
         task, owner = item.accepted.task, item.accepted.owner
         for value, result in zip(item.values, item.results, strict=False):
             self._reactor.sharing.lend_contents(value, result.references, owner)
