@@ -41,6 +41,7 @@ SAYS = {
         "both together: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]",
         "a batch: [1, 2, 3]",
     ],
+    "collective.py": ["summed: [3.0, 3.0, 3.0, 3.0]", "told by the first: [0.1, 0.01]"],
     "placement.py": [
         "by a selector: b",
         "fallen back: c",
