@@ -31,6 +31,8 @@ def collecting() -> Iterator[Collector]:
     """Run a collector on a free port of this machine."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections stay open, as with any collector
+
         def do_POST(self) -> None:
             """Take what was sent."""
             self.rfile.read(int(self.headers["Content-Length"]))
