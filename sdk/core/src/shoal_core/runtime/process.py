@@ -171,7 +171,7 @@ class Service:
         accepted = self._accept(call, caller, self._adopt(caller, call))
         if not hosting.is_sequential:
             hosting.accept(accepted)
-        elif any(_makes(accepted, awaited) for awaited in self._awaited.values()):
+        elif self._awaited and any(_makes(accepted, awaited) for awaited in self._awaited.values()):
             self._answer_in_vain(accepted)
         else:
             self._execution.queue.put(accepted)
@@ -197,7 +197,8 @@ class Service:
         self._answer_unrun(accepted, Failed("reconstruction_failed", text))
 
     def _accept(self, task: Task, owner: ProcessId, references: list[ObjectRef[object]]) -> Accepted:
-        self._prefetch(task)
+        if task.dependencies or type(task.arguments) is Stored:
+            self._prefetch(task)
         self._order += 1
         accepted = Accepted(task, owner, references, self._order)
         if task.returns == STREAMING:
