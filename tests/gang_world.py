@@ -58,10 +58,10 @@ from shoal_core.protocol.messages import (
     NodeDescription,
     NodeDied,
     RegisterJob,
-    SchedulerPresence,
 )
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import Resources, to_resources
+from shoal_core.protocol.scheduling import SchedulerPresence
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_gcs.core import Begin as BeginStore

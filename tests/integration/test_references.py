@@ -339,8 +339,8 @@ class TestWhoHoldsWhat:
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(state.StateUnavailableError, match="did not answer its node in time"):
-                state.list_objects(timeout=1)
-            others = state.list_objects(timeout=1, raise_on_missing_output=False)
+                state.list_objects(timeout=3)
+            others = state.list_objects(timeout=3, raise_on_missing_output=False)
         finally:
             os.kill(pid, signal.SIGCONT)
         assert pid not in {row.pid for row in others if row.reference_type != "PINNED_IN_MEMORY"}

@@ -22,7 +22,7 @@ from shoal_core.bus.requests import ask
 from shoal_core.bus.server_configuration import lasting_configuration
 from shoal_core.protocol.errors import BusError, JetStreamError, JetStreamUnavailableError
 from shoal_core.protocol.ids import JobId, new_process_id
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.storage import (
     DurableChunk,
     DurableGet,
     DurableGetChunk,

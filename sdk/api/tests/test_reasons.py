@@ -10,7 +10,7 @@ from rich.console import Console
 from shoal.reasons import Reasons, print_reasons, task_words, words
 from shoal_core.protocol.actors import ActorState, ActorSummary
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.scheduling import (
     JobStanding,
     NodeShortage,
     PendingDemand,

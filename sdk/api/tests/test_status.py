@@ -19,11 +19,10 @@ from shoal_core.protocol.messages import (
     NodeList,
     NodeRecord,
     NodeState,
-    PendingDemand,
-    PendingList,
 )
 from shoal_core.protocol.messages import Message as ControlMessage
 from shoal_core.protocol.resources import to_resources
+from shoal_core.protocol.scheduling import PendingDemand, PendingList
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import encode
 

@@ -10,8 +10,9 @@ from shoal.tasks import TaskState, list_tasks, read_timeline, summarize
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.protocol.ids import JobId, ProcessId, TaskNumber, task_id_bytes
-from shoal_core.protocol.messages import NodeList, NodeTasks, TaskDescription
-from shoal_core.protocol.messages import TaskState as Standing
+from shoal_core.protocol.messages import NodeList
+from shoal_core.protocol.scheduling import NodeTasks, TaskDescription
+from shoal_core.protocol.scheduling import TaskState as Standing
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.testing.builders import node_id, node_record, process_id

@@ -51,8 +51,6 @@ from shoal_core.protocol.errors import (
 )
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ObjectKey, ProcessId, actor_id, node_of
 from shoal_core.protocol.messages import (
-    ActorStart,
-    Demand,
     Done,
     DriverAlive,
     FinishJob,
@@ -64,6 +62,7 @@ from shoal_core.protocol.messages import (
     RetireNode,
 )
 from shoal_core.protocol.placement import DEFAULT, Strategy
+from shoal_core.protocol.scheduling import ActorStart, Demand
 from shoal_core.testing.builders import node_id, process_id
 from shoal_gcs.actor_operations import NAME_TAKEN, PurgeSpec
 from shoal_gcs.actors import KEEP_DEAD_SECONDS, NAMING_SECONDS, ORPHAN_SECONDS

@@ -49,8 +49,17 @@ from shoal_core.protocol.errors import (
 )
 from shoal_core.protocol.ids import JobId, ProcessId
 from shoal_core.protocol.messages import (
-    CHUNK_BYTES,
     Done,
+    Echo,
+    GetJob,
+    JobConfig,
+    JobFinished,
+    JobRecord,
+    JobState,
+    Message,
+)
+from shoal_core.protocol.storage import (
+    CHUNK_BYTES,
     DurableChunk,
     DurableDelete,
     DurableGet,
@@ -60,13 +69,6 @@ from shoal_core.protocol.messages import (
     DurablePutChunk,
     DurableSeal,
     DurableUpload,
-    Echo,
-    GetJob,
-    JobConfig,
-    JobFinished,
-    JobRecord,
-    JobState,
-    Message,
 )
 from shoal_objectstore.core import (
     MOST_REQUESTS,

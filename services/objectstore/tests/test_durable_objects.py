@@ -20,7 +20,8 @@ from shoal_core.protocol.errors import (
     ObjectStoreFullError,
 )
 from shoal_core.protocol.ids import JobId, new_process_id
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.messages import JobFinished, JobState
+from shoal_core.protocol.storage import (
     DurableChunk,
     DurableDelete,
     DurableGet,
@@ -30,8 +31,6 @@ from shoal_core.protocol.messages import (
     DurablePutChunk,
     DurableSeal,
     DurableUpload,
-    JobFinished,
-    JobState,
 )
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import encode

@@ -38,24 +38,26 @@ from shoal_core.protocol.ids import (
 )
 from shoal_core.protocol.messages import (
     NO_TERMS,
+    Done,
+    JobTerms,
+    Message,
+    NodeAnnouncement,
+    NodeDied,
+)
+from shoal_core.protocol.placement import DEFAULT, Bundle, Strategy
+from shoal_core.protocol.resources import UNIT, Resources
+from shoal_core.protocol.scheduling import (
     ActorStart,
     Demand,
     DemandEntry,
     DemandNotice,
-    Done,
     GetPending,
-    JobTerms,
     LeaseAnswer,
     LeaseRequest,
-    Message,
-    NodeAnnouncement,
-    NodeDied,
     PendingList,
     RecallLeases,
     SchedulerPresence,
 )
-from shoal_core.protocol.placement import DEFAULT, Bundle, Strategy
-from shoal_core.protocol.resources import UNIT, Resources
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.core import Begin, Scheduler

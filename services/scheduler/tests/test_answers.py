@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from services.scheduler.tests.builders import clustered, summary, view, waiting
 from services.scheduler.tests.simulation import cpus, job_id
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.messages import JobTerms
+from shoal_core.protocol.placement import DEFAULT
+from shoal_core.protocol.scheduling import (
     MOST_NAMED,
     MOST_PENDING,
     GetPending,
     JobStanding,
-    JobTerms,
     NodeShortage,
     PendingDemand,
     PendingList,
 )
-from shoal_core.protocol.placement import DEFAULT
 from shoal_core.testing.builders import node_id
 from shoal_scheduler.answers import pending_list
 from shoal_scheduler.demand import Wanted

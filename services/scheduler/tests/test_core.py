@@ -10,19 +10,21 @@ from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event,
 from shoal_core.protocol.errors import NoRespondersError
 from shoal_core.protocol.ids import ServiceId, SlotId
 from shoal_core.protocol.messages import (
-    Demand,
-    DemandNotice,
     JobFinished,
     JobState,
-    LeaseAnswer,
-    LeaseRequest,
     NodeAnnouncement,
     NodeDied,
     ProcessDied,
+)
+from shoal_core.protocol.resources import Resources
+from shoal_core.protocol.scheduling import (
+    Demand,
+    DemandNotice,
+    LeaseAnswer,
+    LeaseRequest,
     RecallLeases,
     SchedulerPresence,
 )
-from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.traces import Attributes, Spanned
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.core import (

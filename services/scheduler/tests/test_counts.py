@@ -11,9 +11,9 @@ from services.scheduler.tests.simulation import SUBJECTS, cpus
 from services.scheduler.tests.test_core import answer, leases
 from shoal_core.protocol.effects import Effect, Event
 from shoal_core.protocol.ids import ServiceId
-from shoal_core.protocol.messages import DemandEntry
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import UNIT, Resources
+from shoal_core.protocol.scheduling import DemandEntry
 from shoal_core.service.metrics import Metrics
 from shoal_scheduler.core import ASK_AGAIN_SECONDS, Begin, Scheduler
 from shoal_scheduler.service import count

@@ -21,20 +21,22 @@ from shoal_core.protocol.groups import (
 from shoal_core.protocol.ids import NodeId, PlacementGroupId, ServiceId
 from shoal_core.protocol.messages import (
     BundleSummary,
-    DemandEntry,
-    DemandNotice,
-    GetPending,
     JobTerms,
-    LeaseRequest,
     LeaseSummary,
     Message,
     NodeAnnouncement,
     NodeDied,
-    PendingList,
-    RecallLeases,
 )
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import Resources
+from shoal_core.protocol.scheduling import (
+    DemandEntry,
+    DemandNotice,
+    GetPending,
+    LeaseRequest,
+    PendingList,
+    RecallLeases,
+)
 from shoal_core.testing.builders import node_id, process_id
 from shoal_scheduler.core import Begin, Scheduler
 from shoal_scheduler.demand import FORGET_SECONDS

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from services.scheduler.tests.builders import among, summary, view
 from services.scheduler.tests.simulation import cpus
-from shoal_core.protocol.messages import ResourceView
 from shoal_core.protocol.placement import DEFAULT, SPREAD, Strategy
 from shoal_core.protocol.resources import Resources, fits
+from shoal_core.protocol.scheduling import ResourceView
 from shoal_core.testing.builders import node_id
 from shoal_scheduler.answers import resource_view
 from shoal_scheduler.candidates import HALF_FULL

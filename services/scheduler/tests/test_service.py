@@ -14,7 +14,7 @@ from shoal_core.bus.interface import Message as BusMessage
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import SlotId
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.scheduling import (
     GetPending,
     GetResources,
     LeaseAnswer,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from services.scheduler.tests.simulation import ENDLESS, OwnerModel, Queue, World, cpus, longest_wait
 from shoal_core.protocol.ids import JobId
-from shoal_core.protocol.messages import JobTerms, LeaseRequest
+from shoal_core.protocol.messages import JobTerms
+from shoal_core.protocol.scheduling import LeaseRequest
 
 
 def mean_leases(world: World, owners: list[OwnerModel], seconds: float = 10.0) -> list[float]:

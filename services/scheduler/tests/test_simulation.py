@@ -17,7 +17,6 @@ from services.scheduler.tests.builders import group_demand
 from services.scheduler.tests.simulation import ENDLESS, Network, OwnerModel, Queue, World, cpus
 from shoal_core.protocol.groups import GroupState, GroupStrategy
 from shoal_core.protocol.ids import PlacementGroupId, ProcessId, SlotId
-from shoal_core.protocol.messages import LeaseRequest
 from shoal_core.protocol.placement import (
     DEFAULT,
     SPREAD,
@@ -28,6 +27,7 @@ from shoal_core.protocol.placement import (
     Selected,
     Strategy,
 )
+from shoal_core.protocol.scheduling import LeaseRequest
 from shoal_core.testing.builders import node_id
 from shoal_scheduler.core import NOTICE_SECONDS, SETTLE_SECONDS
 from shoal_scheduler.fairness import KEEP_SECONDS

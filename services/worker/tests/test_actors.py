@@ -30,9 +30,16 @@ from shoal_core.protocol.errors import (
     ShoalError,
 )
 from shoal_core.protocol.ids import ActorId, LeaseId, ProcessId, node_of
-from shoal_core.protocol.messages import ActorStart, Done, JobFinished, JobState, LeaseRequest, Message, ProcessDied
+from shoal_core.protocol.messages import (
+    Done,
+    JobFinished,
+    JobState,
+    Message,
+    ProcessDied,
+)
 from shoal_core.protocol.records import ActorDismissed, ActorLeft, ActorReady, LeaseReturned, Record, WorkerBlocked
 from shoal_core.protocol.resources import CPU, Resources, subtract, to_resources
+from shoal_core.protocol.scheduling import ActorStart, LeaseRequest
 from shoal_core.testing.builders import process_id
 from shoal_worker.actors import REPEAT_SECONDS, TELL_SECONDS, About, ActorTable, Hosted, Phase, Verdict
 from shoal_worker.inputs import KillProcess

@@ -55,7 +55,6 @@ from shoal_core.protocol.errors import (
 )
 from shoal_core.protocol.ids import ActorId, JobId, LeaseId, NodeId, ObjectKey, ProcessId, SlotId, actor_id, node_of
 from shoal_core.protocol.messages import (
-    ActorStart,
     Done,
     GetJob,
     GetNode,
@@ -64,8 +63,6 @@ from shoal_core.protocol.messages import (
     JobFinished,
     JobRecord,
     JobState,
-    LeaseAnswer,
-    LeaseRequest,
     Message,
     NodeDied,
     NodeRecord,
@@ -87,6 +84,7 @@ from shoal_core.protocol.records import (
     WorkerReady,
 )
 from shoal_core.protocol.resources import CPU, GPU, Resources, add, subtract, to_resources
+from shoal_core.protocol.scheduling import ActorStart, LeaseAnswer, LeaseRequest
 from shoal_core.testing.builders import process_id
 from shoal_worker.actors import About, Phase
 from shoal_worker.inputs import KillProcess, ProcessEnded, RemoveEnvironments, RouteOutput, StartProcess

@@ -33,17 +33,13 @@ from shoal_core.protocol.groups import (
 )
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ObjectKey, PlacementGroupId, SlotId
 from shoal_core.protocol.messages import (
-    ActorStart,
     BundleSummary,
     Done,
     DrainNode,
     JobFinished,
     JobState,
-    LeaseAnswer,
-    LeaseRequest,
     Message,
     NodeAnnouncement,
-    RecallLeases,
 )
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.records import (
@@ -55,6 +51,12 @@ from shoal_core.protocol.records import (
     WorkerReady,
 )
 from shoal_core.protocol.resources import Resources, to_resources
+from shoal_core.protocol.scheduling import (
+    ActorStart,
+    LeaseAnswer,
+    LeaseRequest,
+    RecallLeases,
+)
 from shoal_core.testing.builders import process_id
 from shoal_worker.bundles import DOUBT_SECONDS, REPEAT_SECONDS
 from shoal_worker.inputs import KillProcess, ProcessEnded, StartProcess

@@ -31,21 +31,23 @@ from shoal_core.protocol.errors import (
 )
 from shoal_core.protocol.ids import NO_NODE, JobId, NodeId, ObjectKey, PeerId, ProcessId, durable_id, is_node, node_of
 from shoal_core.protocol.messages import (
-    AllocateSegment,
     AttachDriver,
     JobFinished,
     JobState,
-    LendSegment,
     Message,
     NodeDescription,
     NodeDied,
+)
+from shoal_core.protocol.records import Record, SegmentFreed, SegmentSealed, SegmentUnpinned, SegmentWanted
+from shoal_core.protocol.storage import (
+    AllocateSegment,
+    LendSegment,
     PinSegment,
     SegmentGranted,
     SegmentLent,
     SegmentPinned,
     TakeObject,
 )
-from shoal_core.protocol.records import Record, SegmentFreed, SegmentSealed, SegmentUnpinned, SegmentWanted
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.files import (

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from shoal_core.protocol.effects import Reply, Send
 from shoal_core.protocol.errors import ServiceError
 from shoal_core.protocol.ids import JobId, NodeId, ObjectKey, ProcessId, object_id_bytes
-from shoal_core.protocol.messages import ListObjects, NodeObjects
 from shoal_core.protocol.records import KnownObject, ObjectsReported, ReportObjects
+from shoal_core.protocol.storage import ListObjects, NodeObjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.holdings import DRIVER, WORKER, Holdings
 from shoal_worker.inquiries import MOST_INQUIRIES, Inquiries

@@ -21,8 +21,6 @@ from shoal_core.protocol.effects import (
 from shoal_core.protocol.errors import NoRespondersError, NotFoundError, RequestTimeoutError, ServiceError
 from shoal_core.protocol.ids import NO_NODE, ActorId, JobId, NodeId, ProcessId, SlotId, new_process_id
 from shoal_core.protocol.messages import (
-    ActorStart,
-    AllocateSegment,
     AttachDriver,
     Done,
     FinishJob,
@@ -33,19 +31,18 @@ from shoal_core.protocol.messages import (
     JobFinished,
     JobRecord,
     JobState,
-    LeaseRequest,
     Message,
     NodeDescription,
     NodeDied,
     NodeRecord,
     NodeState,
-    PinSegment,
     ProcessDied,
     ProcessList,
-    SegmentGranted,
 )
 from shoal_core.protocol.records import ActorLeft, ActorReady, SegmentSealed, WorkerReady
 from shoal_core.protocol.resources import to_resources
+from shoal_core.protocol.scheduling import ActorStart, LeaseRequest
+from shoal_core.protocol.storage import AllocateSegment, PinSegment, SegmentGranted
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id, put_key
 from shoal_worker import liveness

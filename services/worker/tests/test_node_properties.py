@@ -57,7 +57,6 @@ from shoal_core.protocol.ids import (
     node_of,
 )
 from shoal_core.protocol.messages import (
-    AllocateSegment,
     AttachDriver,
     Done,
     DrainNode,
@@ -69,24 +68,14 @@ from shoal_core.protocol.messages import (
     JobFinished,
     JobRecord,
     JobState,
-    LeaseAnswer,
-    LeaseRequest,
-    ListObjects,
     Message,
     NodeAnnouncement,
     NodeDescription,
     NodeDied,
-    NodeObjects,
     NodeRecord,
     NodeState,
-    PinSegment,
-    PinSegments,
     ProcessDied,
     ProcessList,
-    RecallLeases,
-    SegmentGranted,
-    SegmentPinned,
-    SegmentsPinned,
 )
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.records import (
@@ -105,6 +94,17 @@ from shoal_core.protocol.records import (
     WorkerReady,
 )
 from shoal_core.protocol.resources import CPU, GPU, Resources, to_resources
+from shoal_core.protocol.scheduling import LeaseAnswer, LeaseRequest, RecallLeases
+from shoal_core.protocol.storage import (
+    AllocateSegment,
+    ListObjects,
+    NodeObjects,
+    PinSegment,
+    PinSegments,
+    SegmentGranted,
+    SegmentPinned,
+    SegmentsPinned,
+)
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.files import CreateFile, FileCreated, RemoveFile

@@ -6,8 +6,8 @@ from typing import Any
 
 from shoal_core.protocol.effects import Reply, Send
 from shoal_core.protocol.ids import ActorId, JobId, ProcessId, TaskNumber
-from shoal_core.protocol.messages import ListTasks, NodeTasks
 from shoal_core.protocol.records import KnownTask, ObjectsReported, ReportTasks, TasksReported
+from shoal_core.protocol.scheduling import ListTasks, NodeTasks
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.holdings import DRIVER, WORKER
 from shoal_worker.inquiries import Inquiries

@@ -7,13 +7,9 @@ from typing import Any
 from shoal_core.protocol.effects import Received, Reply, Request, Start
 from shoal_core.protocol.errors import DeclaredDeadError, NotFoundError, ObjectStoreFullError
 from shoal_core.protocol.ids import JobId
-from shoal_core.protocol.messages import (
-    AttachDriver,
-    NodeDescription,
-    ObjectRestored,
-    RestoreObject,
-)
+from shoal_core.protocol.messages import AttachDriver, NodeDescription
 from shoal_core.protocol.records import SegmentFreed
+from shoal_core.protocol.storage import ObjectRestored, RestoreObject
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.files import (

@@ -24,10 +24,7 @@ from shoal_core.protocol.ids import JobId, SlotId
 from shoal_core.protocol.labels import as_value
 from shoal_core.protocol.messages import (
     Done,
-    DurableDelete,
     GetNode,
-    LeaseAnswer,
-    LeaseRequest,
     NodeAnnouncement,
     NodeDescription,
     NodeDied,
@@ -38,6 +35,8 @@ from shoal_core.protocol.messages import (
 )
 from shoal_core.protocol.places import part_of
 from shoal_core.protocol.resources import to_amounts
+from shoal_core.protocol.scheduling import LeaseAnswer, LeaseRequest
+from shoal_core.protocol.storage import DurableDelete
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime.execution import CUDA_VISIBLE

@@ -20,11 +20,12 @@ from shoal_core.protocol.errors import (
     ShoalError,
 )
 from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, durable_id
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.messages import Done, Message
+from shoal_core.protocol.places import is_part, located
+from shoal_core.protocol.records import SegmentSealed
+from shoal_core.protocol.storage import (
     PUT_HOLDER,
     AllocateSegment,
-    Done,
-    Message,
     ObjectRestored,
     PersistSegment,
     PinSegment,
@@ -32,8 +33,6 @@ from shoal_core.protocol.messages import (
     SegmentGranted,
     SegmentPinned,
 )
-from shoal_core.protocol.places import is_part, located
-from shoal_core.protocol.records import SegmentSealed
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.files import (
     CreateFile,

@@ -7,8 +7,9 @@ import pytest
 from shoal_core.protocol.effects import Reply, Send
 from shoal_core.protocol.errors import NotFoundError, RequestTimeoutError, ServiceError, ShoalError
 from shoal_core.protocol.ids import ObjectKey, TaskNumber, object_id_bytes
-from shoal_core.protocol.messages import ExplainTask, Message, TaskStanding, TaskState
+from shoal_core.protocol.messages import Message
 from shoal_core.protocol.records import ReportTask, TaskReported
+from shoal_core.protocol.scheduling import ExplainTask, TaskStanding, TaskState
 from shoal_core.testing.builders import process_id
 from shoal_worker import task_inquiries
 from shoal_worker.task_inquiries import TaskInquiries

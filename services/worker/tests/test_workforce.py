@@ -6,9 +6,9 @@ import pytest
 
 from shoal_core.protocol.effects import Effect, Send, Start
 from shoal_core.protocol.ids import JobId, LeaseId, ProcessId, SlotId
-from shoal_core.protocol.messages import LeaseRequest, RecallLeases
 from shoal_core.protocol.records import LeaseAssigned, LeaseGranted, LeaseRecalled, ProcessUnneeded, WorkerLost
 from shoal_core.protocol.resources import Resources, to_resources
+from shoal_core.protocol.scheduling import LeaseRequest, RecallLeases
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.actors import ActorTable

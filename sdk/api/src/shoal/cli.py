@@ -39,8 +39,9 @@ from shoal_core import __version__
 from shoal_core.bus.connection import servers_in
 from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
 from shoal_core.protocol.errors import ConnectionFailedError, ShoalError
-from shoal_core.protocol.messages import MOST_LISTED_OBJECTS, NodeState
+from shoal_core.protocol.messages import NodeState
 from shoal_core.protocol.resources import MEMORY, OBJECT_STORE_MEMORY, from_units, to_amounts
+from shoal_core.protocol.storage import MOST_LISTED_OBJECTS
 
 app = typer.Typer(
     name="shoal",

@@ -28,8 +28,9 @@ from shoal_core.bus.requests import ask
 from shoal_core.machine import environment_for_copies, remove_stores
 from shoal_core.protocol.errors import BusError
 from shoal_core.protocol.ids import new_node_id, new_service_id
-from shoal_core.protocol.messages import GetResources, ListNodes, NodeList, NodeState, ResourceView
+from shoal_core.protocol.messages import ListNodes, NodeList, NodeState
 from shoal_core.protocol.resources import Resources, add, fits
+from shoal_core.protocol.scheduling import GetResources, ResourceView
 from shoal_core.protocol.subjects import Role, Subjects
 
 START_SECONDS = 30.0

@@ -15,13 +15,15 @@ from shoal_core.bus import Bus, connect
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import NO_NODE, NodeId, ProcessId, node_of
 from shoal_core.protocol.messages import (
-    MOST_LISTED_OBJECTS,
     JobList,
     JobRecord,
     JobState,
     ListJobs,
-    ListObjects,
     NodeDescription,
+)
+from shoal_core.protocol.storage import (
+    MOST_LISTED_OBJECTS,
+    ListObjects,
     NodeObjects,
     ObjectHolding,
 )

@@ -20,7 +20,8 @@ from shoal_core.bus.requests import ask
 from shoal_core.protocol.actors import ActorList, ActorState, ActorSummary, ListActors
 from shoal_core.protocol.errors import BusError, NotFoundError, ServiceError
 from shoal_core.protocol.ids import NO_NODE, ProcessId, node_of
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.resources import to_amounts
+from shoal_core.protocol.scheduling import (
     ExplainTask,
     GetPending,
     JobStanding,
@@ -30,7 +31,6 @@ from shoal_core.protocol.messages import (
     TaskStanding,
     TaskState,
 )
-from shoal_core.protocol.resources import to_amounts
 from shoal_core.protocol.subjects import Subjects
 
 PROCESS_CHARS = 24

@@ -13,14 +13,13 @@ from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.messages import (
     GetNode,
-    GetResources,
     ListNodes,
     NodeList,
     NodeRecord,
     NodeState,
-    ResourceView,
 )
 from shoal_core.protocol.resources import add, to_amounts
+from shoal_core.protocol.scheduling import GetResources, ResourceView
 
 REQUEST_SECONDS = 10.0
 

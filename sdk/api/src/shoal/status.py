@@ -17,16 +17,14 @@ from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.messages import (
     GetCluster,
-    GetPending,
     ListNodes,
     NodeAnnouncement,
     NodeList,
     NodeRecord,
     NodeState,
-    PendingDemand,
-    PendingList,
 )
 from shoal_core.protocol.resources import Resources, from_units, subtract, to_amounts
+from shoal_core.protocol.scheduling import GetPending, PendingDemand, PendingList
 from shoal_core.protocol.subjects import Role, Subjects
 
 HEARING_SECONDS = 2.5

@@ -14,14 +14,14 @@ from shoal.asking import ask_nodes
 from shoal.rows import Row, count
 from shoal_core.bus import Bus
 from shoal_core.protocol.ids import ProcessId, TaskNumber, task_id_bytes
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.messages import NodeDescription
+from shoal_core.protocol.scheduling import (
     MOST_LISTED_TASKS,
     ListTasks,
-    NodeDescription,
     NodeTasks,
     TaskDescription,
 )
-from shoal_core.protocol.messages import TaskState as Standing
+from shoal_core.protocol.scheduling import TaskState as Standing
 from shoal_core.protocol.subjects import Subjects
 
 NORMAL, METHOD, CREATION = "NORMAL_TASK", "ACTOR_TASK", "ACTOR_CREATION_TASK"

@@ -9,7 +9,8 @@ import pytest
 from shoal_core.bus.interface import Message
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import NoRespondersError, RequestTimeoutError
-from shoal_core.protocol.messages import Done, DurableDelete
+from shoal_core.protocol.messages import Done
+from shoal_core.protocol.storage import DurableDelete
 from shoal_core.protocol.wire import encode
 
 REQUEST = DurableDelete(object_id="0" * 48, holder="put")

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from shoal_core.protocol.errors import InvalidRequestError
 from shoal_core.protocol.ids import PlacementGroupId
-from shoal_core.protocol.messages import DemandEntry
 from shoal_core.protocol.placement import (
     DEFAULT,
     SPREAD,
@@ -23,6 +22,7 @@ from shoal_core.protocol.placement import (
     Strategy,
     all_met,
 )
+from shoal_core.protocol.scheduling import DemandEntry
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.testing.builders import node_id
 

@@ -13,16 +13,15 @@ from shoal_core.protocol.groups import RemoveGroup
 from shoal_core.protocol.ids import PlacementGroupId
 from shoal_core.protocol.messages import (
     Done,
-    DurableChunk,
-    DurablePutChunk,
     JobRecord,
     KvGet,
     KvPut,
     KvValue,
-    LeaseRequest,
     NodeRecord,
     Refusal,
 )
+from shoal_core.protocol.scheduling import LeaseRequest
+from shoal_core.protocol.storage import DurableChunk, DurablePutChunk
 from shoal_core.protocol.wire import (
     MOST_PACKED,
     MOST_PACKED_BYTES,

@@ -11,10 +11,10 @@ from shoal_core.bus.interface import Message as BusMessage
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.protocol.errors import NotFoundError, ObjectLostError, ObjectStoreFullError, ShoalError
 from shoal_core.protocol.ids import JobId
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.messages import Done, Message
+from shoal_core.protocol.storage import (
     CHUNK_BYTES,
     PUT_HOLDER,
-    Done,
     DurableChunk,
     DurableDelete,
     DurableGet,
@@ -24,7 +24,6 @@ from shoal_core.protocol.messages import (
     DurablePutChunk,
     DurableSeal,
     DurableUpload,
-    Message,
 )
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.verbs import OBJECTSTORE

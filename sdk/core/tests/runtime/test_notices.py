@@ -12,9 +12,10 @@ from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import ActorId, FunctionId, PlacementGroupId
-from shoal_core.protocol.messages import DemandNotice, GetNode, NodeRecord, NodeState
+from shoal_core.protocol.messages import GetNode, NodeRecord, NodeState
 from shoal_core.protocol.placement import DEFAULT, NodeAffinity, Strategy
 from shoal_core.protocol.records import Failed
+from shoal_core.protocol.scheduling import DemandNotice
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime import notices

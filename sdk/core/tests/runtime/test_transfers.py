@@ -18,8 +18,9 @@ from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.protocol.errors import AuthenticationError, ObjectFetchTimedOutError
 from shoal_core.protocol.ids import ObjectKey
-from shoal_core.protocol.messages import LendSegment, NodeList, SegmentLent
+from shoal_core.protocol.messages import NodeList
 from shoal_core.protocol.records import Stored
+from shoal_core.protocol.storage import LendSegment, SegmentLent
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime.serialization import Serialized

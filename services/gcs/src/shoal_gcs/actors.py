@@ -33,9 +33,15 @@ from shoal_core.protocol.effects import Effect, Publish, Reply, Start
 from shoal_core.protocol.errors import InvalidRequestError
 from shoal_core.protocol.groups import GroupState
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ProcessId, ServiceId, SlotId, node_of
-from shoal_core.protocol.messages import NO_TERMS, ActorStart, Demand, DemandEntry, JobState, Message, NodeState
+from shoal_core.protocol.messages import (
+    NO_TERMS,
+    JobState,
+    Message,
+    NodeState,
+)
 from shoal_core.protocol.placement import Bundle, NodeAffinity
 from shoal_core.protocol.resources import fits, to_amounts
+from shoal_core.protocol.scheduling import ActorStart, Demand, DemandEntry
 from shoal_core.protocol.subjects import Subjects
 from shoal_gcs.actor_operations import (
     ACTOR_GROUP_REMOVED,

@@ -61,17 +61,19 @@ from shoal_core.protocol.errors import (
 )
 from shoal_core.protocol.ids import JobId
 from shoal_core.protocol.messages import (
+    GetJob,
+    JobFinished,
+    JobRecord,
+    JobState,
+    Message,
+)
+from shoal_core.protocol.storage import (
     DurableDelete,
     DurableGet,
     DurableGetChunk,
     DurablePut,
     DurablePutChunk,
     DurableSeal,
-    GetJob,
-    JobFinished,
-    JobRecord,
-    JobState,
-    Message,
 )
 from shoal_objectstore import manifests
 from shoal_objectstore.holdings import Holdings, Quotas

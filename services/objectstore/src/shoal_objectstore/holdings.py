@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from shoal_core.protocol.errors import ObjectStoreFullError
 from shoal_core.protocol.ids import JobId
-from shoal_core.protocol.messages import DurablePut
+from shoal_core.protocol.storage import DurablePut
 from shoal_objectstore.manifests import FOR_EVER, Manifest
 
 

@@ -15,7 +15,13 @@ from zlib_ng.zlib_ng import crc32
 from shoal_core.protocol.effects import Conflict, Effect, Load, Reply, Start, Store
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.ids import JobId
-from shoal_core.protocol.messages import Done, DurableChunk, DurablePut, DurablePutChunk, DurableUpload, Message
+from shoal_core.protocol.messages import Done, Message
+from shoal_core.protocol.storage import (
+    DurableChunk,
+    DurablePut,
+    DurablePutChunk,
+    DurableUpload,
+)
 from shoal_objectstore import manifests
 from shoal_objectstore.manifests import TOMBSTONE, Manifest, manifest_key
 

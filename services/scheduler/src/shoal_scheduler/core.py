@@ -23,22 +23,24 @@ from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event,
 from shoal_core.protocol.groups import GroupChanged, GroupDemand
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId, ServiceId, SlotId
 from shoal_core.protocol.messages import (
-    Demand,
-    DemandNotice,
-    GetPending,
-    GetResources,
     JobFinished,
-    LeaseAnswer,
-    LeaseRequest,
     Message,
     NodeAnnouncement,
     NodeDied,
     ProcessDied,
-    RecallLeases,
-    SchedulerPresence,
 )
 from shoal_core.protocol.placement import Bundle, NodeAffinity
 from shoal_core.protocol.resources import fits
+from shoal_core.protocol.scheduling import (
+    Demand,
+    DemandNotice,
+    GetPending,
+    GetResources,
+    LeaseAnswer,
+    LeaseRequest,
+    RecallLeases,
+    SchedulerPresence,
+)
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.traces import Attributes, Spanned
 from shoal_scheduler.answers import pending_list, resource_view

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId, SlotId, node_of
-from shoal_core.protocol.messages import Demand, DemandEntry
+from shoal_core.protocol.scheduling import Demand, DemandEntry
 from shoal_scheduler.candidates import Shape, shape_of
 
 FORGET_SECONDS = 10.0

@@ -36,8 +36,9 @@ from shoal_core.protocol.groups import (
     ReturnBundles,
 )
 from shoal_core.protocol.ids import NodeId, PlacementGroupId, ServiceId
-from shoal_core.protocol.messages import DemandNotice, LeaseSummary, Message, RecallLeases
+from shoal_core.protocol.messages import LeaseSummary, Message
 from shoal_core.protocol.resources import Resources, add, fits
+from shoal_core.protocol.scheduling import DemandNotice, RecallLeases
 from shoal_core.protocol.subjects import Subjects
 from shoal_scheduler.attempts import CommitAsk, PrepareAsk, ReturnAsk, UnderWay, Unneeded, WaitingGroup
 from shoal_scheduler.cluster import Cluster, Granted

@@ -12,13 +12,12 @@ from shoal_core.protocol.groups import GroupChanged, GroupDemand
 from shoal_core.protocol.ids import ServiceId
 from shoal_core.protocol.measures import labels
 from shoal_core.protocol.messages import (
-    Demand,
     JobFinished,
     NodeAnnouncement,
     NodeDied,
     ProcessDied,
-    SchedulerPresence,
 )
+from shoal_core.protocol.scheduling import Demand, SchedulerPresence
 from shoal_core.protocol.subjects import SCHEDULER_QUEUE, Role, Subjects
 from shoal_core.protocol.verbs import SCHEDULER_PUBLIC
 from shoal_core.service import Engine, Metrics, Route

@@ -31,7 +31,8 @@ from shoal_core.protocol.actors import (
 from shoal_core.protocol.effects import Answered, Ask, Effect, Publish
 from shoal_core.protocol.errors import BusError, ServiceError, ShoalError
 from shoal_core.protocol.ids import ActorId, LeaseId, NodeId, ProcessId
-from shoal_core.protocol.messages import ActorStart, JobConfig, Message
+from shoal_core.protocol.messages import JobConfig, Message
+from shoal_core.protocol.scheduling import ActorStart
 from shoal_core.protocol.subjects import Role, Subjects
 
 REPEAT_SECONDS = 0.5

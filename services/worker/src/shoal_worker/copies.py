@@ -37,16 +37,16 @@ from shoal_core.protocol.errors import (
     from_wire,
 )
 from shoal_core.protocol.ids import NodeId, PeerId, ProcessId
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.messages import Message
+from shoal_core.protocol.records import CopyDropped, SegmentUnpinned, SegmentWanted
+from shoal_core.protocol.storage import (
     LendSegment,
-    Message,
     PinSegment,
     SegmentGranted,
     SegmentLent,
     SegmentPinned,
     TakeObject,
 )
-from shoal_core.protocol.records import CopyDropped, SegmentUnpinned, SegmentWanted
 from shoal_core.protocol.subjects import Subjects
 from shoal_worker.inputs import CancelPull, Pulled, PullSegment
 from shoal_worker.pins import MOST_ENDED

@@ -33,7 +33,9 @@ from shoal_core.protocol.errors import (
     ServiceError,
     ShoalError,
 )
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.messages import Message
+from shoal_core.protocol.places import located
+from shoal_core.protocol.storage import (
     CHUNK_BYTES,
     DurableDelete,
     DurableGet,
@@ -41,9 +43,7 @@ from shoal_core.protocol.messages import (
     DurablePut,
     DurableSeal,
     DurableUpload,
-    Message,
 )
-from shoal_core.protocol.places import located
 from shoal_core.protocol.subjects import Subjects
 from shoal_worker.files import SpillFile
 

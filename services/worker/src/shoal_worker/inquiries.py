@@ -15,8 +15,10 @@ from typing import Any, Generic, TypeVar
 from shoal_core.protocol.effects import Effect, Reply, Send
 from shoal_core.protocol.errors import ServiceError
 from shoal_core.protocol.ids import NodeId, ProcessId
-from shoal_core.protocol.messages import ListObjects, ListTasks, Message
+from shoal_core.protocol.messages import Message
 from shoal_core.protocol.records import ObjectsReported, Record, TasksReported
+from shoal_core.protocol.scheduling import ListTasks
+from shoal_core.protocol.storage import ListObjects
 
 MOST_INQUIRIES = 16
 

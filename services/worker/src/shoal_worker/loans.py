@@ -11,8 +11,8 @@ from __future__ import annotations
 from shoal_core.protocol.effects import Effect, Send, Start
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId
-from shoal_core.protocol.messages import LendSegment, SegmentLent
 from shoal_core.protocol.records import SegmentFreed
+from shoal_core.protocol.storage import LendSegment, SegmentLent
 from shoal_worker.inputs import OfferSegment, WithdrawSegment
 from shoal_worker.segments import Segment, SegmentTable
 

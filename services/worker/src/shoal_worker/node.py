@@ -49,20 +49,14 @@ from shoal_core.protocol.messages import (
     AttachDriver,
     Done,
     DrainNode,
-    ExplainTask,
     GetProcesses,
     JobFinished,
-    LeaseAnswer,
-    LeaseRequest,
-    ListObjects,
-    ListTasks,
     Message,
     NodeAnnouncement,
     NodeDescription,
     NodeDied,
     ProcessDied,
     ProcessList,
-    RecallLeases,
 )
 from shoal_core.protocol.records import (
     ActorLeft,
@@ -76,6 +70,14 @@ from shoal_core.protocol.records import (
     WorkerBlocked,
     WorkerReady,
 )
+from shoal_core.protocol.scheduling import (
+    ExplainTask,
+    LeaseAnswer,
+    LeaseRequest,
+    ListTasks,
+    RecallLeases,
+)
+from shoal_core.protocol.storage import ListObjects
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.transfer.records import CHUNK_BYTES
 from shoal_worker.actors import About, ActorTable, Hosted, Verdict

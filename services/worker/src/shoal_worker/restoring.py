@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal_core.protocol.ids import JobId, ProcessId
-from shoal_core.protocol.messages import ObjectRestored, RestoreObject
+from shoal_core.protocol.storage import ObjectRestored, RestoreObject
 
 MOST_ANSWERED = 64
 

@@ -38,8 +38,8 @@ from enum import Enum
 
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import NO_NODE, JobId, NodeId, ProcessId
-from shoal_core.protocol.messages import NODE_HOLDER
 from shoal_core.protocol.places import is_part, located
+from shoal_core.protocol.storage import NODE_HOLDER
 from shoal_worker.files import (
     CreateFile,
     DropDurable,

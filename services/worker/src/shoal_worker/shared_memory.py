@@ -17,17 +17,7 @@ from collections.abc import Callable, Mapping
 from shoal_core.protocol.effects import Answered, Effect, Reply, Start
 from shoal_core.protocol.errors import DeclaredDeadError, ShoalError
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, is_node
-from shoal_core.protocol.messages import (
-    AllocateSegment,
-    LendSegment,
-    Message,
-    PersistSegment,
-    PinSegment,
-    PinSegments,
-    RestoreObject,
-    SegmentsPinned,
-    TakeObject,
-)
+from shoal_core.protocol.messages import Message
 from shoal_core.protocol.records import (
     CopyDropped,
     SegmentFreed,
@@ -35,6 +25,16 @@ from shoal_core.protocol.records import (
     SegmentsUnpinned,
     SegmentUnpinned,
     SegmentWanted,
+)
+from shoal_core.protocol.storage import (
+    AllocateSegment,
+    LendSegment,
+    PersistSegment,
+    PinSegment,
+    PinSegments,
+    RestoreObject,
+    SegmentsPinned,
+    TakeObject,
 )
 from shoal_core.protocol.subjects import Subjects
 from shoal_worker.copies import Copies

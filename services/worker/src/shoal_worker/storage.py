@@ -21,8 +21,8 @@ from typing import Any
 from shoal_core.bus import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import BusError, ShoalError
-from shoal_core.protocol.messages import DurableDelete, DurableGet, DurableManifest
 from shoal_core.protocol.places import is_part, located
+from shoal_core.protocol.storage import DurableDelete, DurableGet, DurableManifest
 from shoal_core.protocol.subjects import Subjects
 from shoal_worker.durable import PARTIAL, DurableTier
 from shoal_worker.files import (

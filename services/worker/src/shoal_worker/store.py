@@ -45,19 +45,18 @@ from shoal_core.protocol.errors import (
     ShoalError,
 )
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, durable_id
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.messages import Done, Message
+from shoal_core.protocol.records import SegmentSealed
+from shoal_core.protocol.storage import (
     NODE_HOLDER,
     PUT_HOLDER,
     AllocateSegment,
-    Done,
-    Message,
     PersistSegment,
     PinSegment,
     RestoreObject,
     SegmentGranted,
     SegmentPinned,
 )
-from shoal_core.protocol.records import SegmentSealed
 from shoal_worker.files import (
     DropDurable,
     DurableFound,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from shoal_core.protocol.effects import Effect, Reply, Send
 from shoal_core.protocol.errors import NotFoundError, RequestTimeoutError, ServiceError
 from shoal_core.protocol.ids import ProcessId, TaskNumber, object_id_bytes
-from shoal_core.protocol.messages import ExplainTask, TaskStanding, TaskState
 from shoal_core.protocol.records import ReportTask, TaskReported
+from shoal_core.protocol.scheduling import ExplainTask, TaskStanding, TaskState
 
 MOST_INQUIRIES = 1000
 

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 
 from shoal_core.protocol.effects import Effect, Send, Start
 from shoal_core.protocol.ids import ActorId, JobId, LeaseId, ProcessId, SlotId
-from shoal_core.protocol.messages import LeaseRequest, RecallLeases
 from shoal_core.protocol.placement import in_words
 from shoal_core.protocol.records import (
     ActorAssigned,
@@ -30,6 +29,7 @@ from shoal_core.protocol.records import (
     WorkerLost,
 )
 from shoal_core.protocol.resources import GPU, to_amounts
+from shoal_core.protocol.scheduling import LeaseRequest, RecallLeases
 from shoal_core.protocol.wire import encode
 from shoal_worker.actors import ActorTable, Hosted, Phase, Verdict
 from shoal_worker.gpus import why_impossible

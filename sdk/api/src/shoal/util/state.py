@@ -25,7 +25,7 @@ from shoal_core.bus import Bus
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.groups import GroupRecord
 from shoal_core.protocol.ids import PlacementGroupId
-from shoal_core.protocol.messages import MOST_LISTED_OBJECTS
+from shoal_core.protocol.storage import MOST_LISTED_OBJECTS
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.runtime.identities import PlacementGroupID
 from shoal_core.runtime.runtime import Runtime

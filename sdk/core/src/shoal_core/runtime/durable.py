@@ -19,7 +19,9 @@ from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import NotFoundError, ObjectLostError, ShoalError
 from shoal_core.protocol.ids import NodeId, ObjectKey, durable_id
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.messages import Message
+from shoal_core.protocol.records import Failed, SegmentFreed, Stored, Value
+from shoal_core.protocol.storage import (
     CHUNK_BYTES,
     PUT_HOLDER,
     DurableChunk,
@@ -30,11 +32,9 @@ from shoal_core.protocol.messages import (
     DurablePut,
     DurablePutChunk,
     DurableSeal,
-    Message,
     ObjectRestored,
     RestoreObject,
 )
-from shoal_core.protocol.records import Failed, SegmentFreed, Stored, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.serialization import as_inline

@@ -16,9 +16,10 @@ from shoal_core.bus.interface import Message
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import BusError, NotFoundError
 from shoal_core.protocol.ids import NodeId, PlacementGroupId
-from shoal_core.protocol.messages import DemandNotice, GetNode, NodeRecord, NodeState
+from shoal_core.protocol.messages import GetNode, NodeRecord, NodeState
 from shoal_core.protocol.placement import NodeAffinity
 from shoal_core.protocol.resources import Resources, fits, to_amounts
+from shoal_core.protocol.scheduling import DemandNotice
 from shoal_core.protocol.wire import decode
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.submission import SchedulingKey

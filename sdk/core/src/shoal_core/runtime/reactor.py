@@ -27,7 +27,7 @@ from shoal_core.protocol.ids import (
     object_key,
     task_of,
 )
-from shoal_core.protocol.messages import MOST_PINS, NO_TERMS, Demand
+from shoal_core.protocol.messages import NO_TERMS
 from shoal_core.protocol.records import (
     Borrow,
     Borrowed,
@@ -56,6 +56,8 @@ from shoal_core.protocol.records import (
     WorkerLost,
     contained_in,
 )
+from shoal_core.protocol.scheduling import Demand
+from shoal_core.protocol.storage import MOST_PINS
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.traces import UNRECORDED
 from shoal_core.protocol.wire import encode

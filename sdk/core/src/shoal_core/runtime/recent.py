@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from shoal_core.protocol.ids import ActorId, NodeId, PeerId, ProcessId, TaskNumber
-from shoal_core.protocol.messages import TaskState
 from shoal_core.protocol.records import Failed, KnownTask, ReportTasks, TasksReported
+from shoal_core.protocol.scheduling import TaskState
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.submission import PendingTask

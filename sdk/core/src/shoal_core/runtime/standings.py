@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from shoal_core.protocol.ids import ObjectKey, PeerId, ProcessId
-from shoal_core.protocol.messages import MOST_NAMED, TaskState
 from shoal_core.protocol.records import ReportTask, TaskReported
+from shoal_core.protocol.scheduling import MOST_NAMED, TaskState
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.submission import PendingTask, SchedulingKey

@@ -46,7 +46,6 @@ from shoal_core.protocol.ids import (
     TaskNumber,
     node_of,
 )
-from shoal_core.protocol.messages import DemandEntry
 from shoal_core.protocol.placement import DEFAULT, Bundle, Default, NodeAffinity, Selected, Strategy
 from shoal_core.protocol.records import (
     Failed,
@@ -60,6 +59,7 @@ from shoal_core.protocol.records import (
     WorkerLost,
 )
 from shoal_core.protocol.resources import Resources
+from shoal_core.protocol.scheduling import DemandEntry
 from shoal_core.protocol.traces import is_recorded
 from shoal_core.runtime.tally import LOST, Tally
 

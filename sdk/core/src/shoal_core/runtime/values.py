@@ -18,11 +18,12 @@ from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.errors import NodeDiedError, NotFoundError, ObjectLostError
 from shoal_core.protocol.ids import ObjectKey, ProcessId, durable_id, node_of
-from shoal_core.protocol.messages import (
+from shoal_core.protocol.messages import Message
+from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
+from shoal_core.protocol.storage import (
     MOST_PINS,
     AllocateSegment,
     DurablePut,
-    Message,
     PersistSegment,
     PinSegment,
     PinSegments,
@@ -30,7 +31,6 @@ from shoal_core.protocol.messages import (
     SegmentPinned,
     SegmentsPinned,
 )
-from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.runtime.commands import discard, seal, unpin
 from shoal_core.runtime.durable import DurableTier
