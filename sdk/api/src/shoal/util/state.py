@@ -329,8 +329,9 @@ def list_tasks(
     """Return a row for each task, call of an actor and making of one: what has not ended first, then the newest.
 
     Processes remember the last 1,000 that they have run, nodes tell of 2,000; ``filters`` and ``limit`` are applied to
-    those. Every row has all columns. Raises ``StateUnavailableError`` where a node or a process does not answer in
-    time, unless ``raise_on_missing_output`` is False.
+    those. What waits at a driver that has no node is not told. Every row has all columns. Raises
+    ``StateUnavailableError`` where a node or a process does not answer in time, unless ``raise_on_missing_output`` is
+    False.
     """
     check_filters(filters, limit, TaskState)
     return select(_tasks(address, timeout, raise_on_missing_output), filters, limit)
