@@ -19,12 +19,7 @@ from shoal_core import __version__
 from shoal_core.bus import Credentials
 from shoal_core.protocol.errors import ClusterUnreachableError
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId
-from shoal_core.protocol.messages import (
-    NodeAnnouncement,
-    NodeDescription,
-    NodeRecord,
-    NodeState,
-)
+from shoal_core.protocol.messages import NodeAnnouncement, NodeDescription, NodeRecord, NodeState
 from shoal_core.protocol.resources import to_resources
 from shoal_core.protocol.scheduling import PendingDemand
 

@@ -30,13 +30,7 @@ from shoal_core.protocol.messages import (
     NodeState,
 )
 from shoal_core.protocol.messages import Message as ControlMessage
-from shoal_core.protocol.storage import (
-    ListObjects,
-    NodeObjects,
-    ObjectHolding,
-    ProcessHoldings,
-    StoreUse,
-)
+from shoal_core.protocol.storage import ListObjects, NodeObjects, ObjectHolding, ProcessHoldings, StoreUse
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.testing.builders import node_id, process_id

@@ -12,14 +12,7 @@ from shoal_core.bus import Bus, Credentials, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.protocol.errors import NoRespondersError
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId
-from shoal_core.protocol.messages import (
-    ClusterInfo,
-    NodeAnnouncement,
-    NodeDescription,
-    NodeList,
-    NodeRecord,
-    NodeState,
-)
+from shoal_core.protocol.messages import ClusterInfo, NodeAnnouncement, NodeDescription, NodeList, NodeRecord, NodeState
 from shoal_core.protocol.messages import Message as ControlMessage
 from shoal_core.protocol.resources import to_resources
 from shoal_core.protocol.scheduling import PendingDemand, PendingList

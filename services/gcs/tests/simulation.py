@@ -29,15 +29,7 @@ from shoal_core.protocol.effects import (
 )
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.ids import JobId, NodeId, ServiceId
-from shoal_core.protocol.messages import (
-    Echo,
-    JobFinished,
-    JobState,
-    Message,
-    NodeAnnouncement,
-    NodeDied,
-    NodeState,
-)
+from shoal_core.protocol.messages import Echo, JobFinished, JobState, Message, NodeAnnouncement, NodeDied, NodeState
 from shoal_core.protocol.subjects import Subjects
 from shoal_gcs.core import Begin, ControlStore, Purged, PurgeFunctions
 from shoal_gcs.records import CLUSTER_KEY, CONTROL, FUNCTIONS, StoredJob, StoredNode, function_prefix, job_id

@@ -40,15 +40,7 @@ from shoal_core.protocol.errors import (
     ShoalError,
 )
 from shoal_core.protocol.ids import ActorId, NodeId, actor_id
-from shoal_core.protocol.messages import (
-    Done,
-    FinishJob,
-    JobRecord,
-    JobState,
-    Message,
-    ProcessDied,
-    RetireNode,
-)
+from shoal_core.protocol.messages import Done, FinishJob, JobRecord, JobState, Message, ProcessDied, RetireNode
 from shoal_core.protocol.placement import NodeAffinity
 from shoal_core.testing.builders import node_id, process_id
 from shoal_gcs.actor_operations import Change, Ended, Kill, Started, dead

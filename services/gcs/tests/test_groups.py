@@ -42,14 +42,7 @@ from shoal_core.protocol.groups import (
     changed,
 )
 from shoal_core.protocol.ids import NodeId, PlacementGroupId, actor_id, creator_of
-from shoal_core.protocol.messages import (
-    BundleSummary,
-    Done,
-    FinishJob,
-    JobState,
-    Message,
-    RetireNode,
-)
+from shoal_core.protocol.messages import BundleSummary, Done, FinishJob, JobState, Message, RetireNode
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.scheduling import Demand
 from shoal_core.testing.builders import node_id, process_id

@@ -48,16 +48,7 @@ from shoal_core.protocol.errors import (
     ShoalError,
 )
 from shoal_core.protocol.ids import JobId, ProcessId
-from shoal_core.protocol.messages import (
-    Done,
-    Echo,
-    GetJob,
-    JobConfig,
-    JobFinished,
-    JobRecord,
-    JobState,
-    Message,
-)
+from shoal_core.protocol.messages import Done, Echo, GetJob, JobConfig, JobFinished, JobRecord, JobState, Message
 from shoal_core.protocol.storage import (
     CHUNK_BYTES,
     DurableChunk,

@@ -8,12 +8,7 @@ from services.scheduler.tests.simulation import cpus, job_id
 from shoal_core.protocol.effects import Effect, WakeAt
 from shoal_core.protocol.groups import GroupDemand, GroupDescription, GroupStrategy
 from shoal_core.protocol.ids import NodeId, PlacementGroupId, SlotId
-from shoal_core.protocol.messages import (
-    NO_TERMS,
-    JobTerms,
-    LeaseSummary,
-    NodeAnnouncement,
-)
+from shoal_core.protocol.messages import NO_TERMS, JobTerms, LeaseSummary, NodeAnnouncement
 from shoal_core.protocol.placement import DEFAULT, Conditions, Strategy
 from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.scheduling import Demand, DemandEntry

@@ -26,24 +26,8 @@ from shoal_core.protocol.groups import (
     ReturnBundles,
     changed,
 )
-from shoal_core.protocol.ids import (
-    ActorId,
-    JobId,
-    LeaseId,
-    NodeId,
-    PlacementGroupId,
-    ProcessId,
-    ServiceId,
-    SlotId,
-)
-from shoal_core.protocol.messages import (
-    NO_TERMS,
-    Done,
-    JobTerms,
-    Message,
-    NodeAnnouncement,
-    NodeDied,
-)
+from shoal_core.protocol.ids import ActorId, JobId, LeaseId, NodeId, PlacementGroupId, ProcessId, ServiceId, SlotId
+from shoal_core.protocol.messages import NO_TERMS, Done, JobTerms, Message, NodeAnnouncement, NodeDied
 from shoal_core.protocol.placement import DEFAULT, Bundle, Strategy
 from shoal_core.protocol.resources import UNIT, Resources
 from shoal_core.protocol.scheduling import (

@@ -9,13 +9,7 @@ from services.scheduler.tests.simulation import SUBJECTS, cpus, job_id
 from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event, Publish, WakeAt
 from shoal_core.protocol.errors import NoRespondersError
 from shoal_core.protocol.ids import ServiceId, SlotId
-from shoal_core.protocol.messages import (
-    JobFinished,
-    JobState,
-    NodeAnnouncement,
-    NodeDied,
-    ProcessDied,
-)
+from shoal_core.protocol.messages import JobFinished, JobState, NodeAnnouncement, NodeDied, ProcessDied
 from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.scheduling import (
     Demand,

@@ -19,14 +19,7 @@ from shoal_core.protocol.groups import (
     ReturnBundles,
 )
 from shoal_core.protocol.ids import NodeId, PlacementGroupId, ServiceId
-from shoal_core.protocol.messages import (
-    BundleSummary,
-    JobTerms,
-    LeaseSummary,
-    Message,
-    NodeAnnouncement,
-    NodeDied,
-)
+from shoal_core.protocol.messages import BundleSummary, JobTerms, LeaseSummary, Message, NodeAnnouncement, NodeDied
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.scheduling import (

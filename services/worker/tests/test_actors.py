@@ -30,13 +30,7 @@ from shoal_core.protocol.errors import (
     ShoalError,
 )
 from shoal_core.protocol.ids import ActorId, LeaseId, ProcessId, node_of
-from shoal_core.protocol.messages import (
-    Done,
-    JobFinished,
-    JobState,
-    Message,
-    ProcessDied,
-)
+from shoal_core.protocol.messages import Done, JobFinished, JobState, Message, ProcessDied
 from shoal_core.protocol.records import ActorDismissed, ActorLeft, ActorReady, LeaseReturned, Record, WorkerBlocked
 from shoal_core.protocol.resources import CPU, Resources, subtract, to_resources
 from shoal_core.protocol.scheduling import ActorStart, LeaseRequest

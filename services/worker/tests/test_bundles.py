@@ -51,12 +51,7 @@ from shoal_core.protocol.records import (
     WorkerReady,
 )
 from shoal_core.protocol.resources import Resources, to_resources
-from shoal_core.protocol.scheduling import (
-    ActorStart,
-    LeaseAnswer,
-    LeaseRequest,
-    RecallLeases,
-)
+from shoal_core.protocol.scheduling import ActorStart, LeaseAnswer, LeaseRequest, RecallLeases
 from shoal_core.testing.builders import process_id
 from shoal_worker.bundles import DOUBT_SECONDS, REPEAT_SECONDS
 from shoal_worker.inputs import KillProcess, ProcessEnded, StartProcess

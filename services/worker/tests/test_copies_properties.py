@@ -30,14 +30,7 @@ from shoal_core.protocol.errors import (
     ShoalError,
 )
 from shoal_core.protocol.ids import NO_NODE, JobId, NodeId, ObjectKey, PeerId, ProcessId, durable_id, is_node, node_of
-from shoal_core.protocol.messages import (
-    AttachDriver,
-    JobFinished,
-    JobState,
-    Message,
-    NodeDescription,
-    NodeDied,
-)
+from shoal_core.protocol.messages import AttachDriver, JobFinished, JobState, Message, NodeDescription, NodeDied
 from shoal_core.protocol.records import Record, SegmentFreed, SegmentSealed, SegmentUnpinned, SegmentWanted
 from shoal_core.protocol.storage import (
     AllocateSegment,

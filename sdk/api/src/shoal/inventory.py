@@ -30,9 +30,7 @@ from shoal_core.protocol.messages import (
     NodeList,
     NodeRecord,
 )
-from shoal_core.protocol.messages import (
-    NodeState as Life,
-)
+from shoal_core.protocol.messages import NodeState as Life
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import to_amounts
 from shoal_core.protocol.subjects import Subjects

@@ -14,19 +14,8 @@ from shoal.status import Target
 from shoal_core.bus import Bus, connect
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import NO_NODE, NodeId, ProcessId, node_of
-from shoal_core.protocol.messages import (
-    JobList,
-    JobRecord,
-    JobState,
-    ListJobs,
-    NodeDescription,
-)
-from shoal_core.protocol.storage import (
-    MOST_LISTED_OBJECTS,
-    ListObjects,
-    NodeObjects,
-    ObjectHolding,
-)
+from shoal_core.protocol.messages import JobList, JobRecord, JobState, ListJobs, NodeDescription
+from shoal_core.protocol.storage import MOST_LISTED_OBJECTS, ListObjects, NodeObjects, ObjectHolding
 from shoal_core.protocol.subjects import Subjects
 
 

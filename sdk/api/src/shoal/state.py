@@ -11,13 +11,7 @@ from shoal.session import runtime
 from shoal.tasks import read_timeline
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import NodeId
-from shoal_core.protocol.messages import (
-    GetNode,
-    ListNodes,
-    NodeList,
-    NodeRecord,
-    NodeState,
-)
+from shoal_core.protocol.messages import GetNode, ListNodes, NodeList, NodeRecord, NodeState
 from shoal_core.protocol.resources import add, to_amounts
 from shoal_core.protocol.scheduling import GetResources, ResourceView
 

@@ -15,14 +15,7 @@ from shoal_core.bus import Bus, Credentials, Message, TlsFiles, connect
 from shoal_core.bus.credentials import redacted
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.ids import NodeId
-from shoal_core.protocol.messages import (
-    GetCluster,
-    ListNodes,
-    NodeAnnouncement,
-    NodeList,
-    NodeRecord,
-    NodeState,
-)
+from shoal_core.protocol.messages import GetCluster, ListNodes, NodeAnnouncement, NodeList, NodeRecord, NodeState
 from shoal_core.protocol.resources import Resources, from_units, subtract, to_amounts
 from shoal_core.protocol.scheduling import GetPending, PendingDemand, PendingList
 from shoal_core.protocol.subjects import Role, Subjects

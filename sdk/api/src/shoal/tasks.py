@@ -16,12 +16,7 @@ from shoal.rows import Row, count
 from shoal_core.bus import Bus
 from shoal_core.protocol.ids import ProcessId, TaskNumber, task_id_bytes
 from shoal_core.protocol.messages import NodeDescription
-from shoal_core.protocol.scheduling import (
-    MOST_LISTED_TASKS,
-    ListTasks,
-    NodeTasks,
-    TaskDescription,
-)
+from shoal_core.protocol.scheduling import MOST_LISTED_TASKS, ListTasks, NodeTasks, TaskDescription
 from shoal_core.protocol.scheduling import TaskState as Standing
 from shoal_core.protocol.subjects import Subjects
 

@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 from shoal_core.protocol.errors import InvalidRequestError, NotFoundError, ServiceError, ShoalError
 from shoal_core.protocol.groups import RemoveGroup
 from shoal_core.protocol.ids import PlacementGroupId
-from shoal_core.protocol.messages import (
-    Done,
-    JobRecord,
-    KvGet,
-    KvPut,
-    KvValue,
-    NodeRecord,
-    Refusal,
-)
+from shoal_core.protocol.messages import Done, JobRecord, KvGet, KvPut, KvValue, NodeRecord, Refusal
 from shoal_core.protocol.scheduling import LeaseRequest
 from shoal_core.protocol.storage import DurableChunk, DurablePutChunk
 from shoal_core.protocol.wire import (

@@ -14,13 +14,7 @@ from shoal_core.protocol.errors import NotFoundError, RequestTimeoutError
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.messages import Message
 from shoal_core.protocol.records import Inline, SegmentsUnpinned, SegmentUnpinned, Stored, Value
-from shoal_core.protocol.storage import (
-    MOST_PINS,
-    PinSegment,
-    PinSegments,
-    SegmentPinned,
-    SegmentsPinned,
-)
+from shoal_core.protocol.storage import MOST_PINS, PinSegment, PinSegments, SegmentPinned, SegmentsPinned
 from shoal_core.runtime.commands import Say
 from shoal_core.runtime.serialization import Codec, Serialized, as_inline, segment_bytes, written
 from shoal_core.runtime.values import LARGE_BYTES, CopyUnavailable, Values

@@ -33,12 +33,7 @@ from shoal_core.protocol.effects import Effect, Publish, Reply, Start
 from shoal_core.protocol.errors import InvalidRequestError
 from shoal_core.protocol.groups import GroupState
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ProcessId, ServiceId, SlotId, node_of
-from shoal_core.protocol.messages import (
-    NO_TERMS,
-    JobState,
-    Message,
-    NodeState,
-)
+from shoal_core.protocol.messages import NO_TERMS, JobState, Message, NodeState
 from shoal_core.protocol.placement import Bundle, NodeAffinity
 from shoal_core.protocol.resources import fits, to_amounts
 from shoal_core.protocol.scheduling import ActorStart, Demand, DemandEntry

@@ -16,15 +16,13 @@ from shoal_core.protocol.errors import (
     PlacementGroupAlreadyExistsError,
     ShoalError,
 )
-from shoal_core.protocol.groups import GroupDescription, GroupRecord, GroupState
+from shoal_core.protocol.groups import GroupDescription, GroupRecord, GroupState, changed
 from shoal_core.protocol.ids import JobId, NodeId, PlacementGroupId, creator_of
 from shoal_core.protocol.messages import Done, JobState, Message
 from shoal_gcs.actor_operations import NAME_TAKEN, Detour
 from shoal_gcs.operations import Operation, Outcome
 from shoal_gcs.records import group_key, group_name_key
 from shoal_gcs.state import State
-
-DONE = Done()
 
 # ------------------------------------------------------------------------------------ how records change
 
@@ -44,7 +42,7 @@ class GroupChange(ABC):
         """Return the record to begin with where there is none; None: then it cannot be done."""
         return None
 
-    def answer(self, record: GroupRecord, state: State) -> Message:
+    def answer(self, record: GroupRecord) -> Message:
         """Return what is answered when it is done."""
         return record
 
@@ -62,9 +60,9 @@ class Commit(GroupChange):
     attempt: int
     nodes: tuple[tuple[int, NodeId], ...]
 
-    def answer(self, record: GroupRecord, state: State) -> Message:
+    def answer(self, record: GroupRecord) -> Message:
         """Without the description, which may be large: the answers to a packet of commits are to fit into one."""
-        return state.news_of(record)
+        return changed(record)
 
     def is_ahead(self, record: GroupRecord) -> bool:
         """An earlier attempt is not known to be over, or the name is not known to be won."""
@@ -137,9 +135,9 @@ class Remove(GroupChange):
         """End it, unless it has ended."""
         return None if record.state is GroupState.REMOVED else removed(record, self.reason, now)
 
-    def answer(self, record: GroupRecord, state: State) -> Message:
+    def answer(self, record: GroupRecord) -> Message:
         """Nothing to tell."""
-        return DONE
+        return Done()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +162,7 @@ class ChangeGroup(Operation):
         if isinstance(following, ShoalError):
             return self.answer(following)
         if following is None:
-            return self.answer(self.change.answer(held.value, state))
+            return self.answer(self.change.answer(held.value))
         return [Store(group_key(self.group_id), state.drafts.encode(following), held.revision, self)]
 
     def _begin(self, state: State) -> list[Effect]:
@@ -218,7 +216,7 @@ class MakeGroup(Detour):
                     "Use get_placement_group() to get it, or remove it first, or choose another name."
                 )
             )
-        return self.answer(state.news_of(record))
+        return self.answer(changed(record))
 
     def _begin(self, state: State) -> list[Effect]:
         about = self.description

@@ -28,6 +28,7 @@ from shoal_core.protocol.groups import (
     GroupState,
     ListGroups,
     RemoveGroup,
+    changed,
 )
 from shoal_core.protocol.ids import NodeId, PlacementGroupId, ServiceId, creator_of
 from shoal_core.protocol.messages import NO_TERMS, BundleSummary, JobState, Message, NodeAnnouncement, NodeState
@@ -166,7 +167,7 @@ class Groups:
             return []
         record = held.value
         new = record.state is GroupState.PENDING and not record.attempt  # its creator has the answer to its request
-        return [*(() if new else (self._changed(self._state.news_of(record)),)), *self._demand(record)]
+        return [*(() if new else (self._changed(changed(record)),)), *self._demand(record)]
 
     def told_again(self, announcement: NodeAnnouncement) -> list[Effect]:
         """Tell a node what the records say of bundles that it has, where it has not known that for a tick or two."""
@@ -185,7 +186,7 @@ class Groups:
             if held is None:
                 effects += LookForGroup(None, group, self._changed(_long_gone(group))).attempt(self._state)
             else:
-                effects.append(self._changed(self._state.news_of(held.value)))
+                effects.append(self._changed(changed(held.value)))
         return effects
 
     def _changed(self, message: GroupChanged) -> Publish:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from shoal_core.protocol.actors import ActorRecord, ActorState
-from shoal_core.protocol.groups import GroupChanged, GroupRecord, GroupState, changed
+from shoal_core.protocol.groups import GroupRecord, GroupState
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ProcessId
 from shoal_core.protocol.messages import JobState, NodeState
 from shoal_core.protocol.placement import Bundle
@@ -58,7 +58,6 @@ class State:
     first_free_job: int = 1
     written: Written = field(default_factory=Written)
     drafts: Drafts = field(default_factory=Drafts)
-    _news: tuple[GroupRecord, GroupChanged] | None = None
 
     def remember(self, key: str, value: bytes | None, revision: int) -> None:
         """Take in what the store held at a revision; None where the key is gone, as an actor's or a group's may be."""
@@ -130,12 +129,6 @@ class State:
         if held is None and (record := self.unwritten.get(group_id)) is not None:
             return Held(record, 0)
         return held
-
-    def news_of(self, record: GroupRecord) -> GroupChanged:
-        """Return what is told of a group's record, mostly to several who want to know, one after the other."""
-        if self._news is None or self._news[0] is not record:
-            self._news = (record, changed(record))
-        return self._news[1]
 
     def is_gone(self, key: str) -> None:
         """A write found that a key holds nothing, or made it so: what is known of it is older than that."""

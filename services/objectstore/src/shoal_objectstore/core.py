@@ -60,13 +60,7 @@ from shoal_core.protocol.errors import (
     ShoalError,
 )
 from shoal_core.protocol.ids import JobId
-from shoal_core.protocol.messages import (
-    GetJob,
-    JobFinished,
-    JobRecord,
-    JobState,
-    Message,
-)
+from shoal_core.protocol.messages import GetJob, JobFinished, JobRecord, JobState, Message
 from shoal_core.protocol.storage import (
     DurableDelete,
     DurableGet,

@@ -29,12 +29,7 @@ import msgspec
 
 from shoal_core.protocol.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
 from shoal_core.protocol.ids import JobId
-from shoal_core.protocol.storage import (
-    CHUNK_BYTES,
-    DurableManifest,
-    DurablePut,
-    DurablePutChunk,
-)
+from shoal_core.protocol.storage import CHUNK_BYTES, DurableManifest, DurablePut, DurablePutChunk
 
 ABANDONED_SECONDS = 3600.0
 OBJECT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")

@@ -16,12 +16,7 @@ from shoal_core.protocol.effects import Conflict, Effect, Load, Reply, Start, St
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.ids import JobId
 from shoal_core.protocol.messages import Done, Message
-from shoal_core.protocol.storage import (
-    DurableChunk,
-    DurablePut,
-    DurablePutChunk,
-    DurableUpload,
-)
+from shoal_core.protocol.storage import DurableChunk, DurablePut, DurablePutChunk, DurableUpload
 from shoal_objectstore import manifests
 from shoal_objectstore.manifests import TOMBSTONE, Manifest, manifest_key
 

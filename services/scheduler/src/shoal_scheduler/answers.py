@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shoal_core.protocol.resources import Resources, add
-from shoal_core.protocol.scheduling import (
-    MOST_PENDING,
-    GetPending,
-    PendingDemand,
-    PendingList,
-    ResourceView,
-)
+from shoal_core.protocol.scheduling import MOST_PENDING, GetPending, PendingDemand, PendingList, ResourceView
 from shoal_scheduler import gangs
 from shoal_scheduler.attempts import WaitingGroup
 from shoal_scheduler.candidates import Shape

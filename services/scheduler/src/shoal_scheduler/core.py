@@ -22,13 +22,7 @@ from typing import Any
 from shoal_core.protocol.effects import Answered, Ask, Connected, Effect, Event, Publish, Reply, Request, WakeAt
 from shoal_core.protocol.groups import GroupChanged, GroupDemand
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId, ServiceId, SlotId
-from shoal_core.protocol.messages import (
-    JobFinished,
-    Message,
-    NodeAnnouncement,
-    NodeDied,
-    ProcessDied,
-)
+from shoal_core.protocol.messages import JobFinished, Message, NodeAnnouncement, NodeDied, ProcessDied
 from shoal_core.protocol.placement import Bundle, NodeAffinity
 from shoal_core.protocol.resources import fits
 from shoal_core.protocol.scheduling import (

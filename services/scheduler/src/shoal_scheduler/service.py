@@ -11,12 +11,7 @@ from shoal_core.protocol import metrics as names
 from shoal_core.protocol.groups import GroupChanged, GroupDemand
 from shoal_core.protocol.ids import ServiceId
 from shoal_core.protocol.measures import labels
-from shoal_core.protocol.messages import (
-    JobFinished,
-    NodeAnnouncement,
-    NodeDied,
-    ProcessDied,
-)
+from shoal_core.protocol.messages import JobFinished, NodeAnnouncement, NodeDied, ProcessDied
 from shoal_core.protocol.scheduling import Demand, SchedulerPresence
 from shoal_core.protocol.subjects import SCHEDULER_QUEUE, Role, Subjects
 from shoal_core.protocol.verbs import SCHEDULER_PUBLIC

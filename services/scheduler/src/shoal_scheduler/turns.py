@@ -5,12 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from shoal_core.protocol.resources import Resources
-from shoal_core.protocol.scheduling import (
-    MOST_NAMED,
-    JobStanding,
-    NodeShortage,
-    PendingTurn,
-)
+from shoal_core.protocol.scheduling import MOST_NAMED, JobStanding, NodeShortage, PendingTurn
 from shoal_scheduler.cluster import Cluster
 from shoal_scheduler.demand import Wanted
 from shoal_scheduler.fairness import keeps_room, rank

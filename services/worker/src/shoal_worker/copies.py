@@ -39,14 +39,7 @@ from shoal_core.protocol.errors import (
 from shoal_core.protocol.ids import NodeId, PeerId, ProcessId
 from shoal_core.protocol.messages import Message
 from shoal_core.protocol.records import CopyDropped, SegmentUnpinned, SegmentWanted
-from shoal_core.protocol.storage import (
-    LendSegment,
-    PinSegment,
-    SegmentGranted,
-    SegmentLent,
-    SegmentPinned,
-    TakeObject,
-)
+from shoal_core.protocol.storage import LendSegment, PinSegment, SegmentGranted, SegmentLent, SegmentPinned, TakeObject
 from shoal_core.protocol.subjects import Subjects
 from shoal_worker.inputs import CancelPull, Pulled, PullSegment
 from shoal_worker.pins import MOST_ENDED

@@ -6,12 +6,7 @@ from collections.abc import Iterable
 
 from shoal_core.protocol.ids import NodeId, ProcessId, object_id_bytes
 from shoal_core.protocol.records import KnownObject, ObjectsReported, ReportObjects
-from shoal_core.protocol.storage import (
-    NodeObjects,
-    ObjectHolding,
-    ProcessHoldings,
-    StoreUse,
-)
+from shoal_core.protocol.storage import NodeObjects, ObjectHolding, ProcessHoldings, StoreUse
 from shoal_worker.inquiries import Inquiry, Topic
 from shoal_worker.segments import SegmentTable
 

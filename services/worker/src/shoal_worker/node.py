@@ -70,13 +70,7 @@ from shoal_core.protocol.records import (
     WorkerBlocked,
     WorkerReady,
 )
-from shoal_core.protocol.scheduling import (
-    ExplainTask,
-    LeaseAnswer,
-    LeaseRequest,
-    ListTasks,
-    RecallLeases,
-)
+from shoal_core.protocol.scheduling import ExplainTask, LeaseAnswer, LeaseRequest, ListTasks, RecallLeases
 from shoal_core.protocol.storage import ListObjects
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.transfer.records import CHUNK_BYTES

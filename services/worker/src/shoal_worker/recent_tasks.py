@@ -13,12 +13,7 @@ import msgspec
 
 from shoal_core.protocol.ids import JobId, NodeId, ProcessId
 from shoal_core.protocol.records import KnownTask, ReportTasks, TasksReported
-from shoal_core.protocol.scheduling import (
-    MOST_LISTED_TASKS,
-    NodeTasks,
-    TaskDescription,
-    TaskState,
-)
+from shoal_core.protocol.scheduling import MOST_LISTED_TASKS, NodeTasks, TaskDescription, TaskState
 from shoal_worker.inquiries import Inquiry, Topic
 
 MOST_LEFT = MOST_LISTED_TASKS

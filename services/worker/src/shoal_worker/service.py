@@ -29,13 +29,7 @@ from shoal_core.protocol.effects import Connected
 from shoal_core.protocol.groups import GroupChanged
 from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
 from shoal_core.protocol.labels import check_labels, system_labels
-from shoal_core.protocol.messages import (
-    JobFinished,
-    NodeDescription,
-    NodeDied,
-    ProcessDied,
-    RetireNode,
-)
+from shoal_core.protocol.messages import JobFinished, NodeDescription, NodeDied, ProcessDied, RetireNode
 from shoal_core.protocol.places import located
 from shoal_core.protocol.resources import UNIT
 from shoal_core.protocol.subjects import Role, Subjects

@@ -281,10 +281,8 @@ def list_workers(
     """
     check_filters(filters, limit, WorkerState)
     current = _joined(address, timeout)
-    rows, silent = current.call(inventory.list_workers(current.bus, current.subjects, timeout))
-    if silent and raise_on_missing_output:
-        raise StateUnavailableError(f"Not everybody has answered within {timeout:g} s: {silent}.")
-    return select(rows, filters, limit)
+    told = current.call(inventory.list_workers(current.bus, current.subjects, timeout))
+    return select(_complete(told, timeout, raise_on_missing_output), filters, limit)
 
 
 def get_worker(id: str, address: str | None = None, timeout: float = 30) -> WorkerState | None:
@@ -352,10 +350,8 @@ def summarize_tasks(
 
 def _tasks(address: str | None, timeout: float, raise_on_missing_output: bool) -> list[TaskState]:
     current = _joined(address, timeout)
-    rows, silent = current.call(tasks.list_tasks(current.bus, current.subjects, timeout))
-    if silent and raise_on_missing_output:
-        raise StateUnavailableError(f"Not everybody has answered within {timeout:g} s: {silent}.")
-    return rows
+    told = current.call(tasks.list_tasks(current.bus, current.subjects, timeout))
+    return _complete(told, timeout, raise_on_missing_output)
 
 
 # ------------------------------------------------------------------------------------ why it waits
@@ -386,6 +382,14 @@ def _joined(address: str | None, timeout: float) -> Runtime:
             "`shoal list --address`, `shoal memory --address`."
         )
     return current
+
+
+def _complete(told: tuple[list[AnyRow], str], timeout: float, raise_on_missing_output: bool) -> list[AnyRow]:
+    """Return the rows, if everybody has answered or it does not matter."""
+    rows, silent = told
+    if silent and raise_on_missing_output:
+        raise StateUnavailableError(f"Not everybody has answered within {timeout:g} s: {silent}.")
+    return rows
 
 
 def _read(address: str | None, timeout: float, raise_on_missing_output: bool) -> ClusterMemory:

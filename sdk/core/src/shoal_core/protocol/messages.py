@@ -13,14 +13,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shoal_core.protocol.ids import (
-    ActorId,
-    FunctionId,
-    JobId,
-    NodeId,
-    PlacementGroupId,
-    ProcessId,
-)
+from shoal_core.protocol.ids import ActorId, FunctionId, JobId, NodeId, PlacementGroupId, ProcessId
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import Resources
 

@@ -9,14 +9,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from shoal_core.protocol.ids import (
-    ActorId,
-    JobId,
-    NodeId,
-    PlacementGroupId,
-    ProcessId,
-    SlotId,
-)
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ProcessId, SlotId
 from shoal_core.protocol.messages import NO_TERMS, JobTerms, Message
 from shoal_core.protocol.placement import DEFAULT, Bundle, Strategy
 from shoal_core.protocol.resources import Resources

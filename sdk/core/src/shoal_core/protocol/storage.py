@@ -9,12 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from shoal_core.protocol.ids import (
-    JobId,
-    NodeId,
-    ObjectKey,
-    ProcessId,
-)
+from shoal_core.protocol.ids import JobId, NodeId, ObjectKey, ProcessId
 from shoal_core.protocol.messages import Message
 
 MOST_LISTED_OBJECTS = 1000

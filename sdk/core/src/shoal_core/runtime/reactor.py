@@ -17,16 +17,7 @@ from typing import TYPE_CHECKING, Any
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.peers import Peers
 from shoal_core.bus.tracing import ENABLED
-from shoal_core.protocol.ids import (
-    JobId,
-    NodeId,
-    PeerId,
-    ProcessId,
-    TaskNumber,
-    node_of,
-    object_key,
-    task_of,
-)
+from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, TaskNumber, node_of, object_key, task_of
 from shoal_core.protocol.messages import NO_TERMS
 from shoal_core.protocol.records import (
     Borrow,

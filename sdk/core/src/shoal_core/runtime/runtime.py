@@ -45,12 +45,7 @@ from shoal_core.protocol.ids import (
     object_key,
     task_of,
 )
-from shoal_core.protocol.messages import (
-    GetJob,
-    JobConfig,
-    JobRecord,
-    Message,
-)
+from shoal_core.protocol.messages import GetJob, JobConfig, JobRecord, Message
 from shoal_core.protocol.records import Failed, InGroup, Inline, Reference, Task, Value
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.traces import UNRECORDED

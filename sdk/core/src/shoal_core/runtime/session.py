@@ -36,11 +36,7 @@ from shoal_core.protocol.errors import (
     VersionMismatchError,
 )
 from shoal_core.protocol.ids import ProcessId, new_process_id
-from shoal_core.protocol.messages import (
-    PROTOCOL_VERSION,
-    ClusterInfo,
-    GetCluster,
-)
+from shoal_core.protocol.messages import PROTOCOL_VERSION, ClusterInfo, GetCluster
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.runtime.deathwatch import watching_deaths
 from shoal_core.runtime.notices import heeding_notices

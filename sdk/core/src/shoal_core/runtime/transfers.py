@@ -28,12 +28,7 @@ from shoal_core.protocol.errors import (
 from shoal_core.protocol.ids import NodeId, ObjectKey, ProcessId, durable_id
 from shoal_core.protocol.messages import ListNodes, NodeList, NodeState
 from shoal_core.protocol.records import SegmentFreed, SegmentUnpinned, Stored
-from shoal_core.protocol.storage import (
-    LendSegment,
-    SegmentGranted,
-    SegmentLent,
-    TakeObject,
-)
+from shoal_core.protocol.storage import LendSegment, SegmentGranted, SegmentLent, TakeObject
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.runtime.copying import copy
 from shoal_core.runtime.reactor import Reactor
