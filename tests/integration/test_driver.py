@@ -99,7 +99,7 @@ class TestOneNode:
         printed = ""
         deadline = time.monotonic() + 20
         while not ("salmon" in printed and "sprat" in printed):
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, f"only this was printed: {printed!r}"
             printed += capfd.readouterr().out
             time.sleep(0.01)
         node = shoal.get_runtime_context().get_node_id()[:8]
