@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
+import io
 import os
 import signal
 import sys
@@ -237,7 +238,10 @@ class TestCalls:
         with pytest.raises(ActorClassInheritanceException, match="CounterClass"):
             types.new_class("Sub", (Counter,))
 
-    def test_repr_names_the_actor_in_errors_and_in_what_it_prints(self, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_repr_names_the_actor_in_errors_and_in_what_it_prints(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown = io.StringIO()  # ``capfd`` loses what is printed while it is read
+        monkeypatch.setattr(sys, "stdout", shown)
+
         class Named:
             def __init__(self, index: int) -> None:
                 self.index = index
@@ -255,15 +259,8 @@ class TestCalls:
         with pytest.raises(RuntimeError, match=r"(?s)Named\(index=3\)\.fail\(\).*on purpose"):
             get(named.fail.remote())
         get(named.speak.remote())
-        printed = ""
-
-        def spoken() -> bool:
-            nonlocal printed
-            printed += capfd.readouterr().out
-            return "a word" in printed
-
-        until(spoken, "the word is printed")
-        (line,) = [line for line in printed.splitlines() if "a word" in line]
+        until(lambda: "a word\n" in shown.getvalue(), "the word is printed")
+        (line,) = [line for line in shown.getvalue().splitlines() if "a word" in line]
         assert line.startswith("(Named(index=3) pid=")
 
     def test_methods_return_as_many_references_as_they_say(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from shoal.cluster_utils import Cluster
 from shoal.session import runtime
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.messages import FinishJob, JobState
+from tests.integration.waiting import until
 
 TRACED_DRIVER = """
 import shoal
@@ -94,17 +95,14 @@ def test_another_process_of_the_user_joins_the_cluster_of_a_driver_by_its_addres
 
 @pytest.mark.usefixtures("one_cpu")
 class TestOneNode:
-    def test_what_workers_print_comes_under_the_name_of_the_task(self, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_what_workers_print_comes_under_the_name_of_the_task(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown = io.StringIO()  # ``capfd`` loses what is printed while it is read
+        monkeypatch.setattr(sys, "stdout", shown)
         assert shoal.get([speak.remote("salmon"), speak.options(name="herring").remote("sprat")]) == [6, 5]
-        printed = ""
-        deadline = time.monotonic() + 20
-        while not ("salmon" in printed and "sprat" in printed):
-            assert time.monotonic() < deadline, f"only this was printed: {printed!r}"
-            printed += capfd.readouterr().out
-            time.sleep(0.01)
+        until(lambda: all(word in shown.getvalue() for word in ("salmon\n", "sprat\n")), "what they print is shown")
         node = shoal.get_runtime_context().get_node_id()[:8]
         for name, word in (("speak", "salmon"), ("herring", "sprat")):
-            (line,) = [line for line in printed.splitlines() if word in line]
+            (line,) = [line for line in shown.getvalue().splitlines() if word in line]
             assert line.startswith(f"({name} pid=")
             assert line.endswith(f"node={node}) {word}")
 
