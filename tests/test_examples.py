@@ -66,6 +66,14 @@ SAYS = {
         "of a pool: ['pool', 'the job']",
         "not set up: the licence server is away",
     ],
+    "jobs.py": [
+        "squares: [0, 1, 4, 9, 16]",
+        "stage: test",
+        "it has SUCCEEDED with {'team': 'examples'}",
+        "begins",
+        "another: The entrypoint failed with exit code 3.",
+        "the last was STOPPED",
+    ],
     "generators.py": [
         "came: 0",
         "came: 2",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from shoal import cli
+from shoal import cli, flags
 from shoal.cluster import HostInfo, HostOptions
 from shoal.status import ClusterStatus, NodeStatus, Target
 from shoal_core import __version__
@@ -54,6 +54,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine(tmp_path)
     for name in ("read_current", "start_host", "stop_host"):
         monkeypatch.setattr(cli, name, getattr(machine, name))
+    monkeypatch.setattr(flags, "read_current", machine.read_current)
     for name in [name for name in os.environ if name.startswith("SHOAL_")]:
         monkeypatch.delenv(name)
     return machine

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from shoal import cli
+from shoal import cli, flags
 from shoal.memory import ClusterMemory, NodeMemory, ask_all
 from shoal.memory_table import size_text
 from shoal.status import Target
@@ -183,7 +183,7 @@ def run(
         return memory
 
     monkeypatch.setattr(cli, "read_memory", read_memory)
-    monkeypatch.setattr(cli.out, "width", width)
+    monkeypatch.setattr(flags.out, "width", width)
     result = CliRunner().invoke(cli.app, ["memory", "--address", "nats://x", *arguments])
     return result.exit_code, result.stdout, result.stderr
 

@@ -739,6 +739,37 @@ def test_a_detached_actors_job_outlives_its_creators_and_ends_with_it(cluster: C
     assert state_of(cluster, job) is JobState.SUCCEEDED
 
 
+def submit(cluster: Cluster) -> JobRecord:
+    said = {"driver": ACTOR, "actor": ACTOR, "submission_id": "train"}
+    request = job_request(1).model_copy(update=said)
+    opened = cluster.settled(request)
+    assert isinstance(opened, JobRecord)
+    return opened
+
+
+def test_a_submitted_job_ends_with_its_supervisor_as_one_that_failed(cluster: Cluster) -> None:
+    job = submit(cluster)
+    assert (job.actor, job.submission_id) == (ACTOR, "train")
+    cluster.settled(cluster.create("", detached=True, job=job.job_id))
+    cluster.world.now += ORPHAN_SECONDS
+    cluster.seconds(3)
+    assert state_of(cluster, job) is JobState.RUNNING, "it has no driver whose silence would count"
+    cluster.settled(KILL)
+    cluster.seconds(1)
+    record = cluster.world.store.jobs()[f"job.{job.job_id}"].record
+    assert (record.state, record.message) == (JobState.FAILED, f"its supervisor has died: {KILL.reason}")
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.STOPPED])
+def test_what_a_supervisor_says_of_its_job_stays(cluster: Cluster, state: JobState) -> None:
+    job = submit(cluster)
+    cluster.settled(cluster.create("", detached=True, job=job.job_id))
+    cluster.settled(FinishJob(job_id=job.job_id, state=state, message="done"))
+    cluster.seconds(2)
+    assert cluster.record().state is DEAD
+    assert state_of(cluster, job) is state
+
+
 def test_of_two_detached_actors_that_race_for_a_name_the_losers_job_ends(cluster: Cluster) -> None:
     jobs = [open_job(cluster, number) for number in (1, 2)]
     asked: list[Asked] = []

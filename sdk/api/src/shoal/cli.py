@@ -1,4 +1,4 @@
-"""The command line: ``shoal up``, ``down``, ``status``, ``why``, ``list``, ``memory``, ``drain``, ``service`` and more.
+"""The command line: ``shoal up``, ``down``, ``status``, ``why``, ``list``, ``job``, ``drain``, ``service`` and more.
 
 ==========  ===========================================================
 exit code   meaning
@@ -17,9 +17,8 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -27,17 +26,29 @@ from rich.markup import escape
 
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
 from shoal.draining import drain as drain_nodes
+from shoal.flags import (
+    Address,
+    AuthorityFile,
+    ClusterName,
+    CredentialFile,
+    Format,
+    Output,
+    Token,
+    json_object,
+    out,
+    target,
+)
+from shoal.job_commands import job
 from shoal.listing import Listed, fetch_timeline, filter_of, print_rows, read_rows
 from shoal.memory import read_memory
 from shoal.memory_table import print_memory
 from shoal.reasons import print_reasons, read_reasons
 from shoal.rows import MOST_ROWS
 from shoal.security_commands import security
-from shoal.status import ClusterStatus, NodeStatus, Target, read_status
+from shoal.status import ClusterStatus, NodeStatus, read_status
 from shoal.tables import new_table, print_table
 from shoal_core import __version__
-from shoal_core.bus.connection import servers_in
-from shoal_core.bus.credentials import Credentials, TlsFiles, redacted
+from shoal_core.bus.credentials import redacted
 from shoal_core.protocol.errors import ConnectionFailedError, ShoalError
 from shoal_core.protocol.messages import NodeState
 from shoal_core.protocol.resources import MEMORY, OBJECT_STORE_MEMORY, from_units, to_amounts
@@ -50,17 +61,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False, soft_wrap=True)
-
 _BYTES = {MEMORY, OBJECT_STORE_MEMORY}
-
-
-class Format(StrEnum):
-    """How to print."""
-
-    TABLE = "table"
-    JSON = "json"
-
 
 SERVICES = {
     "gcs": "The control store: nodes, jobs, exported functions.",
@@ -108,8 +109,8 @@ def up(
     ] = None,
 ) -> None:
     """Start a cluster on this machine that lasts until `shoal down`."""
-    custom = _json_object("--resources", resources)
-    words = {name: str(value) for name, value in _json_object("--labels", labels).items()}
+    custom = json_object("--resources", resources)
+    words = {name: str(value) for name, value in json_object("--labels", labels).items()}
     try:
         options = HostOptions.of(num_cpus, num_gpus, custom or None, words or None, object_store_memory)
         metrics_port = check_metrics_port("--metrics-export-port", metrics_export_port)
@@ -141,20 +142,6 @@ def down() -> None:
     out.print(f"The cluster is down (it was pid {running.pid}).")
 
 
-Address = Annotated[
-    str | None, typer.Option(envvar="SHOAL_ADDRESS", help="nats://host:port; else the cluster that `shoal up` started.")
-]
-CredentialFile = Annotated[
-    Path | None, typer.Option(envvar="SHOAL_CREDENTIALS", exists=True, help="The credential file.")
-]
-Token = Annotated[str | None, typer.Option(envvar="SHOAL_TOKEN", help="A token, instead of a file.")]
-AuthorityFile = Annotated[
-    Path | None, typer.Option(envvar="SHOAL_CA_FILE", exists=True, help="Who signed the broker's certificate.")
-]
-ClusterName = Annotated[str, typer.Option(envvar="SHOAL_CLUSTER", help="The cluster's name.")]
-Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON.")]
-
-
 @app.command()
 def status(
     address: Address = None,
@@ -165,7 +152,7 @@ def status(
     output: Output = Format.TABLE,
 ) -> None:
     """Show the nodes, what is used of their resources, and what waits and why."""
-    seen = asyncio.run(read_status(_target(address, credentials, token, ca_file, cluster)))
+    seen = asyncio.run(read_status(target(address, credentials, token, ca_file, cluster)))
     if output is Format.JSON:
         print(json.dumps(seen.to_json(), indent=2))
     else:
@@ -183,7 +170,7 @@ def why(
     output: Output = Format.TABLE,
 ) -> None:
     """Say why something waits: for what, on which nodes, behind whom; 1 where nothing of that name is known."""
-    seen = asyncio.run(read_reasons(_target(address, credentials, token, ca_file, cluster), about))
+    seen = asyncio.run(read_reasons(target(address, credentials, token, ca_file, cluster), about))
     if output is Format.JSON:
         print(json.dumps(seen.to_json(), indent=2))
     else:
@@ -204,7 +191,7 @@ def memory(
     timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for nodes and processes.")] = 10.0,
 ) -> None:
     """Show who holds which object, how large it is, where it lies and why it is kept; 1 where somebody is silent."""
-    seen = asyncio.run(read_memory(_target(address, credentials, token, ca_file, cluster), limit, timeout))
+    seen = asyncio.run(read_memory(target(address, credentials, token, ca_file, cluster), limit, timeout))
     if output is Format.JSON:
         print(json.dumps(seen.to_json() | {"objects": seen.rows()[:limit]}, indent=2))
     else:
@@ -231,10 +218,10 @@ def list_(
     timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for answers.")] = 10.0,
 ) -> None:
     """List the nodes, jobs, actors, tasks or worker processes; 1 where somebody is silent."""
-    target = _target(address, credentials, token, ca_file, cluster)
+    where = target(address, credentials, token, ca_file, cluster)
     try:
         wanted = [filter_of(text) for text in filters or ()]
-        rows, silent = asyncio.run(read_rows(target, what, wanted, limit, detail, timeout))
+        rows, silent = asyncio.run(read_rows(where, what, wanted, limit, detail, timeout))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if output is Format.JSON:
@@ -257,7 +244,7 @@ def timeline(
     timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for answers.")] = 10.0,
 ) -> None:
     """Write what has run lately, and where, for ui.perfetto.dev or chrome://tracing; 1 where somebody is silent."""
-    rows, silent = asyncio.run(fetch_timeline(_target(address, credentials, token, ca_file, cluster), timeout))
+    rows, silent = asyncio.run(fetch_timeline(target(address, credentials, token, ca_file, cluster), timeout))
     if file == Path("-"):
         print(json.dumps(rows))
     else:
@@ -288,7 +275,7 @@ def drain(
 
     It needs the credential of role node. Then the node can be ended: what is left is run again elsewhere.
     """
-    left = asyncio.run(drain_nodes(_target(address, credentials, token, ca_file, cluster), node or (), deadline))
+    left = asyncio.run(drain_nodes(target(address, credentials, token, ca_file, cluster), node or (), deadline))
     if not left:
         out.print("Drained.")
         return
@@ -303,6 +290,7 @@ _services = typer.Typer(
 )
 app.add_typer(_services, name="service")
 app.add_typer(security, name="security")
+app.add_typer(job, name="job")
 
 
 def _exec_service(name: str) -> Callable[[typer.Context], None]:
@@ -322,55 +310,6 @@ for _name, _help in SERVICES.items():
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(_exec_service(_name))
-
-
-# ------------------------------------------------------------------------------------ what was asked
-
-
-def _json_object(flag: str, text: str | None) -> dict[str, Any]:
-    """Return the object a flag holds; a wrong one is an error that names the flag."""
-    try:
-        value = json.loads(text or "{}")
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{flag} is not JSON ({error}), got {text!r}; for example: '{{\"name\": 1}}'"
-        ) from None
-    if not isinstance(value, dict):
-        raise typer.BadParameter(f"{flag} must be a JSON object such as '{{\"name\": 1}}', got {text!r}")
-    return value
-
-
-def _proof(credentials: Path | None, token: str | None) -> Credentials | None:
-    if credentials is None:
-        return Credentials(token=token) if token else None
-    try:
-        return Credentials.from_file(credentials)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _target(
-    address: str | None, credentials: Path | None, token: str | None, ca_file: Path | None, cluster: str
-) -> Target:
-    """Return the cluster that the flags name."""
-    if address is None:
-        return _local_target()
-    try:
-        servers_in(address)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--address") from None
-    return Target(address, cluster, _proof(credentials, token), TlsFiles(ca_file=str(ca_file)) if ca_file else None)
-
-
-def _local_target() -> Target:
-    """Return the cluster that `shoal up` started, as its observer."""
-    running = read_current()
-    if running is None:
-        out.print("No cluster that `shoal up` started runs here. Start one, or say which: --address nats://host:port")
-        raise typer.Exit(3)
-    observer = Path(running.credentials_path).with_name("observer.json")
-    path = observer if observer.exists() else Path(running.credentials_path)
-    return Target(running.address, running.cluster, Credentials.from_file(path))
 
 
 def _fail(error: ShoalError, code: int) -> None:

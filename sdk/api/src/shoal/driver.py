@@ -22,6 +22,7 @@ from shoal.environments import Packed, pack
 from shoal.job_config import job_config_of
 from shoal.logging_config import log_settings_of
 from shoal.output import WorkerOutput
+from shoal.submitted import Submitted
 from shoal_core import __version__
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.requests import ask
@@ -48,7 +49,7 @@ from shoal_core.protocol.messages import (
 from shoal_core.protocol.records import Failed
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
-from shoal_core.runtime.environments import shown
+from shoal_core.runtime.environments import merged, shown
 from shoal_core.runtime.logs import set_up_logging
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session, check_cluster
@@ -81,18 +82,23 @@ class DriverOptions:
         logging_level: int | str,
         logging_config: Any = None,
         terms: JobTerms = NO_TERMS,
+        part_of: Submitted | None = None,
     ) -> DriverOptions:
-        """Check the parameters of ``init`` that describe the job."""
+        """Check the parameters of ``init`` that describe the job, which may be ``part_of`` a submitted one."""
         if namespace is not None and not isinstance(namespace, str):
             raise TypeError(f"namespace must be a str, got {type(namespace).__name__}.")
         if namespace == "":
             raise ValueError("namespace must not be empty; leave it out for an anonymous one.")
         config = job_config_of(job_config)
         logger.setLevel(logging_level.upper() if isinstance(logging_level, str) else logging_level)
+        environment, metadata = pack(config.runtime_env if runtime_env is None else runtime_env), config.metadata
+        if part_of is not None:
+            environment = Packed(merged(part_of.environment, environment.fields), environment.exports)
+            metadata = part_of.metadata | metadata
         return cls(
             namespace=namespace or config.ray_namespace or os.urandom(8).hex(),
-            environment=pack(config.runtime_env if runtime_env is None else runtime_env),
-            metadata=dict(config.metadata),
+            environment=environment,
+            metadata=dict(metadata),
             log_to_driver=log_to_driver,
             logging=log_settings_of(logging_config),
             terms=terms,

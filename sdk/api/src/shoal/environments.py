@@ -85,6 +85,19 @@ def store_parts(current: Runtime, job: JobId, fields: Fields, exports: Sequence[
         raise RuntimeEnvSetupError(f"The runtime environment could not be stored in job {job}: {error}") from error
 
 
+def take_parts(current: Runtime, job: JobId, packed: Packed) -> None:
+    """Store in this process's job what its environment refers to and another job has.
+
+    Raises ``RuntimeEnvSetupError`` where the control store does not take or have it.
+    """
+    packed_here = {part.function_id for part in packed.exports}
+    try:
+        for name in set(parts_of(packed.fields)) - packed_here:
+            current.call(current.functions.copy(name, job, current.job))
+    except (BusError, RequestRefusedError, ServiceError) as error:
+        raise RuntimeEnvSetupError(f"The runtime environment could not be taken from job {job}: {error}") from error
+
+
 def travelling(options: dict[str, Any]) -> dict[str, Any]:
     """Return options for another process to read: what a ``runtime_env`` names on this machine is stored in the job."""
     packed = pack(options.get("runtime_env"))

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shoal.memory import ask_all
 from shoal.rows import Row
+from shoal.submitted import SUBMISSION_ID, SUPERVISORS
 from shoal_core.bus import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.actors import ActorList, ActorRecord, ActorSummary, GetActor, ListActors
@@ -30,6 +33,7 @@ from shoal_core.protocol.messages import (
     NodeList,
     NodeRecord,
 )
+from shoal_core.protocol.messages import JobState as Progress
 from shoal_core.protocol.messages import NodeState as Life
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.resources import to_amounts
@@ -55,10 +59,11 @@ class NodeState(Row):
 
 
 class JobState(Row):
-    """One job. ``status`` is RUNNING, SUCCEEDED or FAILED; times are in milliseconds.
+    """One job. ``status`` is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; times are in milliseconds.
 
-    ``type`` is DRIVER; a detached actor has a job of its own, whose ``driver_info`` is None. ``submission_id`` and
-    ``error_type`` are always None.
+    ``type`` is SUBMISSION for one that was submitted, else DRIVER. A submitted job and the newest driver in its program
+    are one row, with the ``job_id`` of the driver. A detached actor has a job of its own, whose ``driver_info`` is
+    None. ``error_type`` is always None.
     """
 
     job_id: str
@@ -156,33 +161,83 @@ def _node(record: NodeRecord) -> NodeState:
 
 async def list_jobs(bus: Bus, subjects: Subjects, timeout_seconds: float) -> list[JobState]:
     """Return a row for each job, oldest first."""
-    return [_job(record) for record in await _jobs(bus, subjects, timeout_seconds)]
+    return await job_rows(bus, subjects, await read_jobs(bus, subjects, timeout_seconds), timeout_seconds)
+
+
+async def job_rows(
+    bus: Bus, subjects: Subjects, records: Sequence[JobRecord], timeout_seconds: float
+) -> list[JobState]:
+    """Return the rows that records of jobs amount to."""
+    drivers = newest_drivers(records)
+    shown_above = {driver.job_id for driver in drivers.values()}
+    waiting = await _waiting_supervisors(bus, subjects, records, timeout_seconds)
+    return [
+        job_row(record, drivers.get(record.job_id), waits=record.actor in waiting)
+        for record in records
+        if record.job_id not in shown_above
+    ]
+
+
+def newest_drivers(records: Sequence[JobRecord]) -> dict[JobId, JobRecord]:
+    """Return the newest of the jobs that drivers in the program of each submitted one have opened.
+
+    A submission id may have been used before, so a driver is one of the job that ran when it came.
+    """
+    submitted: dict[str, list[JobRecord]] = {}
+    for record in records:
+        if record.submission_id:
+            submitted.setdefault(record.submission_id, []).append(record)
+    return {
+        job.job_id: driver
+        for driver in records
+        if driver.actor is None
+        for job in submitted.get(driver.config.metadata.get(SUBMISSION_ID, ""), ())
+        if job.started_at <= driver.started_at <= (job.ended_at or math.inf)
+    }
+
+
+async def _waiting_supervisors(
+    bus: Bus, subjects: Subjects, records: Iterable[JobRecord], timeout_seconds: float
+) -> set[ActorId | None]:
+    """Return the supervisors that have not begun."""
+    if not any(record.submission_id and record.state is Progress.RUNNING for record in records):
+        return set()
+    answer = await ask(bus, subjects.gcs("list_actors"), ListActors(namespace=SUPERVISORS), timeout_seconds)
+    assert isinstance(answer, ActorList)
+    return {actor.actor_id for actor in answer.actors if actor.state is State.PENDING_CREATION}
 
 
 async def get_job(bus: Bus, subjects: Subjects, job_id: str, timeout_seconds: float) -> JobState | None:
-    """Return the row of a job; None where none of this id is known."""
+    """Return the row of a job, by its id or as a submitted one; None where nothing is known of it."""
+    for row in reversed(await list_jobs(bus, subjects, timeout_seconds)):
+        if job_id in (row.job_id, row.submission_id):
+            return row
     try:
         answer = await ask(bus, subjects.gcs("get_job"), GetJob(job_id=JobId(job_id)), timeout_seconds)
     except NotFoundError:
         return None
     assert isinstance(answer, JobRecord)
-    return _job(answer)
+    return job_row(answer)
 
 
-async def _jobs(bus: Bus, subjects: Subjects, timeout_seconds: float) -> list[JobRecord]:
+async def read_jobs(bus: Bus, subjects: Subjects, timeout_seconds: float) -> list[JobRecord]:
+    """Return the records of all jobs, oldest first; of many that ended only the newest."""
     answer = await ask(bus, subjects.gcs("list_jobs"), ListJobs(), timeout_seconds)
     assert isinstance(answer, JobList)
     return answer.jobs
 
 
-def _job(record: JobRecord) -> JobState:
-    driver = {"id": record.driver, "node_ip_address": record.hostname, "pid": str(record.pid)}
+def job_row(record: JobRecord, driver: JobRecord | None = None, *, waits: bool = False) -> JobState:
+    """Return the row of a job; of a submitted one with the ``driver`` in its program, and whether it has not begun."""
+    if driver is None and record.actor is None:
+        driver = record
+    submission = record.submission_id or record.config.metadata.get(SUBMISSION_ID)
     return JobState(
         {
-            "job_id": record.job_id,
-            "submission_id": None,
-            "type": "DRIVER",
-            "status": record.state.value,
+            "job_id": record.job_id if driver is None else driver.job_id,
+            "submission_id": submission,
+            "type": "SUBMISSION" if submission else "DRIVER",
+            "status": "PENDING" if waits and record.state is Progress.RUNNING else record.state.value,
             "entrypoint": record.entrypoint,
             "message": record.message,
             "error_type": None,
@@ -190,9 +245,13 @@ def _job(record: JobRecord) -> JobState:
             "end_time": _milliseconds(record.ended_at),
             "metadata": dict(record.config.metadata),
             "runtime_env": json.loads(record.config.runtime_env or "{}"),
-            "driver_info": driver if record.actor is None else None,
+            "driver_info": None if driver is None else _driver_info(driver),
         }
     )
+
+
+def _driver_info(record: JobRecord) -> dict[str, str]:
+    return {"id": record.driver, "node_ip_address": record.hostname, "pid": str(record.pid)}
 
 
 # ------------------------------------------------------------------------------------ actors
@@ -310,7 +369,7 @@ async def list_workers(bus: Bus, subjects: Subjects, timeout_seconds: float) -> 
         for node in seen.nodes
         for process in node.objects.processes
     ]
-    for job in await _jobs(bus, subjects, timeout_seconds):
+    for job in await read_jobs(bus, subjects, timeout_seconds):
         if job.driver in seen.unreached_drivers and node_of(job.driver) == NO_NODE:
             rows.append(_lone_driver(job))
     silent = [f"node {node}" for node in seen.silent_nodes] + [f"process {one}" for one in seen.silent_processes]

@@ -13,8 +13,9 @@ from typing import Any
 
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, running_at, start_host, stop_host
 from shoal.driver import DriverOptions, driver_session
-from shoal.environments import store_parts
+from shoal.environments import store_parts, take_parts
 from shoal.logging_config import LoggingConfig
+from shoal.submitted import submitted
 from shoal.terms import terms_of
 from shoal_core import __version__, telemetry
 from shoal_core.bus.credentials import Credentials, TlsFiles
@@ -164,13 +165,16 @@ def init(
         options = HostOptions.of(num_cpus, num_gpus, resources, labels, object_store_memory)
         metrics_port = check_metrics_port("_metrics_export_port", _metrics_export_port)
         terms = terms_of(priority, weight, quotas)
+        part_of = submitted(address)
         driver = DriverOptions.of(
-            namespace, runtime_env, job_config, log_to_driver, logging_level, logging_config, terms
+            namespace, runtime_env, job_config, log_to_driver, logging_level, logging_config, terms, part_of
         )
         with contextlib.ExitStack() as undo:
             where = _find(address, options, metrics_port, undo)
             session = undo.enter_context(driver_session(where, driver))
             store_parts(session.runtime, session.runtime.job, driver.environment.fields, driver.environment.exports)
+            if part_of is not None:
+                take_parts(session.runtime, part_of.job_id, driver.environment)
             undo.pop_all()
         _membership.session = session
         current = session.runtime
@@ -211,26 +215,40 @@ def shutdown(*, wait_for_processes: bool = True) -> None:
 
 def _find(address: str | None, options: HostOptions, metrics_port: int, undo: contextlib.ExitStack) -> Address:
     """Return where to join; starts a cluster if that is what was asked for."""
-    address = address or os.environ.get("SHOAL_ADDRESS") or None
+    where = find_cluster(address)
+    if where is None:
+        host = start_host(options, lasting=False, metrics_port=metrics_port)
+        _membership.host = host
+        undo.callback(_abandon, host)
+        return Address(host.address, host.cluster, Credentials.from_file(host.credentials_path))
+    if options != HostOptions():
+        raise ValueError(
+            "num_cpus, num_gpus, resources, labels and object_store_memory describe a cluster that init() starts; they "
+            f"cannot be given when joining the running one at {where.address}."
+        )
+    return where
+
+
+def find_cluster(address: str | None) -> Address | None:
+    """Return the running cluster that an address means, as in ``init``; None where one would be started."""
+    if address is None or address in ("", "auto"):
+        address = os.environ.get("SHOAL_ADDRESS") or address or None
     if address is None or address == "auto":
         lasting = read_current()
         if lasting is not None:
-            return _joining(lasting.address, lasting.cluster, Credentials.from_file(lasting.credentials_path), options)
+            return _running(lasting)
         if address == "auto":
             raise ClusterUnreachableError(
                 "init(address='auto') found no running cluster on this machine. Start one with `shoal up`, or set "
                 "SHOAL_ADDRESS, or call init() without an address to start one that ends with this process."
             )
     if address is None or address == "local":
-        host = start_host(options, lasting=False, metrics_port=metrics_port)
-        _membership.host = host
-        undo.callback(_abandon, host)
-        return Address(host.address, host.cluster, Credentials.from_file(host.credentials_path))
+        return None
     if "://" not in address:
         address = f"nats://{address}"
     if (own := running_at(address)) is not None:
-        return _joining(own.address, own.cluster, Credentials.from_file(own.credentials_path), options)
-    return _joining(address, os.environ.get("SHOAL_CLUSTER", "default"), _credentials(), options)
+        return _running(own)
+    return Address(address, os.environ.get("SHOAL_CLUSTER", "default"), _credentials(), _tls())
 
 
 def _abandon(host: HostInfo) -> None:
@@ -238,14 +256,13 @@ def _abandon(host: HostInfo) -> None:
     stop_host(host)
 
 
-def _joining(address: str, cluster: str, credentials: Credentials | None, options: HostOptions) -> Address:
-    if options != HostOptions():
-        raise ValueError(
-            "num_cpus, num_gpus, resources, labels and object_store_memory describe a cluster that init() starts; they "
-            f"cannot be given when joining the running one at {address}."
-        )
+def _running(host: HostInfo) -> Address:
+    return Address(host.address, host.cluster, Credentials.from_file(host.credentials_path), _tls())
+
+
+def _tls() -> TlsFiles | None:
     authority = os.environ.get("SHOAL_CA_FILE")
-    return Address(address, cluster, credentials, TlsFiles(ca_file=authority) if authority else None)
+    return TlsFiles(ca_file=authority) if authority else None
 
 
 def _credentials() -> Credentials | None:

@@ -351,6 +351,7 @@ class OpenJobOfActor(Operation):
         record = creator.value.record
         job = RegisterJob(
             driver=ProcessId(self.request.actor_id),
+            actor=self.request.actor_id,
             hostname=record.hostname,
             machine_id=record.machine_id,
             pid=0,
@@ -359,7 +360,7 @@ class OpenJobOfActor(Operation):
             python_version="",
             config=record.config,
         )
-        return OpenJob(self.token, job, self.now, self.request.actor_id).attempt(state)
+        return OpenJob(self.token, job, self.now).attempt(state)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from shoal_core.protocol.effects import Effect, Publish, Reply, Start
 from shoal_core.protocol.errors import InvalidRequestError
 from shoal_core.protocol.groups import GroupState
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, PlacementGroupId, ProcessId, ServiceId, SlotId, node_of
-from shoal_core.protocol.messages import NO_TERMS, JobState, Message, NodeState
+from shoal_core.protocol.messages import NO_TERMS, JobRecord, JobState, Message, NodeState
 from shoal_core.protocol.placement import Bundle, NodeAffinity
 from shoal_core.protocol.resources import fits, to_amounts
 from shoal_core.protocol.scheduling import ActorStart, Demand, DemandEntry
@@ -68,6 +68,7 @@ ORPHAN_SECONDS = 60.0
 """So long a job may be open for a detached actor that is not created."""
 LISTED = 1000
 LISTED_REASON_CHARACTERS = 200
+MOST_REASON_CHARACTERS = 1000
 MOST_REMEMBERED = 10_000
 
 
@@ -281,11 +282,19 @@ class Actors:
         if held is None and now - record.started_at > ORPHAN_SECONDS:
             yield job_key(job), EndJobWithoutActor(None, job, record.actor, now)
         elif held is not None and held.value.state is ActorState.DEAD:
-            yield job_key(job), EndJob(None, job, JobState.SUCCEEDED, "its actor is dead", now)
+            yield job_key(job), _end_with_actor(record, held.value, now)
 
     def _is_dead(self, node: NodeId) -> bool:
         held = self._state.nodes.get(node)
         return held is not None and held.value.record.state is NodeState.DEAD
+
+
+def _end_with_actor(job: JobRecord, actor: ActorRecord, now: float) -> EndJob:
+    """Return the end of the job of an actor that is dead. A submitted one its supervisor would have ended itself."""
+    if not job.submission_id:
+        return EndJob(None, job.job_id, JobState.SUCCEEDED, "its actor is dead", now)
+    reason = actor.death.reason[:MOST_REASON_CHARACTERS] if actor.death is not None else "nobody knows why"
+    return EndJob(None, job.job_id, JobState.FAILED, f"its supervisor has died: {reason}", now)
 
 
 def _wants_place(record: ActorRecord) -> bool:

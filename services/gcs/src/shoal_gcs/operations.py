@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from shoal_core.protocol.effects import Conflict, Effect, Load, Loaded, Reply, Store, Stored, StoreRefused
 from shoal_core.protocol.errors import AlreadyExistsError, DeclaredDeadError, NotFoundError, ServiceError, ShoalError
-from shoal_core.protocol.ids import ActorId, JobId, NodeId
+from shoal_core.protocol.ids import JobId, NodeId
 from shoal_core.protocol.messages import (
     ClusterInfo,
     Done,
@@ -174,7 +174,6 @@ class OpenJob(Operation):
     token: int | None
     request: RegisterJob
     now: float
-    actor: ActorId | None = None
 
     def attempt(self, state: State) -> list[Effect]:
         """Answer with the driver's job, or try to make it."""
@@ -185,7 +184,8 @@ class OpenJob(Operation):
         record = JobRecord(
             job_id=job_id(state.first_free_job),
             driver=request.driver,
-            actor=self.actor,
+            actor=request.actor,
+            submission_id=request.submission_id,
             hostname=request.hostname,
             machine_id=request.machine_id,
             pid=request.pid,

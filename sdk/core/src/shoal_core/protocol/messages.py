@@ -205,11 +205,12 @@ class ProcessList(Message):
 
 
 class JobState(StrEnum):
-    """A job's state; the two ends are never undone."""
+    """A job's state; the three ends are never undone. STOPPED is one that was submitted, and that somebody ended."""
 
     RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
+    STOPPED = "STOPPED"
 
 
 class JobTerms(Message):
@@ -252,9 +253,14 @@ class JobConfig(Message):
 
 
 class RegisterJob(Message):
-    """A driver opens its job (verb ``register_job``)."""
+    """A driver opens its job, or whoever submits one that of its supervisor (verb ``register_job``).
+
+    The second has no driver, but an ``actor`` that is created afterwards (see ``OpenActorJob``).
+    """
 
     driver: ProcessId
+    actor: ActorId | None = None
+    submission_id: str = Field(default="", description="Of a submitted job; `actor` is its supervisor.")
     hostname: str
     machine_id: str
     pid: int
@@ -265,11 +271,15 @@ class RegisterJob(Message):
 
 
 class JobRecord(Message):
-    """What the control store knows of a job. That of a detached actor has no driver: it ends with ``actor``."""
+    """What the control store knows of a job. That of a detached actor has no driver: it ends with ``actor``.
+
+    So does a submitted one, whose ``actor`` is its supervisor, and FAILED where that did not end it before.
+    """
 
     job_id: JobId
     driver: ProcessId
     actor: ActorId | None = None
+    submission_id: str = ""
     hostname: str
     machine_id: str
     pid: int
@@ -287,6 +297,12 @@ class FinishJob(Message):
     job_id: JobId
     state: JobState
     message: str = ""
+
+
+class StopJob(Message):
+    """Somebody wants a submitted job stopped, and has noted so (event ``stop.<job>`` of role process); a hint."""
+
+    job_id: JobId
 
 
 class JobFinished(Message):

@@ -138,6 +138,10 @@ class Subjects:
         """Return where a node (``*`` for all) publishes what a job's workers print."""
         return self.event(Role.NODE, node, f"log.{job}")
 
+    def job_stop(self, process: str, job: JobId) -> str:
+        """Return where a process (``*`` for all) tells the supervisor of a submitted job that it is to stop."""
+        return self.event(Role.PROCESS, process, f"stop.{job}")
+
     def actor_changed(self, replica: str, actor: ActorId) -> str:
         """Return where a replica (``*`` for all) of the control store tells that an actor's record has changed."""
         return self.event(Role.GCS, replica, f"actor.{actor}")

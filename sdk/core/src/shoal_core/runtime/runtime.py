@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from shoal_core import telemetry
 from shoal_core.bus.bulk import BulkAddress
+from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.bus.tracing import ENABLED
@@ -130,8 +131,12 @@ class Runtime:
         shared_memory: Path | None,
         address: str,
         bulk: BulkAddress | None = None,
+        credentials: Credentials | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         self.address = address
+        self.credentials = credentials
+        self.tls = tls
         self.bus = bus
         self.subjects = subjects
         self.local = local

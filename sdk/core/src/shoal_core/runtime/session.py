@@ -129,7 +129,16 @@ class Session:
         where = self._address
         subjects = Subjects(where.cluster)
         async with self._joined(subjects) as (bus, local, shared_memory):
-            runtime = Runtime(bus, subjects, local, shared_memory, where.address, where.bulk(local))
+            runtime = Runtime(
+                bus,
+                subjects,
+                local,
+                shared_memory,
+                where.address,
+                where.bulk(local),
+                where.credentials,
+                where.tls,
+            )
             async with Peers(bus, subjects, Role.PROCESS, local, runtime.reactor.deliver) as peers:
                 runtime.reactor.peers = peers
                 with watching_deaths(runtime):

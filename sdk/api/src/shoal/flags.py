@@ -1,0 +1,90 @@
+"""What the commands of ``shoal`` share: the flags that name a cluster, how one is found by them, and how to print."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from shoal.cluster import read_current
+from shoal.status import Target
+from shoal_core.bus.connection import servers_in
+from shoal_core.bus.credentials import Credentials, TlsFiles
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Address = Annotated[
+    str | None, typer.Option(envvar="SHOAL_ADDRESS", help="nats://host:port; else the cluster that `shoal up` started.")
+]
+CredentialFile = Annotated[
+    Path | None, typer.Option(envvar="SHOAL_CREDENTIALS", exists=True, help="The credential file.")
+]
+Token = Annotated[str | None, typer.Option(envvar="SHOAL_TOKEN", help="A token, instead of a file.")]
+AuthorityFile = Annotated[
+    Path | None, typer.Option(envvar="SHOAL_CA_FILE", exists=True, help="Who signed the broker's certificate.")
+]
+ClusterName = Annotated[str, typer.Option(envvar="SHOAL_CLUSTER", help="The cluster's name.")]
+Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON.")]
+
+
+def json_object(flag: str, text: str | None) -> dict[str, Any]:
+    """Return the object a flag holds; a wrong one is an error that names the flag."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{flag} is not JSON ({error}), got {text!r}; for example: '{{\"name\": 1}}'"
+        ) from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{flag} must be a JSON object such as '{{\"name\": 1}}', got {text!r}")
+    return value
+
+
+def _proof(credentials: Path | None, token: str | None) -> Credentials | None:
+    if credentials is None:
+        return Credentials(token=token) if token else None
+    try:
+        return Credentials.from_file(credentials)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def target(
+    address: str | None,
+    credentials: Path | None,
+    token: str | None,
+    ca_file: Path | None,
+    cluster: str,
+    *,
+    observes: bool = True,
+) -> Target:
+    """Return the cluster that the flags name; of the one that `shoal up` started, as who only ``observes`` or not."""
+    if address is None:
+        return _local_target(observes)
+    try:
+        servers_in(address)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--address") from None
+    return Target(address, cluster, _proof(credentials, token), TlsFiles(ca_file=str(ca_file)) if ca_file else None)
+
+
+def _local_target(observes: bool) -> Target:
+    running = read_current()
+    if running is None:
+        out.print("No cluster that `shoal up` started runs here. Start one, or say which: --address nats://host:port")
+        raise typer.Exit(3)
+    observer = Path(running.credentials_path).with_name("observer.json")
+    path = observer if observes and observer.exists() else Path(running.credentials_path)
+    return Target(running.address, running.cluster, Credentials.from_file(path))

@@ -1,0 +1,289 @@
+"""Submitting jobs: programs that the cluster runs by itself, under the names of ``ray.job_submission``.
+
+::
+
+    from shoal.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient()
+    job = client.submit_job(entrypoint="python train.py", runtime_env={"working_dir": "."})
+    print(client.get_job_status(job), client.get_job_logs(job))
+
+A client is no driver: it joins no cluster, and opens a connection for each call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from shoal.actor_options import check_actor, resolve_actor
+from shoal.environments import pack
+from shoal.inventory import JobState
+from shoal.job_config import JobConfig
+from shoal.session import find_cluster
+from shoal.submissions import JobSubmissionError, Submission, Submissions
+from shoal_core.bus import connect
+from shoal_core.protocol.errors import ClusterUnreachableError
+from shoal_core.protocol.ids import new_process_id
+from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.session import Address, check_cluster
+
+__all__ = [
+    "DriverInfo",
+    "JobDetails",
+    "JobInfo",
+    "JobStatus",
+    "JobSubmissionClient",
+    "JobSubmissionError",
+    "JobType",
+]
+
+MOST_NAME_CHARACTERS = 128
+MOST_TEXT_BYTES = 32 * 1024
+"""So long an entrypoint may be, and all metadata together: they are in the job's record."""
+
+T = TypeVar("T")
+
+
+class JobStatus(StrEnum):
+    """How far a job is. It is PENDING until its supervisor has been placed, and its environment is set up."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    STOPPED = "STOPPED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+    def is_terminal(self) -> bool:
+        """Tell whether it stays so."""
+        return self not in (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+class JobType(StrEnum):
+    """Whether a job was submitted, or is a driver that somebody runs."""
+
+    SUBMISSION = "SUBMISSION"
+    DRIVER = "DRIVER"
+
+
+class DriverInfo(BaseModel):
+    """The driver of a job: its process's id, the host, the pid."""
+
+    id: str
+    node_ip_address: str
+    pid: str
+
+
+class JobDetails(BaseModel):
+    """What is known of a job; times are in milliseconds.
+
+    ``job_id`` is that of the newest driver in a submitted job's program, else of the job itself. Those of another
+    ``type`` have no ``submission_id``. ``message`` says how it ended, or for what it waits.
+    """
+
+    type: JobType
+    job_id: str | None
+    submission_id: str | None
+    driver_info: DriverInfo | None
+    status: JobStatus
+    entrypoint: str
+    message: str | None
+    error_type: str | None
+    start_time: int | None
+    end_time: int | None
+    metadata: dict[str, str] | None
+    runtime_env: dict[str, Any] | None
+
+
+JobInfo = JobDetails
+"""An older name of it."""
+
+_MESSAGES = {
+    JobStatus.PENDING: "The job has not begun: its supervisor waits for a place, or its environment is being set up.",
+    JobStatus.RUNNING: "The job is running.",
+}
+
+
+def _details(row: JobState) -> JobDetails:
+    details = JobDetails(**row)
+    return details.model_copy(update={"message": row.message or _MESSAGES.get(details.status, "")})
+
+
+class JobSubmissionClient:
+    """Submits jobs to a cluster, and asks about them.
+
+    ``address`` is as in ``init``, or an ``Address`` that says how to get in. None or "auto" is the cluster that this
+    process has joined, else that of ``SHOAL_ADDRESS``, else that of ``shoal up``. So is the address of a dashboard
+    ("http://…"), which Shoal has not. The other parameters are Ray's, and mean nothing here. Raises
+    ``ClusterUnreachableError`` and the other ``ConnectionError`` of ``init`` where there is no cluster.
+
+    An id that is not known is a ``RuntimeError`` ("… does not exist") of each method.
+    """
+
+    def __init__(
+        self,
+        address: str | Address | None = None,
+        create_cluster_if_needed: bool = False,
+        cookies: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
+        verify: str | bool | None = True,
+    ) -> None:
+        self._where = address if isinstance(address, Address) else _find(address)
+
+        async def nothing(_jobs: Submissions) -> None:
+            return
+
+        self._call(nothing)
+
+    def submit_job(
+        self,
+        *,
+        entrypoint: str,
+        job_id: str | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        submission_id: str | None = None,
+        entrypoint_num_cpus: float | None = None,
+        entrypoint_num_gpus: float | None = None,
+        entrypoint_memory: int | None = None,
+        entrypoint_resources: Mapping[str, float] | None = None,
+        entrypoint_label_selector: Mapping[str, str] | None = None,
+    ) -> str:
+        """Have a shell command run on some node of the cluster, and return its submission id at once.
+
+        ``python`` in it is the node's interpreter. What it prints is the job's log. A driver in it joins this cluster,
+        and has the job's ``runtime_env`` and ``metadata``. ``submission_id`` (``job_id`` is its old name) is drawn
+        where it is left out. The ``entrypoint_…`` are what the command itself takes while it runs, nothing by default.
+
+        Raises ``TypeError`` and ``ValueError`` for what is wrong, ``RuntimeEnvSetupError`` for an environment that
+        cannot be packed, and ``RuntimeError`` where there is a job of this id.
+        """
+        options = {
+            "num_cpus": entrypoint_num_cpus or 0,
+            "num_gpus": entrypoint_num_gpus,
+            "memory": entrypoint_memory,
+            "resources": None if entrypoint_resources is None else dict(entrypoint_resources),
+            "label_selector": entrypoint_label_selector,
+        }
+        check_actor(options)
+        asked = resolve_actor(options)
+        config = JobConfig(metadata=metadata)
+        submission = Submission(
+            submission_id=_name(submission_id or job_id),
+            entrypoint=_text("entrypoint", entrypoint),
+            environment=pack(runtime_env),
+            metadata=config.metadata,
+            resources=asked.placement,
+            strategy=asked.strategy,
+        )
+        _check_size("metadata", "".join([*config.metadata, *config.metadata.values()]))
+        self._call(lambda jobs: jobs.submit(submission))
+        return submission.submission_id
+
+    def get_job_status(self, job_id: str) -> JobStatus:
+        """Return how far a job is."""
+        return self.get_job_info(job_id).status
+
+    def get_job_info(self, job_id: str) -> JobDetails:
+        """Return what is known of a job."""
+        return _details(self._call(lambda jobs: jobs.describe(job_id)))
+
+    def list_jobs(self) -> list[JobDetails]:
+        """Return what is known of all jobs, oldest first, drivers that nobody submitted among them."""
+        return [_details(row) for row in self._call(lambda jobs: jobs.list())]
+
+    def get_job_logs(self, job_id: str) -> str:
+        """Return the last 2 MiB of what a job has printed so far."""
+        return self._call(lambda jobs: jobs.log(job_id))
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        """Yield what a job has printed, and then what it prints, some lines at a time, until it has ended."""
+        async with self._connected() as jobs:
+            async for text in jobs.follow(job_id):
+                yield text
+
+    def stop_job(self, job_id: str) -> bool:
+        """Have a job stopped, and return at once; False where it has ended already.
+
+        Its processes are asked to end (SIGTERM), and killed after three seconds.
+        """
+        return self._call(lambda jobs: jobs.stop(job_id))
+
+    def delete_job(self, job_id: str) -> bool:
+        """Forget a job and its log; ``RuntimeError`` where it has not ended."""
+        self._call(lambda jobs: jobs.delete(job_id))
+        return True
+
+    def get_address(self) -> str:
+        """Return the address of the cluster."""
+        return self._where.address
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Submissions]:
+        where, local = self._where, new_process_id()
+        async with connect(
+            where.address,
+            role=Role.PROCESS,
+            identity=local,
+            cluster=where.cluster,
+            credentials=where.credentials,
+            tls=where.tls,
+        ) as bus:
+            subjects = Subjects(where.cluster)
+            await check_cluster(bus, subjects, where.address)
+            yield Submissions(bus, subjects, local)
+
+    def _call(self, ask: Callable[[Submissions], Awaitable[T]]) -> T:
+        """Connect, ask, and return the answer; in a thread, since there may be an event loop in this one."""
+
+        async def connected() -> T:
+            async with self._connected() as jobs:
+                return await ask(jobs)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="shoal-jobs") as thread:
+            return thread.submit(asyncio.run, connected()).result()
+
+
+def _find(address: str | None) -> Address:
+    if address is not None and address.startswith(("http://", "https://")):
+        address = None
+    current = Runtime.current
+    if address in (None, "auto") and current is not None:
+        return Address(current.address, current.subjects.cluster, current.credentials, current.tls)
+    where = find_cluster(address or "auto")
+    if where is None:
+        raise ClusterUnreachableError(f"JobSubmissionClient({address!r}) does not start a cluster; name one that runs.")
+    return where
+
+
+def _name(given: Any) -> str:
+    if given is None:
+        return f"shoalsubmit_{secrets.token_hex(8)}"
+    if not isinstance(given, str):
+        raise TypeError(f"submission_id must be a str, got {type(given).__name__}.")
+    if len(given) > MOST_NAME_CHARACTERS:
+        raise ValueError(f"submission_id must have at most {MOST_NAME_CHARACTERS} characters, got {len(given)}.")
+    return given
+
+
+def _text(name: str, given: Any) -> str:
+    if not isinstance(given, str):
+        raise TypeError(f"{name} must be a str, got {type(given).__name__}.")
+    if not given.strip():
+        raise ValueError(f"{name} must not be empty: it is the command that the job runs.")
+    _check_size(name, given)
+    return given
+
+
+def _check_size(name: str, text: str) -> None:
+    if len(text.encode()) > MOST_TEXT_BYTES:
+        raise ValueError(f"{name} must have at most {MOST_TEXT_BYTES:,} bytes, got {len(text.encode()):,}.")

@@ -1,0 +1,46 @@
+"""What a driver has of the submitted job that it runs in: its metadata and its runtime environment.
+
+The supervisor writes it to a file, which a variable names in the environment of the program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shoal_core.protocol.ids import JobId
+from shoal_core.runtime.environments import Fields
+
+VARIABLE = "SHOAL_SUBMISSION"
+SUBMISSION_ID = "job_submission_id"
+"""The entry in a job's metadata that says of which submitted job it is a part; Ray's name for it."""
+SUPERVISORS = "shoal.submissions"
+"""The namespace of supervisors."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The submitted job: its cluster's address, the job that has its packages, and what was said with it."""
+
+    address: str
+    job_id: JobId
+    metadata: dict[str, str]
+    environment: Fields
+
+    def to_file(self, path: Path) -> None:
+        """Write it down."""
+        path.write_text(json.dumps(asdict(self)))
+
+
+def submitted(address: str | None, variables: Mapping[str, str] = os.environ) -> Submitted | None:
+    """Return the submitted job that this process is a part of, if ``init`` with this address joins its cluster."""
+    path = variables.get(VARIABLE)
+    if not path:
+        return None
+    fields: dict[str, Any] = json.loads(Path(path).read_text())
+    found = Submitted(**fields)
+    return found if address in (None, "", "auto", found.address) else None
