@@ -52,6 +52,25 @@ def test_the_commands_for_a_laptop(tmp_path: Path) -> None:
         run("shoal down", tmp_path)
 
 
+def test_the_commands_about_jobs(tmp_path: Path) -> None:
+    (commands,) = blocks("jobs.md", "sh")
+    program = "import shoal, sys; shoal.init(); print('trained', sys.argv[1:], shoal.cluster_resources()['CPU'])"
+    (tmp_path / "train.py").write_text(program)
+    try:
+        run("shoal up --num-cpus 3", tmp_path)
+        printed = run(commands, tmp_path, tmp_path)
+    finally:
+        run("shoal down", tmp_path)
+    assert printed.count("trained [] 3.0\n") == 1
+    for text in (
+        "trained ['--epochs', '3'] 3.0\n",
+        "SUCCEEDED: The job has finished",
+        "It has ended already",
+        "Deleted",
+    ):
+        assert text in printed
+
+
 def test_the_commands_about_security(tmp_path: Path) -> None:
     commands = "\n".join(blocks("security.md", "sh"))
     # The broker only reads its configuration, and ends.

@@ -95,12 +95,14 @@ def test_a_job_runs_and_is_told_of_and_deleted(client: JobSubmissionClient) -> N
 
 
 def test_a_program_that_fails_fails_its_job(client: JobSubmissionClient) -> None:
-    jobs = [client.submit_job(entrypoint=command) for command in ("exit 3", "kill -KILL $$", "no-such-command")]
+    commands = ("exit 3", "kill -KILL $$", "no-such-command", "kill -INT $$")
+    jobs = [client.submit_job(entrypoint=command) for command in commands]
     assert {ended(client, job) for job in jobs} == {JobStatus.FAILED}
     messages = [client.get_job_info(job).message or "" for job in jobs]
     assert "exit code 3" in messages[0]
     assert "signal 9" in messages[1]
     assert "exit code 127" in messages[2]
+    assert "signal 2" in messages[3], "programs hear what worker processes ignore"
     assert "no-such-command" in client.get_job_logs(jobs[2])
 
 
@@ -180,6 +182,10 @@ def test_a_job_that_waits_is_stopped_before_it_begins(client: JobSubmissionClien
     job = client.submit_job(entrypoint="true", entrypoint_num_cpus=64)
     assert client.get_job_status(job) is JobStatus.PENDING
     assert [one.status for one in client.list_jobs() if one.submission_id == job] == [JobStatus.PENDING]
+    until(lambda: bool(state.why(job)["pending"]), "a scheduler that says why")
+    assert client.get_job_info(job).message == (
+        "The job has not begun: its supervisor waits for a place, or its environment is being set up."
+    )
     assert client.stop_job(job) is True
     assert ended(client, job) is JobStatus.STOPPED
     assert "before it began" in (client.get_job_info(job).message or "")

@@ -191,7 +191,7 @@ class JobSubmissionClient:
 
     def get_job_status(self, job_id: str) -> JobStatus:
         """Return how far a job is."""
-        return self.get_job_info(job_id).status
+        return JobStatus(self._call(lambda jobs: jobs.status(job_id)))
 
     def get_job_info(self, job_id: str) -> JobDetails:
         """Return what is known of a job."""
@@ -199,7 +199,7 @@ class JobSubmissionClient:
 
     def list_jobs(self) -> list[JobDetails]:
         """Return what is known of all jobs, oldest first, drivers that nobody submitted among them."""
-        return [_details(row) for row in self._call(lambda jobs: jobs.list())]
+        return [_details(row) for row in self._call(lambda jobs: jobs.rows())]
 
     def get_job_logs(self, job_id: str) -> str:
         """Return the last 2 MiB of what a job has printed so far."""

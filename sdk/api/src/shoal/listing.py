@@ -41,7 +41,7 @@ KINDS: dict[Listed, type[Row]] = {
 
 SHOWN: dict[Listed, tuple[str, ...]] = {
     Listed.ACTORS: ("actor_id", "class_name", "state", "name", "ray_namespace", "job_id", "node_id", "pid"),
-    Listed.JOBS: ("job_id", "status", "entrypoint", "message"),
+    Listed.JOBS: ("job_id", "submission_id", "status", "entrypoint", "message"),
     Listed.NODES: ("node_id", "node_name", "node_ip", "state", "is_head_node", "state_message"),
     Listed.TASKS: ("task_id", "name", "state", "type", "error_type", "job_id", "node_id", "worker_pid"),
     Listed.WORKERS: ("worker_id", "worker_type", "job_id", "node_id", "ip", "pid"),

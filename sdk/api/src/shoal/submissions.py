@@ -18,16 +18,15 @@ A submitted job is a job of the control store (``JobRecord.submission_id``) that
 from __future__ import annotations
 
 import asyncio
-import builtins
 import codecs
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
 from shoal.environments import Packed
-from shoal.inventory import JobState, job_row, job_rows, newest_drivers, read_jobs
+from shoal.inventory import MOST_ASKED, JobState, job_row, job_rows, newest_drivers, read_jobs
 from shoal.job_log import Piece, Reading, whole
 from shoal.submitted import SUBMISSION_ID, SUPERVISORS
 from shoal.supervisor import LOGS, STOPS, Supervisor
@@ -43,7 +42,6 @@ from shoal_core.protocol.messages import (
     GetJob,
     JobConfig,
     JobRecord,
-    KvAdded,
     KvDelete,
     KvGet,
     KvKeyList,
@@ -109,9 +107,8 @@ class Submissions:
         supervisor = actor_id(self._local, 1)
         job = await self._open(submission, supervisor)
         try:
-            put = KvPut(namespace=IDS, key=name, value=job.encode(), overwrite=False)
-            added = await self._ask("kv_put", put)
-            if not (isinstance(added, KvAdded) and added.added):
+            await self._ask("kv_put", KvPut(namespace=IDS, key=name, value=job.encode(), overwrite=False))
+            if await self._value(IDS, name) != job.encode():  # what was answered may be to a second attempt of ours
                 raise taken
             await self._forget_old_logs()
             await self._create(submission, supervisor, job)
@@ -151,7 +148,7 @@ class Submissions:
             job_id=job,
             owner=self._local,
             owner_key=ObjectKey(0),
-            class_name=Supervisor.__name__,
+            class_name=submission.submission_id,  # under which `shoal why` finds what it waits for
             namespace=SUPERVISORS,
             detached=True,
             placement=submission.resources,
@@ -170,46 +167,50 @@ class Submissions:
 
     # ------------------------------------------------------------------------------- asking
 
+    async def status(self, name: str) -> str:
+        """Return how far a job is."""
+        record = await self._find(name)
+        return job_row(record, waits=await self._waits(record)).status
+
     async def describe(self, name: str) -> JobState:
         """Return the row of a job, by its submission id or the id of a driver's job."""
         record = await self._find(name)
         drivers = newest_drivers(await read_jobs(self._bus, self._subjects, REQUEST_SECONDS))
         return job_row(record, drivers.get(record.job_id), waits=await self._waits(record))
 
-    async def list(self) -> builtins.list[JobState]:
+    async def rows(self) -> list[JobState]:
         """Return the rows of all jobs, oldest first, but of those submitted ones that were deleted."""
         records = await read_jobs(self._bus, self._subjects, REQUEST_SECONDS)
-        gone = await self._without_id(records)
-        kept = [record for record in records if record.job_id not in gone]
+        owners = await self._owners({of for record in records if (of := _submission_of(record))})
+        kept = [record for record in records if _is_known(record, owners)]
         return await job_rows(self._bus, self._subjects, kept, REQUEST_SECONDS)
 
-    async def _without_id(self, records: Sequence[JobRecord]) -> set[JobId]:
-        """Return which of the submitted jobs have their submission id no more, or never got it, and drivers in them."""
-        by_id: dict[str, set[JobId]] = {}
-        for record in records:
-            if of := record.submission_id or record.config.metadata.get(SUBMISSION_ID):
-                by_id.setdefault(of, set()).add(record.job_id)
-        submitted = {record.job_id for record in records if record.submission_id}
-        taken = set(await self._keys(IDS))
-        gone: set[JobId] = set()
-        for name, jobs in by_id.items():
-            if name not in taken:
-                gone |= jobs
-            elif len(jobs & submitted) > 1:
-                owner = await self._value(IDS, name)
-                gone |= {job for job in jobs & submitted if job.encode() != owner}
-        return gone
+    async def _owners(self, names: Iterable[str]) -> dict[str, JobId | None]:
+        """Return the job that has each of these submission ids; None where it is free."""
+        gate = asyncio.Semaphore(MOST_ASKED)
+
+        async def owner(name: str) -> tuple[str, JobId | None]:
+            async with gate:
+                job = await self._value(IDS, name)
+            return name, None if job is None else JobId(job.decode())
+
+        return dict(await asyncio.gather(*map(owner, names)))
 
     async def _find(self, name: str) -> JobRecord:
         """Return the record of a job by its submission id, or by the id of a job. Raises where there is none of it."""
         job = await self._value(IDS, name)
         try:
-            record = await self._ask("get_job", GetJob(job_id=JobId(name if job is None else job.decode())))
+            record = await self._record(JobId(name if job is None else job.decode()))
         except RequestRefusedError:
             raise JobSubmissionError(f"Job {name} does not exist.") from None
+        of = "" if record.submission_id else _submission_of(record)
+        above = await self._value(IDS, of) if of else None
+        return record if above is None else await self._record(JobId(above.decode()))
+
+    async def _record(self, job: JobId) -> JobRecord:
+        record = await self._ask("get_job", GetJob(job_id=job))
         assert isinstance(record, JobRecord)
-        submission = record.config.metadata.get(SUBMISSION_ID)
-        return await self._find(submission) if submission is not None and submission != name else record
+        return record
 
     async def _submitted(self, name: str) -> JobRecord:
         """Return the record of a submitted job."""
@@ -269,7 +270,7 @@ class Submissions:
         job = (await self._submitted(name)).job_id
         reading, decoder = Reading(), codecs.getincrementaldecoder("utf-8")(errors="replace")
         while True:
-            has_ended = (await self._find(job)).state is not Progress.RUNNING
+            has_ended = (await self._record(job)).state is not Progress.RUNNING
             while new := await self._read_on(job, reading):
                 if text := decoder.decode(new):
                     yield text
@@ -291,7 +292,20 @@ class Submissions:
         assert isinstance(answer, KvValue)
         return answer.value
 
-    async def _keys(self, namespace: str, prefix: str = "") -> builtins.list[str]:
+    async def _keys(self, namespace: str, prefix: str = "") -> list[str]:
         answer = await self._ask("kv_keys", KvKeys(namespace=namespace, prefix=prefix))
         assert isinstance(answer, KvKeyList)
         return answer.keys
+
+
+def _submission_of(record: JobRecord) -> str:
+    """Return the submission id of a submitted job, or of the one that a driver is in; empty for others."""
+    return record.submission_id or record.config.metadata.get(SUBMISSION_ID, "")
+
+
+def _is_known(record: JobRecord, owners: Mapping[str, JobId | None]) -> bool:
+    """Tell whether a job was not submitted, or has its submission id still, and was the first to take it."""
+    of = _submission_of(record)
+    if not record.submission_id:
+        return not of or owners[of] is not None
+    return owners[of] == record.job_id

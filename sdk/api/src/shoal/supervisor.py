@@ -62,6 +62,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._runtime.call(self._listen(job.job_id))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which worker processes ignore, and programs inherit
         folder = Path(tempfile.mkdtemp(prefix="shoal-job-"))
         self._program = Entrypoint(job.entrypoint, _environment(self._runtime, job, folder), folder, self._printed)
         threading.Thread(target=self._supervise, name="shoal-supervisor", daemon=True).start()

@@ -223,12 +223,15 @@ def list_jobs(
     detail: bool = False,
     raise_on_missing_output: bool = True,
 ) -> list[JobState]:
-    """Return a row for each job, oldest first. Every row has all columns."""
+    """Return a row for each job, oldest first. Every row has all columns.
+
+    A submitted job and the newest driver in its program are one row.
+    """
     return _list(inventory.list_jobs, JobState, address, filters, limit, timeout)
 
 
 def get_job(id: str, address: str | None = None, timeout: float = 30) -> JobState | None:
-    """Return the row of one job; None where none of this id is known."""
+    """Return the row of one job, by its id or its submission id; None where none of this id is known."""
     return _get(inventory.get_job, id, address, timeout)
 
 
