@@ -86,6 +86,7 @@ from shoal_core.protocol.records import (
     Record,
     ReportObjects,
     SegmentFreed,
+    SegmentMapped,
     SegmentSealed,
     SegmentsUnpinned,
     SegmentUnpinned,
@@ -315,12 +316,21 @@ class World:
     def say(self, process: ProcessId, *records: Record) -> None:
         self.queues.setdefault(process, deque()).extend(records)
 
+    def heard(self, process: ProcessId, record: SegmentMapped) -> None:
+        """Until a pin is heard of, a lock protects what is mapped; from now on the pin does, if the object is there."""
+        segment = self.core.segments.get(record.segment)
+        if segment is not None and segment.in_memory() and process not in self.dead:
+            self.mapped[process, record.serial] = record.segment
+            self.files[record.segment].maps[process] += 1
+
     def deliver(self, process: ProcessId, count: int) -> None:
         queue = self.queues.get(process, deque())
         records = [queue.popleft() for _ in range(min(count, len(queue)))]
         if process in self.forgotten or not records:
             return
         for record in records:
+            if isinstance(record, SegmentMapped):
+                self.heard(process, record)
             if isinstance(record, LeaseReturned) and record.lease in self.grants:
                 grant = self.grants[record.lease]
                 if grant.owner == process and not grant.lost:
@@ -955,6 +965,15 @@ class NodeMachine(RuleBasedStateMachine):
             world.serials[process] += len(names)
             pins = {name: first + index for index, name in enumerate(names)}
             world.request(PinSegments(process=process, pins=pins))
+
+    @rule(which=pick, reader=pick)
+    def a_process_maps_unasked(self, which: int, reader: int) -> None:
+        world = self.world
+        process = self.local(reader)
+        names = list(world.sealed)
+        if process is not None and names:
+            world.serials[process] += 1
+            world.say(process, SegmentMapped(names[which % len(names)], world.serials[process]))
 
     @rule()
     def somebody_asks_who_holds_what(self) -> None:

@@ -40,6 +40,7 @@ from shoal_core.protocol.storage import DurableDelete
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime.execution import CUDA_VISIBLE
+from shoal_core.runtime.segments import Reader
 from shoal_core.service import Engine
 from shoal_core.service.settings import SettingsError, read_settings
 from shoal_core.testing.builders import node_id, process_id
@@ -119,14 +120,33 @@ async def test_a_warm_file_is_used_again_under_a_new_name(tmp_path: Path) -> Non
         assert inputs == [FileCreated("o1"), FileCreated("o2")]
 
 
+async def test_a_warm_file_that_a_process_still_maps_is_left_to_it(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        one.perform(CreateFile("o1", 8192))
+        (tmp_path / "o1").write_bytes(b"value" + bytes(8187))
+        memory = Reader(tmp_path, lambda *_: None, lambda *_: None).map_unasked("o1", 8192, 1)
+        one.perform(CreateFile("o2", 8192, "o1"))
+        assert inputs == [FileCreated("o1"), FileCreated("o2")]
+        assert os.listdir(tmp_path) == ["o2"]
+        (tmp_path / "o2").write_bytes(b"other" + bytes(8187))
+        assert memory is not None
+        assert bytes(memory[:5]) == b"value"
+
+
 async def test_a_file_that_cannot_be_made_is_told_with_the_reason_and_leaves_nothing(tmp_path: Path) -> None:
     async with hands(tmp_path) as (one, inputs):
         await performed(one, CreateFile("o1", 1 << 62))
-        await performed(one, CreateFile("o2", 4096, reused="gone"))
-        assert [created.name for created in inputs] == ["o1", "o2"]
-        assert f"{1 << 62:,} bytes of shared memory are not to be had: " in inputs[0].error
-        assert "No such file" in inputs[1].error
+        (created,) = inputs
+        assert created.name == "o1"
+        assert f"{1 << 62:,} bytes of shared memory are not to be had: " in created.error
         assert os.listdir(tmp_path) == []
+
+
+async def test_a_warm_file_that_is_gone_is_made_anew(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        one.perform(CreateFile("o2", 4096, reused="gone"))
+        assert inputs == [FileCreated("o2")]
+        assert (tmp_path / "o2").stat().st_size == 4096
 
 
 async def performed(one: Hands, command: Any) -> None:

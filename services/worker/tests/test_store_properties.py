@@ -103,6 +103,8 @@ class World:
         self.freed: set[str] = set()
         self.mapped: dict[tuple[ProcessId, int], str] = {}
         self.pinning: set[tuple[ProcessId, int]] = set()
+        self.unheard: dict[tuple[ProcessId, int], str] = {}
+        """What processes have mapped and locked without that the store has heard of it."""
 
     # ---------------------------------------------------------------------------- what the store orders
 
@@ -278,6 +280,21 @@ class World:
         self.pinning.add((process, self.serials))
         self.ask(PinSegment(process=process, segment=name, serial=self.serials))
 
+    def map_unasked(self, process: ProcessId, name: str) -> None:
+        if self.files.get(name) == self.sealed[name][2]:
+            self.serials += 1
+            self.unheard[process, self.serials] = name
+
+    def hear(self, process: ProcessId, serial: int) -> None:
+        """The store hears of a pin, on whatever has become of the segment by now."""
+        name = self.unheard.pop((process, serial))
+        segment = self.store.segments.get(name)
+        self.store.mapped(process, name, serial)
+        if name not in self.freed and segment is not None and segment.in_memory():
+            self.places[name] = segment.place
+            self.mapped[process, serial] = name
+        self.after()
+
     def unpin(self, process: ProcessId, serial: int) -> None:
         self.pinning.discard((process, serial))
         name = self.mapped.pop((process, serial), None)
@@ -299,6 +316,7 @@ class World:
         for place in [place for place in self.mapped if place[0] == process]:
             del self.mapped[place]
         self.pinning = {place for place in self.pinning if place[0] != process}
+        self.unheard = {place: name for place, name in self.unheard.items() if place[0] != process}
         self.writing = {name: writer for name, writer in self.writing.items() if writer != process}
         self.freed |= {name for name, (owner, _, _) in self.sealed.items() if owner == process}
         self.store.process_died(process, reaped, self.now)
@@ -331,6 +349,8 @@ class World:
 
     def settle(self) -> None:
         """End everything, and see that nothing is left."""
+        for place in list(self.unheard):
+            self.hear(*place)
         for place in list(self.mapped):
             self.unpin(*place)
         for process in list(self.living):
@@ -397,6 +417,18 @@ class StoreMachine(RuleBasedStateMachine):
         reader, names = self.living(process), [name for name in self.world.sealed if name not in self.world.freed]
         if reader is not None and names:
             self.world.pin(reader, names[which % len(names)])
+
+    @rule(which=pick, process=pick)
+    def map_unasked(self, which: int, process: int) -> None:
+        reader, names = self.living(process), list(self.world.sealed)
+        if reader is not None and names:
+            self.world.map_unasked(reader, names[which % len(names)])
+
+    @rule(which=pick)
+    def the_store_hears_of_a_pin(self, which: int) -> None:
+        unheard = list(self.world.unheard)
+        if unheard:
+            self.world.hear(*unheard[which % len(unheard)])
 
     @rule(which=pick)
     def unpin(self, which: int) -> None:
@@ -477,7 +509,9 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         lambda: machine.a_request_comes_twice(which()): 1,
         lambda: machine.seal(which(), which(), random.randrange(7, 40), random.random() < 0.1): 6,
         lambda: machine.pin(which(), which()): 5,
-        lambda: machine.unpin(which()): 5,
+        lambda: machine.map_unasked(which(), which()): 1,
+        lambda: machine.the_store_hears_of_a_pin(which()): 1,
+        lambda: machine.unpin(which()): 6,
         lambda: machine.free(which()): 1,
         lambda: machine.die(which(), random.random() < 0.5): 0.1,
         lambda: machine.an_order_ends(which(), random.choice(FATES)): 8,
@@ -487,7 +521,7 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         lambda: machine.persist(which()): 0.5,
         lambda: machine.time_passes(random.choice([0.1, REFUSED_SECONDS, STALL_SECONDS])): 1,
     }
-    for action in random.choices([*actions], [*actions.values()], k=400):
+    for action in random.choices([*actions], [*actions.values()], k=500):
         action()
         machine.all_is_in_order()
     counts = machine.world.store.counts

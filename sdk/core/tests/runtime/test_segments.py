@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import mmap
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy
 import pytest
 
 from shoal_core.protocol.places import part_of
-from shoal_core.runtime.segments import Reader
+from shoal_core.runtime.segments import Reader, view
 from shoal_core.runtime.serialization import Codec, segment_bytes
 from shoal_core.runtime.writing import Writer
 
@@ -115,4 +116,63 @@ def test_a_file_that_is_gone_is_an_error_and_nothing_else(folder: Folder) -> Non
     with pytest.raises(FileNotFoundError):
         folder.reader.read("o1", part_of("s9", mmap.PAGESIZE), 100, 1)
     gc.collect()
+    assert folder.ended == []
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether somebody else has locked a file."""
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_what_is_mapped_unasked_is_locked_until_its_last_buffer_is_gone(folder: Folder) -> None:
+    path = folder.path / "o1"
+    path.write_bytes(b"value")
+    memory = folder.reader.map_unasked("o1", 5, 7)
+    assert memory is not None
+    part = view(memory)[1:3]
+    path.rename(folder.path / "o2")
+    del memory
+    gc.collect()
+    assert is_locked(folder.path / "o2")
+    assert bytes(part) == b"al"
+    del part
+    assert not is_locked(folder.path / "o2")
+    assert folder.ended == [("o1", 7)]
+
+
+def test_nothing_is_mapped_unasked_that_is_about_to_be_used_again(folder: Folder) -> None:
+    path = folder.path / "o1"
+    assert folder.reader.map_unasked("o1", 5, 7) is None, "it has another name already"
+    path.write_bytes(b"value")
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert folder.reader.map_unasked("o1", 5, 7) is None
+    assert folder.reader.map_unasked("o1", 5, 8) is not None
+    assert folder.ended == [("o1", 8)]
+
+
+def test_nothing_is_mapped_unasked_that_was_used_again_before_it_was_locked(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder.path / "o1"
+    path.write_bytes(b"value")
+
+    def lock(_descriptor: int, _operation: int) -> None:
+        path.rename(folder.path / "o2")
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    assert folder.reader.map_unasked("o1", 5, 7) is None
+    (folder.path / "o2").rename(path)
+
+    def lock_late(_descriptor: int, _operation: int) -> None:
+        path.rename(folder.path / "o2")
+        path.write_bytes(b"other")
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    assert folder.reader.map_unasked("o1", 5, 7) is None
     assert folder.ended == []

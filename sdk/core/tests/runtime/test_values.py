@@ -13,7 +13,7 @@ import pytest
 from shoal_core.protocol.errors import NotFoundError, RequestTimeoutError
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.messages import Message
-from shoal_core.protocol.records import Inline, SegmentsUnpinned, SegmentUnpinned, Stored, Value
+from shoal_core.protocol.records import Inline, SegmentMapped, SegmentsUnpinned, SegmentUnpinned, Stored, Value
 from shoal_core.protocol.storage import MOST_PINS, PinSegment, PinSegments, SegmentPinned, SegmentsPinned
 from shoal_core.runtime.commands import Say
 from shoal_core.runtime.serialization import Codec, Serialized, as_inline, segment_bytes, written
@@ -43,6 +43,30 @@ async def test_a_pin_ends_where_the_segment_cannot_be_mapped(tmp_path: Path, pin
         home = NodeId("") if pin_is_answered else node_id(1)
         assert list(runtime.reactor.commands) == [Say(node_id(1), SegmentUnpinned("o1", 1, home))]
         assert not runtime.reactor.unpinned, "who waits for the room of a large object is told at once"
+
+
+@pytest.mark.parametrize("found", [True, False])
+async def test_a_large_segment_is_mapped_first_and_the_node_told_then(tmp_path: Path, found: bool) -> None:
+    def call(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        coroutine.close()
+        asked.append("a pin")
+        (tmp_path / "o2").rename(tmp_path / "o1")
+        return SegmentPinned(segment="o1", place="o1")
+
+    asked: list[str] = []
+    serialized = Codec(lambda ref: None).dump(numpy.arange(LARGE_BYTES // 8))
+    name = "o1" if found else "o2"
+    (tmp_path / name).write_bytes(bytes(segment_bytes(serialized)))
+    size = Writer(tmp_path, lambda _seconds, _callback: None).write(name, serialized)
+    async with lone_runtime(LOCAL) as lone:
+        runtime = lone.runtime
+        values = Values(runtime.bus, runtime.subjects, LOCAL, tmp_path, None, runtime.codec, runtime.reactor, call)
+        value = values.read(Stored(NODE, "o1", size))
+        assert value[-1] == LARGE_BYTES // 8 - 1
+        del value
+        ended = Say(NODE, SegmentUnpinned("o1", 1))
+        assert list(runtime.reactor.commands) == [Say(NODE, SegmentMapped("o1", 1)), ended][not found :]
+        assert len(asked) == (not found), "what lies elsewhere by now is asked for"
 
 
 class Node:

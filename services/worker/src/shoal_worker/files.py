@@ -24,7 +24,7 @@ def size_class(size_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CreateFile:
-    """Make a file of this size with all its pages reserved, from the warm file ``reused`` where one is named.
+    """Make a file of this size with all its pages reserved, from the warm file ``reused`` if that is free to be used.
 
     The outcome comes back as ``FileCreated``. Where it is to be ``filled``, nobody finds it under its name before.
     ``part`` says where it is to lie in a file that others share; a part that is warm is ``reused`` where it lies.

@@ -24,6 +24,9 @@ never spilled, and dropped where room is needed: its home has the object.
 
 A pin is held for a process of this node, or for a puller elsewhere to which the segment is lent (see ``loans``).
 
+A reader may map a segment first and tell of its pin then. Until that is heard, only its lock on the file keeps that
+from being used again (see ``shoal_core.runtime.segments``), which whoever makes the files sees to.
+
 Writer, owner and readers speak to the node over different channels, so a reader's pin and even the owner's "freed" may
 overtake the writer's "sealed". Both are taken: a writer reveals a name only after it has written. Whoever asks for a
 pin holds it from then on, also while the segment is on its way back.

@@ -21,6 +21,7 @@ from shoal_core.protocol.messages import Message
 from shoal_core.protocol.records import (
     CopyDropped,
     SegmentFreed,
+    SegmentMapped,
     SegmentSealed,
     SegmentsUnpinned,
     SegmentUnpinned,
@@ -44,7 +45,9 @@ from shoal_worker.liveness import Liveness
 from shoal_worker.loans import Loans
 from shoal_worker.store import ObjectStore
 
-SegmentRecord = SegmentSealed | SegmentUnpinned | SegmentsUnpinned | SegmentFreed | CopyDropped | SegmentWanted
+SegmentRecord = (
+    SegmentSealed | SegmentMapped | SegmentUnpinned | SegmentsUnpinned | SegmentFreed | CopyDropped | SegmentWanted
+)
 """What processes and other nodes say about segments."""
 
 Handler = Callable[..., Message | ShoalError | None]
@@ -160,6 +163,8 @@ class SharedMemory:
             case SegmentSealed():
                 if self.store.sealed(process, record, now) and self._is_dead(record.owner):
                     self.store.freed(record.owner, record.segment, now)
+            case SegmentMapped():
+                self.store.mapped(process, record.segment, record.serial)
             case SegmentUnpinned() if record.home not in ("", self._node_id):
                 self.copies.give_up(process, record)
             case SegmentUnpinned():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import fcntl
 import logging
 import os
 import time
@@ -101,7 +102,10 @@ class Storage:
             self._inject(FileCreated(command.name) if command.reused else self._reserve(command))
             return None
         path = self._folder / (command.name + PARTIAL * command.filled)
-        if command.capacity_bytes < LARGE_BYTES or command.reused:
+        if command.reused and _take_over(self._folder / command.reused, path):
+            self._inject(FileCreated(command.name))
+            return None
+        if command.capacity_bytes < LARGE_BYTES:
             self._inject(self._make(path, command))
             return None
         return self._create_large(path, command)
@@ -118,14 +122,11 @@ class Storage:
 
     def _make(self, path: Path, command: CreateFile) -> FileCreated:
         try:
-            if command.reused:
-                os.rename(self._folder / command.reused, path)
-            else:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                try:
-                    os.posix_fallocate(descriptor, 0, command.capacity_bytes)
-                finally:
-                    os.close(descriptor)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, command.capacity_bytes)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             path.unlink(missing_ok=True)
             return _no_room(command, error)
@@ -222,6 +223,24 @@ class Storage:
                 self._dropped.popleft()
         finally:
             self._dropping = False
+
+
+def _take_over(warm: Path, path: Path) -> bool:
+    """Give a warm file a new name; one that a process has locked is removed, and so left to that process alone.
+
+    The node may not have heard yet that the process maps it (see ``shoal_core.runtime.segments``).
+    """
+    try:
+        descriptor = os.open(warm, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(warm, path)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        warm.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _no_room(command: CreateFile, error: OSError) -> FileCreated:

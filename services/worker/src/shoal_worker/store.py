@@ -236,6 +236,10 @@ class ObjectStore:
         self.pump(now)
         return sealed
 
+    def mapped(self, process: ProcessId, segment: str, serial: int) -> None:
+        """A process has mapped a segment without asking, by the pin of this serial."""
+        self.segments.pin_many({segment: serial}, process)
+
     def unpinned(self, process: ProcessId, pins: Sequence[tuple[str, int]], now: float) -> None:
         """A process maps segments no more, each by the pin of this serial."""
         for segment, serial in pins:

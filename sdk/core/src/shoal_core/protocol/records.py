@@ -268,6 +268,16 @@ class SegmentsUnpinned(msgspec.Struct, array_like=True, tag=37):
     pins: list[tuple[str, int]]
 
 
+class SegmentMapped(msgspec.Struct, array_like=True, tag=42):
+    """Process → node: the process has mapped this segment without having asked, and holds it by the pin of this serial.
+
+    Its lock on the file keeps the node from using that again before it has heard of the pin.
+    """
+
+    segment: str
+    serial: int
+
+
 class SegmentSealed(msgspec.Struct, array_like=True, tag=20):
     """Writer → node: the segment is written; ``owner`` will free it, or its death will.
 
@@ -532,6 +542,7 @@ Record = (
     | Held
     | Transfer
     | SegmentFreed
+    | SegmentMapped
     | SegmentUnpinned
     | SegmentsUnpinned
     | SegmentSealed

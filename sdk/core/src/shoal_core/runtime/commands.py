@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal_core.protocol.ids import NodeId, PeerId
-from shoal_core.protocol.records import Record, Reference, SegmentFreed, SegmentSealed, SegmentUnpinned
+from shoal_core.protocol.records import Record, Reference, SegmentFreed, SegmentMapped, SegmentSealed, SegmentUnpinned
 from shoal_core.runtime.objects import ObjectState
 from shoal_core.runtime.streams import Stream
 
@@ -89,6 +89,12 @@ class Say:
 def unpin(reactor: Reactor, node: NodeId, segment: str, serial: int, home: NodeId = HERE) -> None:
     """Tell the node that this process no longer maps a segment, or the copy of that of another node (any thread)."""
     reactor.commands.append(Say(node, SegmentUnpinned(segment, serial, home)))
+    reactor.wake()
+
+
+def pin(reactor: Reactor, node: NodeId, segment: str, serial: int) -> None:
+    """Tell the node that this process has mapped a segment (any thread)."""
+    reactor.commands.append(Say(node, SegmentMapped(segment, serial)))
     reactor.wake()
 
 

@@ -32,7 +32,7 @@ from shoal_core.protocol.storage import (
     SegmentsPinned,
 )
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.runtime.commands import discard, seal, unpin
+from shoal_core.runtime.commands import discard, pin, seal, unpin
 from shoal_core.runtime.durable import DurableTier
 from shoal_core.runtime.failures import error_of
 from shoal_core.runtime.objects import ObjectState
@@ -48,7 +48,7 @@ ROOM_SECONDS = 600.0
 """So long a node may take to make room for an object, or to bring one back; it says itself when it gives up."""
 
 LARGE_BYTES = 1024 * 1024
-"""The end of a smaller mapping is told together with others."""
+"""The end of a smaller mapping is told together with others; a larger one has a file of its own."""
 
 Pins = dict[str, tuple[int, str]]
 """Segments that are pinned: the serial of the pin of each, and where it lies."""
@@ -211,10 +211,15 @@ class Values:
         return read_segment(view(mapping)), mapping
 
     def _map(self, value: Stored, reader: Reader, pins: Pins | None) -> tuple[Any, Memory]:
-        """Map a segment of this node, one of those pinned or pinned for it alone, or a copy that this node pulls."""
+        """Map a segment of this node, pinned already or not, or a copy that this node pulls."""
         segment = value.segment
         serial, place = pins.pop(segment, (0, "")) if pins and value.node == self._node else (0, "")
         serial = serial or next(self._pins)
+        if not place and value.node == self._node and value.size_bytes >= LARGE_BYTES:
+            memory = reader.map_unasked(segment, value.size_bytes, serial)
+            if memory is not None:
+                pin(self._reactor, self._node, segment, serial)
+                return read_segment(view(memory)), memory
         try:
             if not place:
                 segment, place = self._pin(value, serial)
