@@ -112,6 +112,9 @@ CATALOGUE: dict[Callable[..., object], list[Row]] = {
     ],
     Subjects.event: [event_row(role) for role in Role],
     Subjects.log: [Row(SUBJECTS.log(NODE, JobId("1")), {Role.NODE}, EVERYONE, SUBJECTS.log("*", JobId("1")))],
+    Subjects.job_stop: [
+        Row(SUBJECTS.job_stop(PROCESS, JobId("1")), {Role.PROCESS}, EVERYONE, SUBJECTS.job_stop("*", JobId("1"))),
+    ],
     Subjects.actor_changed: [
         Row(SUBJECTS.actor_changed("x", ACTOR), {Role.GCS}, EVERYONE, SUBJECTS.actor_changed("*", ACTOR)),
     ],
