@@ -167,12 +167,18 @@ async def test_a_log_is_followed_while_it_is_written(client: JobSubmissionClient
 def test_a_job_is_stopped_with_all_that_it_started(client: JobSubmissionClient) -> None:
     gentle = client.submit_job(entrypoint="sleep 1000 & echo $!; trap 'echo bye; exit 0' TERM; wait")
     stubborn = client.submit_job(entrypoint=STUBBORN)
+    slow = client.submit_job(
+        entrypoint="(trap 'sleep 0.3; echo saved; exit' TERM; echo begun; while true; do sleep 0.05; done); true"
+    )
     printed(client, gentle, "\n")
+    printed(client, slow, "begun")
     printed(client, stubborn, "begun")
     with pytest.raises(RuntimeError, match="has not ended"):
         client.delete_job(gentle)
-    assert client.stop_job(gentle) is client.stop_job(stubborn) is True
-    assert ended(client, gentle) is ended(client, stubborn) is JobStatus.STOPPED
+    for job in (gentle, stubborn, slow):
+        assert client.stop_job(job) is True
+    assert {ended(client, job) for job in (gentle, stubborn, slow)} == {JobStatus.STOPPED}
+    assert client.get_job_logs(slow).endswith("saved\n"), "the shell has ended at once, but not what it waited for"
     pid, said = client.get_job_logs(gentle).split()
     assert said == "bye"
     until(lambda: is_gone(int(pid)), "the end of what the job started")

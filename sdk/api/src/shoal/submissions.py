@@ -59,7 +59,7 @@ from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime.environments import encoded, shown
-from shoal_core.runtime.functions import Definition, FunctionStore, export
+from shoal_core.runtime.functions import Definition, Exported, FunctionStore, export
 from shoal_core.runtime.hosting import ActorSpec
 
 IDS = "shoal.submissions"
@@ -98,9 +98,9 @@ class Submissions:
     async def submit(self, submission: Submission) -> None:
         """Have a job run; returns when the control store has recorded it.
 
-        Raises ``JobSubmissionError`` where its id is taken.
+        Raises ``JobSubmissionError`` where its id is taken, ``ValueError`` where its environment is too large.
         """
-        name = submission.submission_id
+        name, environment = submission.submission_id, encoded(submission.environment.fields)
         taken = JobSubmissionError(f"Job {name} exists already. Choose another submission_id, or delete that job.")
         if await self._value(IDS, name) is not None:
             raise taken
@@ -111,7 +111,7 @@ class Submissions:
             if await self._value(IDS, name) != job.encode():  # what was answered may be to a second attempt of ours
                 raise taken
             await self._forget_old_logs()
-            await self._create(submission, supervisor, job)
+            await self._create(submission, supervisor, job, environment)
         except ShoalError as error:
             await self._ask("finish_job", FinishJob(job_id=job, state=Progress.FAILED, message=str(error)))
             raise
@@ -137,10 +137,11 @@ class Submissions:
         assert isinstance(job, JobRecord)
         return job.job_id
 
-    async def _create(self, submission: Submission, supervisor: ActorId, job: JobId) -> None:
+    async def _create(
+        self, submission: Submission, supervisor: ActorId, job: JobId, environment: Exported | None
+    ) -> None:
         """Store what the supervisor needs in its job, and create it."""
-        functions = FunctionStore(self._bus, self._subjects)
-        code, environment = export(Definition(Supervisor)), encoded(submission.environment.fields)
+        functions, code = FunctionStore(self._bus, self._subjects), export(Definition(Supervisor))
         for part in (*submission.environment.exports, *([] if environment is None else [environment])):
             await functions.upload(job, part)
         description = ActorDescription(

@@ -13,10 +13,11 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shoal.entrypoint import GRACE_SECONDS, Entrypoint
+from shoal.entrypoint import Entrypoint
 from shoal.job_log import Written
 from shoal.session import runtime
 from shoal.submitted import SUBMISSION_ID, VARIABLE, Submitted
@@ -78,38 +79,37 @@ class Supervisor:
             self._log.append(data)
 
     def _supervise(self) -> None:
-        was_stopped = self._run()
-        status = self._program.finish()
+        """See the program to its end, and record that; where this fails, the process ends, which is recorded too."""
+        try:
+            self._record(*self._run())
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _run(self) -> Verdict:
+        """Return how the job has ended, when its program has ended or was stopped, and its log is stored."""
+        store_at = note_at = 0.0
+        while not self._program.has_ended() and not self._stop.is_set():
+            if time.monotonic() >= store_at:
+                self._store_log()
+                store_at = time.monotonic() + STORE_SECONDS
+            if time.monotonic() >= note_at:
+                self._look_for_note()
+                note_at = time.monotonic() + NOTE_SECONDS
+            self._stop.wait(LOOK_SECONDS)
+        was_stopped = not self._program.has_ended()
+        status = self._program.end()
         while not self._store_log():
             time.sleep(STORE_SECONDS)
-        state, message = verdict(status, was_stopped=was_stopped)
+        return verdict(status, was_stopped=was_stopped)
+
+    def _record(self, state: JobState, message: str) -> None:
         request = FinishJob(job_id=self._runtime.job, state=state, message=message)
         while True:
             with contextlib.suppress(*UNREACHED):
                 self._runtime.ask_gcs("finish_job", request)
                 return
-
-    def _run(self) -> bool:
-        """Return when the program has ended; tell whether it was stopped."""
-        store_at = note_at = kill_at = 0.0
-        while not self._program.has_ended():
-            now = time.monotonic()
-            if now >= store_at:
-                self._store_log()
-                store_at = time.monotonic() + STORE_SECONDS
-            if now >= note_at and not self._stop.is_set():
-                self._look_for_note()
-                note_at = time.monotonic() + NOTE_SECONDS
-            if not self._stop.is_set():
-                self._stop.wait(LOOK_SECONDS)
-                continue
-            if not kill_at:
-                self._program.signal(signal.SIGTERM)
-                kill_at = now + GRACE_SECONDS
-            elif now >= kill_at:
-                self._program.signal(signal.SIGKILL)
-            time.sleep(LOOK_SECONDS)
-        return self._stop.is_set()
+            time.sleep(STORE_SECONDS)
 
     def _store_log(self) -> bool:
         """Store what has changed of the log, some of it at a time; tell whether that was all."""
@@ -153,7 +153,7 @@ def _environment(current: Runtime, job: JobRecord, folder: Path) -> dict[str, st
         current.credentials.to_file(mine["SHOAL_CREDENTIALS"])
     if current.tls is not None and current.tls.ca_file is not None:
         mine["SHOAL_CA_FILE"] = current.tls.ca_file
-    metadata = {SUBMISSION_ID: job.submission_id, **job.config.metadata}
+    metadata = {**job.config.metadata, SUBMISSION_ID: job.submission_id}
     mine[VARIABLE] = str(folder / "submission.json")
     Submitted(current.address, job.job_id, metadata, current.environment).to_file(folder / "submission.json")
     packages = set(parts_of(current.environment))
