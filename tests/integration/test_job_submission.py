@@ -15,11 +15,14 @@ from typer.testing import CliRunner
 
 import shoal
 from shoal import cli
+from shoal.cluster import running_at
 from shoal.cluster_utils import Cluster
 from shoal.job_submission import JobStatus, JobSubmissionClient, JobSubmissionError, JobType
 from shoal.session import runtime
 from shoal.util import state
+from shoal_core.bus import Credentials
 from shoal_core.protocol.actors import ActorList, ListActors
+from shoal_core.runtime.session import Address
 from tests.integration.waiting import is_gone, until
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
@@ -237,6 +240,17 @@ def test_a_supervisor_that_is_killed_takes_its_program_along(client: JobSubmissi
     assert "its supervisor has died" in (client.get_job_info(job).message or "")
     assert "begun" in client.get_job_logs(job), "the log outlives the supervisor"
     until(lambda: is_gone(pid), "the end of the program")
+
+
+def test_an_observer_may_ask(client: JobSubmissionClient) -> None:
+    job = client.submit_job(entrypoint="echo seen")
+    assert ended(client, job) is JobStatus.SUCCEEDED
+    host = running_at(runtime().address)
+    assert host is not None
+    observer = Credentials.from_file(Path(host.credentials_path).with_name("observer.json"))
+    watching = JobSubmissionClient(Address(host.address, host.cluster, observer))
+    assert watching.get_job_info(job) == client.get_job_info(job)
+    assert watching.get_job_logs(job) == "seen\n"
 
 
 def test_the_commands(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ class JobSubmissionClient:
         where, local = self._where, new_process_id()
         async with connect(
             where.address,
-            role=Role.PROCESS,
+            role=_role(where),
             identity=local,
             cluster=where.cluster,
             credentials=where.credentials,
@@ -251,6 +251,12 @@ class JobSubmissionClient:
 
         with ThreadPoolExecutor(1, thread_name_prefix="shoal-jobs") as thread:
             return thread.submit(asyncio.run, connected()).result()
+
+
+def _role(where: Address) -> Role:
+    """Return the role of the credential, where its user is named after one: an observer may ask, too."""
+    user = where.credentials.user if where.credentials is not None else None
+    return Role(user) if user in set(Role) else Role.PROCESS
 
 
 def _find(address: str | None) -> Address:
