@@ -106,6 +106,7 @@ def test_a_program_that_fails_fails_its_job(client: JobSubmissionClient) -> None
     assert "signal 9" in messages[1]
     assert "exit code 127" in messages[2]
     assert "signal 2" in messages[3], "programs hear what worker processes ignore"
+    assert [client.get_job_info(job).driver_exit_code for job in jobs] == [3, -9, 127, -2]
     assert "no-such-command" in client.get_job_logs(jobs[2])
 
 
@@ -265,7 +266,7 @@ def test_the_commands(tmp_path: Path) -> None:
         return str(done.exception) if isinstance(done.exception, JobSubmissionError) else done.output
 
     submit = ("submit", "--submission-id", "mine", "--runtime-env-json", '{"env_vars": {"KIND": "a test"}}')
-    said = run(*submit, "--", "sh", "-c", 'echo "$KIND"; exit 2', code=1)
+    said = run(*submit, "--", "sh", "-c", 'echo "$KIND"; exit 2', code=2)
     assert "Submitted as mine" in said
     assert "a test\n" in said
     assert "FAILED: The entrypoint failed with exit code 2." in said

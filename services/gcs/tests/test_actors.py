@@ -764,10 +764,11 @@ def test_a_submitted_job_ends_with_its_supervisor_as_one_that_failed(cluster: Cl
 def test_what_a_supervisor_says_of_its_job_stays(cluster: Cluster, state: JobState) -> None:
     job = submit(cluster)
     cluster.settled(cluster.create("", detached=True, job=job.job_id))
-    cluster.settled(FinishJob(job_id=job.job_id, state=state, message="done"))
+    cluster.settled(FinishJob(job_id=job.job_id, state=state, message="done", exit_code=3))
     cluster.seconds(2)
     assert cluster.record().state is DEAD
-    assert state_of(cluster, job) is state
+    record = cluster.world.store.jobs()[f"job.{job.job_id}"].record
+    assert (record.state, record.message, record.exit_code) == (state, "done", 3)
 
 
 def test_of_two_detached_actors_that_race_for_a_name_the_losers_job_ends(cluster: Cluster) -> None:

@@ -63,7 +63,8 @@ class JobState(Row):
 
     ``type`` is SUBMISSION for one that was submitted, else DRIVER. A submitted job and the newest driver in its program
     are one row, with the ``job_id`` of the driver. A detached actor has a job of its own, whose ``driver_info`` is
-    None. ``error_type`` is always None.
+    None. ``driver_exit_code`` is that of a submitted job's program (negative: the signal that killed it), None until it
+    has ended. ``error_type`` is always None.
     """
 
     job_id: str
@@ -78,6 +79,7 @@ class JobState(Row):
     metadata: dict[str, str]
     runtime_env: dict[str, Any]
     driver_info: dict[str, Any] | None
+    driver_exit_code: int | None
 
 
 class ActorState(Row):
@@ -246,6 +248,7 @@ def job_row(record: JobRecord, driver: JobRecord | None = None, *, waits: bool =
             "metadata": dict(record.config.metadata),
             "runtime_env": json.loads(record.config.runtime_env or "{}"),
             "driver_info": None if driver is None else _driver_info(driver),
+            "driver_exit_code": record.exit_code,
         }
     )
 

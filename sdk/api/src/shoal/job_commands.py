@@ -34,6 +34,8 @@ job = typer.Typer(
 )
 
 LOOK_SECONDS = 0.2
+SIGNALLED = 128
+"""What a shell adds to the number of a signal that has killed a program."""
 SHOWN = ("submission_id", "job_id", "type", "status", "entrypoint", "message")
 """The columns that people are shown; JSON has all of them."""
 
@@ -67,7 +69,7 @@ def submit(
         str | None, typer.Option(help='Resources that the command itself takes, as JSON: {"licence": 1}.')
     ] = None,
 ) -> None:
-    """Have a command run on the cluster, and show its log; 1 where it did not succeed."""
+    """Have a command run on the cluster, and show its log; its exit code where it failed, 1 where it did not run."""
     if runtime_env is not None and runtime_env_json is not None:
         raise typer.BadParameter("--runtime-env and --runtime-env-json cannot both be given")
     text = runtime_env_json if runtime_env is None else runtime_env.read_text()
@@ -215,4 +217,5 @@ def _print_end(details: JobDetails) -> None:
     """Say how a job has ended that was waited for."""
     out.print(f"[bold]{details.status}[/]: {escape(details.message or '')}")
     if details.status is not JobStatus.SUCCEEDED:
-        raise typer.Exit(1)
+        code = details.driver_exit_code or 1
+        raise typer.Exit(code if code > 0 else SIGNALLED - code)

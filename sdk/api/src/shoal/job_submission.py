@@ -86,7 +86,8 @@ class JobDetails(BaseModel):
     """What is known of a job; times are in milliseconds.
 
     ``job_id`` is that of the newest driver in a submitted job's program, else of the job itself. Those of another
-    ``type`` have no ``submission_id``. ``message`` says how it ended, or for what it waits.
+    ``type`` have no ``submission_id``. ``message`` says how it ended, or for what it waits. ``driver_exit_code`` is
+    that of the program (negative: the signal that killed it), None until it has ended, and where nobody saw it end.
     """
 
     type: JobType
@@ -101,6 +102,7 @@ class JobDetails(BaseModel):
     end_time: int | None
     metadata: dict[str, str] | None
     runtime_env: dict[str, Any] | None
+    driver_exit_code: int | None
 
 
 JobInfo = JobDetails

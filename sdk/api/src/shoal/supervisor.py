@@ -49,8 +49,6 @@ NOT_ITS = frozenset({THREADS, "SHOAL_TOKEN", "SHOAL_CREDENTIALS", "SHOAL_CA_FILE
 """Variables that a supervisor's process has for itself, or from its node."""
 UNREACHED = (BusError, ServiceError)
 
-Verdict = tuple[JobState, str]
-
 
 class Supervisor:
     """Runs the program of its job from the moment it is made."""
@@ -81,12 +79,12 @@ class Supervisor:
     def _supervise(self) -> None:
         """See the program to its end, and record that; where this fails, the process ends, which is recorded too."""
         try:
-            self._record(*self._run())
+            self._record(self._run())
         except BaseException:
             traceback.print_exc()
             os._exit(1)
 
-    def _run(self) -> Verdict:
+    def _run(self) -> FinishJob:
         """Return how the job has ended, when its program has ended or was stopped, and its log is stored."""
         store_at = note_at = 0.0
         while not self._program.has_ended() and not self._stop.is_set():
@@ -101,13 +99,13 @@ class Supervisor:
         status = self._program.end()
         while not self._store_log():
             time.sleep(STORE_SECONDS)
-        return verdict(status, was_stopped=was_stopped)
+        state, message = verdict(status, was_stopped=was_stopped)
+        return FinishJob(job_id=self._runtime.job, state=state, message=message, exit_code=status)
 
-    def _record(self, state: JobState, message: str) -> None:
-        request = FinishJob(job_id=self._runtime.job, state=state, message=message)
+    def _record(self, end: FinishJob) -> None:
         while True:
             with contextlib.suppress(*UNREACHED):
-                self._runtime.ask_gcs("finish_job", request)
+                self._runtime.ask_gcs("finish_job", end)
                 return
             time.sleep(STORE_SECONDS)
 
@@ -134,7 +132,7 @@ class Supervisor:
                 self._stop.set()
 
 
-def verdict(status: int, *, was_stopped: bool) -> Verdict:
+def verdict(status: int, *, was_stopped: bool) -> tuple[JobState, str]:
     """Return how a job has ended whose program ended with a status (negative: by this signal), and what to say."""
     if was_stopped:
         return JobState.STOPPED, "The job was stopped."

@@ -415,7 +415,7 @@ class ControlStore:
             case FinishJob():
                 if message.state is JobState.RUNNING:
                     raise InvalidRequestError(f"job {message.job_id} cannot end as RUNNING: say SUCCEEDED or FAILED")
-                return EndJob(token, message.job_id, message.state, message.message, now)
+                return EndJob(token, message.job_id, message.state, message.message, now, message.exit_code)
             case GetJob():
                 return ReadJob(token, message.job_id)
             case ListJobs():

@@ -206,6 +206,7 @@ class EndJob(Operation):
     state: JobState
     message: str
     now: float
+    exit_code: int | None = None
 
     def attempt(self, state: State) -> list[Effect]:
         """Write the end, unless it is written."""
@@ -215,7 +216,8 @@ class EndJob(Operation):
         record = held.value.record
         if record.state is not JobState.RUNNING:
             return self.answer(Done())
-        ended = record.model_copy(update={"state": self.state, "message": self.message, "ended_at": self.now})
+        end = {"state": self.state, "message": self.message, "ended_at": self.now, "exit_code": self.exit_code}
+        ended = record.model_copy(update=end)
         return [Store(job_key(self.job_id), encode_record(StoredJob(record=ended)), held.revision, self)]
 
     def settled(self, state: State, outcome: Outcome) -> list[Effect]:

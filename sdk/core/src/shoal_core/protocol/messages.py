@@ -289,14 +289,16 @@ class JobRecord(Message):
     started_at: float
     ended_at: float | None = None
     message: str = ""
+    exit_code: int | None = None
 
 
 class FinishJob(Message):
-    """A driver ends its job, or a node saw the driver die (verb ``finish_job``)."""
+    """A driver ends its job, or a supervisor a submitted one, or a node saw the driver die (verb ``finish_job``)."""
 
     job_id: JobId
     state: JobState
     message: str = ""
+    exit_code: int | None = Field(default=None, description="The status of a submitted job's program.")
 
 
 class StopJob(Message):
