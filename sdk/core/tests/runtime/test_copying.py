@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import stringzilla
 
 from shoal_core.runtime import copying
 from shoal_core.runtime.copying import copy, populate
@@ -44,6 +45,23 @@ def test_arrays_of_any_shape_and_mapped_memory() -> None:
             copy(view, array.T.data)
         assert target[:] == array.T.tobytes()
         copy(memoryview(bytearray()), np.zeros((0, 3)).data)
+
+
+def test_copies_go_past_the_caches_where_the_processor_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = copying.STREAMS_WITH in stringzilla.__capabilities__
+    assert (copying._streaming() is not ctypes.memmove) == streams
+    monkeypatch.setattr(copying, "STREAMS_WITH", "another processor")
+    assert copying._streaming() is ctypes.memmove
+
+
+@pytest.mark.parametrize("offset", [0, 1, 64])
+def test_large_parts_arrive_wherever_they_lie(monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
+    monkeypatch.setattr(copying, "SHARED_BYTES", 1024 * 1024)
+    monkeypatch.setattr(copying, "STEP_BYTES", 3 * 1024 * 1024)
+    source = pattern(8 * 1024 * 1024 + 77)
+    target = bytearray(offset + len(source) + 1)
+    copy(memoryview(target)[offset:], memoryview(source))
+    assert target == bytes(offset) + source + b"\0"
 
 
 def test_a_target_that_cannot_be_written_is_refused() -> None:

@@ -1,6 +1,6 @@
 """Copying large buffers, and having memory for them: by several threads at once.
 
-One core alone does not use all of the memory's bandwidth. Python's own copies hold the interpreter's lock; ``memmove``
+One core alone does not use all of the memory's bandwidth. Python's own copies hold the interpreter's lock; what is
 called by ``ctypes`` does not. So other threads of this process go on meanwhile, and a large buffer is divided among a
 few threads that live for this one copy.
 """
@@ -16,6 +16,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
+
+import stringzilla
 
 from shoal_core.machine import cpu_count
 
@@ -33,8 +36,26 @@ SHARED_BYTES = 8 * 1024 * 1024
 MOST_THREADS = 4
 MADV_POPULATE_WRITE = 23
 """Of Linux's ``madvise``; Python has no name for it yet, and holds the interpreter's lock meanwhile."""
+STREAMS_WITH = "skylake"
+"""What StringZilla calls processors with AVX-512: on those without, its copies are slower than the C library's."""
 _madvise = ctypes.CDLL(None, use_errno=True).madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def _streaming() -> Callable[[int, int, int], object]:
+    """Return what copies memory: a function of StringZilla's C interface where that goes past the caches.
+
+    So does the C library's from some size on, but which that is, is decided when a process starts, and far too large in
+    some virtual machines (measured for 80 MB by two threads: 5.9 ms, by StringZilla 3.8).
+    """
+    function = getattr(ctypes.CDLL(stringzilla.__file__), "sz_copy", None)
+    if function is None or STREAMS_WITH not in stringzilla.__capabilities__:
+        return ctypes.memmove
+    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t), None
+    return cast(Callable[[int, int, int], object], function)
+
+
+_copy_bytes = _streaming()
 
 
 def copy(target: memoryview, source: memoryview) -> None:
@@ -93,7 +114,7 @@ def _enter(address: int, failures: list[int], start: int, stop: int) -> None:
 
 def _move(to: int, of: int, start: int, stop: int) -> None:
     for position in range(start, stop, STEP_BYTES):
-        ctypes.memmove(to + position, of + position, min(STEP_BYTES, stop - position))
+        _copy_bytes(to + position, of + position, min(STEP_BYTES, stop - position))
 
 
 class _Helper:
