@@ -91,10 +91,10 @@ class Control:
             started_at=0.0,
         )
 
-    def begin(self, entrypoint: str) -> None:
+    def begin(self, entrypoint: str) -> Supervisor:
         """Have a supervisor run this."""
         self.entrypoint = entrypoint
-        Supervisor()
+        return Supervisor()
 
     def ended(self) -> FinishJob:
         """Wait until the end of the job is recorded."""
@@ -150,12 +150,12 @@ def test_a_control_store_that_is_away_is_waited_for(control: Control, tmp_path: 
 
 
 def test_where_it_fails_itself_its_process_ends(
-    control: Control, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    control: Control, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     exits: list[int] = []
     monkeypatch.setattr(os, "_exit", exits.append)
     control.error = InvalidRequestError("no such thing")
-    control.begin("true")
+    failed = control.begin("exec sleep 1000")
     until(lambda: exits == [1], "the end of the process")
     assert "InvalidRequestError: no such thing" in capfd.readouterr().err
-    until(lambda: not list(tmp_path.glob("shoal-job-*")), "the end of the program")
+    failed._program.end()  # which the end of the process would have the guard do
