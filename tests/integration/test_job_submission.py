@@ -64,11 +64,11 @@ def printed(client: JobSubmissionClient, job: str, text: str) -> None:
     until(lambda: text in client.get_job_logs(job), f"{job} prints {text!r}")
 
 
-def pid_of_supervisor(client: JobSubmissionClient, job: str) -> int:
+def pid_of_supervisor(job: str) -> int:
     """Return the pid of the process that runs a job's program."""
     answer = runtime().ask_gcs("list_actors", ListActors(namespace="shoal.submissions"))
     assert isinstance(answer, ActorList)
-    (found,) = [one for one in answer.actors if one.state == "ALIVE"]
+    (found,) = [one for one in answer.actors if one.class_name == job]
     return found.pid
 
 
@@ -236,7 +236,7 @@ def test_a_supervisor_that_is_killed_takes_its_program_along(client: JobSubmissi
     job = client.submit_job(entrypoint=f"echo $$; {STUBBORN}")
     printed(client, job, "begun")
     pid = int(client.get_job_logs(job).split()[0])
-    os.kill(pid_of_supervisor(client, job), signal.SIGKILL)
+    os.kill(pid_of_supervisor(job), signal.SIGKILL)
     assert ended(client, job) is JobStatus.FAILED
     assert "its supervisor has died" in (client.get_job_info(job).message or "")
     assert "begun" in client.get_job_logs(job), "the log outlives the supervisor"
