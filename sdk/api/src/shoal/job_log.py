@@ -11,8 +11,8 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-PIECE_BYTES = 64 * 1024
-SLOTS = 32
+PIECE_BYTES = 32 * 1024
+SLOTS = 64
 _NUMBER = struct.Struct("<Q")
 
 

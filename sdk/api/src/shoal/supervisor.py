@@ -43,7 +43,7 @@ LOOK_SECONDS = 0.1
 STORE_SECONDS = 0.3
 NOTE_SECONDS = 5.0
 """How often it looks whether the program has ended, stores what was printed, and looks for a note that it missed."""
-MOST_STORED = 8
+MOST_STORED = 16
 """So many pieces of the log are stored at a time: a program that prints without end is not to fill the broker."""
 NOT_ITS = frozenset({THREADS, "SHOAL_TOKEN", "SHOAL_CREDENTIALS", "SHOAL_CA_FILE"})
 """Variables that a supervisor's process has for itself, or from its node."""
