@@ -103,6 +103,9 @@ class World:
         self.freed: set[str] = set()
         self.mapped: dict[tuple[ProcessId, int], str] = {}
         self.pinning: set[tuple[ProcessId, int]] = set()
+        self.ahead: set[str] = set()
+        """What was promised ahead and is not written yet."""
+        self.recalled: list[tuple[ProcessId, str]] = []
         self.unheard: dict[tuple[ProcessId, int], str] = {}
         """What processes have mapped and locked without that the store has heard of it."""
 
@@ -112,6 +115,8 @@ class World:
         """Perform what the last input led to."""
         for command in self.store.take_commands():
             self.perform(command)
+        self.recalled += self.store.recalls
+        self.store.recalls = []
         replies, self.store.replies = self.store.replies, []
         for token, answer in replies:
             self.answered(self.asked.pop(token), answer)  # KeyError: a second reply
@@ -147,12 +152,16 @@ class World:
 
     def answered(self, request: Message, answer: Message | ShoalError) -> None:
         match request, answer:
+            case AllocateSegment(ahead=True), SegmentGranted(segment=""):
+                pass
             case AllocateSegment(), SegmentGranted():
                 assert request.process in self.living, "nothing is promised to the dead"
                 assert answer.capacity_bytes >= request.size_bytes
                 assert answer.place in self.files
                 self.places[answer.segment] = answer.place
                 self.writing[answer.segment] = request.process
+                if request.ahead:
+                    self.ahead.add(answer.segment)
             case PinSegment(), SegmentPinned():
                 self.map(request, answer.place)
             case RestoreObject(), ObjectRestored():
@@ -258,12 +267,21 @@ class World:
 
     # ---------------------------------------------------------------------------- processes
 
-    def allocate(self, process: ProcessId, size_bytes: int) -> None:
+    def allocate(self, process: ProcessId, size_bytes: int, ahead: bool = False) -> None:
         self.serials += 1
-        self.ask(AllocateSegment(process=process, size_bytes=size_bytes, serial=self.serials))
+        self.ask(AllocateSegment(process=process, size_bytes=size_bytes, serial=self.serials, ahead=ahead))
+
+    def give_back(self, name: str) -> None:
+        """A process does not want what it was promised."""
+        self.ahead.remove(name)
+        place = self.places[name]
+        self.store.freed(self.writing.pop(name), name, self.now)
+        self.after()
+        assert place not in self.files or not self.store.segments.get(name), "it is warm, or used again, or gone"
 
     def seal(self, name: str, owner: ProcessId, key: int, freed: bool) -> None:
         writer = self.writing.pop(name)
+        self.ahead.discard(name)
         object_id = durable_id(owner, ObjectKey(key))
         contents = name
         self.files[self.places[name]] = contents
@@ -398,6 +416,27 @@ class StoreMachine(RuleBasedStateMachine):
         if process is not None:
             self.world.allocate(process, size)
 
+    @rule(which=pick, size=st.sampled_from(SIZES))
+    def allocate_ahead(self, which: int, size: int) -> None:
+        process = self.living(which)
+        if process is not None:
+            self.world.allocate(process, size, ahead=True)
+
+    @rule(which=pick)
+    def a_process_gives_back(self, which: int) -> None:
+        world = self.world
+        names = sorted(world.ahead & {*world.writing})
+        if names:
+            world.give_back(names[which % len(names)])
+
+    @rule(which=pick)
+    def a_process_hears_that_it_is_to_give_back(self, which: int) -> None:
+        world = self.world
+        if world.recalled:
+            process, name = world.recalled.pop(which % len(world.recalled))
+            if name in world.ahead and world.writing.get(name) == process:
+                world.give_back(name)
+
     @rule(which=pick)
     def a_request_comes_twice(self, which: int) -> None:
         asked = list(self.world.asked.values())
@@ -506,6 +545,9 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
     machine = StoreMachine()
     actions: dict[Callable[[], None], float] = {
         lambda: machine.allocate(which(), random.choice(SIZES)): 5,
+        lambda: machine.allocate_ahead(which(), random.choice(SIZES)): 1,
+        lambda: machine.a_process_gives_back(which()): 0.3,
+        lambda: machine.a_process_hears_that_it_is_to_give_back(which()): 2,
         lambda: machine.a_request_comes_twice(which()): 1,
         lambda: machine.seal(which(), which(), random.randrange(7, 40), random.random() < 0.1): 6,
         lambda: machine.pin(which(), which()): 5,
@@ -521,7 +563,7 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         lambda: machine.persist(which()): 0.5,
         lambda: machine.time_passes(random.choice([0.1, REFUSED_SECONDS, STALL_SECONDS])): 1,
     }
-    for action in random.choices([*actions], [*actions.values()], k=500):
+    for action in random.choices([*actions], [*actions.values()], k=600):
         action()
         machine.all_is_in_order()
     counts = machine.world.store.counts
@@ -559,9 +601,10 @@ class Calm(World):
         """Write an object; return its segment, None where there is no room now."""
         self.allocate(A, size_bytes)
         self.proceed()
-        if not self.writing:
+        writing = [name for name in self.writing if name not in self.ahead]
+        if not writing:
             return None
-        (name,) = self.writing
+        (name,) = writing
         self.seal(name, A, 100 + int(name[1:]), freed=False)
         return name
 
@@ -661,4 +704,40 @@ def test_the_copy_that_is_refused_is_tried_again_after_a_while() -> None:
     assert world.put() is None, "the tier has just refused"
     world.pass_time(REFUSED_SECONDS)
     assert world.put() is not None
+    world.settle()
+
+
+def test_what_was_promised_ahead_is_asked_back_as_soon_as_somebody_wants_the_room() -> None:
+    world = Calm()
+    world.allocate(A, SIZE, ahead=True)
+    world.proceed()
+    (ahead,) = world.ahead
+    world.taken = 0
+    world.fill_up()
+    assert world.recalled == [(A, ahead)], "once"
+    assert not world.refusals, "it may come back yet"
+    world.give_back(ahead)
+    world.proceed()
+    assert world.writing, "who waits has its room"
+    world.settle()
+
+
+def test_nothing_is_promised_ahead_where_room_is_scarce_or_somebody_waits() -> None:
+    world = Calm()
+    while world.store.segments.used_bytes + SIZE <= CAPACITY // 2:
+        world.put()
+    world.allocate(A, SIZE, ahead=True)
+    assert not world.ahead
+    assert not world.asked
+    world.settle()
+
+
+def test_what_was_promised_ahead_and_is_given_back_is_warm() -> None:
+    world = Calm()
+    world.allocate(A, SIZE, ahead=True)
+    world.proceed()
+    (ahead,) = world.ahead
+    world.give_back(ahead)
+    assert world.store.segments.warm_bytes == SIZE
+    assert world.files
     world.settle()

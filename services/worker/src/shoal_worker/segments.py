@@ -12,6 +12,9 @@ A reclaimed file is kept *warm*, for the next object of its size class: writing 
 faster than to new ones. It gets a new name at each use. A name therefore means one object only, and a late request for
 an object that is gone finds nothing, instead of another object.
 
+A segment that was promised *ahead*, before there is anything to write, is WRITING, too; when its writer frees it, its
+file is kept warm.
+
 A small segment that a process of this node writes lies in a *part* of a file that it shares with others (see
 ``slabs``). A part is kept warm, or given back, as a file is. What is pulled, restored or comes back has its own file.
 
@@ -144,6 +147,7 @@ class Segment:
         return Cost.SPILL if self.durable is DurableState.NONE else Cost.SPILLING
 
 
+_UNWRITTEN = (SegmentState.CREATING, SegmentState.WRITING, SegmentState.ABANDONED)
 _PINNABLE = (SegmentState.WRITING, SegmentState.SEALED, SegmentState.SPILLED, SegmentState.RETURNING)
 
 
@@ -164,6 +168,8 @@ class SegmentTable:
         self.idle = {cost: IdleQueue() for cost in Cost}
         self.ordered: dict[str, Segment] = {}
         """The segments whose files are being made or filled."""
+        self.ahead: dict[str, bool] = {}
+        """The segments that were promised before there was anything to write, and whether they were asked back."""
         self.gone: list[str] = []
         """The segments that ceased to be any object's, or that are removed, for whoever knows more about them."""
         self._most_warm_bytes = warm_bytes
@@ -291,10 +297,17 @@ class SegmentTable:
         if segment is None or segment.state is not SegmentState.WRITING or segment.process != writer:
             return False
         segment.state, segment.process, segment.object_id = SegmentState.SEALED, owner, object_id
+        self.ahead.pop(name, None)
         self._use(segment)
         if owner in segment.freed_by:
             self.free(name, owner)
         return True
+
+    def recall(self) -> list[tuple[ProcessId, str]]:
+        """Return what processes were promised ahead and are to give back, each once."""
+        recalled = [name for name, asked in self.ahead.items() if not asked and not self._segments[name].ordered]
+        self.ahead.update(dict.fromkeys(recalled, True))
+        return [(self._segments[name].process, name) for name in recalled]
 
     def pin(self, name: str, process: ProcessId, serial: int) -> Segment:
         """Keep a segment for a process that is about to map it; ``NotFoundError`` where the object is gone.
@@ -355,7 +368,7 @@ class SegmentTable:
             return False
         if segment.process != process or segment.state not in _PINNABLE:
             return False
-        if segment.state is SegmentState.WRITING:
+        if segment.state is SegmentState.WRITING and name not in self.ahead:
             self._remove(segment)
         else:
             self._set_free(segment)
@@ -551,6 +564,7 @@ class SegmentTable:
             return
         if segment.state is not SegmentState.FREED:
             segment.state = SegmentState.FREED
+            self.ahead.pop(segment.name, None)
             self.weigh(segment)
             self.gone.append(segment.name)
         self._reclaim(segment)
@@ -559,6 +573,7 @@ class SegmentTable:
         """Nothing is left of a segment."""
         del self._segments[segment.name]
         self.ordered.pop(segment.name, None)
+        self.ahead.pop(segment.name, None)
         for queue in self.idle.values():
             queue.remove(segment.name)
         self.gone.append(segment.name)
@@ -637,6 +652,7 @@ class SegmentTable:
             assert len(queue) == len(idle)
             assert queue.total_bytes == sum(segment.capacity_bytes for segment in idle)
             assert queue.first() == min(idle, key=_last_use).name if idle else queue.first() is None
+        assert all(self._segments[name].state in _UNWRITTEN for name in self.ahead)
         assert self.ordered == {segment.name: segment for segment in self if segment.ordered}
         used = [segment for segment in self if segment.has_file()]
         assert self.used_bytes == sum(segment.capacity_bytes for segment in used) + self.slabs.lost_bytes()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from shoal_core.protocol.effects import Answered, Effect, Reply, Start
+from shoal_core.protocol.effects import Answered, Effect, Reply, Send, Start
 from shoal_core.protocol.errors import DeclaredDeadError, ShoalError
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, is_node
 from shoal_core.protocol.messages import Message
@@ -22,6 +22,7 @@ from shoal_core.protocol.records import (
     CopyDropped,
     SegmentFreed,
     SegmentMapped,
+    SegmentRecalled,
     SegmentSealed,
     SegmentsUnpinned,
     SegmentUnpinned,
@@ -86,6 +87,9 @@ class SharedMemory:
         self._settle(now)
         effects, self.loans.effects = self.loans.effects, []
         effects += map(Start, self.store.take_commands())
+        if self.store.recalls:
+            effects += [Send(process, SegmentRecalled(name)) for process, name in self.store.recalls]
+            self.store.recalls = []
         if self.store.replies:
             effects += [Reply(token, answer) for token, answer in self.store.replies]
             self.store.replies = []

@@ -16,7 +16,9 @@ Whoever wants to write leaves a *reserve*: so much that the largest spilled segm
 segments that are durable, copies, or in use just now. Else a durable tier that is full would make what it holds
 unreadable, since nothing could make room for it any more.
 
-What is being written, what a process has mapped and what is lent stays. From that, whatever the order of events:
+What is being written, what a process has mapped and what is lent stays. What was granted *ahead*, to who has nothing to
+write there yet, is asked back when somebody waits, and granted only while half of the room is free. From that, whatever
+the order of events:
 
 1. **Nothing acknowledged is lost**: a segment loses its file only when the durable tier has acknowledged it, and stays
    there until it is freed.
@@ -77,6 +79,8 @@ from shoal_worker.waiting import Allocation, Arrival, Incoming, Return, WaitingQ
 STALL_SECONDS = 10.0
 REFUSED_SECONDS = 5.0
 SPILLS_AT_ONCE = 4
+RECALL_SECONDS = 1.0
+"""So long a process may take to give back what it was granted ahead."""
 NEVER = float("inf")
 
 
@@ -102,6 +106,8 @@ class ObjectStore:
         """What has its file now, or why it has none."""
         self.returned: list[str] = []
         """The segments that lie in memory again."""
+        self.recalls: list[tuple[ProcessId, str]] = []
+        """The segments that were granted ahead, and that processes are to give back."""
         self.waiting = WaitingQueue()
         self.wake_at = NEVER
         self._commands: list[StoreCommand] = []
@@ -112,6 +118,7 @@ class ObjectStore:
         self._persisting: dict[str, list[int]] = {}
         self._refusal = ""
         self._refused_until = float("-inf")
+        self._recalled_until = float("-inf")
         self._stalled_at = NEVER
 
     def take_commands(self) -> list[StoreCommand]:
@@ -138,7 +145,12 @@ class ObjectStore:
                 wanted.tokens.append(token)
                 return
         capacity = self._capacity(request.size_bytes)
-        self._want(Allocation(request.size_bytes, capacity, [token], request.process, request.serial, job))
+        if request.ahead and not self._has_ample_room(capacity):
+            self.replies.append((token, SegmentGranted(segment="", place="", capacity_bytes=0)))
+            return
+        self._want(
+            Allocation(request.size_bytes, capacity, [token], request.process, request.serial, job, request.ahead)
+        )
         self.pump(now)
 
     def pin(self, request: PinSegment, token: int, now: float) -> None:
@@ -190,6 +202,10 @@ class ObjectStore:
     def has_room(self, size_bytes: int) -> bool:
         """Tell whether there is room for an object at once, without anything that is of use having to go."""
         return self.segments.has_room(size_class(size_bytes)) and not len(self.waiting)
+
+    def _has_ample_room(self, capacity: int) -> bool:
+        """Tell whether a file can be spared for what may be written soon."""
+        return not len(self.waiting) and self.segments.used_bytes + capacity <= self.segments.capacity_bytes // 2
 
     def expect(self, source: PeerId, size_bytes: int, job: JobId | None, *, is_copy: bool, now: float) -> Incoming:
         """Let an object that is to be pulled wait for its file; ``served`` says when it is there, or why it is not."""
@@ -378,6 +394,7 @@ class ObjectStore:
                 self.waiting.remove_first()
                 self._stalled_at = NEVER
             elif not (leaves_reserve and self._evict_one()):
+                self._recall(now)
                 self._spill(now)
                 if not self._is_hopeless(now):
                     break
@@ -385,6 +402,8 @@ class ObjectStore:
         if not len(self.waiting):
             self._stalled_at = NEVER
         self.wake_at = self._stalled_at + STALL_SECONDS
+        if len(self.waiting) and now < self._recalled_until:
+            self.wake_at = min(self.wake_at, self._recalled_until)
 
     def _begin(self, wanted: Wanted) -> bool:
         """Order the file that somebody waits for; False where there is no room."""
@@ -399,6 +418,8 @@ class ObjectStore:
                 return False
             segment = new
             self.segments.asked(wanted.process, wanted.serial, segment)
+            if wanted.ahead:
+                self.segments.ahead[segment.name] = False
         elif isinstance(wanted, Incoming):
             owner = ProcessId(wanted.source)
             new = self.segments.allocate(owner, wanted.size_bytes, wanted.job, is_copy=wanted.is_copy)
@@ -448,6 +469,13 @@ class ObjectStore:
         name = self.segments.idle[cost].first()
         return None if name is None else self.segments.get(name)
 
+    def _recall(self, now: float) -> None:
+        """Have processes give back what they were granted ahead and do not write yet, each once."""
+        recalled = self.segments.recall()
+        if recalled:
+            self.recalls += recalled
+            self._recalled_until = now + RECALL_SECONDS
+
     def _spill(self, now: float) -> None:
         """Have idle segments written to the durable tier, so many as those who wait need."""
         if now < self._refused_until:
@@ -467,8 +495,13 @@ class ObjectStore:
 
     def _is_hopeless(self, now: float) -> bool:
         """Tell whether the first has waited in vain: nothing moves that could make room."""
-        moving = self._spilling or any(
-            segment.state in (SegmentState.FREED, SegmentState.ABANDONED) for segment in self.segments.ordered.values()
+        moving = (
+            self._spilling
+            or now < self._recalled_until
+            or any(
+                segment.state in (SegmentState.FREED, SegmentState.ABANDONED)
+                for segment in self.segments.ordered.values()
+            )
         )
         if moving:
             self._stalled_at = NEVER

@@ -20,7 +20,7 @@ MOST_WAITING = 4096
 
 @dataclass(eq=False, slots=True)
 class Allocation:
-    """A process wants to write an object."""
+    """A process wants to write an object, or will (``ahead``)."""
 
     size_bytes: int
     capacity_bytes: int
@@ -28,6 +28,7 @@ class Allocation:
     process: ProcessId
     serial: int
     job: JobId | None
+    ahead: bool = False
 
 
 @dataclass(eq=False, slots=True)

@@ -278,6 +278,12 @@ class SegmentMapped(msgspec.Struct, array_like=True, tag=42):
     serial: int
 
 
+class SegmentRecalled(msgspec.Struct, array_like=True, tag=43):
+    """Node → process: free this segment, which you were granted ahead, unless you have begun to write it."""
+
+    segment: str
+
+
 class SegmentSealed(msgspec.Struct, array_like=True, tag=20):
     """Writer → node: the segment is written; ``owner`` will free it, or its death will.
 
@@ -543,6 +549,7 @@ Record = (
     | Transfer
     | SegmentFreed
     | SegmentMapped
+    | SegmentRecalled
     | SegmentUnpinned
     | SegmentsUnpinned
     | SegmentSealed

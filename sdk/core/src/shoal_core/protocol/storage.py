@@ -33,12 +33,16 @@ class AllocateSegment(Message):
     process: ProcessId
     size_bytes: int
     serial: int = Field(description="Of this process's requests, another number for each.")
+    ahead: bool = Field(
+        default=False,
+        description="There is nothing to write yet: only where room is ample, and until `SegmentRecalled` asks for it.",
+    )
 
 
 class SegmentGranted(Message):
     """The file to write; it is pinned for the asker until it seals, frees or dies."""
 
-    segment: str
+    segment: str = Field(description="Empty where nothing is to be had ahead.")
     place: str = Field(description=PLACE)
     capacity_bytes: int
 

@@ -32,6 +32,7 @@ from shoal_core.protocol.storage import (
     SegmentsPinned,
 )
 from shoal_core.protocol.subjects import Subjects
+from shoal_core.runtime.ahead import Ahead
 from shoal_core.runtime.commands import discard, pin, seal, unpin
 from shoal_core.runtime.durable import DurableTier
 from shoal_core.runtime.failures import error_of
@@ -95,6 +96,8 @@ class Values:
         self._durable = DurableTier(bus, subjects)
         self._pins = itertools.count(1)
         self._allocations = itertools.count(1)
+        give_back = partial(discard, reactor, self._node)
+        self._ahead = Ahead(reactor, bus.spawn, partial(self._allocate, ahead=True), give_back)
 
     def close(self) -> None:
         """Let go of what is kept for the next value to be put (any thread)."""
@@ -136,18 +139,25 @@ class Values:
 
     def _write(self, serialized: Serialized, writer: Writer) -> str:
         """Write a value into a new segment of this node; return its name."""
-        request = AllocateSegment(
-            process=self._local, size_bytes=segment_bytes(serialized), serial=next(self._allocations)
-        )
-        granted = self._call(self._ask_node("allocate", request, ROOM_SECONDS))
-        assert isinstance(granted, SegmentGranted)
+        size_bytes = segment_bytes(serialized)
+        granted = self._ahead.take(size_bytes) or self._call(self._allocate(size_bytes, ahead=False))
         writer.write(granted.place, serialized)
         return granted.segment
 
+    async def _allocate(self, size_bytes: int, *, ahead: bool) -> SegmentGranted:
+        request = AllocateSegment(
+            process=self._local, size_bytes=size_bytes, serial=next(self._allocations), ahead=ahead
+        )
+        granted = await self._ask_node("allocate", request, ROOM_SECONDS)
+        assert isinstance(granted, SegmentGranted)
+        return granted
+
     def _seal(self, segment: str, serialized: Serialized, written: Reference) -> Stored:
+        size_bytes = segment_bytes(serialized)
         seal(self._reactor, self._node, segment, written)
+        self._ahead.written(size_bytes)
         self._reactor.wake()
-        return Stored(self._node, segment, segment_bytes(serialized), serialized.contained)
+        return Stored(self._node, segment, size_bytes, serialized.contained)
 
     def of(self, state: ObjectState, pins: Pins | None = None) -> Any:
         """Return the value of an object that is ready, or raise its error; memory that is alive is used again.
