@@ -22,9 +22,10 @@ from opentelemetry.trace import INVALID_SPAN, Link, SpanContext, SpanKind, Statu
 from opentelemetry.trace.span import TraceState
 
 from shoal_core import exporter, otlp, telemetry
-from shoal_core.bus.spans import named
+from shoal_core.bus.spans import OfTask, named
 from shoal_core.exporter import QuickExporter, quick
 from shoal_core.otlp import encode
+from shoal_core.protocol.ids import ProcessId, TaskNumber
 from shoal_core.protocol.traces import Attributes
 from shoal_core.recorder import Recorder, Telling
 
@@ -133,6 +134,25 @@ def test_a_span_of_our_own_is_told_as_if_it_were_the_sdks(
         assert told(encode(kept.spans)) == told(encode_spans(as_the_sdk_has_them).SerializeToString())
     else:
         assert all(not span.as_bytes() for span in kept.spans)
+
+
+def _about_task(task_id: str, about: tuple[tuple[str, str | int], ...]) -> Attributes:
+    return {"messaging.message.id": task_id, **dict(about), "faas.invocation_id": task_id}
+
+
+@given(
+    st.lists(st.tuples(texts.filter(bool), texts | numbers), max_size=3), st.lists(st.integers(0, 1 << 40), min_size=1)
+)
+def test_what_many_tasks_have_in_common_is_told_of_each_with_its_own_id(
+    common: list[tuple[str, str | int]], tasks: list[int]
+) -> None:
+    kept = Kept()
+    recorder = Recorder(Resource({"service.name": "test"}), InstrumentationScope("shoal"), RandomIdGenerator(), [kept])
+    for task in tasks:
+        about = OfTask(_about_task, TaskNumber(task), ProcessId("ab" * 12), (tuple(common),))
+        recorder.begin("work", "CONSUMER", named(TRACES[0]), about, 5, []).end()
+    as_the_sdk_has_them = [span.told() for span in kept.spans]
+    assert told(encode(kept.spans)) == told(encode_spans(as_the_sdk_has_them).SerializeToString())
 
 
 def test_what_was_dropped_by_limits_is_told() -> None:

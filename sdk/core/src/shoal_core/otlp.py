@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind
 
-KNOWN_REMOTE, REMOTE = 0x100, 0x200
+KNOWN, REMOTE = 0x100, 0x200
 """Flags of a span: that it is known whether its parent is of another process, and that it is."""
 SMALL = tuple(bytes((number,)) for number in range(128))
 MOST_KEPT_CHARACTERS = 32
@@ -35,8 +35,8 @@ T = TypeVar("T")
 
 _eight = struct.Struct("<BQ").pack
 _two_eights = struct.Struct("<BQBQ").pack
-_four = struct.Struct("<HI").pack
 _double = struct.Struct("<Bd").pack
+FLAGS, FLAGS_BELOW_ANOTHER_PROCESS = (struct.pack("<HI", 0x0185, flags) for flags in (KNOWN, KNOWN | REMOTE))
 
 
 class Encodes(Protocol):
@@ -119,46 +119,50 @@ def full_span(span: ReadableSpan) -> bytes:
     ]
     times_ns = span.start_time or 0, span.end_time or 0
     more = b"".join(parts)
-    return plain_span(span.name, span.kind, context, span.parent, times_ns, span.attributes, span.links, more)
+    about = span_attributes(span.attributes)
+    return plain_span(span.name, span.kind.name, context, span.parent, times_ns, about, span.links, more)
 
 
 def plain_span(
     name: str,
-    kind: SpanKind,
+    kind: str,
     context: SpanContext,
     parent: SpanContext | None,
     times_ns: tuple[int, int],
-    attributes: Mapping[str, Any] | None,
+    attributes: bytes,
     links: Sequence[Link],
     more: bytes = NOTHING_MORE,
 ) -> bytes:
     """Return a span as OTLP has it; ``more`` is what it tells of how it went and of what happened in it."""
-    parts = (
-        _ids(context),
-        b"" if parent is None else b"\x22\x08" + parent.span_id.to_bytes(8, "big"),
-        _name(name, kind),
-        _two_eights(0x39, times_ns[0], 0x41, times_ns[1]),
-        _attributes(b"\x4a", attributes),
-        b"".join([_field(b"\x6a", _link(link)) for link in links]),
-        more,
-        _four(0x0185, _flags(parent)),
+    return b"".join(
+        (
+            _ids(context),
+            b"" if parent is None else b"\x22\x08" + parent.span_id.to_bytes(8, "big"),
+            _name(name, kind),
+            _two_eights(0x39, times_ns[0], 0x41, times_ns[1]),
+            attributes,
+            b"".join([_field(b"\x6a", _link(link)) for link in links]) if links else b"",
+            more,
+            FLAGS_BELOW_ANOTHER_PROCESS if parent is not None and parent.is_remote else FLAGS,
+        )
     )
-    return b"".join(parts)
+
+
+def span_attributes(attributes: Mapping[str, Any] | None) -> bytes:
+    """Return what is said of a span as it lies there."""
+    return _attributes(b"\x4a", attributes)
 
 
 @lru_cache(maxsize=1_000)
-def _name(name: str, kind: SpanKind) -> bytes:
-    return _text(b"\x2a", name) + b"\x30" + SMALL[kind.value + 1]
+def _name(name: str, kind: str) -> bytes:
+    return _text(b"\x2a", name) + b"\x30" + SMALL[SpanKind[kind].value + 1]
 
 
 def _ids(context: SpanContext) -> bytes:
     """Return the fields that name a span; a link has them by the same numbers."""
-    ids = b"\x0a\x10" + context.trace_id.to_bytes(16, "big") + b"\x12\x08" + context.span_id.to_bytes(8, "big")
-    return ids + _text(b"\x1a", context.trace_state.to_header()) if context.trace_state else ids
-
-
-def _flags(context: SpanContext | None) -> int:
-    return KNOWN_REMOTE | REMOTE if context is not None and context.is_remote else KNOWN_REMOTE
+    trace_id, span_id, _, _, state, _ = context
+    ids = b"\x0a\x10" + trace_id.to_bytes(16, "big") + b"\x12\x08" + span_id.to_bytes(8, "big")
+    return ids + _text(b"\x1a", state.to_header()) if state else ids
 
 
 def _event(event: Event) -> bytes:
@@ -168,7 +172,8 @@ def _event(event: Event) -> bytes:
 
 def _link(link: Link) -> bytes:
     said = _ids(link.context) + _attributes(b"\x22", link.attributes)
-    return said + _count(b"\x28", link.dropped_attributes) + struct.pack("<BI", 0x35, _flags(link.context))
+    flags = KNOWN | REMOTE if link.context.is_remote else KNOWN
+    return said + _count(b"\x28", link.dropped_attributes) + struct.pack("<BI", 0x35, flags)
 
 
 # ------------------------------------------------------------------------------------ attributes

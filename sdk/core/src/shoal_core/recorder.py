@@ -16,7 +16,8 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from opentelemetry.attributes import BoundedAttributes
@@ -29,9 +30,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AnyValue
 
-from shoal_core.bus.spans import NOT_RECORDED, About, NamedSpan, all_said, class_name, links_of
-from shoal_core.otlp import full_span, patiently, plain_span
-from shoal_core.protocol.traces import Attributes
+from shoal_core.bus.spans import NOT_RECORDED, About, NamedSpan, OfTask, all_said, class_name, links_of
+from shoal_core.otlp import full_span, patiently, plain_span, span_attributes
+from shoal_core.protocol.traces import Attributes, trace_named
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 SAMPLED_AT_RANDOM = TraceFlags(TraceFlags.SAMPLED | TraceFlags.RANDOM_TRACE_ID)
@@ -65,7 +66,7 @@ class Recorder:
         self.resource = resource
         self.scope = scope
         self._ids = ids
-        self._processors = processors
+        self.processors = processors
 
     def begin(
         self,
@@ -90,17 +91,19 @@ class Recorder:
             return NonRecordingSpan(parent)
         return OwnSpan(self, name, kind, None, above, about, began_ns, links)
 
+    def root(self, trace_id: int, name: str, kind: str, about: About, began_ns: int) -> str:
+        """Record a span that ends now and with which a trace begins; return the trace of what hangs below it."""
+        named = SpanContext(trace_id, self._ids.generate_span_id(), False, SAMPLED_AT_RANDOM)
+        OwnSpan(self, name, kind, named, None, about, began_ns, ()).end()
+        return trace_named(trace_id, named.span_id, SAMPLED_AT_RANDOM, "")
+
     def named_below(self, parent: SpanContext) -> SpanContext:
         """Return how a new span is named; what hangs below what is not recorded is not either."""
         if parent is NOT_RECORDED:
             return parent
-        flags = SAMPLED_AT_RANDOM if parent.trace_flags & TraceFlags.RANDOM_TRACE_ID else SAMPLED
-        return SpanContext(parent.trace_id, self._ids.generate_span_id(), False, flags, parent.trace_state)
-
-    def ended(self, span: OwnSpan) -> None:
-        """Hand over a span that has ended."""
-        for processor in self._processors:
-            processor.on_end(span)  # type: ignore[arg-type]  # it looks at the context, and hands on what it is given
+        trace_id, _, _, flags, state, _ = parent
+        flags = SAMPLED_AT_RANDOM if flags & TraceFlags.RANDOM_TRACE_ID else SAMPLED
+        return SpanContext(trace_id, self._ids.generate_span_id(), False, flags, state)
 
 
 class OwnSpan(NonRecordingSpan):
@@ -208,9 +211,12 @@ class OwnSpan(NonRecordingSpan):
 
     def end(self, end_time: int | None = None) -> None:
         """Have it sent: it ends now."""
-        if self._goes_on("end"):
+        if not self._ended_ns:
             self._ended_ns = end_time or time.time_ns()
-            self._recorder.ended(self)
+            for processor in self._recorder.processors:
+                processor.on_end(self)  # type: ignore[arg-type]  # it looks at the context, and hands on the span
+        else:
+            self._warn_that_it_has_ended("end")
 
     def as_bytes(self) -> bytes:
         """Return the span as OTLP has it; nothing where what it hangs below turns out not to be recorded."""
@@ -220,10 +226,9 @@ class OwnSpan(NonRecordingSpan):
         named = self.get_span_context()
         if named is NOT_RECORDED:
             return b""
-        kind, times_ns = SpanKind[self._kind], (self._began_ns, self._ended_ns)
-        return plain_span(
-            self._name, kind, named, self._parent(), times_ns, all_said(self._kind, self._about), links_of(self._links)
-        )
+        times_ns = self._began_ns, self._ended_ns
+        about = _as_bytes(self._kind, self._about)
+        return plain_span(self._name, self._kind, named, self._parent(), times_ns, about, links_of(self._links))
 
     def told(self) -> ReadableSpan | None:
         """Return the span as exporters know it; None where what it hangs below turns out not to be recorded."""
@@ -251,8 +256,11 @@ class OwnSpan(NonRecordingSpan):
 
     def _goes_on(self, what: str) -> bool:
         if self._ended_ns:
-            logger.warning("%s was called on the span %r, which has ended", what, self._name)
+            self._warn_that_it_has_ended(what)
         return not self._ended_ns
+
+    def _warn_that_it_has_ended(self, what: str) -> None:
+        logger.warning("%s was called on the span %r, which has ended", what, self._name)
 
     def _what_is_said(self) -> Said:
         if self._said is None:
@@ -260,6 +268,20 @@ class OwnSpan(NonRecordingSpan):
             with _lock:
                 self._said = self._said or Said(about)
         return self._said
+
+
+def _as_bytes(kind: str, about: About) -> bytes:
+    if type(about) is not OfTask:
+        return span_attributes(all_said(kind, about))
+    task_id = about.task_id()
+    return task_id.encode().join(_around_ids(kind, len(task_id), about.say, about.common))
+
+
+@lru_cache(maxsize=1_000)
+def _around_ids(kind: str, length: int, say: Callable[..., Attributes], common: tuple[Hashable, ...]) -> list[bytes]:
+    """Return what is said of many tasks: the parts between which there is the id of each, which has this length."""
+    anybody = "\0" * length
+    return span_attributes(all_said(kind, say(anybody, *common))).split(anybody.encode())
 
 
 class Said:

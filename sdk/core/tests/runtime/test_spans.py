@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from shoal_core.bus import spans as bus_spans
-from shoal_core.bus.spans import RootSampling, opened
+from shoal_core.bus.spans import RootSampling, is_wanted, opened, trace_below
 from shoal_core.protocol.errors import TaskError
 from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, TaskNumber, object_key
 from shoal_core.protocol.records import Failed, Inline, Stored, Task
@@ -23,7 +24,6 @@ from shoal_core.runtime.spans import (
     Processing,
     Results,
     Waiting,
-    begun,
     of_task,
     putting,
     retrieving,
@@ -37,8 +37,7 @@ OWNER, WORKER, JOB = process_id(1), process_id(2), JobId("1")
 
 def submit(number: int = 2) -> Task:
     wire = task(number)
-    began_ns = begun()
-    wire.trace = submitted(wire, OWNER, JOB, began_ns) if began_ns else UNRECORDED
+    wire.trace = submitted(wire, OWNER, JOB, time.time_ns()) if is_wanted() else UNRECORDED
     return wire
 
 
@@ -86,8 +85,12 @@ def test_without_one_it_is_decided_there(
     recorded: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch, bound: int, kept: bool
 ) -> None:
     monkeypatch.setattr(bus_spans, "sampling", RootSampling(bound))
-    assert is_recorded(submit().trace) == kept
+    trace = submit().trace
+    assert is_recorded(trace) == kept
     assert names(recorded) == ["submit test"] * kept
+    for span in recorded.get_finished_spans():
+        assert span.parent is None
+        assert trace == trace_below(span.context)
 
 
 def test_what_was_decided_holds_for_all_that_comes_of_it(

@@ -10,12 +10,14 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from random import getrandbits, random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from opentelemetry import context as contexts
 from opentelemetry import trace as api
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
@@ -23,6 +25,7 @@ from opentelemetry.trace.span import TraceState
 
 from shoal_core import __version__
 from shoal_core.protocol.errors import TaskError
+from shoal_core.protocol.ids import ProcessId, TaskNumber, task_id_bytes
 from shoal_core.protocol.traces import ID_LIMIT, UNRECORDED, Attributes, is_recorded, parse, trace_named
 
 if TYPE_CHECKING:
@@ -31,9 +34,35 @@ if TYPE_CHECKING:
 MOST_TEXT_CHARACTERS = 1_000
 MOST_TRACEBACK_CHARACTERS = 10_000
 
-About = Attributes | Callable[[], Attributes]
+
+class OfTask(NamedTuple):
+    """What there is to say of a span of a task: what ``say`` makes of its id and of what many have in ``common``."""
+
+    say: Callable[..., Attributes]
+    number: TaskNumber
+    owner: ProcessId
+    common: tuple[Hashable, ...]
+
+    def task_id(self) -> str:
+        """Return the id of the task."""
+        return task_id_bytes(self.owner, self.number).hex()
+
+    def __call__(self) -> Attributes:
+        """Say it."""
+        return self.say(self.task_id(), *self.common)
+
+
+About = Attributes | Callable[[], Attributes] | OfTask
 """What there is to say of a span; what takes time to find out, whenever it is needed."""
 
+
+def _look_up() -> Callable[[], Context]:
+    """Return what returns the context that is open here: what ``get_current`` does, past two calls of it if we can."""
+    variable = getattr(getattr(contexts, "_RUNTIME_CONTEXT", None), "_current_context", None)
+    return variable.get if isinstance(variable, ContextVar) else get_current
+
+
+open_context = _look_up()
 tracer = api.get_tracer("shoal", __version__)
 NOT_RECORDED = SpanContext(1, 1, is_remote=True, trace_flags=TraceFlags(0))
 UNRECORDED_SPAN = NonRecordingSpan(NOT_RECORDED)
@@ -53,9 +82,13 @@ class RootSampling:
         self.share = bound / ID_LIMIT
         self._of_thread = threading.local()
 
+    def draw(self) -> int:
+        """Return an id for a trace that it was decided to record."""
+        return getrandbits(64) * ID_LIMIT + getrandbits(64) * self._bound // ID_LIMIT
+
     def choose(self) -> None:
         """Choose the id of a trace that begins now in this thread, and that it was decided to record."""
-        self._of_thread.chosen = getrandbits(64) * ID_LIMIT + getrandbits(64) * self._bound // ID_LIMIT
+        self._of_thread.chosen = self.draw()
 
     def take(self) -> int:
         """Return the id that was chosen in this thread for the trace that begins now; 0 where none was."""
@@ -71,7 +104,7 @@ recorder: Recorder | None = None
 
 def is_open() -> bool | None:
     """Tell whether the span that is open here is recorded; None where none is open."""
-    return _is_recorded_in(context) if (context := get_current()) else None
+    return _is_recorded_in(context) if (context := open_context()) else None
 
 
 def _is_recorded_in(context: Context) -> bool | None:
@@ -86,7 +119,7 @@ def is_wanted() -> bool:
 
     This is all that ``.remote()`` pays for what is not recorded. So what is usual comes first: nothing is open.
     """
-    context = get_current()
+    context = open_context()
     if context and (recorded := _is_recorded_in(context)) is not None:
         return recorded
     return sampling is None or random() < sampling.share
@@ -95,6 +128,8 @@ def is_wanted() -> bool:
 def record_wanted(name: str, about: About, began_ns: int) -> str:
     """Record what a producer did until now, which ``is_wanted``; return the trace of what hangs below it."""
     if sampling is not None and is_open() is None:
+        if recorder is not None:
+            return recorder.root(sampling.draw(), name, "PRODUCER", about, began_ns)
         sampling.choose()
     return trace_below(record(name, "PRODUCER", None, about, began_ns).get_span_context())
 

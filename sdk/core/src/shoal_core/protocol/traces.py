@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -28,8 +29,7 @@ ID_LIMIT = 1 << 64
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
-@dataclass(frozen=True, slots=True)
-class TraceParent:
+class TraceParent(NamedTuple):
     """A span that is recorded, by its ids; flags and ``state``, the vendors' part, are passed on as they are."""
 
     trace_id: int

@@ -243,8 +243,8 @@ class Execution:
                 definition = self._runtime.function(task.function)
                 exhausted = self._is_last_call(task.function, definition.max_calls)
                 args, kwargs = work.arguments()
-                if ENABLED:
-                    work.runs()
+                if ENABLED and work.processing is not None:
+                    work.processing.run()
                 try:
                     accepted.interruptible = True
                     if accepted.cancelled:

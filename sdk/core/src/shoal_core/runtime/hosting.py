@@ -258,8 +258,8 @@ class Hosting:
         """Call the method that a call names, and return what it returns."""
         method = self._method(work.accepted)
         args, kwargs = work.arguments()
-        if ENABLED:
-            work.runs()
+        if ENABLED and work.processing is not None:
+            work.processing.run()
         return method(*args, **kwargs)
 
     def leave(self) -> None:
@@ -395,8 +395,8 @@ class Hosting:
                     args, kwargs = await asyncio.to_thread(work.arguments)
                 else:
                     args, kwargs = work.arguments()
-                if ENABLED:
-                    work.runs()
+                if ENABLED and work.processing is not None:
+                    work.processing.run()
                 try:
                     result = method(*args, **kwargs)
                     if inspect.isawaitable(result):

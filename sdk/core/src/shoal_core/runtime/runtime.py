@@ -78,7 +78,7 @@ from shoal_core.runtime.work import Ended, current
 if TYPE_CHECKING:
     from shoal_core.runtime.hosting import Hosting
 if TYPE_CHECKING or ENABLED:
-    from shoal_core.bus.spans import is_open
+    from shoal_core.bus.spans import is_open, is_wanted
     from shoal_core.runtime import spans
 
 T = TypeVar("T")
@@ -258,7 +258,7 @@ class Runtime:
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
         number = self._draw_number()
-        began_ns = spans.begun() if ENABLED else 0
+        began_ns = time.time_ns() if ENABLED and is_wanted() else 0
         if args or kwargs:
             arguments, dependencies, nested = self._arguments(call.name, number, args, kwargs)
         wire = self._wire(number, call.function, call.name, call.returns, arguments, call.retry_on, began_ns)
@@ -291,7 +291,7 @@ class Runtime:
         nested: Sequence[ObjectRef[Any]] = ()
         arguments: Value = NO_ARGUMENTS
         number = TaskNumber(self._draw_number() + 1)  # odd: a call (see ``ids``)
-        began_ns = spans.begun() if ENABLED else 0
+        began_ns = time.time_ns() if ENABLED and is_wanted() else 0
         try:
             if args or kwargs:
                 arguments, dependencies, nested = self._arguments(call.name, number, args, kwargs)

@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from opentelemetry import trace as api
-from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Span
 
 from shoal_core.bus.spans import (
     UNRECORDED_CONTEXT,
     About,
+    OfTask,
     begin,
     error_type,
     fail,
@@ -37,13 +38,14 @@ from shoal_core.bus.spans import (
     is_open,
     is_wanted,
     named,
+    open_context,
     opened,
     record,
     record_wanted,
     said,
 )
 from shoal_core.protocol.actors import ActorRecord
-from shoal_core.protocol.ids import INDEX_BITS, ActorId, JobId, PeerId, ProcessId, TaskNumber, task_id_bytes
+from shoal_core.protocol.ids import INDEX_BITS, ActorId, JobId, PeerId, ProcessId, TaskNumber
 from shoal_core.protocol.records import Failed, Inline, Record, Stored, Task, Value
 from shoal_core.protocol.traces import UNRECORDED, Attributes, is_recorded
 from shoal_core.runtime.objects import ObjectState
@@ -63,20 +65,16 @@ MOST_ITEMS = 100
 # ------------------------------------------------------------------------------------ .remote()
 
 
-def begun() -> int:
-    """Return when the submission of a task begins that is to be recorded: now; 0 where it is not to be."""
-    return time.time_ns() if is_wanted() else 0
-
-
 def submitted(task: Task, owner: ProcessId, job: JobId, began_ns: int) -> str:
-    """Record the submission of a task that was ``begun``; return the task's trace."""
-    about = partial(_submission, task.name, task.number, owner, _size_bytes(task.arguments), job)
+    """Record the submission of a task, which ``is_wanted``; return the task's trace."""
+    about = OfTask(_submission, task.number, owner, (task.name, _size_bytes(task.arguments), job))
     return record_wanted(f"submit {task.name}", about, began_ns)
 
 
-def _submission(name: str, number: TaskNumber, owner: ProcessId, size_bytes: int, job: JobId) -> Attributes:
+def _submission(task_id: str, name: str, size_bytes: int, job: JobId) -> Attributes:
     return {
-        **_task(name, number, owner),
+        "messaging.destination.name": name,
+        "messaging.message.id": task_id,
         "messaging.operation.name": "submit",
         "messaging.operation.type": "create",
         "messaging.message.body.size": size_bytes,
@@ -232,12 +230,12 @@ unsent = False
 def unrecorded(trace: str) -> None:
     """What begins here is not recorded, nor is what its code opens; "": its owner does not trace, so code may.
 
-    This is all that a worker process pays for most tasks: a look whether it is so already, after the task before.
+    For most tasks it is so already, after the task before, and a worker process pays a look at that (``work``).
     """
     if trace:
-        if get_current() is not UNRECORDED_CONTEXT:
+        if open_context() is not UNRECORDED_CONTEXT:
             attach(UNRECORDED_CONTEXT)
-    elif get_current() is UNRECORDED_CONTEXT:
+    elif open_context() is UNRECORDED_CONTEXT:
         attach(Context())
 
 
@@ -247,21 +245,21 @@ def of_task(task: Task, owner: ProcessId, actor: ActorRecord | None, known: Call
     ``known`` tells whether the process has run its function before.
     """
     is_known = known()
-    about = partial(_run, task.name, task.number, owner, task.attempt, not is_known, actor)
+    actor_id = None if actor is None else actor.description.actor_id
+    about = OfTask(_run, task.number, owner, (task.name, task.attempt, not is_known, actor_id))
     return Processing(task.name, task.trace, about, fetches=not is_known or _has_arguments(task))
 
 
-def _run(
-    name: str, number: TaskNumber, owner: ProcessId, attempt: int, is_cold: bool, actor: ActorRecord | None
-) -> Attributes:
+def _run(task_id: str, name: str, attempt: int, is_cold: bool, actor: ActorId | None) -> Attributes:
     about = {
         **PROCESSING,
-        **_task(name, number, owner),
-        "faas.invocation_id": _id(number, owner),
+        "messaging.destination.name": name,
+        "messaging.message.id": task_id,
+        "faas.invocation_id": task_id,
         "faas.coldstart": is_cold,
         "shoal.task.attempt": attempt,
     }
-    return about if actor is None else {**about, "shoal.actor.id": actor.description.actor_id}
+    return about if actor is None else {**about, "shoal.actor.id": actor}
 
 
 def of_actor(record: ActorRecord) -> Processing | None:
@@ -356,14 +354,6 @@ def putting(size_bytes: int) -> AbstractContextManager[Span]:
 
 def _has_arguments(task: Task) -> bool:
     return bool(task.dependencies) or type(task.arguments) is not Inline or bool(task.arguments.data)
-
-
-def _task(name: str, number: TaskNumber, owner: ProcessId) -> dict[str, str | int | bool]:
-    return {"messaging.destination.name": name, "messaging.message.id": _id(number, owner)}
-
-
-def _id(number: TaskNumber, owner: ProcessId) -> str:
-    return task_id_bytes(owner, number).hex()
 
 
 def _size_bytes(value: Value) -> int:

@@ -60,7 +60,7 @@ from shoal_core.protocol.records import (
 )
 from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.scheduling import DemandEntry
-from shoal_core.protocol.traces import is_recorded
+from shoal_core.protocol.traces import UNRECORDED, is_recorded
 from shoal_core.runtime.tally import LOST, Tally
 
 WINDOW_SECONDS = 0.010
@@ -256,7 +256,7 @@ class Submission:
             self._by_index[key.index] = key
             self.keys.setdefault(key.scheduling_class, key)
         key.queue.append(task)
-        if wire.trace and key.traced is None and is_recorded(wire.trace):
+        if wire.trace and wire.trace != UNRECORDED and key.traced is None:
             key.traced = task
         self._touched[key] = None
 

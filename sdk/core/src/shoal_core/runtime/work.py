@@ -18,7 +18,7 @@ from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.errors import TaskCancelledError, TaskError
 from shoal_core.protocol.ids import MAX_RETURNS, ProcessId, object_key
 from shoal_core.protocol.records import Failed, Inline, LeaseAssigned, Reference, Stored, Task, Value
-from shoal_core.protocol.traces import is_recorded
+from shoal_core.protocol.traces import UNRECORDED, is_recorded
 from shoal_core.runtime.failures import failure
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.serialization import Dependency, Serialized
@@ -28,7 +28,9 @@ from shoal_core.runtime.values import CopyUnavailable, Pins
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
+    from shoal_core.runtime.spans import Processing
 if TYPE_CHECKING or ENABLED:
+    from shoal_core.bus.spans import UNRECORDED_CONTEXT, open_context
     from shoal_core.runtime import spans
 
 ALL_EXCEPTIONS = b"*"
@@ -166,14 +168,14 @@ class Work:
         "_lets_pass",
         "_name",
         "_runtime",
-        "_spans",
         "_token",
         "accepted",
         "ended",
+        "processing",
     )
 
     ended: Ended
-    _spans: spans.Processing | None
+    processing: Processing | None
     """There where this process traces; None where the task is not recorded."""
 
     def __init__(
@@ -200,17 +202,15 @@ class Work:
             Running(accepted.task, accepted.owner, accepted.order, self._lease, self._label, accepted)
         )
         if ENABLED:
-            self._spans = None
-            if is_recorded(accepted.task.trace):
-                self._spans = self._open_spans(accepted.task)
-            else:
-                spans.unrecorded(accepted.task.trace)
+            self.processing = None
+            if accepted.task.trace != UNRECORDED or open_context() is not UNRECORDED_CONTEXT:
+                self.processing = self._open_spans(accepted.task)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         passes = error is not None and isinstance(error, self._lets_pass)
-        if ENABLED and self._spans is not None:
-            self._end_spans(self._spans, None if passes else error)
+        if ENABLED and self.processing is not None:
+            self._end_spans(self.processing, None if passes else error)
         current.reset(self._token)
         if error is None or passes:
             return not passes
@@ -231,7 +231,10 @@ class Work:
     def _was_cancelled_by(self, error: BaseException) -> bool:
         return self.accepted.cancelled and isinstance(error, CANCELLATIONS)
 
-    def _open_spans(self, task: Task) -> spans.Processing:
+    def _open_spans(self, task: Task) -> Processing | None:
+        if not is_recorded(task.trace):
+            spans.unrecorded(task.trace)
+            return None
         hosting = self._runtime.hosting
         return spans.of_task(task, self.accepted.owner, None if hosting is None else hosting.record, self._knows)
 
@@ -242,7 +245,7 @@ class Work:
             runtime.functions.known(runtime.job, self.accepted.task.function) is not None
         )
 
-    def _end_spans(self, opened: spans.Processing, error: BaseException | None) -> None:
+    def _end_spans(self, opened: Processing, error: BaseException | None) -> None:
         if isinstance(error, ArgumentsUnavailable):
             failed = Failed("arguments_unavailable", "copies of its arguments are gone; it goes back to its owner")
             opened.end(None, failed)
@@ -250,11 +253,6 @@ class Work:
             opened.end(None, cancelled(self._name))
         else:
             opened.end(error)
-
-    def runs(self) -> None:
-        """The arguments are there, and the function is called next."""
-        if self._spans is not None:
-            self._spans.run()
 
     def arguments(self) -> tuple[Sequence[Any], dict[str, Any]]:
         """Return the task's positional and keyword arguments.
@@ -314,8 +312,8 @@ class Work:
             return
         if self.accepted.cancelled and runtime.hosting is not None:
             raise TaskCancelledError
-        if ENABLED and self._spans is not None:
-            self._spans.store()
+        if ENABLED and self.processing is not None:
+            self.processing.store()
         if task.returns == 1:
             results = [runtime.codec.dump(result)]
         elif task.returns == 0:
@@ -389,8 +387,8 @@ class Work:
         began_ns = time.time_ns() if ENABLED else 0
         serialized = self._runtime.codec.dump(item)
         value = self._place(index, serialized)
-        if ENABLED and self._spans is not None:
-            self._spans.item(began_ns, value)
+        if ENABLED and self.processing is not None:
+            self.processing.item(began_ns, value)
         self._runtime.command(Yielded(self.accepted, index, value, serialized))
 
     def _end(self, values: list[Value], results: list[Serialized], retryable: bool) -> None:
