@@ -36,6 +36,7 @@ from shoal_core.runtime.environments import set_up
 from shoal_core.runtime.logs import set_up_logging
 from shoal_core.runtime.objects import Waiter
 from shoal_core.runtime.spinning import Spin
+from shoal_core.runtime.turns import visit
 from shoal_core.runtime.work import Accepted, Crashed, Ended, TaskInterrupt, Work, begin
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ class Execution:
 
     def _take(self) -> Item:
         """Return the next item, as soon as there is one (main thread)."""
-        self._spin.until(lambda: not self.queue.empty())
+        if self.queue.empty():
+            visit(self._runtime.loop, lambda: not self.queue.empty(), None, self._spin)
         return self.queue.get()
 
     def stop(self) -> None:
@@ -293,6 +295,7 @@ _RUNS_USER_CODE = (
     "shoal_core.runtime.execution",
     "shoal_core.runtime.work",
     "shoal_core.runtime.spinning",  # so that a wait is interrupted there, too
+    "shoal_core.runtime.turns",
     "shoal.generators",
 )
 

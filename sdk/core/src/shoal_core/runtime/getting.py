@@ -6,6 +6,7 @@ back its CPU meanwhile.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ from shoal_core.runtime.commands import Want
 from shoal_core.runtime.failures import error_of
 from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
 from shoal_core.runtime.reactor import Reactor
+from shoal_core.runtime.spinning import Spin
+from shoal_core.runtime.turns import check_may_wait, visit
 from shoal_core.runtime.values import Call, CopyUnavailable, Pins, Values
 from shoal_core.runtime.work import current
 
@@ -47,6 +50,8 @@ class Getting:
         self._reactor = reactor
         self._command = command
         self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._spin = Spin(seconds=0.001)  # a round trip through a broker takes half of that
 
     def get(self, states: Sequence[ObjectState], timeout_seconds: float | None) -> list[Any]:
         """Return the values of objects in order; the first error among them is raised as soon as it is known.
@@ -184,20 +189,27 @@ class Getting:
 
     def _block(self, waiter: Waiter, timeout_seconds: float | None) -> None:
         """Block this thread; a task's thread gives back its CPU after a short grace."""
+        check_may_wait(self._loop)
         runs_task = current.get() is not None
         if runs_task or self.blocked is None:  # else it is an actor that is being made, which can wait in no other way
             warn_if_a_loop_runs()
         if self.blocked is None or not runs_task:
-            waiter.wait(timeout_seconds)
+            self._sleep(waiter, timeout_seconds)
             return
         began = time.monotonic()
         grace = BLOCK_GRACE_SECONDS if timeout_seconds is None else min(BLOCK_GRACE_SECONDS, timeout_seconds)
-        if not waiter.wait(grace):
+        if not self._sleep(waiter, grace):
             self.blocked(True)
             try:
-                waiter.wait(None if timeout_seconds is None else timeout_seconds - (time.monotonic() - began))
+                self._sleep(waiter, None if timeout_seconds is None else timeout_seconds - (time.monotonic() - began))
             finally:
                 self.blocked(False)
+
+    def _sleep(self, waiter: Waiter, timeout_seconds: float | None) -> bool:
+        """Block until a waiter is released, or the time is over; tell whether it was released."""
+        began = time.monotonic()
+        visit(self._loop, waiter.is_released, timeout_seconds, self._spin)
+        return waiter.wait(None if timeout_seconds is None else timeout_seconds - (time.monotonic() - began))
 
     def waiter(self) -> Callable[[bool], None] | None:
         """Return whom to tell when the task of this context waits, if it holds a CPU that others may need."""

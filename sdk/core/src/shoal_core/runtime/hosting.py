@@ -43,7 +43,7 @@ from shoal_core.protocol.actors import MOST_ERROR_BYTES, ActorRecord
 from shoal_core.protocol.ids import FunctionId
 from shoal_core.protocol.records import ActorAssigned, InGroup, Inline, LeaseAssigned, Reference
 from shoal_core.runtime.failures import lasting_failure
-from shoal_core.runtime.session import new_event_loop
+from shoal_core.runtime.turns import attended
 from shoal_core.runtime.work import Accepted, Work, begin, fill_in
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ class Hosting:
         else:
             asyncio.set_event_loop(self._loop)
             self._loop.call_soon(self._make_on_loop, cls)
-            self._loop.run_forever()
+            with attended(self._runtime.loop, self._loop):
+                self._loop.run_forever()
 
     def let_go(self) -> None:
         """Let the instance go, so that its ``__del__`` runs while the process is still whole."""
@@ -186,7 +187,7 @@ class Hosting:
             if _is_async(method):
                 self._in_tasks.add(name)
         if self._in_tasks:
-            self._loop = new_event_loop()
+            self._loop = _new_event_loop()
             limits = {DEFAULT_GROUP: spec.concurrency or ASYNC_CONCURRENCY, **spec.groups}
             self._groups = {name: _Limit(limit) for name, limit in limits.items()}
         elif spec.concurrency > 1 or spec.groups:
@@ -519,3 +520,12 @@ _SPECIAL: dict[str, Callable[[Any], Callable[..., Any]]] = {
 }
 SPECIAL_METHODS = frozenset(_SPECIAL)
 """Methods that every actor has."""
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's event loop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

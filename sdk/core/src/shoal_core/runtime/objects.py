@@ -17,7 +17,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
-from functools import partial
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import msgspec
@@ -37,7 +36,6 @@ from shoal_core.protocol.ids import (
 from shoal_core.protocol.records import Failed, Inline, Reference, Stored, Value
 from shoal_core.runtime.awaiting import until_told
 from shoal_core.runtime.identities import JobID, TaskID
-from shoal_core.runtime.spinning import Spin
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -82,9 +80,6 @@ class Home(Protocol):
         """Return the job that a process of this cluster works for, as far as it is known here."""
 
 
-_spin = Spin(seconds=0.001)  # a round trip through a broker takes half of that
-
-
 class Waiter:
     """One blocked user thread: released when enough of its objects are ready, or one has failed."""
 
@@ -109,11 +104,13 @@ class Waiter:
 
     def wait(self, timeout_seconds: float | None) -> bool:
         """Block until released; False if the time ran out first."""
-        if _spin.until(partial(self._lock.acquire, blocking=False)):
-            return True
         if timeout_seconds is None:
             return self._lock.acquire()
         return self._lock.acquire(timeout=min(max(0.0, timeout_seconds), threading.TIMEOUT_MAX))
+
+    def is_released(self) -> bool:
+        """Tell whether the thread need not wait any more."""
+        return not self._lock.locked()
 
 
 class ObjectState(msgspec.Struct, eq=False):

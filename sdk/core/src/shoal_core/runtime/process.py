@@ -51,7 +51,7 @@ from shoal_core.runtime.execution import CUDA_VISIBLE, BegunPage, Execution
 from shoal_core.runtime.hosting import Hosting, Left, Outcome
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Runtime
-from shoal_core.runtime.session import Address, MakeLoop, Session
+from shoal_core.runtime.session import Address, Session
 from shoal_core.runtime.streams import STREAMING, Producer
 from shoal_core.runtime.submission import cancelled
 from shoal_core.runtime.work import Accepted, Awaits, Crashed, Ended, Running, Yielded, cancel, current
@@ -539,9 +539,7 @@ def main(config: WorkerConfig) -> None:
         atexit._run_exitfuncs()
 
 
-def session_of(
-    config: WorkerConfig, begin: Callable[[Runtime, Execution], None], make_loop: MakeLoop | None = None
-) -> Session:
+def session_of(config: WorkerConfig, begin: Callable[[Runtime, Execution], None]) -> Session:
     """Return a worker process's session, which calls ``begin`` when all is there for it to serve (I/O thread)."""
     page = BegunPage(Path(config.begun_page))
 
@@ -562,7 +560,7 @@ def session_of(
         Credentials.from_json(config.credentials),
         TlsFiles(**config.tls) if config.tls else None,
     )
-    return Session(address, identify, serve, make_loop)
+    return Session(address, identify, serve)
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 User threads leave commands on queues and wake the loop; channels deliver records; timers tick. Whatever came in
 one turn of the loop is worked off together, so that each peer gets one message and the table's lock is taken once.
+"I/O thread" stands here and elsewhere for whichever thread runs the loop's turn (see ``turns``).
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from shoal_core.protocol.storage import MOST_PINS
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.traces import UNRECORDED
 from shoal_core.protocol.wire import encode
+from shoal_core.runtime import turns
 from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, Own
 from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, Persisted, Say, StreamMoved, Want, Withdraw
@@ -200,7 +202,7 @@ class Reactor:
         """Have the loop look at the queues soon; cheap when it is going to anyway (any thread)."""
         if not self._awake:
             self._awake = True
-            self._loop.call_soon_threadsafe(self.drain, context=self._context)
+            turns.leave(self._loop, self.drain, self._context)
 
     def release(self, state: ObjectState) -> None:
         """Count one reference less: at once, or soon where it holds no more than a small value (any thread).

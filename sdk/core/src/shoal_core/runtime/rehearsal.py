@@ -5,13 +5,10 @@ into the code and the types. Who is forked before that has to find it out, and t
 is an eighth of what it costs a worker process to start. Who is forked afterwards has it.
 
 So that nobody needs to be there for a rehearsal, it has a broker of its own, which says no more than that it is one.
-Its event loop is the standard library's: uvloop's have pipes for the whole process, which whoever is forked makes anew
-and then closes as inherited.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import socket
@@ -32,7 +29,7 @@ def rehearse(times: int = TIMES) -> None:
     Raises ``OSError`` or a ``ShoalError`` where this machine does not even let a process talk to itself.
     """
     for _ in range(times):
-        with _broker() as address, session_of(_config(address), lambda *_: None, asyncio.new_event_loop):
+        with _broker() as address, session_of(_config(address), lambda *_: None):
             pass
 
 

@@ -68,10 +68,12 @@ from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.recent import Recent
 from shoal_core.runtime.reporting import Reporter
 from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
+from shoal_core.runtime.spinning import Spin
 from shoal_core.runtime.standings import Standings
 from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
 from shoal_core.runtime.transfers import Transfers
+from shoal_core.runtime.turns import check_may_wait, is_here, visit
 from shoal_core.runtime.values import Values
 from shoal_core.runtime.work import Ended, current
 
@@ -174,7 +176,7 @@ class Runtime:
         self._actor_numbers = itertools.count(1)
         self._group_numbers = itertools.count(1)
         self._commands = self.reactor.commands
-        self._thread = threading.get_ident()
+        self._spin = Spin(seconds=0.001)
 
     def release(self, state: ObjectState) -> None:
         """Count one reference less (any thread, in a finalizer)."""
@@ -190,13 +192,17 @@ class Runtime:
 
         When this process leaves the cluster meanwhile, raise why.
         """
-        if threading.get_ident() == self._thread:
+        try:
+            check_may_wait(self.loop)
+        except RuntimeError:
             coroutine.close()
-            raise RuntimeError("A blocking call was made on Shoal's own I/O thread; use the awaitable form there.")
+            raise
         if self.reactor.closed is not None:
             coroutine.close()
             raise error_of(self.reactor.closed)
-        return asyncio.run_coroutine_threadsafe(self._unless_closed(coroutine), self.loop).result()
+        future = asyncio.run_coroutine_threadsafe(self._unless_closed(coroutine), self.loop)
+        visit(self.loop, future.done, None, self._spin)
+        return future.result()
 
     async def _unless_closed(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Return what a coroutine returns, unless this process leaves the cluster before its end (I/O thread)."""
@@ -643,7 +649,7 @@ class Runtime:
 
     def aside(self, work: Callable[[], None]) -> None:
         """Do something in another thread than the I/O thread: this one, or one of the loop's pool."""
-        if threading.get_ident() == self._thread:
+        if is_here(self.loop):
             self.loop.run_in_executor(None, work)
         else:
             work()

@@ -41,6 +41,7 @@ from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.runtime.deathwatch import watching_deaths
 from shoal_core.runtime.notices import heeding_notices
 from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.turns import SharedLoop
 
 JOIN_SECONDS = 10.0
 LEAVE_SECONDS = 2.0
@@ -50,7 +51,6 @@ BROKER_LIMIT_SECONDS = float(os.environ.get("SHOAL_BROKER_LIMIT_SECONDS", "60"))
 logger = logging.getLogger("shoal.runtime")
 
 Part = Callable[[Runtime], AbstractAsyncContextManager[None]]
-MakeLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Session:
     """The life of this process in a cluster; ``runtime`` is there between entering and leaving.
 
     ``identify`` says who the process is, on which node; whoever comes from outside makes sure there that this is a
-    cluster that it understands (``check_cluster``). ``make_loop`` makes the I/O thread's event loop.
+    cluster that it understands (``check_cluster``).
     """
 
     runtime: Runtime
@@ -83,12 +83,10 @@ class Session:
         address: Address,
         identify: Callable[[Bus, Subjects], AbstractAsyncContextManager[tuple[ProcessId, Path | None]]],
         part: Part,
-        make_loop: MakeLoop | None = None,
     ) -> None:
         self._address = address
         self._identify = identify
         self._part = part
-        self._make_loop = make_loop or new_event_loop
         self._ready: Future[Runtime] = Future()
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,7 +113,7 @@ class Session:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=self._make_loop) as runner:
+            with asyncio.Runner(loop_factory=SharedLoop) as runner:
                 runner.run(self._serve())
         except BaseException as error:
             if self._ready.done():
@@ -199,15 +197,6 @@ async def check_cluster(bus: Bus, subjects: Subjects, address: str) -> ClusterIn
             f"{__version__} (protocol {PROTOCOL_VERSION}); install the same version on both sides."
         )
     return info
-
-
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's event loop where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 def _watch_broker(runtime: Runtime, limit_seconds: float = BROKER_LIMIT_SECONDS) -> None:
