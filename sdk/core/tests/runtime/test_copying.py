@@ -22,6 +22,7 @@ from shoal_core.runtime.copying import copy, populate
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copying, "SHARED_BYTES", 1000)
     monkeypatch.setattr(copying, "STEP_BYTES", 300)
+    monkeypatch.setattr(copying, "PAGE_BYTES", 100)
 
 
 def pattern(size: int) -> bytes:
@@ -71,6 +72,8 @@ def test_a_target_that_cannot_be_written_is_refused() -> None:
 
 def test_an_interruption_waits_for_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copying, "cpu_count", lambda: 4)
+    monkeypatch.setattr(copying, "STEP_BYTES", 2000)
+    monkeypatch.setattr(copying, "PAGE_BYTES", 1)
     wait, begun, may_go_on = copying._Helper.wait, threading.Barrier(4), threading.Event()
     interruptions = iter([KeyboardInterrupt, KeyboardInterrupt])
     ended: list[int] = []
@@ -109,6 +112,20 @@ def test_what_has_not_begun_when_the_copy_is_interrupted_never_does(monkeypatch:
     assert len(late) == 2
     for begin in late:
         begin()
+
+
+def test_nobody_waits_for_a_thread_that_begins_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "cpu_count", lambda: 3)
+    late: list[Callable[[], None]] = []
+    monkeypatch.setattr(copying._Helper, "start", lambda helper: late.append(helper._run))
+    target = bytearray(8000)
+    copy(memoryview(target), memoryview(pattern(8000)))
+    assert target == pattern(8000)
+    target[:] = bytes(8000)
+    assert len(late) == 2
+    for begin in late:
+        begin()
+    assert target == bytes(8000)
 
 
 def resident_bytes(path: Path) -> int:

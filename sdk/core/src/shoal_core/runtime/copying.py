@@ -10,7 +10,6 @@ from __future__ import annotations
 import _thread
 import ctypes
 import errno
-import itertools
 import mmap
 import os
 import threading
@@ -22,12 +21,6 @@ import stringzilla
 
 from shoal_core.machine import cpu_count
 
-STEP_BYTES = 1024 * 1024 * 1024
-"""A signal is heard between steps, which take a tenth of a second.
-
-Steps are as long as that allows: the C library writes past the caches where a move is longer than they are, and spares
-memory the reading of what will be overwritten (measured for 0.8 GB by two threads: 51 ms in steps of 16 MiB, else 39).
-"""
 POPULATED_BYTES = 16 * 1024 * 1024
 """The step in which pages are entered, which for pages that are new takes ten times as long as to copy them."""
 PAGE_BYTES = mmap.PAGESIZE
@@ -57,6 +50,13 @@ def _streaming() -> Callable[[int, int, int], object]:
 
 _copy_bytes = _streaming()
 
+STEP_BYTES = 1024 * 1024 * 1024 if _copy_bytes is ctypes.memmove else 4 * 1024 * 1024
+"""A signal is heard between steps, which take a tenth of a second at most.
+
+Steps are as long as that allows where the C library copies: it goes past the caches where a move is longer than they
+are (measured for 0.8 GB by two threads: 51 ms in steps of 16 MiB, else 39).
+"""
+
 
 def copy(target: memoryview, source: memoryview) -> None:
     """Copy ``source``, which is contiguous, to the beginning of ``target``, which is writable and one of bytes.
@@ -68,7 +68,7 @@ def copy(target: memoryview, source: memoryview) -> None:
         target[:size] = _flat(source)
         return
     to, of = address_of(target, writable=True), address_of(source, writable=False)
-    _divided(size, partial(_move, to, of))
+    _divided(size, STEP_BYTES, partial(_move, to, of))
 
 
 def populate(target: memoryview) -> None:
@@ -78,43 +78,46 @@ def populate(target: memoryview) -> None:
     it cannot do this (before Linux 5.14), nothing happens.
     """
     failures: list[int] = []
-    _divided(target.nbytes, partial(_enter, address_of(target, writable=True), failures))
+    _divided(target.nbytes, POPULATED_BYTES, partial(_enter, address_of(target, writable=True), failures))
     if failures and failures[0] != errno.EINVAL:
         raise OSError(failures[0], os.strerror(failures[0]))
 
 
-def _divided(size: int, work: Callable[[int, int], None]) -> None:
-    """Have several threads do something from and up to some byte, each in a part of its own that begins with a page."""
+def _divided(size: int, step: int, work: Callable[[int, int], None]) -> None:
+    """Have several threads do something from and up to some byte, step by step; all but the last end with a page.
+
+    Each takes the next step that is left, so that nobody waits for a thread that begins late.
+    """
     count = max(1, min(size // SHARED_BYTES, MOST_THREADS, cpu_count()))
-    ends = [size * index // count // PAGE_BYTES * PAGE_BYTES for index in range(count)]
-    parts = list(itertools.pairwise([*ends, size]))
-    helpers = [_Helper(partial(work, *part)) for part in parts[1:]]
+    share = -(-size // count // PAGE_BYTES) * PAGE_BYTES
+    step = max(PAGE_BYTES, min(step, share))
+    starts = iter(range(0, size, step))  # the interpreter takes the next one out in one step
+
+    def take() -> None:
+        for start in starts:
+            work(start, min(start + step, size))
+
+    helpers = [_Helper(take) for _ in range(count - 1)]
     try:
         for helper in helpers:
             helper.start()
-        work(*parts[0])
-        for helper in helpers:
-            helper.wait()
+        take()
     finally:
         _stop(helpers)
 
 
 def _enter(address: int, failures: list[int], start: int, stop: int) -> None:
-    """Enter pages step by step, until one thread has failed or was interrupted."""
+    """Enter pages, unless one thread has failed or was interrupted."""
     try:
-        for position in range(start, stop, POPULATED_BYTES):
-            if failures:
-                return
-            if _madvise(address + position, min(POPULATED_BYTES, stop - position), MADV_POPULATE_WRITE):
-                failures.append(ctypes.get_errno())
+        if not failures and _madvise(address + start, stop - start, MADV_POPULATE_WRITE):
+            failures.append(ctypes.get_errno())
     except BaseException:
         failures.append(errno.EINTR)
         raise
 
 
 def _move(to: int, of: int, start: int, stop: int) -> None:
-    for position in range(start, stop, STEP_BYTES):
-        _copy_bytes(to + position, of + position, min(STEP_BYTES, stop - position))
+    _copy_bytes(to + start, of + start, stop - start)
 
 
 class _Helper:
