@@ -16,6 +16,7 @@ from shoal_core.bus.connection import connect
 from shoal_core.protocol.errors import PermissionViolationError
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
 from shoal_core.protocol.subjects import Role, Subjects
+from shoal_core.protocol.verbs import GCS_CHANGING, GCS_READING, NODE_PUBLIC, SCHEDULER_PUBLIC
 
 CLUSTER = "c"
 SUBJECTS = Subjects(CLUSTER)
@@ -25,6 +26,27 @@ ACTOR = ActorId(PROCESS + "00000001")
 EVERYONE = set(Role)
 SERVICES = {Role.NODE, Role.GCS, Role.SCHEDULER, Role.OBJECTSTORE}
 NOBODY: set[Role] = set()
+READING = {
+    "gcs": {
+        "cluster",
+        "find_actor",
+        "find_group",
+        "get_actor",
+        "get_function",
+        "get_group",
+        "get_job",
+        "get_node",
+        "kv_get",
+        "kv_keys",
+        "list_actors",
+        "list_groups",
+        "list_jobs",
+        "list_nodes",
+    },
+    "scheduler": {"pending", "resources"},
+    "node": {"objects", "task", "tasks"},
+}
+"""Which verbs an observer may ask by. A new one that it may ask by belongs here, and has to change nothing."""
 
 
 @dataclass
@@ -62,7 +84,10 @@ def bucket_rows(bucket: str) -> list[Row]:
 
 
 CATALOGUE: dict[Callable[..., object], list[Row]] = {
-    Subjects.gcs: [Row(SUBJECTS.gcs("verb"), EVERYONE, {Role.GCS})],
+    Subjects.gcs: [
+        *(Row(SUBJECTS.gcs(verb), EVERYONE, {Role.GCS}) for verb in sorted(READING["gcs"])),
+        *(Row(SUBJECTS.gcs(verb), EVERYONE - {Role.OBSERVER}, {Role.GCS}) for verb in [*GCS_CHANGING, "verb"]),
+    ],
     Subjects.gcs_from_node: [Row(SUBJECTS.gcs_from_node("verb"), {Role.NODE}, {Role.GCS})],
     Subjects.gcs_from_scheduler: [Row(SUBJECTS.gcs_from_scheduler("verb"), {Role.SCHEDULER}, {Role.GCS})],
     Subjects.gcs_replica_from_scheduler: [
@@ -156,6 +181,10 @@ OUTSIDE = [
 def test_the_table_has_every_subject_of_the_catalogue() -> None:
     methods = {method for name, method in inspect.getmembers(Subjects, inspect.isfunction) if not name.startswith("_")}
     assert methods == set(CATALOGUE)
+
+
+def test_who_only_observes_asks_by_verbs_that_change_nothing() -> None:
+    assert {"gcs": set(GCS_READING), "scheduler": set(SCHEDULER_PUBLIC), "node": set(NODE_PUBLIC)} == READING
 
 
 @pytest.mark.parametrize("role", Role)

@@ -9,8 +9,9 @@ import pytest
 from shoal_core.protocol import actors, groups, messages, verbs
 from shoal_core.protocol.messages import Message, Refusal
 from shoal_core.protocol.verbs import (
+    GCS_CHANGING,
     GCS_NODE,
-    GCS_PUBLIC,
+    GCS_READING,
     GCS_SCHEDULER,
     NODE_NODE,
     NODE_PROCESS,
@@ -22,7 +23,8 @@ from shoal_core.protocol.verbs import (
 )
 
 TABLES = [
-    GCS_PUBLIC,
+    GCS_READING,
+    GCS_CHANGING,
     GCS_NODE,
     GCS_SCHEDULER,
     SCHEDULER_PUBLIC,

@@ -19,7 +19,7 @@ from shoal_core.protocol.measures import Labels, labels
 from shoal_core.protocol.messages import DriverAlive, Echo, JobState, NodeAnnouncement, NodeState, ProcessDied
 from shoal_core.protocol.metrics import ACTOR_DEATHS, ACTOR_RESTARTS, ACTORS, JOBS, NODE_DEATHS, NODES, PLACEMENT_GROUPS
 from shoal_core.protocol.subjects import GCS_QUEUE, Role, Subjects
-from shoal_core.protocol.verbs import GCS_NODE, GCS_PUBLIC, GCS_SCHEDULER
+from shoal_core.protocol.verbs import GCS_CHANGING, GCS_NODE, GCS_READING, GCS_SCHEDULER
 from shoal_core.service import Engine, Metrics, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
@@ -35,7 +35,7 @@ SHOWN_GROUPS = [state for state in GroupState if state is not GroupState.NAMING]
 
 def routes(subjects: Subjects, identity: str) -> list[Route]:
     """Return where a replica of the control store is asked, and what it listens to."""
-    public = [Route(subjects.gcs(verb), model, GCS_QUEUE) for verb, model in GCS_PUBLIC.items()]
+    public = [Route(subjects.gcs(verb), model, GCS_QUEUE) for verb, model in (GCS_READING | GCS_CHANGING).items()]
     from_nodes = [Route(subjects.gcs_from_node(verb), model, GCS_QUEUE) for verb, model in GCS_NODE.items()]
     from_schedulers = [
         Route(subjects.gcs_from_scheduler(verb), model, GCS_QUEUE) for verb, model in GCS_SCHEDULER.items()

@@ -6,7 +6,8 @@ what: user code (role ``process``) cannot forge a node's grant, a scheduler's re
 ======================================================  =====================  ==========================
 subject (below ``shoal.<cluster>``)                     published by           heard by
 ======================================================  =====================  ==========================
-``gcs.public.<verb>``                                   every role             one gcs (queue group)
+``gcs.public.<verb>`` of a verb that only reads         every role             one gcs (queue group)
+``gcs.public.<verb>`` of any other                      all but observer       one gcs
 ``gcs.node.<verb>``                                     node                   one gcs
 ``gcs.scheduler.<verb>``                                scheduler              one gcs
 ``gcs.replica.<id>.<verb>``                             scheduler              that gcs
@@ -37,6 +38,7 @@ from enum import StrEnum
 from functools import cached_property
 
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, PeerId, ProcessId
+from shoal_core.protocol.verbs import GCS_READING
 
 
 class Role(StrEnum):
@@ -67,7 +69,7 @@ class Subjects:
         return f"shoal.{self.cluster}"
 
     def gcs(self, verb: str) -> str:
-        """Return where any role asks the control store."""
+        """Return where any role asks the control store; an observer only by verbs of ``GCS_READING``."""
         return f"{self.root}.gcs.public.{verb}"
 
     def gcs_from_node(self, verb: str) -> str:
@@ -212,7 +214,8 @@ def _stream_api(stream: str) -> tuple[str, ...]:
 def permissions(cluster: str, role: Role) -> Permissions:
     """Return what the broker allows ``role`` in ``cluster``; everything else is refused."""
     root = f"shoal.{cluster}"
-    anyone = (f"{root}.gcs.public.*", f"{root}.scheduler.public.*", f"{root}.node.*.public.*")
+    reading = (f"{root}.scheduler.public.*", f"{root}.node.*.public.*")
+    anyone = (f"{root}.gcs.public.*", *reading)
     replies = (f"{root}.inbox.>",)
     own_inbox = (f"{root}.inbox.{role}.>",)
     events = (f"{root}.event.>",)
@@ -279,7 +282,7 @@ def permissions(cluster: str, role: Role) -> Permissions:
             subscribe=(*own_inbox, *events, *service, f"{root}.objectstore.*"),
         ),
         Role.OBSERVER: Permissions(
-            publish=(*anyone, *discovery),
+            publish=(*map(Subjects(cluster).gcs, GCS_READING), *reading, *discovery),
             subscribe=(*own_inbox, *events),
         ),
     }

@@ -108,33 +108,37 @@ from shoal_core.protocol.storage import (
 
 Verb = Annotated[str, "the last token of a request's subject"]
 
-GCS_PUBLIC: dict[Verb, type[Message]] = {
+GCS_READING: dict[Verb, type[Message]] = {
     "cluster": GetCluster,
     "get_node": GetNode,
     "list_nodes": ListNodes,
-    "register_job": RegisterJob,
-    "finish_job": FinishJob,
     "get_job": GetJob,
     "list_jobs": ListJobs,
-    "put_function": PutFunctionPart,
     "get_function": GetFunctionPart,
-    "kv_put": KvPut,
     "kv_get": KvGet,
-    "kv_delete": KvDelete,
     "kv_keys": KvKeys,
-    "open_actor_job": OpenActorJob,
-    "create_actor": CreateActor,
     "get_actor": GetActor,
     "find_actor": FindActor,
     "list_actors": ListActors,
-    "kill_actor": KillActor,
-    "release_actor": ReleaseActor,
-    "create_group": CreateGroup,
     "get_group": GetGroup,
     "find_group": FindGroup,
     "list_groups": ListGroups,
+}
+"""What the control store is asked publicly that changes nothing: all that an observer may ask of it."""
+GCS_CHANGING: dict[Verb, type[Message]] = {
+    "register_job": RegisterJob,
+    "finish_job": FinishJob,
+    "put_function": PutFunctionPart,
+    "kv_put": KvPut,
+    "kv_delete": KvDelete,
+    "open_actor_job": OpenActorJob,
+    "create_actor": CreateActor,
+    "kill_actor": KillActor,
+    "release_actor": ReleaseActor,
+    "create_group": CreateGroup,
     "remove_group": RemoveGroup,
 }
+"""What it is asked publicly, though not by observers, that changes something."""
 GCS_NODE: dict[Verb, type[Message]] = {
     "register_node": NodeDescription,
     "retire_node": RetireNode,
@@ -146,6 +150,7 @@ GCS_NODE: dict[Verb, type[Message]] = {
 GCS_SCHEDULER: dict[Verb, type[Message]] = {"commit_group": CommitGroup}
 SCHEDULER_PUBLIC: dict[Verb, type[Message]] = {"pending": GetPending, "resources": GetResources}
 NODE_PUBLIC: dict[Verb, type[Message]] = {"objects": ListObjects, "tasks": ListTasks, "task": ExplainTask}
+"""What a scheduler and a node are asked publicly, by observers too: nothing of it changes anything."""
 NODE_SCHEDULER: dict[Verb, type[Message]] = {
     "lease": LeaseRequest,
     "recall": RecallLeases,
