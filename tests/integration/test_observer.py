@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,10 @@ from shoal_core.bus import Bus, Credentials, connect
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.actors import KillActor
 from shoal_core.protocol.ids import ActorId
-from shoal_core.protocol.messages import KvGet, KvPut, KvValue
+from shoal_core.protocol.messages import KvGet, KvPut, KvValue, ListNodes
 from shoal_core.protocol.subjects import Role
 from shoal_core.protocol.verbs import GCS_CHANGING
+from shoal_core.protocol.wire import encode
 from shoal_core.runtime.session import Address
 from tests.integration.waiting import get, until
 
@@ -45,13 +46,15 @@ def credentials() -> Path:
 
 
 @asynccontextmanager
-async def observing(credentials: Path) -> AsyncIterator[Bus]:
-    """Join the broker of the test's cluster as an observer."""
+async def joined(role: Role, credentials: Path) -> AsyncIterator[Bus]:
+    """Join the broker of the test's cluster in a role."""
     proof, cluster = Credentials.from_file(credentials), runtime().subjects.cluster
-    async with connect(
-        runtime().address, role=Role.OBSERVER, identity="looks", cluster=cluster, credentials=proof
-    ) as bus:
+    async with connect(runtime().address, role=role, identity="looks", cluster=cluster, credentials=proof) as bus:
         yield bus
+
+
+def observing(credentials: Path) -> AbstractAsyncContextManager[Bus]:
+    return joined(Role.OBSERVER, credentials)
 
 
 @pytest.mark.parametrize("verb", GCS_CHANGING)
@@ -72,6 +75,16 @@ async def test_what_is_refused_does_not_happen(credentials: Path) -> None:
             await ask(bus, subjects.gcs("kv_put"), KvPut(namespace="n", key="k", value=b"v"))
         assert await ask(bus, subjects.gcs("kv_get"), KvGet(namespace="n", key="k")) == KvValue(value=None)
     assert await host.lives.remote()
+
+
+async def test_an_answer_is_not_written_where_only_the_control_store_may_write(credentials: Path) -> None:
+    subjects = runtime().subjects
+    bucket, list_nodes = subjects.control_bucket(), subjects.gcs("list_nodes")
+    async with observing(credentials) as bus, joined(Role.GCS, credentials.with_name("gcs.json")) as gcs:
+        for subject in (list_nodes, "$SRV.PING"):
+            bus.publish(subject, encode(ListNodes()), reply=f"$KV.{bucket}.forged")
+        assert await ask(bus, list_nodes, ListNodes())
+        assert await (await gcs.key_value(bucket)).get("forged") is None
 
 
 @pytest.fixture

@@ -110,3 +110,12 @@ async def test_a_question_without_a_reply_subject_is_ignored(world: World) -> No
     world.observer.publish("$SRV.PING", b"")
     await asyncio.wait_for(world.observer.flush(), 5)
     assert set(await world.answers("$SRV.PING", 2)) == set(REPLICAS)
+
+
+async def test_a_question_is_answered_to_an_inbox_only(world: World) -> None:
+    heard: list[Message] = []
+    elsewhere = Subjects(CLUSTER).event(Role.GCS, "one", "forged")
+    world.observer.subscribe(elsewhere, heard.append)
+    world.observer.publish("$SRV.PING", b"", reply=elsewhere)
+    assert set(await world.answers("$SRV.PING", 2)) == set(REPLICAS)
+    assert heard == []

@@ -194,6 +194,20 @@ async def test_effects_happen_in_their_order(world: World) -> None:
         assert heard == ["one", "answer", "two"]
 
 
+async def test_an_answer_goes_to_an_inbox_only(world: World) -> None:
+    def decide(message: Any) -> list[Effect]:
+        return [Reply(message.token, KvValue(value=None))] if isinstance(message, Request) else []
+
+    elsewhere = SUBJECTS.event(Role.GCS, "replica", "forged")
+    async with world.engine(ScriptedCore(decide)):
+        heard = world.listen(elsewhere)
+        for data in (encode(KvGet(namespace="n", key="k")), b"not a request"):
+            world.asker.publish(GET, data, reply=elsewhere)
+        assert await world.ask() == KvValue(value=None)
+        await world.asker.flush()
+        assert heard == []
+
+
 async def test_what_comes_in_crowds_is_asked_told_and_answered_in_packets(world: World) -> None:
     remove, changes = SUBJECTS.gcs("remove_group"), SUBJECTS.groups_changed("replica", "creator")
     requests = [RemoveGroup(group_id=PlacementGroupId(f"{number:032x}"), reason="told to") for number in range(3)]

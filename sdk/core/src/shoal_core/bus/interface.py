@@ -34,6 +34,7 @@ from shoal_core.protocol.errors import (
     RequestTimeoutError,
     ShoalError,
 )
+from shoal_core.protocol.subjects import all_inboxes
 
 if TYPE_CHECKING:
     from shoal_core.bus.keyvalue import KeyValue
@@ -114,6 +115,7 @@ class Bus(ABC):
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests: dict[str, tuple[Settled, str, asyncio.TimerHandle]] = {}
         self._request_count = 0
+        self._all_inboxes = all_inboxes(inbox)
         self._reply_prefix = f"{self.inbox}."
         self._reply_prefix_length = len(self._reply_prefix)
 
@@ -125,6 +127,13 @@ class Bus(ABC):
         message is dropped and False returned. Raises ``PayloadTooLargeError``, ``BufferFullError`` (64 MiB wait to be
         written) and ``BusClosedError``.
         """
+
+    def answer(self, reply: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> bool:
+        """Publish an answer to whoever asked, as ``publish`` does; False where ``reply`` is no inbox of the cluster.
+
+        Who asks chooses ``reply``, and must not have anything said by our permissions that its own do not allow.
+        """
+        return reply.startswith(self._all_inboxes) and self.publish(reply, data, headers=headers)
 
     def begin_turn(self) -> None:  # noqa: B027 - a bus may have no use for it
         """Have what is published until ``end_turn`` wait for that, and not for a turn of the loop of its own.

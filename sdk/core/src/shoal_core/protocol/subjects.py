@@ -190,6 +190,11 @@ def parse_channel(subject: str) -> tuple[Role, str]:
     return Role(tokens[1]), tokens[2]
 
 
+def all_inboxes(inbox: str) -> str:
+    """Return what the inboxes of all connections of a cluster begin with, given that of one."""
+    return inbox.rsplit(".", 2)[0] + "."
+
+
 @dataclass(frozen=True)
 class Permissions:
     """The subject patterns a role may publish to and subscribe to."""

@@ -47,7 +47,7 @@ class Discovery:
         def answer(message: Message) -> None:
             if message.reply:
                 text = {"type": f"{TYPE_PREFIX}.{verb.lower()}_response", **self._identity, **body()}
-                self._bus.publish(message.reply, json.dumps(text).encode())
+                self._bus.answer(message.reply, json.dumps(text).encode())
 
         return answer
 

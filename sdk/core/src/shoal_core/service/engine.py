@@ -489,20 +489,25 @@ class Engine:
         if len(data) > self.bus.max_payload:
             self._refuse(reply, served, ServiceError(f"the answer has {len(data)} bytes, more than the broker takes"))
         else:
-            self._publish(reply, data)
+            self._respond(reply, data)
 
     def _refuse(self, reply: str, served: Served, error: ShoalError) -> None:
         """Answer with an error."""
         served.fail(error)
+        self._respond(reply, encode(error))
+
+    def _respond(self, reply: str, data: bytes) -> None:
+        """Send an answer, if one is wanted."""
         if reply:
-            self._publish(reply, encode(error))
+            self._say(self.bus.answer, reply, data)
 
     def _publish(self, subject: str, data: bytes) -> None:
+        self._say(self.bus.publish, subject, data)
+
+    def _say(self, publish: Callable[..., bool], subject: str, data: bytes) -> None:
         """Publish once; what cannot be sent is counted, since whoever waits for it asks again."""
-        if not subject:
-            return
         try:
-            taken = self.bus.publish(subject, data, headers=message_headers())
+            taken = publish(subject, data, headers=message_headers())
         except BufferFullError:
             taken = False
         if not taken:
