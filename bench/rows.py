@@ -130,6 +130,7 @@ ROWS: tuple[Row, ...] = (
         higher_is_better=False,
         systems=("shoal",),
         limit=1.1,
+        rounds=2,
         timeout_seconds=300.0,
     ),
     *(

@@ -1,4 +1,4 @@
-"""The benchmark's row about tracing, tiny: with two clusters of its own."""
+"""The benchmark's row about tracing, tiny: with two programs and their clusters."""
 
 from __future__ import annotations
 
