@@ -173,6 +173,37 @@ def test_a_visit_ends_when_its_time_is_over(hosted: Hosted) -> None:
     assert hosted.call(lambda: len(hosted.loop._scheduled)) == 0
 
 
+def test_visits_that_are_over_at_once_hold_up_nothing(hosted: Hosted) -> None:
+    """Somebody who asks again and again whether something has come keeps the host from it."""
+    came = threading.Event()
+    hosted.call(lambda: hosted.loop.call_later(0.02, came.set))
+    end = time.monotonic() + LONG_SECONDS
+    while not came.is_set() and time.monotonic() < end:
+        visit(hosted.loop, came.is_set, 0.0, spin())
+    assert came.is_set()
+
+
+def test_there_is_nothing_to_visit_once_the_loop_has_ended() -> None:
+    """Although it had not when the guest looked."""
+    loop = SharedLoop()
+    loop._host = 1
+    turn = loop._turn
+
+    class Ends:
+        def acquire(self, blocking: bool) -> bool:
+            loop._host = None
+            return turn.acquire(blocking)
+
+        def release(self) -> None:
+            turn.release()
+
+    loop._turn = Ends()  # type: ignore[assignment]
+    assert not loop.visit(lambda: False, 0.01, spin())
+    assert loop._visits == 0
+    assert not turn.locked()
+    loop.close()
+
+
 def test_a_visit_ends_with_the_loop() -> None:
     hosted = Hosted()
     visit_with(hosted, lambda: hosted.loop.call_later(0.05, hosted.loop.stop), lambda: False)
@@ -371,6 +402,20 @@ def test_a_handler_does_not_break_into_a_turn(hosted: Hosted, interrupted: Calla
     assert hosted.call(lambda: 7) == 7
 
 
+def test_a_handler_is_called_where_another_has_the_turn(interrupted: Callable[[], None]) -> None:
+    class Taken:
+        def acquire(self, blocking: bool) -> bool:
+            interrupted()
+            return False
+
+    loop = SharedLoop()
+    loop._host = 1
+    loop._turn = Taken()  # type: ignore[assignment]
+    with pytest.raises(Interruption):
+        loop.visit(lambda: False, None, spin())
+    loop.close()
+
+
 def test_a_handler_is_called_while_nothing_comes(hosted: Hosted, interrupted: Callable[[], None]) -> None:
     timer = threading.Timer(0.05, interrupted)
     with pytest.raises(Interruption):
@@ -465,6 +510,24 @@ def test_a_loop_that_is_held_up_holds_up_nobody(hosted: Hosted) -> None:
     with attended(hosted.loop, own):
         own.run_forever()
     own.close()
+
+
+def test_what_a_loop_leaves_before_it_is_held_up_is_seen_to(hosted: Hosted) -> None:
+    own = asyncio.new_event_loop()
+    came = threading.Event()
+    seen: list[bool] = []
+
+    def hold_up() -> None:
+        until(lambda: hosted.loop._polls)
+        leave(hosted.loop, came.set, CONTEXT)
+        seen.append(came.wait(LONG_SECONDS))
+        own.stop()
+
+    own.call_soon(hold_up)
+    with attended(hosted.loop, own):
+        own.run_forever()
+    own.close()
+    assert seen == [True]
 
 
 # ------------------------------------------------------------------------------- what it leans on

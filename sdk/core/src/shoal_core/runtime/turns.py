@@ -148,10 +148,7 @@ class SharedLoop(asyncio.SelectorEventLoop):
 
     def leave(self, callback: Callable[[], object], context: Context) -> None:
         """Have something called soon: by this thread, if it is about to visit, as it mostly did before."""
-        if self._attendant is not None and events._get_running_loop() is self._attendant:
-            self._call_soon(callback, (), context)
-            self._look_soon(self._attendant)
-        elif self._naps and self._guest is None and not self._left_in_vain:
+        if self._naps and self._guest is None and not self._left_in_vain:
             self._is_left = True
             self._call_soon(callback, (), context)
             if not self._naps or self._guest is not None:  # who runs the loop may have looked before this was there
@@ -159,6 +156,8 @@ class SharedLoop(asyncio.SelectorEventLoop):
         else:
             self._left_in_vain = max(0, self._left_in_vain - 1)
             self.call_soon_threadsafe(callback, context=context)
+        if self._attendant is not None and events._get_running_loop() is self._attendant:
+            self._look_soon(self._attendant)
 
     def _ring(self) -> None:
         """Have the host go on, if it naps or sleeps."""
@@ -178,25 +177,31 @@ class SharedLoop(asyncio.SelectorEventLoop):
             return False
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while True:
-            with Deferred(self._write_to_self) as deferred:
-                if not self._turn.acquire(blocking=False):
-                    return False
-                self._stay(lambda: done() or bool(deferred.noted), deadline, spin)
-            was_interrupted = bool(deferred.noted)
-            deferred.deliver()
+            deferred = Deferred(self._write_to_self)
+            noted = deferred.noted
+            try:
+                with deferred:
+                    if not self._take_turn():
+                        return False
+                    self._stay(lambda: done() or bool(noted), deadline, spin)
+                    was_interrupted = bool(noted)
+            finally:
+                deferred.deliver()
             if not was_interrupted:
                 return True
 
     def _stay(self, done: Callable[[], bool], deadline: float | None, spin: Spin) -> None:
-        """Run turns as long as this thread waits for something."""
+        """Run turns as long as this thread waits for something, one at least: it may come again and again."""
         timer: asyncio.TimerHandle | None = None
         with self._as_guest():
             if deadline is not None:
                 timer = self.call_later(max(0.0, deadline - time.monotonic()), _nothing)
-            while not (done() or self._stopping or (deadline is not None and time.monotonic() >= deadline)):
+            while not (done() or self._stopping):
                 if not self._ready:
                     spin.until(self._has_come)
                 self._run_once()
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
             if timer is not None:
                 timer.cancel()
 
@@ -206,6 +211,15 @@ class SharedLoop(asyncio.SelectorEventLoop):
     def _takes_guests(self) -> bool:
         """Tell whether guests may come now; a copy of the process, made by a fork, has no part in the loop."""
         return self._host is not None and self._guest is None and self._pid == os.getpid()
+
+    def _take_turn(self) -> bool:
+        """Take the turn, if nobody has it; return False where somebody has, or the loop has ended."""
+        if not self._turn.acquire(blocking=False):
+            return False
+        if self._host is None or self._stopping:
+            self._turn.release()
+            return False
+        return True
 
     @contextlib.contextmanager
     def _as_guest(self) -> Iterator[None]:
@@ -254,7 +268,7 @@ class SharedLoop(asyncio.SelectorEventLoop):
         if not self._takes_guests():
             return
         with Deferred(_nothing) as deferred:
-            if self._turn.acquire(blocking=False):
+            if self._take_turn():
                 with self._as_guest():
                     self._call_soon(_nothing, (), None)  # else nothing to do would be waited for
                     self._run_once()
