@@ -178,25 +178,24 @@ class SharedLoop(asyncio.SelectorEventLoop):
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while True:
             deferred = Deferred(self._write_to_self)
-            noted = deferred.noted
             try:
                 with deferred:
                     if not self._take_turn():
                         return False
-                    self._stay(lambda: done() or bool(noted), deadline, spin)
-                    was_interrupted = bool(noted)
+                    self._stay(done, deferred.noted, deadline, spin)
+                    was_interrupted = bool(deferred.noted)
             finally:
                 deferred.deliver()
             if not was_interrupted:
                 return True
 
-    def _stay(self, done: Callable[[], bool], deadline: float | None, spin: Spin) -> None:
+    def _stay(self, done: Callable[[], bool], noted: list[int], deadline: float | None, spin: Spin) -> None:
         """Run turns as long as this thread waits for something, one at least: it may come again and again."""
         timer: asyncio.TimerHandle | None = None
         with self._as_guest():
             if deadline is not None:
                 timer = self.call_later(max(0.0, deadline - time.monotonic()), _nothing)
-            while not (done() or self._stopping):
+            while not (done() or noted or self._stopping):
                 if not self._ready:
                     spin.until(self._has_come)
                 self._run_once()
