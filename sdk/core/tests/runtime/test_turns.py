@@ -22,6 +22,7 @@ import pytest
 import uvloop
 
 from shoal_core.runtime import turns
+from shoal_core.runtime.interruptions import Deferred
 from shoal_core.runtime.spinning import Spin
 from shoal_core.runtime.turns import SharedLoop, attended, check_may_wait, is_here, leave, visit
 
@@ -560,6 +561,7 @@ def test_ctrl_c_ends_a_program_that_waits() -> None:
     """By the handler that Python itself has."""
     program = f"""
 import threading
+from shoal_core.runtime.interruptions import Deferred
 from shoal_core.runtime.spinning import Spin
 from shoal_core.runtime.turns import SharedLoop, visit
 loop = SharedLoop()
@@ -589,3 +591,27 @@ def test_a_callback_that_would_wait_for_the_loop_is_told_so(hosted: Hosted) -> N
     with pytest.raises(RuntimeError, match="callback or a finalizer"):
         hosted.call(wait)
     wait()
+
+
+def test_what_was_noted_beside_a_signal_whose_handler_raises_is_delivered_too() -> None:
+    heard: list[int] = []
+
+    def raises(number: int, frame: object) -> None:
+        heard.append(number)
+        raise Interruption
+
+    numbers = (signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.signal(number, raises) for number in numbers]
+    try:
+        deferred = Deferred(lambda: None)
+        with deferred:
+            for number in numbers:
+                signal.raise_signal(number)
+        assert not heard
+        with pytest.raises(Interruption):
+            deferred.deliver()
+        assert heard == list(numbers)
+        assert all(signal.getsignal(number) is raises for number in numbers)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

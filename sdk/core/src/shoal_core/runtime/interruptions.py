@@ -47,7 +47,7 @@ class Deferred:
                         self._handlers[number] = handler
                         _signal.signal(number, self._note)
             except BaseException:  # of a handler that was not taken away yet
-                self._give_back()
+                self.__exit__()
                 raise
         return self
 
@@ -59,9 +59,12 @@ class Deferred:
 
     def deliver(self) -> None:
         """Call the handlers of what was noted (after the context was left)."""
-        while self.noted:
+        if self.noted:
             number = self.noted.pop(0)
-            self._handlers[number](number, sys._getframe(1))
+            try:
+                self._handlers[number](number, sys._getframe(1))
+            finally:  # it may have raised
+                self.deliver()
 
     def _give_back(self) -> None:
         for number, handler in self._handlers.items():

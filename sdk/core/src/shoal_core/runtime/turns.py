@@ -41,7 +41,7 @@ from shoal_core.runtime.interruptions import Deferred
 from shoal_core.runtime.spinning import Spin
 
 NAP_SECONDS = 0.002
-"""So late may the loop run what comes while a thread that visited it a moment ago does something else."""
+"""Up to twice as late may the loop run what comes after a thread that visited it went on to something else."""
 LEFT_IN_VAIN = 16
 """After something was left for a guest who did not come, the host is woken at once so often."""
 SPARE_FRAMES = 200
@@ -266,14 +266,17 @@ class SharedLoop(asyncio.SelectorEventLoop):
         self._look_is_due = False
         if not self._takes_guests():
             return
-        with Deferred(_nothing) as deferred:
-            if self._take_turn():
-                with self._as_guest():
-                    self._call_soon(_nothing, (), None)  # else nothing to do would be waited for
-                    self._run_once()
-                if self._ready:
-                    self._look_soon(attendant)
-        deferred.deliver()
+        deferred = Deferred(_nothing)
+        try:
+            with deferred:
+                if self._take_turn():
+                    with self._as_guest():
+                        self._call_soon(_nothing, (), None)  # else nothing to do would be waited for
+                        self._run_once()
+                    if self._ready:
+                        self._look_soon(attendant)
+        finally:
+            deferred.deliver()
 
 
 class _Selector(selectors.EpollSelector):
