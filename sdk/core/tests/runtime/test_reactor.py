@@ -40,6 +40,7 @@ from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Call, MethodCall, Runtime
 from shoal_core.runtime.submission import SchedulingClass
 from shoal_core.testing.builders import node_id, process_id, put_key
+from shoal_core.testing.buses import until
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 
 NODE = node_id(1)
@@ -550,3 +551,23 @@ def test_what_has_not_ended_when_a_process_leaves_does_not_keep_it_in_memory() -
     gone = asyncio.run(leave())
     gc.collect()
     assert gone() is None
+
+
+async def test_an_interruption_while_the_loop_is_woken_leaves_it_to_the_next_to_wake_it(
+    lone: LoneRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may raise anywhere in the main thread: between a note that the loop is woken and the waking, too."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shoal_core.runtime.turns.leave", interrupt)
+        patched.setattr(lone.reactor, "later", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            lone.runtime.submit(a_call(lone), (), {})
+        with pytest.raises(KeyboardInterrupt):
+            lone.reactor.unpin("a", 1)
+    lone.runtime.submit(a_call(lone), (), {})
+    lone.reactor.unpin("b", 2)
+    await until(lambda: len(lone.reactor.tasks) == 2 and not lone.reactor.unpinned)

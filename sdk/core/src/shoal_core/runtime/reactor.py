@@ -202,7 +202,11 @@ class Reactor:
         """Have the loop look at the queues soon; cheap when it is going to anyway (any thread)."""
         if not self._awake:
             self._awake = True
-            turns.leave(self._loop, self.drain, self._context)
+            try:
+                turns.leave(self._loop, self.drain, self._context)
+            except BaseException:  # a signal's: nobody may take the loop for woken
+                self._awake = False
+                raise
 
     def release(self, state: ObjectState) -> None:
         """Count one reference less: at once, or soon where it holds no more than a small value (any thread).
@@ -227,7 +231,11 @@ class Reactor:
         self.unpinned.append((segment, serial))
         if not self._will_unpin:
             self._will_unpin = True
-            self.later(UNPIN_SECONDS, self._unpin_all)
+            try:
+                self.later(UNPIN_SECONDS, self._unpin_all)
+            except BaseException:  # a signal's
+                self._will_unpin = False
+                raise
 
     def _unpin_all(self) -> None:
         self._will_unpin = False
