@@ -8,6 +8,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,7 @@ from shoal_core.protocol.records import (
     Unborrow,
     WorkerLost,
 )
+from shoal_core.runtime import turns
 from shoal_core.runtime.objects import ObjectRef
 from shoal_core.runtime.runtime import Call, MethodCall, Runtime
 from shoal_core.runtime.submission import SchedulingClass
@@ -558,16 +560,22 @@ async def test_an_interruption_while_the_loop_is_woken_leaves_it_to_the_next_to_
 ) -> None:
     """Ctrl-C may raise anywhere in the main thread: between a note that the loop is woken and the waking, too."""
 
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    leave, interruptions = turns.leave, [KeyboardInterrupt]
 
+    def interrupted(*arguments: Any) -> None:
+        if interruptions:
+            raise interruptions.pop()
+        leave(*arguments)
+
+    monkeypatch.setattr(turns, "leave", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lone.runtime.submit(a_call(lone), (), {})
     with monkeypatch.context() as patched:
-        patched.setattr("shoal_core.runtime.turns.leave", interrupt)
-        patched.setattr(lone.reactor, "later", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            lone.runtime.submit(a_call(lone), (), {})
+        interruptions.append(KeyboardInterrupt)
+        patched.setattr(lone.reactor, "later", interrupted)
         with pytest.raises(KeyboardInterrupt):
             lone.reactor.unpin("a", 1)
-    lone.runtime.submit(a_call(lone), (), {})
+    refs = lone.runtime.submit(a_call(lone), (), {})
     lone.reactor.unpin("b", 2)
     await until(lambda: len(lone.reactor.tasks) == 2 and not lone.reactor.unpinned)
+    assert refs
