@@ -148,7 +148,7 @@ def traced_tasks(system: str, effort: Effort) -> Measured:
         }
         for _ in range(effort.repetitions):
             with running(system, own) as plain, running(system, own | tracing) as traced:
-                for _ in range(max(1, round(effort.seconds / TURN_SECONDS))):
+                for _ in range(max(1, round(effort.seconds / 2 / TURN_SECONDS))):
                     plain.take_turn()
                     traced.take_turn()
                 rates.append((plain.tasks_per_second, traced.tasks_per_second))
