@@ -90,3 +90,14 @@ async def test_on_completed_is_told_the_value_or_the_error(lone: LoneRuntime) ->
     ObjectRef.nil()._on_completed(hear)
     assert told[0] == 5
     assert isinstance(told[1], ObjectLostError)
+
+
+async def test_what_is_ready_when_it_is_awaited_counts_as_awaited_too(
+    lone: LoneRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a ``get`` of it would: the trace shows both, however quick the answer was."""
+    told: list[object] = []
+    monkeypatch.setattr(lone.runtime, "awaited", lambda state, began_ns: told.append(state))
+    ref = lone.runtime.put(7)
+    assert await ref == 7
+    assert told == [ref._state]

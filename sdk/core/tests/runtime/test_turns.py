@@ -560,10 +560,11 @@ def test_nothing_of_a_loop_stays() -> None:
 def test_ctrl_c_ends_a_program_that_waits() -> None:
     """By the handler that Python itself has."""
     program = f"""
-import threading
+import signal, threading
 from shoal_core.runtime.interruptions import Deferred
 from shoal_core.runtime.spinning import Spin
 from shoal_core.runtime.turns import SharedLoop, visit
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else who started the tests may have it ignored
 loop = SharedLoop()
 threading.Thread(target=loop.run_forever, daemon=True).start()
 while not loop._polls: pass

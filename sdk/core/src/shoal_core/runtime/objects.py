@@ -226,10 +226,10 @@ class ObjectRef(Generic[T_co]):
     def __await__(self) -> Generator[Any, None, T_co]:
         loop = asyncio.get_running_loop()
         home, state = self._state.home, self._state
+        began_ns = time.time_ns()
         if state.value is None:
-            began_ns = time.time_ns()
             yield from until_told(state, loop)
-            home.awaited(state, began_ns)
+        home.awaited(state, began_ns)
         if type(state.value) not in (Inline, Failed):  # to map or fetch it takes a while, in which the loop should turn
             return (yield from loop.run_in_executor(None, home.load, state))  # type: ignore[no-any-return]
         return home.load(state)  # type: ignore[no-any-return]
