@@ -442,6 +442,7 @@ def test_a_visit_goes_on_after_a_handler_that_does_not_raise(hosted: Hosted) -> 
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may hit a finalizer, too
 def test_signals_at_any_moment_leave_nothing_behind(hosted: Hosted) -> None:
     """A handler that raises at random moments, thousands of times: the loop is always run by somebody afterwards."""
 
