@@ -107,6 +107,13 @@ def test_a_program_has_what_its_supervisor_has_but_what_is_said_of_that_alone() 
     assert own == {"PATH": str(Path(sys.executable).parent), "OMP_NUM_THREADS": "4", "PYTHONUNBUFFERED": "0"}
 
 
+def test_a_process_that_outlives_its_job_is_told_so_unless_it_names_a_cluster(tmp_path: Path) -> None:
+    gone = {VARIABLE: str(tmp_path / "gone")}
+    with pytest.raises(ClusterUnreachableError, match=r"has ended since.*init"):
+        submitted(None, gone)
+    assert submitted("local", gone) is submitted(HERE, gone) is None
+
+
 def test_a_driver_has_what_was_said_when_its_job_was_submitted(tmp_path: Path) -> None:
     environment = {"env_vars": {"A": "job", "B": "job"}, "working_dir": f"gcs://{'0' * 32}.zip"}
     said = Submitted(HERE, JobId("00000001"), {SUBMISSION_ID: "train", "team": "a", "kind": "x"}, environment)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal_core.protocol.errors import ClusterUnreachableError
 from shoal_core.protocol.ids import JobId
 from shoal_core.runtime.environments import Fields
 
@@ -37,10 +38,22 @@ class Submitted:
 
 
 def submitted(address: str | None, variables: Mapping[str, str] = os.environ) -> Submitted | None:
-    """Return the submitted job that this process is a part of, if ``init`` with this address joins its cluster."""
+    """Return the submitted job that this process is a part of, if ``init`` with this address joins its cluster.
+
+    Raises ``ClusterUnreachableError`` where that job has ended, and nothing says which other cluster is meant.
+    """
     path = variables.get(VARIABLE)
     if not path:
         return None
-    fields: dict[str, Any] = json.loads(Path(path).read_text())
+    is_open = address in (None, "", "auto")
+    try:
+        fields: dict[str, Any] = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        if not is_open:
+            return None
+        raise ClusterUnreachableError(
+            "This process was started in a submitted job that has ended since, and its way into the cluster with it. "
+            "Say which cluster it is to join: init(address=...)."
+        ) from None
     found = Submitted(**fields)
-    return found if address in (None, "", "auto", found.address) else None
+    return found if is_open or address == found.address else None
