@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.entrypoint import Entrypoint
+from shoal.jobs.entrypoint import Entrypoint
 from tests.integration.waiting import is_gone, until
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.job_log import PIECE_BYTES, SLOTS, Piece, Reading, Written, whole
+from shoal.jobs.log import PIECE_BYTES, SLOTS, Piece, Reading, Written, whole
 
 Slots = dict[str, bytes]
 

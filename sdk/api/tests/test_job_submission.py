@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from shoal import job_config, job_submission
+from shoal import job_config
 from shoal.driver import DriverOptions
 from shoal.inventory import job_row, newest_drivers
 from shoal.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
+from shoal.jobs.details import details_of
+from shoal.jobs.submitted import SUBMISSION_ID, VARIABLE, Submitted, submitted
+from shoal.jobs.supervisor import variables, verdict
 from shoal.session import find_cluster
-from shoal.submitted import SUBMISSION_ID, VARIABLE, Submitted, submitted
-from shoal.supervisor import variables, verdict
 from shoal_core.protocol.errors import ClusterUnreachableError
 from shoal_core.protocol.ids import ActorId, JobId, ProcessId
 from shoal_core.protocol.messages import JobConfig, JobRecord, JobState
@@ -174,7 +175,7 @@ def test_a_driver_belongs_to_the_job_that_had_its_submission_id_at_its_time() ->
     ],
 )
 def test_what_is_told_of_a_job(state: JobState, waits: bool, status: JobStatus, message: str) -> None:
-    details = job_submission._details(job_row(record("1", submission="train", state=state), waits=waits))
+    details = details_of(job_row(record("1", submission="train", state=state), waits=waits))
     assert (details.status, details.type, details.driver_info) == (status, JobType.SUBMISSION, None)
     assert message in (details.message or "")
     assert JobDetails(**json.loads(details.model_dump_json())) == details

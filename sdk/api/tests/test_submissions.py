@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from shoal import submissions
 from shoal.environments import Packed
-from shoal.submissions import IDS, JobSubmissionError, Submission, Submissions
-from shoal.supervisor import LOGS
+from shoal.jobs import submissions
+from shoal.jobs.submissions import IDS, JobSubmissionError, Submission, Submissions
+from shoal.jobs.supervisor import LOGS
 from shoal_core.protocol.actors import CreateActor
 from shoal_core.protocol.errors import ServiceError
 from shoal_core.protocol.ids import JobId, ProcessId

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from shoal import supervisor
-from shoal.job_log import Piece, whole
-from shoal.supervisor import LOGS, STOPS, Supervisor
+from shoal.jobs import supervisor
+from shoal.jobs.log import Piece, whole
+from shoal.jobs.supervisor import LOGS, STOPS, Supervisor
 from shoal_core.bus import Credentials
 from shoal_core.protocol.errors import InvalidRequestError, NoRespondersError
 from shoal_core.protocol.ids import JobId, ProcessId

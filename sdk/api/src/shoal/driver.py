@@ -20,9 +20,9 @@ from typing import Any
 
 from shoal.environments import Packed, pack
 from shoal.job_config import job_config_of
+from shoal.jobs.submitted import Submitted
 from shoal.logging_config import log_settings_of
 from shoal.output import WorkerOutput
-from shoal.submitted import Submitted
 from shoal_core import __version__
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.requests import ask

@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from shoal.jobs.submitted import SUBMISSION_ID, SUPERVISORS
 from shoal.memory import ask_all
 from shoal.rows import Row
-from shoal.submitted import SUBMISSION_ID, SUPERVISORS
 from shoal_core.bus import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.actors import ActorList, ActorRecord, ActorSummary, GetActor, ListActors

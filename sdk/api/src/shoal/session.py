@@ -14,8 +14,8 @@ from typing import Any
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, running_at, start_host, stop_host
 from shoal.driver import DriverOptions, driver_session
 from shoal.environments import store_parts, take_parts
+from shoal.jobs.submitted import submitted
 from shoal.logging_config import LoggingConfig
-from shoal.submitted import submitted
 from shoal.terms import terms_of
 from shoal_core import __version__, telemetry
 from shoal_core.bus.credentials import Credentials, TlsFiles

@@ -17,10 +17,10 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shoal.entrypoint import Entrypoint
-from shoal.job_log import Written
+from shoal.jobs.entrypoint import Entrypoint
+from shoal.jobs.log import Written
+from shoal.jobs.submitted import SUBMISSION_ID, VARIABLE, Submitted
 from shoal.session import runtime
-from shoal.submitted import SUBMISSION_ID, VARIABLE, Submitted
 from shoal_core.bus.interface import Message
 from shoal_core.protocol.errors import BusError, ServiceError
 from shoal_core.protocol.ids import JobId

@@ -1,7 +1,7 @@
 """Submitted jobs: programs that the cluster runs by itself.
 
 A submitted job is a job of the control store (``JobRecord.submission_id``) that has no driver but an actor, its
-*supervisor*, which is placed and claimed like any other and runs the program (``shoal.supervisor``).
+*supervisor*, which is placed and claimed like any other and runs the program (``shoal.jobs.supervisor``).
 
 1. Whoever submits opens the job, and takes its submission id: a key of the internal key-value store that is put only
    where there is none. Who takes it second has its job ended again. Packages are stored in the job; last the actor is
@@ -27,9 +27,9 @@ import msgspec
 
 from shoal.environments import Packed
 from shoal.inventory import MOST_ASKED, JobState, job_row, job_rows, newest_drivers, read_jobs
-from shoal.job_log import Piece, Reading, whole
-from shoal.submitted import SUBMISSION_ID, SUPERVISORS
-from shoal.supervisor import LOGS, STOPS, Supervisor
+from shoal.jobs.log import Piece, Reading, whole
+from shoal.jobs.submitted import SUBMISSION_ID, SUPERVISORS
+from shoal.jobs.supervisor import LOGS, STOPS, Supervisor
 from shoal_core import __version__
 from shoal_core.bus import Bus
 from shoal_core.bus.requests import ask
