@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from shoal import cli, flags
+from shoal.cli import commands, flags
 from shoal.cluster import HostInfo, HostOptions
 from shoal.status import ClusterStatus, NodeStatus, Target
 from shoal_core import __version__
@@ -53,7 +53,7 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine(tmp_path)
     for name in ("read_current", "start_host", "stop_host"):
-        monkeypatch.setattr(cli, name, getattr(machine, name))
+        monkeypatch.setattr(commands, name, getattr(machine, name))
     monkeypatch.setattr(flags, "read_current", machine.read_current)
     for name in [name for name in os.environ if name.startswith("SHOAL_")]:
         monkeypatch.delenv(name)
@@ -61,7 +61,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.app, list(arguments))
+    result = CliRunner().invoke(commands.app, list(arguments))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
@@ -159,7 +159,7 @@ def test_status_of_the_local_cluster_for_people_and_for_programs(
         asked.append(target)
         return some_status()
 
-    monkeypatch.setattr(cli, "read_status", read_status)
+    monkeypatch.setattr(commands, "read_status", read_status)
     run("up")
     Credentials(user="observer", password="other").to_file(machine.folder / "observer.json")
 
@@ -182,10 +182,10 @@ def test_errors_are_one_line_with_an_exit_code_of_their_own(
     async def read_status(target: Target) -> ClusterStatus:
         raise ClusterUnreachableError(f"nobody answers at {target.address}")
 
-    monkeypatch.setattr(cli, "read_status", read_status)
+    monkeypatch.setattr(commands, "read_status", read_status)
     monkeypatch.setattr(sys, "argv", ["shoal", "status", "--address", "nats://nowhere:1"])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        commands.main()
     assert left.value.code == 3
     assert capsys.readouterr().err == "ClusterUnreachableError: nobody answers at nats://nowhere:1\n"
 

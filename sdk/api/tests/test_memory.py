@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from shoal import cli, flags
+from shoal.cli import commands, flags
+from shoal.cli.memory import size_text
 from shoal.memory import ClusterMemory, NodeMemory, ask_all
-from shoal.memory_table import size_text
 from shoal.status import Target
 from shoal.util import state
 from shoal_core.bus import Bus, Message
@@ -182,9 +182,9 @@ def run(
         assert target.address == "nats://x"
         return memory
 
-    monkeypatch.setattr(cli, "read_memory", read_memory)
+    monkeypatch.setattr(commands, "read_memory", read_memory)
     monkeypatch.setattr(flags.out, "width", width)
-    result = CliRunner().invoke(cli.app, ["memory", "--address", "nats://x", *arguments])
+    result = CliRunner().invoke(commands.app, ["memory", "--address", "nats://x", *arguments])
     return result.exit_code, result.stdout, result.stderr
 
 

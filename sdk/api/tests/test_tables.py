@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from shoal.tables import new_table, print_table
+from shoal.cli.tables import new_table, print_table
 
 ID = "e1e955348648bfdfae10128000000001"
 TEXT = "waits for CPU on 1 node that could run it [CPU: 2 of 2 in use]"

@@ -1,14 +1,4 @@
-"""The command line: ``shoal up``, ``down``, ``status``, ``why``, ``list``, ``job``, ``drain``, ``service`` and more.
-
-==========  ===========================================================
-exit code   meaning
-==========  ===========================================================
-0           done
-1           it could not be done; the text says why
-2           the command line is wrong
-3           the cluster cannot be reached
-==========  ===========================================================
-"""
+"""The commands of ``shoal``, but those that have a name of their own: ``job``, ``security``."""
 
 from __future__ import annotations
 
@@ -24,9 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
-from shoal.draining import drain as drain_nodes
-from shoal.flags import (
+from shoal.cli.flags import (
     Address,
     AuthorityFile,
     ClusterName,
@@ -38,20 +26,20 @@ from shoal.flags import (
     out,
     target,
 )
-from shoal.job_commands import job
-from shoal.listing import Listed, fetch_timeline, filter_of, print_rows, read_rows
+from shoal.cli.jobs import job
+from shoal.cli.listing import Listed, fetch_timeline, filter_of, print_rows, read_rows
+from shoal.cli.memory import print_memory
+from shoal.cli.security import security
+from shoal.cli.status import print_status
+from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
+from shoal.draining import drain as drain_nodes
 from shoal.memory import read_memory
-from shoal.memory_table import print_memory
 from shoal.reasons import print_reasons, read_reasons
 from shoal.rows import MOST_ROWS
-from shoal.security_commands import security
-from shoal.status import ClusterStatus, NodeStatus, read_status
-from shoal.tables import new_table, print_table
+from shoal.status import read_status
 from shoal_core import __version__
 from shoal_core.bus.credentials import redacted
 from shoal_core.protocol.errors import ConnectionFailedError, ShoalError
-from shoal_core.protocol.messages import NodeState
-from shoal_core.protocol.resources import MEMORY, OBJECT_STORE_MEMORY, from_units, to_amounts
 from shoal_core.protocol.storage import MOST_LISTED_OBJECTS
 
 app = typer.Typer(
@@ -61,7 +49,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_BYTES = {MEMORY, OBJECT_STORE_MEMORY}
 
 SERVICES = {
     "gcs": "The control store: nodes, jobs, exported functions.",
@@ -156,7 +143,7 @@ def status(
     if output is Format.JSON:
         print(json.dumps(seen.to_json(), indent=2))
     else:
-        _print_status(seen)
+        print_status(seen, out)
 
 
 @app.command()
@@ -326,62 +313,3 @@ def _print_host(host: HostInfo) -> None:
     out.print("Programs of yours on this machine find it by themselves: shoal.init()")
     out.print(f"Others on it: SHOAL_ADDRESS={redacted(host.address)} SHOAL_CREDENTIALS=<a copy of that file>")
     out.print("To see what it does: shoal status. To end it: shoal down")
-
-
-def _print_status(seen: ClusterStatus) -> None:
-    alive = len(seen.alive())
-    out.print(
-        f"Cluster [bold]{seen.cluster}[/] at {redacted(seen.address)}: {alive} of {len(seen.nodes)} nodes alive\n"
-    )
-    nodes = new_table("node", "host", "state", "CPU", "other", "processes", texts={"state", "other"})
-    for node in seen.nodes:
-        nodes.add_row(*_node_cells(node))
-    print_table(nodes, out)
-    out.print("\n[bold]used/total[/]")
-    for name, (used, total) in seen.totals().items():
-        out.print(f"  {escape(name):24}{_share(name, used, total)}")
-    if not seen.pending:
-        out.print("\nNothing waits.")
-        return
-    out.print("\n[bold]waiting[/]")
-    waiting = new_table("tasks", "function", "each needs", "since", "why", texts={"each needs", "why"})
-    for item in seen.pending:
-        needs = ", ".join(f"{name} {_amount(name, amount)}" for name, amount in to_amounts(item.resources).items())
-        why = escape(item.why) if item.feasible else f"[red]{escape(item.why)}[/]"
-        waiting.add_row(f"{item.wanted:,}", escape(item.name), needs or "nothing", f"{item.waiting_seconds:.0f} s", why)
-    print_table(waiting, out)
-
-
-def _node_cells(node: NodeStatus) -> list[str]:
-    description = node.record.description
-    if node.record.state is NodeState.DEAD:
-        return [
-            description.node_id,
-            description.hostname,
-            f"[red]DEAD[/] {escape(node.record.death_reason)}",
-            "",
-            "",
-            "",
-        ]
-    if node.announcement is None or node.used is None:
-        return [description.node_id, description.hostname, "[yellow]silent[/]", "", "", ""]
-    used, total = node.used, node.announcement.total
-    state = "[yellow]draining[/]" if node.announcement.draining else "[green]ALIVE[/]"
-    cells = {name: _share(name, from_units(used.get(name, 0)), from_units(units)) for name, units in total.items()}
-    cpu = cells.pop("CPU", "")
-    others = ", ".join(f"{name} {cell}" for name, cell in sorted(cells.items()) if not name.startswith("node:"))
-    processes = str(node.announcement.worker_processes)
-    return [description.node_id, description.hostname, state, cpu, others, processes]
-
-
-def _share(name: str, used: float, total: float) -> str:
-    """Return how much of a resource is used, and its unit once."""
-    return f"{used / 2**30:.1f}/{total / 2**30:.1f} GiB" if name in _BYTES else f"{used:g}/{total:g}"
-
-
-def _amount(name: str, amount: float) -> str:
-    return f"{amount / 2**30:.1f} GiB" if name in _BYTES else f"{amount:g}"
-
-
-if __name__ == "__main__":
-    main()

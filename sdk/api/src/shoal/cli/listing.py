@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from shoal import inventory
+from shoal.cli.tables import new_table, print_table
 from shoal.inventory import ActorState, JobState, NodeState, WorkerState
 from shoal.rows import Filter, Row, check_filters, select
 from shoal.status import Target
-from shoal.tables import new_table, print_table
 from shoal.tasks import TaskState, list_tasks, read_timeline
 from shoal_core.bus import Bus, connect
 from shoal_core.protocol.subjects import Subjects

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from shoal.flags import (
+from shoal.cli.flags import (
     Address,
     AuthorityFile,
     ClusterName,
@@ -24,8 +24,8 @@ from shoal.flags import (
     out,
     target,
 )
+from shoal.cli.tables import new_table, print_table
 from shoal.job_submission import JobDetails, JobStatus, JobSubmissionClient
-from shoal.tables import new_table, print_table
 from shoal_core.runtime.session import Address as Where
 
 job = typer.Typer(

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from shoal.cli.tables import new_table, print_table
 from shoal.memory import ClusterMemory, NodeMemory
-from shoal.tables import new_table, print_table
 
 KEY_DIGITS = 12
 NODE_DIGITS = 8
