@@ -27,7 +27,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Callable, Container, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -35,9 +35,6 @@ from shoal_core.protocol.actors import ActorChanged, ActorDeath, ActorState
 from shoal_core.protocol.ids import ActorId, PeerId, ProcessId, TaskNumber
 from shoal_core.protocol.records import Failed, Record, Task, TaskDone
 from shoal_core.runtime.tally import LOST, Tally
-
-if TYPE_CHECKING:
-    from shoal_core.runtime.spans import Queueing
 
 GRACE_SECONDS = 0.03
 WINDOW = 1024
@@ -62,8 +59,8 @@ class PendingCall(msgspec.Struct, eq=False, gc=False):
 
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments and that to the
     actor; the call holds them until it ends, when ``ended`` is called. ``retries`` are those left, -1 for no end of
-    them. ``remade``: it had ended, and is made again since results were lost. ``queueing`` is there where it is traced.
-    The collector does not go through it (see ``PendingTask``).
+    them. ``remade``: it had ended, and is made again since results were lost. ``queueing`` is there where it is traced
+    (see ``spans``). The collector does not go through it (see ``PendingTask``).
     """
 
     actor: ActorId
@@ -77,7 +74,7 @@ class PendingCall(msgspec.Struct, eq=False, gc=False):
     cancelled: bool = False
     unresolved: int = 0
     remade: bool = False
-    queueing: Queueing | None = None
+    queueing: Any = None
 
 
 class Callee:

@@ -364,11 +364,9 @@ class Reactor:
         """Note which tasks that are traced wait once more, and why, and which wait no more."""
         for core in (self.submission, self.actors.calls):
             for again, failure in core.again:
-                if again.queueing is not None:
-                    again.queueing.again(again.wire, failure)
+                again.queueing.again(again.wire, failure)
             for pushed, process in core.pushed:
-                if pushed.queueing is not None:
-                    pushed.queueing.sent(pushed.wire, process)
+                pushed.queueing.sent(pushed.wire, process)
             core.again, core.pushed = [], []
 
     def _on_tick(self) -> None:

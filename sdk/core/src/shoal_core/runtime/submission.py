@@ -32,7 +32,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -63,9 +63,6 @@ from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.scheduling import DemandEntry
 from shoal_core.runtime.tally import LOST, Tally
 
-if TYPE_CHECKING:
-    from shoal_core.runtime.spans import Queueing
-
 WINDOW_SECONDS = 0.010
 OVERHEAD_SECONDS = 20e-6
 MOST_IN_FLIGHT = 1024
@@ -95,7 +92,7 @@ class PendingTask(msgspec.Struct, eq=False, gc=False):
     holds both until it ends. ``retries`` are those left, -1 for no end of them. ``parent`` is the task of this process
     that submitted it, by its order there (0: none). ``remade``: it had ended, and runs again since results were lost.
     ``bounces`` counts how often it came back unrun, because an argument could not be read. ``ready_at`` is when it was
-    queued at first, 0 where it was sent to a worker before. ``queueing`` is there where it is traced.
+    queued at first, 0 where it was sent to a worker before. ``queueing`` is there where it is traced (see ``spans``).
 
     There may be very many, and the collector goes through none of them: so whoever ends one, or all, takes from it what
     it holds, by which it might hold itself.
@@ -112,7 +109,7 @@ class PendingTask(msgspec.Struct, eq=False, gc=False):
     remade: bool = False
     bounces: int = 0
     ready_at: float = 0.0
-    queueing: Queueing | None = None
+    queueing: Any = None
 
 
 @dataclass(frozen=True, slots=True)
