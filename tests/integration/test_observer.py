@@ -121,6 +121,10 @@ def test_the_commands_that_only_look(credentials: Path, running: str, tmp_path: 
         ["job", "list"],
         ["job", "status", running],
         ["job", "logs", running],
+        ["logs"],
+        ["logs", "*.err", "--format", "json"],
+        ["logs", "actor", "--id", host._actor_id.hex()],
+        ["logs", "job", "--id", running],
     ]
     target = ["--address", runtime().address, "--credentials", str(credentials)]
     for words in looks:

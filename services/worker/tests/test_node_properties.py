@@ -481,7 +481,7 @@ class World:
             assert not worker.doomed, "a process is killed once"
             worker.doomed = True
         elif isinstance(command, RouteOutput):
-            assert self.workers[command.process_id].job is None
+            assert self.workers[command.process_id].job in (None, command.job_id)
         elif isinstance(command, RemoveEnvironments):
             living = [worker for process, worker in self.workers.items() if process not in self.dead]
             assert all(worker.job != command.job_id for worker in living), "nobody unpacks one any more"

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
 
 import pytest
 
 from shoal_core.bus.interface import Message
-from shoal_core.protocol.ids import JobId
+from shoal_core.protocol.ids import ActorId, JobId
+from shoal_core.protocol.logs import ListLogs, LogPiece, NodeLogs, ReadLog
 from shoal_core.protocol.messages import LogLines
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode
+from shoal_core.runtime.output import MARK
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.buses import CLUSTER, bus_harness, until
+from shoal_worker.log_files import Limits, LogFiles
+from shoal_worker.logs import Logs
 from shoal_worker.output import MOST_LINE_BYTES, READ_BYTES, Outputs
 
 NODE = node_id(1)
@@ -27,8 +33,9 @@ JOB = JobId("00000001")
 class Press:
     """Outputs at work, the pipes into them, and what a driver heard."""
 
-    def __init__(self, outputs: Outputs) -> None:
+    def __init__(self, outputs: Outputs, logs: Logs) -> None:
         self.outputs = outputs
+        self.logs = logs
         self.heard: list[LogLines] = []
         self.writers: list[int] = []
         self.readers: list[int] = []
@@ -47,6 +54,12 @@ class Press:
         self.writers.remove(writer)
         os.close(writer)
 
+    async def kept(self, name: str) -> bytes:
+        """Return what is kept under a name."""
+        piece = await self.logs.answer(ReadLog(name=name, position=0))
+        assert isinstance(piece, LogPiece), piece
+        return piece.data
+
     @property
     def lines(self) -> list[str]:
         return [line for message in self.heard for line in message.lines]
@@ -55,8 +68,12 @@ class Press:
 @asynccontextmanager
 async def press() -> AsyncIterator[Press]:
     subjects = Subjects(CLUSTER)
-    async with bus_harness("memory") as harness:
-        one = Press(Outputs(await harness.join(Role.NODE, NODE), subjects, NODE))
+    async with AsyncExitStack() as stack:
+        harness = await stack.enter_async_context(bus_harness("memory"))
+        node = await harness.join(Role.NODE, NODE)
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        logs = stack.enter_context(closing(Logs(LogFiles(Path(folder), Limits(10_000_000, 1, 100_000_000)))))
+        one = Press(Outputs(node, subjects, NODE, logs), logs)
         driver = await harness.join(Role.PROCESS, process_id(9))
         driver.subscribe(subjects.log("*", JOB), one.hear)
         try:
@@ -140,6 +157,7 @@ async def test_all_that_a_dead_process_printed_is_published_even_where_its_child
             "last words",
         ]
         assert [line for m in one.heard if m.stream == "stderr" for line in m.lines] == ["an error"]
+        await one.logs.answer(ListLogs())  # else a file that is written now may have the number of a pipe
         for reader in one.readers:
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(reader)
@@ -172,3 +190,32 @@ async def test_what_a_process_of_no_job_prints_is_read_and_told_to_nobody() -> N
         await until(lambda: bool(one.heard))
         assert one.lines[-1] == "of a job"
         assert len(one.lines) < 10, "the pipe was emptied all along"
+
+
+async def test_what_is_published_is_kept_without_the_names_of_what_has_printed_it() -> None:
+    async with press() as one:
+        one.outputs.route(WORKER, JOB)
+        out, error = one.pipe(), one.pipe(stream="stderr")
+        os.write(out, f"{MARK}f\none\n{MARK}g\ntwo{MARK}h\n\xff three\nnot wh".encode())
+        os.write(error, b"\xff oh no\n")
+        await until(lambda: len(one.lines) > 3)
+        assert await one.kept(f"worker-{WORKER}-ffffffff-42.out") == "one\ntwo\n\xff three\n".encode()
+        one.outputs.forget(WORKER)
+        assert await one.kept(f"worker-{WORKER}-ffffffff-42.out") == "one\ntwo\n\xff three\nnot wh\n".encode()
+        assert await one.kept(f"worker-{WORKER}-ffffffff-42.err") == b"\xff oh no\n", "bytes are kept as they are"
+
+
+async def test_a_log_is_called_by_the_job_and_known_by_the_actor_that_its_process_was_given_to() -> None:
+    async with press() as one:
+        os.write(one.pipe(), b"before any job\n")
+        await turns()
+        one.outputs.route(WORKER, JOB)
+        one.outputs.route(WORKER, JOB, ActorId("a" * 32))
+        assert await one.kept(f"worker-{WORKER}-{JOB}-42.out") == b"before any job\n"
+        assert await one.kept(f"worker-{WORKER}-{JOB}-42.err") == b""
+        listed = await one.logs.answer(ListLogs(actor="a" * 32))
+        assert isinstance(listed, NodeLogs)
+        assert [(log.name[-3:], log.process_id, log.has_ended) for log in listed.logs] == [
+            ("out", WORKER, False),
+            ("err", WORKER, False),
+        ]

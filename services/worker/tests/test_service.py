@@ -50,6 +50,8 @@ from shoal_worker.durable import DurableTier
 from shoal_worker.files import SLAB_BYTES, CreateFile, DropDurable, FileCreated, RemoveFile
 from shoal_worker.inputs import DriverEnded, UnwatchDriver, WatchDriver
 from shoal_worker.liveness import REREAD_SECONDS
+from shoal_worker.log_files import LogFiles
+from shoal_worker.logs import Logs
 from shoal_worker.output import Outputs
 from shoal_worker.service import Hands, LeaveError, WorkerSettings, serve
 from shoal_worker.storage import LARGE_BYTES, Storage
@@ -78,7 +80,8 @@ def no_connection() -> contextlib.AbstractAsyncContextManager[Bus]:
 async def hands(folder: Path) -> AsyncIterator[tuple[Hands, list[Any]]]:
     async with MemoryBroker().connect(role=Role.NODE, identity=NODE, cluster=CLUSTER) as bus:
         durable = DurableTier(no_connection, SUBJECTS)
-        outputs = Outputs(bus, SUBJECTS, NODE)
+        logs = Logs(LogFiles(folder, WorkerSettings().log_limits()))
+        outputs = Outputs(bus, SUBJECTS, NODE, logs)
         one = Hands(bus, WorkerSettings(cluster=CLUSTER), NODE, folder, outputs, durable, CUDA_VISIBLE, folder)
         engine = RecordedEngine()
         one.engine = engine  # type: ignore[assignment]
@@ -86,6 +89,7 @@ async def hands(folder: Path) -> AsyncIterator[tuple[Hands, list[Any]]]:
             yield one, engine.inputs
         finally:
             one.close()
+            logs.close()
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ READING = {
         "list_nodes",
     },
     "scheduler": {"pending", "resources"},
-    "node": {"objects", "task", "tasks"},
+    "node": {"log", "logs", "objects", "task", "tasks"},
 }
 """Which verbs an observer may ask by. A new one that it may ask by belongs here, and has to change nothing."""
 

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from shoal_core.protocol import actors, groups, messages, verbs
+from shoal_core.protocol import actors, groups, logs, messages, verbs
 from shoal_core.protocol.messages import Message, Refusal
 from shoal_core.protocol.verbs import (
     GCS_CHANGING,
@@ -37,7 +37,7 @@ TABLES = [
 ALL = sorted(
     {
         model
-        for module in (messages, actors, groups)
+        for module in (messages, actors, groups, logs)
         for model in vars(module).values()
         if inspect.isclass(model) and issubclass(model, Message) and model is not Message
     },

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shoal_core.protocol.ids import JobId, PeerId, ProcessId
+from shoal_core.protocol.errors import ShoalError
+from shoal_core.protocol.ids import ActorId, JobId, PeerId, ProcessId
+from shoal_core.protocol.logs import ListLogs, ReadLog
+from shoal_core.protocol.messages import Message
 from shoal_worker.files import StoreInput
 
 
@@ -27,10 +30,19 @@ class KillProcess:
 
 @dataclass(frozen=True, slots=True)
 class RouteOutput:
-    """What a worker process prints belongs to this job from now on."""
+    """What a worker process prints belongs to this job from now on, and is that of an actor if it was given to one."""
 
     process_id: ProcessId
     job_id: JobId
+    actor: ActorId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLogs:
+    """List or read logs for an asker; ``LogsFetched`` comes back."""
+
+    token: int
+    request: ListLogs | ReadLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,14 @@ class Pulled:
 
 
 @dataclass(frozen=True, slots=True)
+class LogsFetched:
+    """What is to be answered to who has asked for logs."""
+
+    token: int
+    answer: Message | ShoalError
+
+
+@dataclass(frozen=True, slots=True)
 class Suspected:
     """A peer has not acknowledged anything for a while; perhaps it is dead."""
 
@@ -136,5 +156,7 @@ class Suspected:
 
 
 TransferCommand = OfferSegment | WithdrawSegment | PullSegment | CancelPull
-NodeCommand = StartProcess | KillProcess | RouteOutput | WatchDriver | UnwatchDriver | TransferCommand | Leave
-NodeInput = ProcessEnded | DriverEnded | StoreInput | Pulled | Suspected
+NodeCommand = (
+    StartProcess | KillProcess | RouteOutput | FetchLogs | WatchDriver | UnwatchDriver | TransferCommand | Leave
+)
+NodeInput = ProcessEnded | DriverEnded | StoreInput | Pulled | LogsFetched | Suspected

@@ -89,6 +89,13 @@ def environments_folder(node: NodeId) -> Iterator[Path]:
 
 
 @contextmanager
+def logs_folder(node: NodeId) -> Iterator[Path]:
+    """Make the folder in which a node keeps what its worker processes print; leaving removes it."""
+    with _own_folder(Path(tempfile.gettempdir()), store_name(os.getpid(), f"{node}-logs")) as folder:
+        yield folder
+
+
+@contextmanager
 def _own_folder(base: Path, name: str) -> Iterator[Path]:
     """Make a folder of a node, and remove it in the end; and what other nodes left in ``base``.
 

@@ -45,6 +45,7 @@ from shoal_core.protocol.errors import (
 )
 from shoal_core.protocol.groups import BundlesPrepared, GroupChanged, PrepareBundles, ReturnBundles
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, SlotId, node_of
+from shoal_core.protocol.logs import ListLogs, ReadLog
 from shoal_core.protocol.messages import (
     AttachDriver,
     Done,
@@ -81,7 +82,9 @@ from shoal_worker.files import StoreInput
 from shoal_worker.holdings import DRIVER, WORKER, Holdings
 from shoal_worker.inputs import (
     DriverEnded,
+    FetchLogs,
     Leave,
+    LogsFetched,
     ProcessEnded,
     Pulled,
     RemoveEnvironments,
@@ -156,6 +159,8 @@ class NodeCore:
             ListObjects: partial(self._inquire, self.holdings),
             ListTasks: partial(self._inquire, self.recent_tasks),
             ExplainTask: self._explain_task,
+            ListLogs: self._fetch_logs,
+            ReadLog: self._fetch_logs,
         }
 
     # ------------------------------------------------------------------------------- the engine's two verbs
@@ -339,6 +344,9 @@ class NodeCore:
             raise NotFoundError(f"the task's owner {request.owner} does not live on node {self.node_id}")
         self.task_inquiries.open(request, token, now)
 
+    def _fetch_logs(self, request: ListLogs | ReadLog, token: int, now: float) -> None:
+        self._effects.append(Start(FetchLogs(token, request)))
+
     def _require_local(self, process: ProcessId) -> JobId | None:
         """Only a process whose death this node will see may hold something here; return its job."""
         if process in self.drivers:
@@ -417,6 +425,8 @@ class NodeCore:
             self.workforce.relieve(message, now)
         elif isinstance(message, StoreInput | Pulled):
             self.memory.take(message, now)
+        elif isinstance(message, LogsFetched):
+            self._effects.append(Reply(message.token, message.answer))
         elif isinstance(message, Suspected):
             jobs = {lease.job for lease in self.leases.of_owner(ProcessId(message.peer))}
             self.liveness.suspect(ProcessId(message.peer), jobs)

@@ -1,4 +1,4 @@
-"""What worker processes print: read from their pipes, published in whole lines for the job's driver.
+"""What worker processes print: read from their pipes, kept in files, published in whole lines for the job's driver.
 
 A worker that prints faster than the node publishes waits in its pipe, which is all the buffer there is.
 """
@@ -14,11 +14,13 @@ import termios
 
 from shoal_core.bus.interface import Bus
 from shoal_core.protocol.errors import BusError
-from shoal_core.protocol.ids import JobId, NodeId, ProcessId
+from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
 from shoal_core.protocol.messages import LogLines
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
-from shoal_core.runtime.output import by_name
+from shoal_core.runtime.output import by_name, unmarked
+from shoal_worker.log_files import Stream
+from shoal_worker.logs import Logs
 
 READ_BYTES = 64 * 1024
 MOST_LINE_BYTES = 64 * 1024
@@ -27,12 +29,14 @@ MOST_LINE_BYTES = 64 * 1024
 class Outputs:
     """The pipes of all worker processes of a node."""
 
-    def __init__(self, bus: Bus, subjects: Subjects, node: NodeId) -> None:
+    def __init__(self, bus: Bus, subjects: Subjects, node: NodeId, logs: Logs) -> None:
         self._bus = bus
         self._subjects = subjects
         self._node = node
+        self.logs = logs
         self._jobs: dict[ProcessId, JobId] = {}
-        self._open: dict[int, tuple[ProcessId, int, str]] = {}
+        self._pids: dict[ProcessId, int] = {}
+        self._open: dict[int, Stream] = {}
         self._rest: dict[int, bytes] = {}
         self._names: dict[int, str] = {}
         self._loop = asyncio.get_running_loop()
@@ -40,27 +44,32 @@ class Outputs:
     def add(self, process: ProcessId, pid: int, stream: str, descriptor: int) -> None:
         """Read a pipe from now on."""
         os.set_blocking(descriptor, False)
-        self._open[descriptor] = (process, pid, stream)
+        self._pids[process] = pid
+        self._open[descriptor] = Stream(process, pid, stream)
         self._rest[descriptor] = b""
         self._names[descriptor] = ""
         self._loop.add_reader(descriptor, self._read, descriptor)
 
-    def route(self, process: ProcessId, job: JobId) -> None:
-        """What this process prints belongs to this job."""
+    def route(self, process: ProcessId, job: JobId, actor: ActorId | None = None) -> None:
+        """What this process prints belongs to this job, and is that of an actor if it was given to one."""
         self._jobs[process] = job
+        if (pid := self._pids.get(process)) is not None:
+            self.logs.route(process, pid, job, actor)
 
     def forget(self, process: ProcessId) -> None:
         """Read what is left of a process that has ended, and close its pipes.
 
         Processes that it started may still hold them: what those print from now on is nobody's.
         """
-        for descriptor in [d for d, (owner, _, _) in self._open.items() if owner == process]:
+        for descriptor in [d for d, stream in self._open.items() if stream.process == process]:
             waiting = array.array("i", [0])
             fcntl.ioctl(descriptor, termios.FIONREAD, waiting)
             if waiting[0]:
                 self._take(descriptor, os.read(descriptor, waiting[0]))
             self._take(descriptor, b"")
         self._jobs.pop(process, None)
+        self._pids.pop(process, None)
+        self.logs.end(process)
 
     def close(self) -> None:
         """Close everything."""
@@ -81,6 +90,7 @@ class Outputs:
             whole, rest = whole + b"\n" * bool(whole) + rest, b""
         self._rest[descriptor] = rest
         if whole:
+            self.logs.append(self._open[descriptor], unmarked(whole + b"\n"))
             self._publish(descriptor, whole)
         if not data:
             self._close(descriptor)

@@ -29,6 +29,7 @@ from shoal_core.protocol.effects import Connected
 from shoal_core.protocol.groups import GroupChanged
 from shoal_core.protocol.ids import ActorId, NodeId, ProcessId, new_node_id
 from shoal_core.protocol.labels import check_labels, system_labels
+from shoal_core.protocol.logs import ListLogs, ReadLog
 from shoal_core.protocol.messages import JobFinished, NodeDescription, NodeDied, ProcessDied, RetireNode
 from shoal_core.protocol.places import located
 from shoal_core.protocol.resources import UNIT
@@ -50,8 +51,10 @@ from shoal_worker.gpus import Gpus
 from shoal_worker.inputs import (
     CancelPull,
     DriverEnded,
+    FetchLogs,
     KillProcess,
     Leave,
+    LogsFetched,
     OfferSegment,
     ProcessEnded,
     Pulled,
@@ -64,6 +67,8 @@ from shoal_worker.inputs import (
     WatchDriver,
     WithdrawSegment,
 )
+from shoal_worker.log_files import Limits, LogFiles
+from shoal_worker.logs import Logs
 from shoal_worker.memory_meter import watched
 from shoal_worker.meter import metered
 from shoal_worker.metrics import count
@@ -97,6 +102,11 @@ class WorkerSettings(ServiceSettings):
     is_head: bool = Field(default=False, description="Drivers of this machine attach to this node first.")
     process_credentials: str | None = Field(default=None, description="The file for worker processes; ours by default.")
     prestart: int | None = Field(default=None, ge=0, description="Worker processes kept ready; one a CPU, at most 4.")
+    rotation_max_bytes: int = Field(
+        default=16 * 2**20, ge=1024, description="Bytes after which the log of a worker process goes on in a new file."
+    )
+    rotation_backup_count: int = Field(default=3, ge=0, description="Older files of such a log that are kept.")
+    log_bytes: int = Field(default=2**30, ge=0, description="Bytes of all logs of worker processes together.")
 
     @field_validator("labels")
     @classmethod
@@ -113,6 +123,10 @@ class WorkerSettings(ServiceSettings):
             except (OSError, TypeError) as error:
                 raise ValueError(str(error)) from None
         return path
+
+    def log_limits(self) -> Limits:
+        """Return how much is kept of what worker processes print."""
+        return Limits(self.rotation_max_bytes, self.rotation_backup_count, self.log_bytes)
 
     def all_labels(self) -> dict[str, str]:
         """Return the labels that were given, those of the file too."""
@@ -167,8 +181,10 @@ class Hands:
                 self.forks.start(self._config(process))
             case KillProcess(process):
                 self.forks.kill(process)
-            case RouteOutput(process, job):
-                self._outputs.route(process, job)
+            case RouteOutput(process, job, actor):
+                self._outputs.route(process, job, actor)
+            case FetchLogs(token, request):
+                return self._fetch_logs(token, request)
             case RemoveEnvironments(job):
                 return asyncio.to_thread(shutil.rmtree, self._environments / job, ignore_errors=True)
             case OfferSegment(name, place, size_bytes, chunk_bytes):
@@ -200,6 +216,9 @@ class Hands:
         """Tell the core that a pull is over (the mover's thread)."""
         if ended.code != CANCELLED:
             self._loop.call_soon_threadsafe(self.engine.inject, Pulled(ended.name, ended.code, ended.text))
+
+    async def _fetch_logs(self, token: int, request: ListLogs | ReadLog) -> None:
+        self.engine.inject(LogsFetched(token, await self._outputs.logs.answer(request)))
 
     def close(self) -> None:
         """Stop watching, and end all transfers."""
@@ -315,6 +334,8 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
         contextlib.closing(NoAccelerators() if settings.num_gpus == 0 else accelerators.find()) as found,
         machine.store_folder(node, base) as folder,
         machine.environments_folder(node) as environments,
+        machine.logs_folder(node) as log_folder,
+        contextlib.closing(Logs(LogFiles(log_folder, settings.log_limits()))) as logs,
     ):
         gpus = Gpus.of(found.devices, settings.num_gpus)
         description = _describe(node, settings, folder, gpus)
@@ -329,7 +350,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             shared_bytes=MOST_SHARED_BYTES,
             chunk_bytes=min(CHUNK_BYTES, bus.max_payload),
         )
-        outputs = Outputs(bus, subjects, node)
+        outputs = Outputs(bus, subjects, node, logs)
         async with (
             durable_tier(lambda: _dial(settings, node), subjects) as durable,
             _forked(

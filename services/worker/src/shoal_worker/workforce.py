@@ -250,8 +250,9 @@ class Workforce:
     def _assign(self, lease: Lease, process: WorkerProcess, now: float) -> None:
         del self._waiting[lease.number]
         lease.process = process.process_id
-        if process.job is None:
-            self.effects.append(Start(RouteOutput(process.process_id, lease.job)))
+        if process.job is None or lease.actor:
+            actor = ActorId(lease.owner) if lease.actor else None
+            self.effects.append(Start(RouteOutput(process.process_id, lease.job, actor)))
         gpus = self._gpus_of(lease)
         self.processes.lease(process, lease.job, lease.number, now, gpus, lease.environment)
         assigned = LeaseAssigned(

@@ -1,4 +1,4 @@
-"""The command line: ``shoal up``, ``down``, ``status``, ``why``, ``list``, ``job``, ``drain``, ``service`` and more.
+"""The command line: ``shoal up``, ``down``, ``status``, ``why``, ``list``, ``logs``, ``job``, ``drain`` and more.
 
 ==========  ===========================================================
 exit code   meaning

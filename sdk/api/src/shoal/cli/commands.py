@@ -1,4 +1,4 @@
-"""The commands of ``shoal``, but those that have a name of their own: ``job``, ``security``."""
+"""The commands of ``shoal``, but those that have a name of their own: ``job``, ``logs``, ``security``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from shoal.cli.flags import (
 )
 from shoal.cli.jobs import job
 from shoal.cli.listing import Listed, fetch_timeline, filter_of, print_rows, read_rows
+from shoal.cli.logs import logs
 from shoal.cli.memory import print_memory
 from shoal.cli.security import security
 from shoal.cli.status import print_status
@@ -278,6 +279,7 @@ _services = typer.Typer(
 app.add_typer(_services, name="service")
 app.add_typer(security, name="security")
 app.add_typer(job, name="job")
+app.add_typer(logs, name="logs")
 
 
 def _exec_service(name: str) -> Callable[[typer.Context], None]:

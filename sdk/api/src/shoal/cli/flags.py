@@ -1,8 +1,10 @@
-"""What the commands of ``shoal`` share: the flags that name a cluster, how one is found by them, and how to print."""
+"""What the commands of ``shoal`` share: the flags that name a cluster, how one is reached by them, how to print."""
 
 from __future__ import annotations
 
 import json
+import secrets
+from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +14,7 @@ from rich.console import Console
 
 from shoal.cluster import read_current
 from shoal.status import Target
+from shoal_core.bus import Bus, connect
 from shoal_core.bus.connection import servers_in
 from shoal_core.bus.credentials import Credentials, TlsFiles
 
@@ -88,3 +91,16 @@ def _local_target(observes: bool) -> Target:
     observer = Path(running.credentials_path).with_name("observer.json")
     path = observer if observes and observer.exists() else Path(running.credentials_path)
     return Target(running.address, running.cluster, Credentials.from_file(path))
+
+
+def connected(target: Target, timeout_seconds: float) -> AbstractAsyncContextManager[Bus]:
+    """Connect to a cluster, to ask it something."""
+    return connect(
+        target.address,
+        role=target.role,
+        identity=f"list-{secrets.token_hex(4)}",
+        cluster=target.cluster,
+        credentials=target.credentials,
+        tls=target.tls,
+        timeout_seconds=timeout_seconds,
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from typing import Any
 
@@ -12,12 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from shoal import inventory
+from shoal.cli.flags import connected
 from shoal.cli.tables import new_table, print_table
 from shoal.inventory import ActorState, JobState, NodeState, WorkerState
 from shoal.rows import Filter, Row, check_filters, select
 from shoal.status import Target
 from shoal.tasks import TaskState, list_tasks, read_timeline
-from shoal_core.bus import Bus, connect
+from shoal_core.bus import Bus
 from shoal_core.protocol.subjects import Subjects
 
 
@@ -65,26 +64,14 @@ async def read_rows(
     Raises ``ValueError`` for a wrong filter, and as ``read_status`` does.
     """
     check_filters(filters, limit, KINDS[listed])
-    async with _connected(target, timeout_seconds) as bus:
+    async with connected(target, timeout_seconds) as bus:
         return await _read(bus, Subjects(target.cluster), listed, filters, limit, detail, timeout_seconds)
 
 
 async def fetch_timeline(target: Target, timeout_seconds: float) -> tuple[list[dict[str, Any]], str]:
     """Connect to a cluster and return what has run, for Chrome's trace viewer, and who did not answer, in words."""
-    async with _connected(target, timeout_seconds) as bus:
+    async with connected(target, timeout_seconds) as bus:
         return await read_timeline(bus, Subjects(target.cluster), timeout_seconds)
-
-
-def _connected(target: Target, timeout_seconds: float) -> AbstractAsyncContextManager[Bus]:
-    return connect(
-        target.address,
-        role=target.role,
-        identity=f"list-{secrets.token_hex(4)}",
-        cluster=target.cluster,
-        credentials=target.credentials,
-        tls=target.tls,
-        timeout_seconds=timeout_seconds,
-    )
 
 
 async def _read(

@@ -30,6 +30,7 @@ from shoal.inventory import MOST_ASKED, JobState, job_row, job_rows, newest_driv
 from shoal.jobs.log import Piece, Reading, whole
 from shoal.jobs.submitted import SUBMISSION_ID, SUPERVISORS
 from shoal.jobs.supervisor import LOGS, STOPS, Supervisor
+from shoal.logs import FOLLOW_SECONDS, last_lines
 from shoal_core import __version__
 from shoal_core.bus import Bus
 from shoal_core.bus.requests import ask
@@ -66,7 +67,6 @@ IDS = "shoal.submissions"
 """Where in the internal key-value store the job of each submission id is."""
 MOST_LOGS = 200
 REQUEST_SECONDS = 10.0
-FOLLOW_SECONDS = 0.3
 
 
 class JobSubmissionError(ShoalError, RuntimeError):
@@ -268,18 +268,23 @@ class Submissions:
 
     async def follow(self, name: str) -> AsyncIterator[str]:
         """Yield what a job has printed and prints, until it has ended."""
-        job = (await self._submitted(name)).job_id
-        reading, decoder = Reading(), codecs.getincrementaldecoder("utf-8")(errors="replace")
-        while True:
-            has_ended = (await self._record(job)).state is not Progress.RUNNING
-            while new := await self._read_on(job, reading):
-                if text := decoder.decode(new):
-                    yield text
-            if has_ended:
-                return
-            await asyncio.sleep(FOLLOW_SECONDS)
+        reader, decoder = await self.reader(name), codecs.getincrementaldecoder("utf-8")(errors="replace")
+        while (new := await reader.read()) is not None:
+            if text := decoder.decode(new):
+                yield text
+            if not new:
+                await asyncio.sleep(FOLLOW_SECONDS)
 
-    async def _read_on(self, job: JobId, reading: Reading) -> bytes:
+    async def reader(self, name: str) -> JobLogReader:
+        """Return who reads the log of a job, from its beginning on."""
+        return JobLogReader(self, (await self._submitted(name)).job_id)
+
+    async def has_ended(self, job: JobId) -> bool:
+        """Tell whether a job has ended."""
+        return (await self._record(job)).state is not Progress.RUNNING
+
+    async def read_on(self, job: JobId, reading: Reading) -> bytes:
+        """Return what follows what was read of a job's log, as far as it is there."""
         stored = await self._value(LOGS, f"{job}/{reading.slot}")
         return b"" if stored is None else reading.read(Piece.decode(stored))
 
@@ -297,6 +302,35 @@ class Submissions:
         answer = await self._ask("kv_keys", KvKeys(namespace=namespace, prefix=prefix))
         assert isinstance(answer, KvKeyList)
         return answer.keys
+
+
+class JobLogReader:
+    """Reads the log of a submitted job (a ``logs.Reader``)."""
+
+    def __init__(self, jobs: Submissions, job: JobId) -> None:
+        self._jobs = jobs
+        self._job = job
+        self._reading = Reading()
+        self._has_ended = False
+        self._unread = b""
+
+    async def start(self, lines: int) -> None:
+        """Begin with the last lines; less than 0: with the first that is kept."""
+        text = b""
+        while lines >= 0 and (new := await self._jobs.read_on(self._job, self._reading)):
+            text += new
+        self._unread = last_lines(text, lines)
+
+    async def read(self) -> bytes | None:
+        """Return what follows; empty where nothing has come yet, None where nothing ever will."""
+        if self._unread:
+            unread, self._unread = self._unread, b""
+            return unread
+        new = await self._jobs.read_on(self._job, self._reading)
+        if not new and not self._has_ended and await self._jobs.has_ended(self._job):
+            self._has_ended = True
+            new = await self._jobs.read_on(self._job, self._reading)  # its last words are stored before its end
+        return new or (None if self._has_ended else b"")
 
 
 def _submission_of(record: JobRecord) -> str:

@@ -10,11 +10,15 @@ What all functions share: ``filters`` are (column, "=" or "!=", value), ``limit`
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import codecs
+import re
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
-from shoal import inventory, tasks
+from shoal import inventory, logs, tasks
 from shoal.inventory import ActorState, JobState, NodeState, WorkerState
+from shoal.logs import FOLLOW_SECONDS, LogReader, Reader, Wanted
 from shoal.memory import ClusterMemory, ask_all
 from shoal.placement_groups import find_record, list_records, row_of
 from shoal.reasons import ask_why
@@ -22,9 +26,10 @@ from shoal.rows import MOST_ROWS, AnyRow, Filter, Row, check_filters, columns_of
 from shoal.session import runtime
 from shoal.tasks import TaskState, summarize
 from shoal_core.bus import Bus
-from shoal_core.protocol.errors import ShoalError
+from shoal_core.protocol.errors import NotFoundError, ShoalError
 from shoal_core.protocol.groups import GroupRecord
 from shoal_core.protocol.ids import PlacementGroupId
+from shoal_core.protocol.logs import LogDescription
 from shoal_core.protocol.storage import MOST_LISTED_OBJECTS
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.runtime.identities import PlacementGroupID
@@ -41,6 +46,7 @@ __all__ = [
     "WorkerState",
     "get_actor",
     "get_job",
+    "get_log",
     "get_node",
     "get_objects",
     "get_placement_group",
@@ -48,6 +54,7 @@ __all__ = [
     "get_worker",
     "list_actors",
     "list_jobs",
+    "list_logs",
     "list_nodes",
     "list_objects",
     "list_placement_groups",
@@ -60,10 +67,15 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+ANSI_CODE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+"""What colours text on terminals, and the like."""
 
 
 class StateUnavailableError(ShoalError):
-    """Some of the cluster did not answer in time (Ray: ``RayStateApiException``); the text says who."""
+    """Some of the cluster did not answer in time, or what was asked for is not there; the text says who, or what.
+
+    Ray's ``RayStateApiException``.
+    """
 
 
 class ObjectState(Row):
@@ -355,6 +367,112 @@ def _tasks(address: str | None, timeout: float, raise_on_missing_output: bool) -
     current = _joined(address, timeout)
     told = current.call(tasks.list_tasks(current.bus, current.subjects, timeout))
     return _complete(told, timeout, raise_on_missing_output)
+
+
+# ------------------------------------------------------------------------------------ logs
+
+
+def list_logs(
+    address: str | None = None,
+    node_id: str | None = None,
+    node_ip: str | None = None,
+    glob_filter: str | None = None,
+    timeout: float = 30,
+) -> dict[str, list[str]]:
+    """Return the names of the logs that a node keeps of what its worker processes have printed, oldest first.
+
+    They are in two lists, ``worker_out`` and ``worker_err``, where there are any. ``glob_filter`` is a pattern of the
+    shell's. Raises ``StateUnavailableError`` where there is no such node.
+    """
+    if (node_id is None) == (node_ip is None):
+        raise ValueError("Say of which node: node_id or node_ip.")
+    current = _joined(address, timeout)
+
+    async def read() -> list[LogDescription]:
+        node = await logs.find_node(current.bus, current.subjects, node_id, node_ip, timeout)
+        return await logs.list_logs(current.bus, current.subjects, node, glob_filter or "*", timeout)
+
+    found: dict[str, list[str]] = {}
+    for log in _told(current, read()):
+        found.setdefault(f"worker_{log.name.rpartition('.')[2]}", []).append(log.name)
+    return found
+
+
+def get_log(
+    address: str | None = None,
+    node_id: str | None = None,
+    node_ip: str | None = None,
+    filename: str | None = None,
+    actor_id: str | None = None,
+    task_id: str | None = None,
+    pid: int | None = None,
+    follow: bool = False,
+    tail: int = -1,
+    timeout: float = 30,
+    suffix: str = "out",
+    encoding: str | None = "utf-8",
+    errors: str = "strict",
+    submission_id: str | None = None,
+    attempt_number: int = 0,
+    _interval: float | None = None,
+    filter_ansi_code: bool = False,
+) -> Generator[Any, None, None]:
+    """Return what a worker process has printed, or a submitted job, some of it at a time; nothing where it has not.
+
+    ``filename`` is as ``list_logs`` tells it; ``pid`` is that of a worker process: both want ``node_id`` or
+    ``node_ip``. An actor is known by its process, dead ones too, and a task by that, in which others may have printed
+    as well. ``tail`` is how many of the last lines are wanted; -1: all that is kept. With ``follow`` what is printed
+    from now on comes, too, until the process has ended. ``suffix`` is "out" or "err". ``encoding`` None: bytes come.
+
+    Raises ``ValueError`` for what is no choice, ``StateUnavailableError`` where there is no such log (any more).
+    """
+    current = _joined(address, timeout)
+    reader: Reader
+    if submission_id is not None:
+        reader = _reader_of_job(current, submission_id)
+    else:
+        wanted = Wanted(node_id, node_ip, filename, actor_id, task_id, attempt_number, pid, suffix)
+        place = _told(current, logs.find_log(current.bus, current.subjects, wanted, timeout))
+        reader = LogReader(current.bus, current.subjects, place, timeout)
+    _told(current, reader.start(tail))
+    interval = FOLLOW_SECONDS if _interval is None else _interval
+    read = _read_log(current, reader, interval if follow else None)
+    return read if encoding is None else _decoded(read, encoding, errors, filter_ansi_code)
+
+
+def _reader_of_job(current: Runtime, submission_id: str) -> Reader:
+    from shoal.jobs.submissions import JobSubmissionError, Submissions  # few need it, and all would import it
+
+    try:
+        return current.call(Submissions(current.bus, current.subjects, current.local).reader(submission_id))
+    except JobSubmissionError as error:
+        raise StateUnavailableError(str(error)) from None
+
+
+def _read_log(current: Runtime, reader: Reader, interval_seconds: float | None) -> Generator[bytes, None, None]:
+    """Yield what a reader reads; without an interval only what is there."""
+    while (data := _told(current, reader.read())) is not None:
+        if data:
+            yield data
+        elif interval_seconds is None:
+            return
+        else:
+            time.sleep(interval_seconds)
+
+
+def _decoded(read: Iterable[bytes], encoding: str, errors: str, filter_ansi_code: bool) -> Generator[str, None, None]:
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
+    for data in read:
+        if text := decoder.decode(data):
+            yield ANSI_CODE.sub("", text) if filter_ansi_code else text
+
+
+def _told(current: Runtime, answer: Coroutine[Any, Any, T]) -> T:
+    """Return an answer about a log; raises ``StateUnavailableError`` where there is no such log."""
+    try:
+        return current.call(answer)
+    except NotFoundError as error:
+        raise StateUnavailableError(str(error)) from None
 
 
 # ------------------------------------------------------------------------------------ why it waits

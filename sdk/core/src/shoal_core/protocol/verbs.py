@@ -34,6 +34,7 @@ from shoal_core.protocol.groups import (
     RemoveGroup,
     ReturnBundles,
 )
+from shoal_core.protocol.logs import ListLogs, LogPiece, NodeLogs, ReadLog
 from shoal_core.protocol.messages import (
     AttachDriver,
     ClusterInfo,
@@ -149,7 +150,13 @@ GCS_NODE: dict[Verb, type[Message]] = {
 }
 GCS_SCHEDULER: dict[Verb, type[Message]] = {"commit_group": CommitGroup}
 SCHEDULER_PUBLIC: dict[Verb, type[Message]] = {"pending": GetPending, "resources": GetResources}
-NODE_PUBLIC: dict[Verb, type[Message]] = {"objects": ListObjects, "tasks": ListTasks, "task": ExplainTask}
+NODE_PUBLIC: dict[Verb, type[Message]] = {
+    "objects": ListObjects,
+    "tasks": ListTasks,
+    "task": ExplainTask,
+    "logs": ListLogs,
+    "log": ReadLog,
+}
 """What a scheduler and a node are asked publicly, by observers too: nothing of it changes anything."""
 NODE_SCHEDULER: dict[Verb, type[Message]] = {
     "lease": LeaseRequest,
@@ -216,6 +223,8 @@ REPLIES: dict[type[Message], type[Message]] = {
     ListObjects: NodeObjects,
     ListTasks: NodeTasks,
     ExplainTask: TaskStanding,
+    ListLogs: NodeLogs,
+    ReadLog: LogPiece,
     LeaseRequest: LeaseAnswer,
     RecallLeases: Done,
     PrepareBundles: BundlesPrepared,

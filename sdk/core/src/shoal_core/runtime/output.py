@@ -9,10 +9,12 @@ counts as the output of whatever was named last; where it has no end of line, a 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 MARK = "\x1eshoal-name:"
+_MARKS = re.compile(rb"(?m)^%b.*\n|%b.*$" % (MARK.encode(), MARK.encode()))
 
 
 class MarkedStream(io.TextIOWrapper):
@@ -52,3 +54,8 @@ def by_name(lines: Iterable[str], name: str) -> Iterator[tuple[str, list[str]]]:
                 yield name, group
             name, group = told, []
     yield name, group
+
+
+def unmarked(text: bytes) -> bytes:
+    """Return whole lines without the marks."""
+    return _MARKS.sub(b"", text) if MARK.encode() in text else text
