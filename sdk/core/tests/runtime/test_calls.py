@@ -14,6 +14,7 @@ from shoal_core.protocol.ids import ProcessId, TaskNumber, actor_id
 from shoal_core.protocol.records import Task, TaskDone
 from shoal_core.protocol.traces import UNRECORDED, TraceParent
 from shoal_core.runtime.calls import ASK_SECONDS, GRACE_SECONDS, MISSING_SECONDS, WINDOW, Calls, PendingCall
+from shoal_core.runtime.spans import queueing_of
 from shoal_core.testing.builders import inline, process_id, task
 
 CALLER = process_id(1)
@@ -88,15 +89,17 @@ def test_calls_wait_for_the_actor_and_go_in_their_order() -> None:
     assert one.sent() == [1, 2, 3]
 
 
-def test_of_a_traced_call_that_is_made_again_is_told_why() -> None:
+def test_of_a_traced_call_is_told_where_it_goes_and_why_it_is_made_again() -> None:
     one = One()
     for number, trace in ((1, str(TraceParent(1, 2))), (2, UNRECORDED), (3, "")):
         pending = call(number, retries=-1)
         pending.wire.trace = trace
+        pending.queueing = queueing_of(pending.wire)
         one.calls.enqueue(pending)
     one.hear(news(ActorState.ALIVE, 0, FIRST))
     assert one.sent() == [1, 2, 3]
     assert one.calls.again == []
+    assert [(pushed.wire.number, process) for pushed, process in one.calls.pushed] == [(1, FIRST)]
     one.hear(news(ActorState.RESTARTING, 1))
     one.wait(GRACE_SECONDS)
     [(again, failure)] = one.calls.again

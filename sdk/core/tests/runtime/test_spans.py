@@ -22,10 +22,11 @@ from shoal_core.runtime.spans import (
     MOST_ITEMS,
     MOST_RESULTS,
     Processing,
+    Queueing,
     Results,
-    Waiting,
     of_task,
     putting,
+    queueing_of,
     retrieving,
     submitted,
     unrecorded,
@@ -131,27 +132,27 @@ def test_what_was_decided_holds_for_nothing_else(
 
 
 def test_a_task_waits_until_it_is_sent(recorded: InMemorySpanExporter) -> None:
-    waiting, wire = Waiting(), submit()
-    waiting.queued(wire)
-    waiting.resolved(wire)
+    queueing, wire = Queueing(), submit()
+    queueing.queued()
+    queueing.resolved()
     assert names(recorded) == ["submit test"]
-    waiting.sent([(WORKER, wire)])
-    waiting.ended(wire.number)
+    queueing.sent(wire, WORKER)
+    assert queueing.ended(), "the process tells of the rest"
     queue = made(recorded, "queue test")
     assert hangs_below(queue, made(recorded, "submit test"))
     assert attributes(queue)["shoal.process.id"] == WORKER
     assert "shoal.queue.arguments_seconds" in attributes(queue)
-    assert waiting.ended_at > 0
 
 
 def test_an_attempt_that_was_lost_is_told_by_the_owner(recorded: InMemorySpanExporter) -> None:
-    waiting, wire = Waiting(), submit()
-    waiting.queued(wire)
-    waiting.sent([(WORKER, wire)])
+    queueing, wire = Queueing(), submit()
+    queueing.queued()
+    queueing.sent(wire, WORKER)
     wire.attempt = 1
-    waiting.again(wire, Failed("worker_crashed", "it was killed"))
-    waiting.sent([(WORKER, wire)])
-    waiting.failed(wire, Failed("worker_crashed", "it was killed again"))
+    queueing.again(wire, Failed("worker_crashed", "it was killed"))
+    queueing.sent(wire, WORKER)
+    queueing.failed(wire, Failed("worker_crashed", "it was killed again"))
+    assert not queueing.ended(), "no process tells of it"
     assert names(recorded) == ["submit test", "queue test", "lost test", "queue test", "lost test"]
     lost = [span for span in recorded.get_finished_spans() if span.name == "lost test"]
     assert [attributes(span)["shoal.task.attempt"] for span in lost] == [0, 1]
@@ -160,26 +161,35 @@ def test_an_attempt_that_was_lost_is_told_by_the_owner(recorded: InMemorySpanExp
 
 
 def test_a_task_that_comes_back_unrun_waits_again(recorded: InMemorySpanExporter) -> None:
-    waiting, wire = Waiting(), submit()
-    waiting.queued(wire)
-    waiting.sent([(WORKER, wire)])
-    waiting.again(wire, None)
-    waiting.failed(wire, Failed("task_cancelled", "f() was cancelled."))
+    queueing, wire = Queueing(), submit()
+    queueing.queued()
+    queueing.sent(wire, WORKER)
+    queueing.again(wire, None)
+    queueing.failed(wire, Failed("task_cancelled", "f() was cancelled."))
     assert names(recorded) == ["submit test", "queue test", "queue test"]
     assert attributes(recorded.get_finished_spans()[-1])["error.type"] == "task_cancelled"
 
 
-def test_nothing_is_kept_of_what_is_not_recorded_or_has_ended() -> None:
-    waiting, wire = Waiting(), task(2)
-    wire.trace = UNRECORDED
-    waiting.queued(wire)
-    waiting.sent([(WORKER, wire)])
-    assert not any((waiting._queued, waiting._sent, waiting._resolved))
-    wire.trace = f"00-{1:032x}-{1:016x}-01"
-    waiting.queued(wire)
-    waiting.resolved(wire)
-    waiting.ended(wire.number)
-    assert not any((waiting._queued, waiting._sent, waiting._resolved))
+def test_a_task_that_runs_again_after_its_end_waits_anew(recorded: InMemorySpanExporter) -> None:
+    queueing, wire = Queueing(), submit()
+    queueing.queued()
+    queueing.resolved()
+    queueing.sent(wire, WORKER)
+    queueing.ended()
+    queueing.queued()
+    queueing.sent(wire, WORKER)
+    first, second = [span for span in recorded.get_finished_spans() if span.name == "queue test"]
+    assert first.end_time is not None
+    assert second.start_time is not None
+    assert first.end_time <= second.start_time
+    assert "shoal.queue.arguments_seconds" not in attributes(second)
+
+
+def test_nothing_is_noted_of_what_is_not_recorded() -> None:
+    wire = task(2)
+    for trace in ("", UNRECORDED):
+        wire.trace = trace
+        assert queueing_of(wire) is None
 
 
 # ------------------------------------------------------------------------------------ the worker process

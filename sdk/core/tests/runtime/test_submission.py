@@ -23,6 +23,7 @@ from shoal_core.protocol.records import (
     WorkerLost,
 )
 from shoal_core.protocol.traces import UNRECORDED, TraceParent, is_recorded
+from shoal_core.runtime.spans import queueing_of
 from shoal_core.runtime.submission import (
     CANCELLED,
     IDLE_SECONDS,
@@ -105,9 +106,10 @@ class World:
         wire = Task(number, 0, LeaseId(0), 0, FunctionId(function), function, 1, Inline(b""))
         wire.dependencies = tuple(Stored(node, f"o{number}", size) for node, size in large)
         wire.trace = TRACES[number % len(TRACES)]
-        if is_recorded(wire.trace):
-            self.traced.add(number)
         task = PendingTask(wire, self.submission.key_for(scheduling_class), max_retries)
+        task.queueing = queueing_of(wire)
+        if task.queueing is not None:
+            self.traced.add(number)
         fate = self.fates[number] = Fate(task, max_retries)
         self.submission.enqueue(task)
         self.turn()
@@ -239,7 +241,12 @@ class World:
         for task, _ in again:
             assert task.wire.number not in self.traced, "what waits again was sent before"
             self.traced.add(task.wire.number)
+        pushed, submission.pushed = submission.pushed, []
+        told = [(worker, task.wire) for task, worker in pushed]
         outgoing, submission.outgoing = submission.outgoing, []
+        tasks = [(peer, record) for peer, record in outgoing if isinstance(record, Task)]
+        traced = [(peer, record) for peer, record in tasks if is_recorded(record.trace)]
+        assert told == traced, "of each traced task is told where it goes"
         for peer, record in outgoing:
             self._sent(peer, record)
         if submission.demand_changed:

@@ -17,8 +17,8 @@ their memory is their caller's. To one that runs several at once all are sent: a
 
 What the control store says comes as hints (``changed``) and as answers to ``questions``; an actor that somebody waits
 for is asked about again and again. What is to be sent collects in ``outgoing``, what failed in ``failed``, and of calls
-that are traced ``again`` says which wait once more, and what ended their last attempt if no process tells of it;
-whoever calls the core empties all four.
+that are traced ``pushed`` says which are among what is to be sent, and to whom, and ``again`` which wait once more, and
+what ended their last attempt if no process tells of it; whoever calls the core empties all five.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ import msgspec
 from shoal_core.protocol.actors import ActorChanged, ActorDeath, ActorState
 from shoal_core.protocol.ids import ActorId, PeerId, ProcessId, TaskNumber
 from shoal_core.protocol.records import Failed, Record, Task, TaskDone
-from shoal_core.protocol.traces import is_recorded
 from shoal_core.runtime.tally import LOST, Tally
 
 GRACE_SECONDS = 0.03
@@ -60,8 +59,8 @@ class PendingCall(msgspec.Struct, eq=False, gc=False):
 
     ``dependencies`` are the references it was given as arguments, ``nested`` those inside its arguments and that to the
     actor; the call holds them until it ends, when ``ended`` is called. ``retries`` are those left, -1 for no end of
-    them. ``remade``: it had ended, and is made again since results were lost. The collector does not go through it (see
-    ``PendingTask``).
+    them. ``remade``: it had ended, and is made again since results were lost. ``queueing`` is there where it is traced
+    (see ``spans``). The collector does not go through it (see ``PendingTask``).
     """
 
     actor: ActorId
@@ -75,6 +74,7 @@ class PendingCall(msgspec.Struct, eq=False, gc=False):
     cancelled: bool = False
     unresolved: int = 0
     remade: bool = False
+    queueing: Any = None
 
 
 class Callee:
@@ -147,6 +147,7 @@ class Calls:
         self._tally = tally or Tally()
         self.outgoing: list[tuple[PeerId, Record]] = []
         self.failed: list[tuple[PendingCall, Failed]] = []
+        self.pushed: list[tuple[PendingCall, ProcessId]] = []
         self.again: list[tuple[PendingCall, Failed | None]] = []
         self.questions: list[ActorId] = []
         self._callees: dict[ActorId, Callee] = {}
@@ -354,6 +355,8 @@ class Calls:
             callee.positions += 1
             call.wire.position = callee.positions
             in_flight[call.wire.number] = call
+            if call.queueing is not None:
+                self.pushed.append((call, process))
             outgoing.append((process, call.wire))
         queue.extendleft(reversed(late))
 
@@ -392,7 +395,7 @@ class Calls:
 
     def _note_again(self, call: PendingCall, failure: Failed | None) -> None:
         """Say of a call that is traced that it waits once more."""
-        if is_recorded(call.wire.trace):
+        if call.queueing is not None:
             self.again.append((call, failure))
 
     def _ask(self, callee: Callee, now: float) -> None:

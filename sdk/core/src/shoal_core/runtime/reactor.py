@@ -13,11 +13,10 @@ import contextvars
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.peers import Peers
-from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, TaskNumber, node_of, object_key, task_of
 from shoal_core.protocol.messages import NO_TERMS
 from shoal_core.protocol.records import (
@@ -51,7 +50,6 @@ from shoal_core.protocol.records import (
 from shoal_core.protocol.scheduling import Demand
 from shoal_core.protocol.storage import MOST_PINS
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.protocol.traces import UNRECORDED
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime import turns
 from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, Own
@@ -67,9 +65,6 @@ from shoal_core.runtime.streams import STREAMING, Stream
 from shoal_core.runtime.submission import PendingTask, SchedulingKey, Submission, cancelled
 from shoal_core.runtime.tally import MOST_LISTED, Tally
 from shoal_core.runtime.unheeded import Unheeded
-
-if TYPE_CHECKING or ENABLED:
-    from shoal_core.runtime import spans
 
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03
@@ -134,8 +129,8 @@ class Reactor:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.Context()
         """That of nobody: what a turn of the loop does is not done for whoever happened to wake it."""
-        self.traced = spans.Waiting() if ENABLED else None
-        """Where this process traces: its tasks that have not ended, as far as they are traced."""
+        self.traced_ended_at = 0.0
+        """When a task that is traced ended last, of those that some process had begun (``time.monotonic``)."""
         self._awake = False
         self._looks_soon = False
         """Whether a look at the queues is due without anybody's waking the loop."""
@@ -316,9 +311,8 @@ class Reactor:
                 self.fail(task, failure)
             self.finish()
             return
-        if submission.again or calls.again:
-            self._trace_again([*submission.again, *calls.again])
-            submission.again, calls.again = [], []
+        if submission.again or calls.again or submission.pushed or calls.pushed:
+            self._trace_waits()
         if submission.outgoing:
             self._send_all(submission.outgoing)
         if calls.outgoing:
@@ -362,17 +356,18 @@ class Reactor:
 
     def _send_all(self, outgoing: list[tuple[PeerId, Record]]) -> None:
         send = self.peers.send
-        if self.traced is not None:
-            self.traced.sent(outgoing)
         for peer, record in outgoing:
             send(peer, record)
         outgoing.clear()
 
-    def _trace_again(self, again: Sequence[tuple[PendingTask | PendingCall, Failed | None]]) -> None:
-        """Note which tasks that are traced wait once more, and why."""
-        for task, failure in again:
-            if self.traced is not None:
-                self.traced.again(task.wire, failure)
+    def _trace_waits(self) -> None:
+        """Note which tasks that are traced wait once more, and why, and which wait no more."""
+        for core in (self.submission, self.actors.calls):
+            for again, failure in core.again:
+                again.queueing.again(again.wire, failure)
+            for pushed, process in core.pushed:
+                pushed.queueing.sent(pushed.wire, process)
+            core.again, core.pushed = [], []
 
     def _on_tick(self) -> None:
         self._tick = None
@@ -425,8 +420,8 @@ class Reactor:
     def _submit(self, task: PendingTask) -> None:
         """Queue a task as soon as the objects it depends on are ready."""
         self.tasks[task.wire.number] = task
-        if self.traced is not None and task.wire.trace != UNRECORDED:
-            self.traced.queued(task.wire)
+        if task.queueing is not None:
+            task.queueing.queued()
         if not task.dependencies:
             task.ready_at = time.monotonic()
             self.submission.enqueue(task)
@@ -437,8 +432,8 @@ class Reactor:
                 return
             if failure is None:
                 task.ready_at = time.monotonic()
-                if self.traced is not None:
-                    self.traced.resolved(task.wire)
+                if task.queueing is not None:
+                    task.queueing.resolved()
                 self.submission.enqueue(task)
             else:
                 self.fail(task, failure)
@@ -449,16 +444,16 @@ class Reactor:
         """Queue a call of an actor at once, since its place among others is fixed now."""
         calls = self.actors.calls
         self.tasks[call.wire.number] = call
-        if self.traced is not None and call.wire.trace != UNRECORDED:
-            self.traced.queued(call.wire)
+        if call.queueing is not None:
+            call.queueing.queued()
         calls.enqueue(call)
         if not call.dependencies:
             return
 
         def resolved(failure: Failed | None) -> None:
             if failure is None:
-                if self.traced is not None:
-                    self.traced.resolved(call.wire)
+                if call.queueing is not None:
+                    call.queueing.resolved()
                 calls.resolved(call)
             elif calls.withdraw(call):
                 self.fail(call, failure)
@@ -554,8 +549,8 @@ class Reactor:
         """End a task without a result of its own, unless it has ended: all it would return is this error."""
         if self.tasks.get(task.wire.number) is not task:
             return
-        if self.traced is not None:
-            self.traced.failed(task.wire, failure)
+        if task.queueing is not None:
+            task.queueing.failed(task.wire, failure)
         self.unrun(task, failure)
         self._settle_returns(task, [failure] * abs(task.wire.returns), self.local)
 
@@ -606,8 +601,8 @@ class Reactor:
             self.tally.failed(task.wire.name, error.code)
         else:
             self.tally.names.append(task.wire.name)
-        if self.traced is not None and task.wire.trace != UNRECORDED:
-            self.traced.ended(number)
+        if task.queueing is not None and task.queueing.ended():
+            self.traced_ended_at = time.monotonic()
         if task.remade:
             values = [self.recovery.outcome(task, value) for value in values]
         if task.wire.returns == STREAMING:

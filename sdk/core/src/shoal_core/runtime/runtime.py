@@ -271,7 +271,8 @@ class Runtime:
         wire.in_group = call.in_group
         refs = self._returns(wire, call.ahead)
         key = self._key_by_priority(call.key, wire)
-        self._commands.append(PendingTask(wire, key, call.retries, dependencies, nested, _parent()))
+        queueing = spans.queueing_of(wire) if began_ns else None
+        self._commands.append(PendingTask(wire, key, call.retries, dependencies, nested, _parent(), queueing=queueing))
         self.reactor.wake()
         return refs
 
@@ -321,6 +322,7 @@ class Runtime:
                 call.unordered,
                 counter.fall if counter is not None else None,
                 _parent(),
+                queueing=spans.queueing_of(wire) if began_ns else None,
             )
         )
         self.reactor.wake()
@@ -679,8 +681,8 @@ class Runtime:
 
     def send_spans(self) -> None:
         """Have spans be sent, here and by idle worker processes, which the end of the job would kill (user threads)."""
-        if self.reactor.traced is not None:
-            sent_at = self.reactor.traced.ended_at + telemetry.SENT_SECONDS
+        if self.results is not None:
+            sent_at = self.reactor.traced_ended_at + telemetry.SENT_SECONDS
             telemetry.flush(telemetry.SECONDS)
             time.sleep(max(0.0, sent_at - time.monotonic()))
 

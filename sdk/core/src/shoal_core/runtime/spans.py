@@ -45,14 +45,15 @@ from shoal_core.bus.spans import (
     said,
 )
 from shoal_core.protocol.actors import ActorRecord
-from shoal_core.protocol.ids import INDEX_BITS, ActorId, JobId, PeerId, ProcessId, TaskNumber
-from shoal_core.protocol.records import Failed, Inline, Record, Stored, Task, Value
+from shoal_core.protocol.ids import INDEX_BITS, ActorId, JobId, ProcessId, TaskNumber
+from shoal_core.protocol.records import Failed, Inline, Stored, Task, Value
 from shoal_core.protocol.traces import UNRECORDED, Attributes, is_recorded
 from shoal_core.runtime.objects import ObjectState
 
 MOST_RESULTS = 10_000
 """Of so many traced tasks a process knows which trace their results belong to; of older ones it does not any more."""
 MOST_LINKS = 64
+NO_PROCESS = ProcessId("")
 PROCESSING: Attributes = {
     "messaging.operation.name": "process",
     "messaging.operation.type": "process",
@@ -96,69 +97,68 @@ def created(class_name: str, actor: ActorId, job: JobId, began_ns: int) -> str:
     return record_wanted(f"create {class_name}", about, began_ns)
 
 
-class Waiting:
-    """The tasks and calls of this process that are traced and have not ended (I/O thread only)."""
+class Queueing:
+    """What is noted of a task or call of this process that is traced, until it has ended (I/O thread only)."""
+
+    __slots__ = ("_process", "_queued_ns", "_resolved_ns", "_sent_ns")
 
     def __init__(self) -> None:
-        self._queued: dict[TaskNumber, int] = {}
-        self._resolved: dict[TaskNumber, int] = {}
-        self._sent: dict[TaskNumber, tuple[int, PeerId]] = {}
-        self.ended_at = 0.0
-        """When a task ended last that some process had begun (``time.monotonic``)."""
+        self._queued_ns = 0
+        self._resolved_ns = 0
+        self._sent_ns = 0
+        self._process = NO_PROCESS
 
-    def queued(self, task: Task) -> None:
-        """A task waits from now on: for its arguments, for a place, for its turn."""
-        if is_recorded(task.trace):
-            self._queued[task.number] = time.time_ns()
+    def queued(self) -> None:
+        """It waits from now on: for its arguments, for a place, for its turn."""
+        self._queued_ns = time.time_ns()
 
-    def resolved(self, task: Task) -> None:
-        """The arguments of a task are all there."""
-        if task.number in self._queued:
-            self._resolved[task.number] = time.time_ns()
+    def resolved(self) -> None:
+        """Its arguments are all there."""
+        self._resolved_ns = time.time_ns()
 
-    def sent(self, outgoing: Sequence[tuple[PeerId, Record]]) -> None:
-        """Records go out now; those among them that are tasks wait no more."""
-        queued = self._queued
-        if not queued:
-            return
-        for peer, task in outgoing:
-            if type(task) is Task and task.trace != UNRECORDED and (began_ns := queued.pop(task.number, 0)):
-                self._sent[task.number] = time.time_ns(), peer
-                about: Attributes = {"shoal.task.attempt": task.attempt, "shoal.process.id": peer}
-                self._record("queue", task, began_ns, about)
+    def sent(self, task: Task, process: ProcessId) -> None:
+        """It goes out now, and waits no more."""
+        about: Attributes = {"shoal.task.attempt": task.attempt, "shoal.process.id": process}
+        self._record("queue", task, self._queued_ns, about)
+        self._queued_ns = 0
+        self._sent_ns = time.time_ns()
+        self._process = process
 
     def again(self, task: Task, failure: Failed | None) -> None:
-        """A task that was sent waits again; ``failure`` is what ended the attempt, where no process tells of that."""
+        """It was sent and waits again; ``failure`` is what ended the attempt, where no process tells of that."""
         self._lost(task, failure, task.attempt - 1)
-        self.queued(task)
+        self.queued()
 
     def failed(self, task: Task, failure: Failed) -> None:
-        """A task ends without its process telling of it."""
-        if began_ns := self._queued.pop(task.number, 0):
-            self._record("queue", task, began_ns, {"shoal.task.attempt": task.attempt}, failure)
+        """It ends without its process telling of it."""
+        if self._queued_ns:
+            self._record("queue", task, self._queued_ns, {"shoal.task.attempt": task.attempt}, failure)
         self._lost(task, failure, task.attempt)
-        self.ended(task.number)
 
-    def ended(self, number: TaskNumber) -> None:
-        """A task has ended."""
-        if self._sent.pop(number, None) is not None:
-            self.ended_at = time.monotonic()
-        self._queued.pop(number, None)
-        self._resolved.pop(number, None)
+    def ended(self) -> bool:
+        """It has ended; tell whether a process tells of that."""
+        was_sent = self._sent_ns > 0
+        self._queued_ns = self._resolved_ns = self._sent_ns = 0
+        return was_sent
 
     def _lost(self, task: Task, failure: Failed | None, attempt: int) -> None:
-        sent = self._sent.pop(task.number, None)
-        if sent is not None and failure is not None:
-            began_ns, peer = sent
-            about: Attributes = {"shoal.task.attempt": attempt, "shoal.process.id": peer}
-            self._record("lost", task, began_ns, about, failure)
+        if self._sent_ns and failure is not None:
+            about: Attributes = {"shoal.task.attempt": attempt, "shoal.process.id": self._process}
+            self._record("lost", task, self._sent_ns, about, failure)
+        self._sent_ns = 0
 
     def _record(self, what: str, task: Task, began_ns: int, about: Attributes, failure: Failed | None = None) -> None:
         waited: dict[str, float] = {}
-        if (resolved_ns := self._resolved.pop(task.number, None)) is not None:
-            waited["shoal.queue.arguments_seconds"] = (resolved_ns - began_ns) / 1e9
+        if self._resolved_ns:
+            waited["shoal.queue.arguments_seconds"] = (self._resolved_ns - began_ns) / 1e9
+            self._resolved_ns = 0
         told = None if failure is None else (failure.code, failure.text)
         record(f"{what} {task.name}", "INTERNAL", named(task.trace), {**about, **waited}, began_ns, told)
+
+
+def queueing_of(task: Task) -> Queueing | None:
+    """Return what will be noted of a task that was submitted, if it is recorded."""
+    return Queueing() if is_recorded(task.trace) else None
 
 
 # ------------------------------------------------------------------------------------ the worker process

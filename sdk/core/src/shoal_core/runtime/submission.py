@@ -20,8 +20,9 @@ if it wants one. Otherwise work without end under one key would hold all there i
 never have its turn. Where that does not help, it happens half as often each time.
 
 A slot is the id of one lease asked for. A grant for a slot that is no longer wanted goes back at once. The core
-collects what is to be sent in ``outgoing``, what has failed in ``failed``, and of tasks that are traced in ``again``
-which wait once more, with what ended their last attempt if no process tells of it; whoever calls it empties all three.
+collects what is to be sent in ``outgoing``, what has failed in ``failed``, and of tasks that are traced in ``pushed``
+which are among what is to be sent, and to whom, and in ``again`` which wait once more, with what ended their last
+attempt if no process tells of it; whoever calls it empties all four.
 """
 
 from __future__ import annotations
@@ -60,7 +61,6 @@ from shoal_core.protocol.records import (
 )
 from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.scheduling import DemandEntry
-from shoal_core.protocol.traces import UNRECORDED, is_recorded
 from shoal_core.runtime.tally import LOST, Tally
 
 WINDOW_SECONDS = 0.010
@@ -92,7 +92,7 @@ class PendingTask(msgspec.Struct, eq=False, gc=False):
     holds both until it ends. ``retries`` are those left, -1 for no end of them. ``parent`` is the task of this process
     that submitted it, by its order there (0: none). ``remade``: it had ended, and runs again since results were lost.
     ``bounces`` counts how often it came back unrun, because an argument could not be read. ``ready_at`` is when it was
-    queued at first, 0 where it was sent to a worker before.
+    queued at first, 0 where it was sent to a worker before. ``queueing`` is there where it is traced (see ``spans``).
 
     There may be very many, and the collector goes through none of them: so whoever ends one, or all, takes from it what
     it holds, by which it might hold itself.
@@ -109,6 +109,7 @@ class PendingTask(msgspec.Struct, eq=False, gc=False):
     remade: bool = False
     bounces: int = 0
     ready_at: float = 0.0
+    queueing: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,7 @@ class Submission:
     def __init__(self, tally: Tally | None = None) -> None:
         self.outgoing: list[tuple[PeerId, Record]] = []
         self.failed: list[tuple[PendingTask, Failed]] = []
+        self.pushed: list[tuple[PendingTask, ProcessId]] = []
         self.again: list[tuple[PendingTask, Failed | None]] = []
         self.keys: dict[SchedulingClass, SchedulingKey] = {}
         self.demand_changed = False
@@ -256,7 +258,7 @@ class Submission:
             self._by_index[key.index] = key
             self.keys.setdefault(key.scheduling_class, key)
         key.queue.append(task)
-        if wire.trace and wire.trace != UNRECORDED and key.traced is None:
+        if task.queueing is not None and key.traced is None:
             key.traced = task
         self._touched[key] = None
 
@@ -502,8 +504,10 @@ class Submission:
                 if len(in_flight) >= min(fair, key.window(wire.function)):
                     break
                 queue.popleft()
-                if task is key.traced:
-                    key.traced = None
+                if task.queueing is not None:
+                    self.pushed.append((task, lease.worker))
+                    if task is key.traced:
+                        key.traced = None
                 if not in_flight:
                     lease.since = now
                 lease.positions += 1
@@ -550,7 +554,7 @@ class Submission:
     def _note_again(self, tasks: Sequence[PendingTask], failure: Failed | None = None) -> None:
         """Say of those that are traced that they wait once more."""
         for task in tasks:
-            if is_recorded(task.wire.trace):
+            if task.queueing is not None:
                 task.key.traced = task.key.traced or task
                 self.again.append((task, failure))
 
