@@ -22,7 +22,7 @@ from opentelemetry.trace import INVALID_SPAN, Link, SpanContext, SpanKind, Statu
 from opentelemetry.trace.span import TraceState
 
 from shoal_core import exporter, otlp, telemetry
-from shoal_core.bus.spans import OfTask, named
+from shoal_core.bus.spans import OfMany, OfTask, named
 from shoal_core.exporter import QuickExporter, quick
 from shoal_core.otlp import encode
 from shoal_core.protocol.ids import ProcessId, TaskNumber
@@ -143,7 +143,7 @@ def _about_task(task_id: str, about: tuple[tuple[str, str | int], ...]) -> Attri
 @given(
     st.lists(st.tuples(texts.filter(bool), texts | numbers), max_size=3), st.lists(st.integers(0, 1 << 40), min_size=1)
 )
-def test_what_many_tasks_have_in_common_is_told_of_each_with_its_own_id(
+def test_what_many_spans_have_in_common_is_told_of_each_with_its_tasks_own_id(
     common: list[tuple[str, str | int]], tasks: list[int]
 ) -> None:
     kept = Kept()
@@ -151,6 +151,7 @@ def test_what_many_tasks_have_in_common_is_told_of_each_with_its_own_id(
     for task in tasks:
         about = OfTask(_about_task, TaskNumber(task), ProcessId("ab" * 12), (tuple(common),))
         recorder.begin("work", "CONSUMER", named(TRACES[0]), about, 5, []).end()
+        recorder.begin("wait", "INTERNAL", named(TRACES[0]), OfMany(_about_task, ("any", tuple(common))), 5, []).end()
     as_the_sdk_has_them = [span.told() for span in kept.spans]
     assert told(encode(kept.spans)) == told(encode_spans(as_the_sdk_has_them).SerializeToString())
 

@@ -22,19 +22,23 @@ from opentelemetry.trace import Link, SpanContext, SpanKind
 
 KNOWN, REMOTE = 0x100, 0x200
 """Flags of a span: that it is known whether its parent is of another process, and that it is."""
-SMALL = tuple(bytes((number,)) for number in range(128))
+SMALL = tuple(bytes((number,)) if number < 128 else bytes((number & 127 | 128, number >> 7)) for number in range(1024))
+"""Numbers as varints: among them are nearly all sizes, too."""
 MOST_KEPT_CHARACTERS = 32
 """The bytes of longer texts are not kept for the spans to come: ids of tasks are longer, and do not come again."""
 NOTHING_MORE = b"\x7a\x00"
 """Of a span in which nothing happened and of which it is not said how it went, which is an empty status."""
 AT_ONCE = 64
 PAUSE_SECONDS = 0.0001
+LOWER_HALF = (1 << 64) - 1
 INT64 = range(-(1 << 63), 1 << 63)
 
 T = TypeVar("T")
 
 _eight = struct.Struct("<BQ").pack
 _two_eights = struct.Struct("<BQBQ").pack
+_two_ids = struct.Struct(">HQQHQ").pack
+_id_above = struct.Struct(">HQ").pack
 _double = struct.Struct("<Bd").pack
 FLAGS, FLAGS_BELOW_ANOTHER_PROCESS = (struct.pack("<HI", 0x0185, flags) for flags in (KNOWN, KNOWN | REMOTE))
 
@@ -110,42 +114,27 @@ def full_span(span: ReadableSpan) -> bytes:
     """Return a span as OTLP has it, with all that may be said of one."""
     context, status = span.context, span.status
     assert context is not None
-    parts = [
+    parts = (
+        head(context, span.parent, span.start_time or 0, span.end_time or 0),
+        span_name(span.name, span.kind.name),
+        span_attributes(span.attributes),
         _count(b"\x50", span.dropped_attributes),
         b"".join([_field(b"\x5a", _event(event)) for event in span.events]),
         _count(b"\x60", span.dropped_events),
+        b"".join([_field(b"\x6a", _link(link)) for link in span.links]),
         _count(b"\x70", span.dropped_links),
         _field(b"\x7a", _text(b"\x12", status.description) + _count(b"\x18", status.status_code.value)),
-    ]
-    times_ns = span.start_time or 0, span.end_time or 0
-    more = b"".join(parts)
-    about = span_attributes(span.attributes)
-    return plain_span(span.name, span.kind.name, context, span.parent, times_ns, about, span.links, more)
-
-
-def plain_span(
-    name: str,
-    kind: str,
-    context: SpanContext,
-    parent: SpanContext | None,
-    times_ns: tuple[int, int],
-    attributes: bytes,
-    links: Sequence[Link],
-    more: bytes = NOTHING_MORE,
-) -> bytes:
-    """Return a span as OTLP has it; ``more`` is what it tells of how it went and of what happened in it."""
-    return b"".join(
-        (
-            _ids(context),
-            b"" if parent is None else b"\x22\x08" + parent.span_id.to_bytes(8, "big"),
-            _name(name, kind),
-            _two_eights(0x39, times_ns[0], 0x41, times_ns[1]),
-            attributes,
-            b"".join([_field(b"\x6a", _link(link)) for link in links]) if links else b"",
-            more,
-            FLAGS_BELOW_ANOTHER_PROCESS if parent is not None and parent.is_remote else FLAGS,
-        )
     )
+    return b"".join(parts)
+
+
+def head(context: SpanContext, parent: SpanContext | None, began_ns: int, ended_ns: int) -> bytes:
+    """Return the fields that are new in each span: how it is named, what it hangs below, and when it was."""
+    ids, times = _ids(context), _two_eights(0x39, began_ns, 0x41, ended_ns)
+    if parent is None:
+        return ids + times + FLAGS
+    _, span_id, is_remote, _, _, _ = parent
+    return b"".join((ids, _id_above(0x2208, span_id), times, FLAGS_BELOW_ANOTHER_PROCESS if is_remote else FLAGS))
 
 
 def span_attributes(attributes: Mapping[str, Any] | None) -> bytes:
@@ -153,15 +142,15 @@ def span_attributes(attributes: Mapping[str, Any] | None) -> bytes:
     return _attributes(b"\x4a", attributes)
 
 
-@lru_cache(maxsize=1_000)
-def _name(name: str, kind: str) -> bytes:
+def span_name(name: str, kind: str) -> bytes:
+    """Return what a span is called, and of which kind it is."""
     return _text(b"\x2a", name) + b"\x30" + SMALL[SpanKind[kind].value + 1]
 
 
 def _ids(context: SpanContext) -> bytes:
     """Return the fields that name a span; a link has them by the same numbers."""
     trace_id, span_id, _, _, state, _ = context
-    ids = b"\x0a\x10" + trace_id.to_bytes(16, "big") + b"\x12\x08" + span_id.to_bytes(8, "big")
+    ids = _two_ids(0x0A10, trace_id >> 64, trace_id & LOWER_HALF, 0x1208, span_id)
     return ids + _text(b"\x1a", state.to_header()) if state else ids
 
 
@@ -223,7 +212,7 @@ def _value(value: Any) -> bytes:
 
 def _field(tag: bytes, data: bytes) -> bytes:
     size_bytes = len(data)
-    return tag + (SMALL[size_bytes] if size_bytes < 128 else _varint(size_bytes)) + data
+    return tag + (SMALL[size_bytes] if size_bytes < len(SMALL) else _varint(size_bytes)) + data
 
 
 def _text(tag: bytes, text: str | None) -> bytes:
@@ -239,10 +228,8 @@ def _count(tag: bytes, count: int) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    if number < 128:
+    if number < len(SMALL):
         return SMALL[number]
-    if number < 128 * 128:
-        return bytes((number & 127 | 128, number >> 7))
     data = bytearray()
     while number >= 128:
         data.append(number & 127 | 128)

@@ -30,8 +30,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AnyValue
 
-from shoal_core.bus.spans import NOT_RECORDED, About, NamedSpan, OfTask, all_said, class_name, links_of
-from shoal_core.otlp import full_span, patiently, plain_span, span_attributes
+from shoal_core.bus.spans import NOT_RECORDED, About, NamedSpan, OfMany, OfTask, all_said, class_name, links_of
+from shoal_core.otlp import NOTHING_MORE, full_span, head, patiently, span_attributes, span_name
 from shoal_core.protocol.traces import Attributes, trace_named
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -220,15 +220,14 @@ class OwnSpan(NonRecordingSpan):
 
     def as_bytes(self) -> bytes:
         """Return the span as OTLP has it; nothing where what it hangs below turns out not to be recorded."""
-        if self._said is not None:
+        if self._said is not None or self._links:
             told = self.told()
             return b"" if told is None else full_span(told)
-        named = self.get_span_context()
+        named, above = self._named or self.get_span_context(), self._above
         if named is NOT_RECORDED:
             return b""
-        times_ns = self._began_ns, self._ended_ns
-        about = _as_bytes(self._kind, self._about)
-        return plain_span(self._name, self._kind, named, self._parent(), times_ns, about, links_of(self._links))
+        parent = None if above is None else above.get_span_context()
+        return head(named, parent, self._began_ns, self._ended_ns) + _usual(self._name, self._kind, self._about)
 
     def told(self) -> ReadableSpan | None:
         """Return the span as exporters know it; None where what it hangs below turns out not to be recorded."""
@@ -270,18 +269,28 @@ class OwnSpan(NonRecordingSpan):
         return self._said
 
 
-def _as_bytes(kind: str, about: About) -> bytes:
-    if type(about) is not OfTask:
-        return span_attributes(all_said(kind, about))
-    task_id = about.task_id()
-    return task_id.encode().join(_around_ids(kind, len(task_id), about.say, about.common))
+def _usual(name: str, kind: str, about: About) -> bytes:
+    """Return what is said of a span in which nothing happened, and of which it is not said how it went."""
+    if type(about) is OfTask:
+        task_id = about.task_id()
+        return task_id.encode().join(_around_ids(name, kind, len(task_id), about.say, about.common))
+    if type(about) is OfMany:
+        return _of_many(name, kind, about.say, about.common)
+    return span_name(name, kind) + span_attributes(all_said(kind, about)) + NOTHING_MORE
 
 
 @lru_cache(maxsize=1_000)
-def _around_ids(kind: str, length: int, say: Callable[..., Attributes], common: tuple[Hashable, ...]) -> list[bytes]:
+def _of_many(name: str, kind: str, say: Callable[..., Attributes], common: tuple[Hashable, ...]) -> bytes:
+    return _usual(name, kind, say(*common))
+
+
+@lru_cache(maxsize=1_000)
+def _around_ids(
+    name: str, kind: str, length: int, say: Callable[..., Attributes], common: tuple[Hashable, ...]
+) -> list[bytes]:
     """Return what is said of many tasks: the parts between which there is the id of each, which has this length."""
     anybody = "\0" * length
-    return span_attributes(all_said(kind, say(anybody, *common))).split(anybody.encode())
+    return _usual(name, kind, say(anybody, *common)).split(anybody.encode())
 
 
 class Said:

@@ -52,7 +52,19 @@ class OfTask(NamedTuple):
         return self.say(self.task_id(), *self.common)
 
 
-About = Attributes | Callable[[], Attributes] | OfTask
+class OfMany(NamedTuple):
+    """What there is to say of many spans, word for word: what ``say`` makes of what they have in ``common``."""
+
+    say: Callable[..., Attributes]
+    common: tuple[Hashable, ...]
+
+    def __call__(self) -> Attributes:
+        """Say it."""
+        return self.say(*self.common)
+
+
+NOTHING_TO_SAY = OfMany(dict, ())
+About = Attributes | Callable[[], Attributes] | OfTask | OfMany
 """What there is to say of a span; what takes time to find out, whenever it is needed."""
 
 

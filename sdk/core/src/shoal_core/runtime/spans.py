@@ -28,8 +28,10 @@ from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Span
 
 from shoal_core.bus.spans import (
+    NOTHING_TO_SAY,
     UNRECORDED_CONTEXT,
     About,
+    OfMany,
     OfTask,
     begin,
     error_type,
@@ -118,8 +120,7 @@ class Queueing:
 
     def sent(self, task: Task, process: ProcessId) -> None:
         """It goes out now, and waits no more."""
-        about: Attributes = {"shoal.task.attempt": task.attempt, "shoal.process.id": process}
-        self._record("queue", task, self._queued_ns, about)
+        self._record("queue", task, self._queued_ns, OfMany(_attempt, (task.attempt, process)))
         self._queued_ns = 0
         self._sent_ns = time.time_ns()
         self._process = process
@@ -132,7 +133,7 @@ class Queueing:
     def failed(self, task: Task, failure: Failed) -> None:
         """It ends without its process telling of it."""
         if self._queued_ns:
-            self._record("queue", task, self._queued_ns, {"shoal.task.attempt": task.attempt}, failure)
+            self._record("queue", task, self._queued_ns, OfMany(_attempt, (task.attempt,)), failure)
         self._lost(task, failure, task.attempt)
 
     def ended(self) -> bool:
@@ -143,17 +144,21 @@ class Queueing:
 
     def _lost(self, task: Task, failure: Failed | None, attempt: int) -> None:
         if self._sent_ns and failure is not None:
-            about: Attributes = {"shoal.task.attempt": attempt, "shoal.process.id": self._process}
-            self._record("lost", task, self._sent_ns, about, failure)
+            self._record("lost", task, self._sent_ns, OfMany(_attempt, (attempt, self._process)), failure)
         self._sent_ns = 0
 
-    def _record(self, what: str, task: Task, began_ns: int, about: Attributes, failure: Failed | None = None) -> None:
-        waited: dict[str, float] = {}
+    def _record(self, what: str, task: Task, began_ns: int, attempt: OfMany, failure: Failed | None = None) -> None:
+        about: About = attempt
         if self._resolved_ns:
-            waited["shoal.queue.arguments_seconds"] = (self._resolved_ns - began_ns) / 1e9
+            about = {**attempt(), "shoal.queue.arguments_seconds": (self._resolved_ns - began_ns) / 1e9}
             self._resolved_ns = 0
         told = None if failure is None else (failure.code, failure.text)
-        record(f"{what} {task.name}", "INTERNAL", named(task.trace), {**about, **waited}, began_ns, told)
+        record(f"{what} {task.name}", "INTERNAL", named(task.trace), about, began_ns, told)
+
+
+def _attempt(attempt: int, process: ProcessId = NO_PROCESS) -> Attributes:
+    about: Attributes = {"shoal.task.attempt": attempt}
+    return {**about, "shoal.process.id": process} if process else about
 
 
 def queueing_of(task: Task) -> Queueing | None:
@@ -218,7 +223,7 @@ class Processing:
         """Have one phase end and the next one begin, which is the open span then, up to the end of the run."""
         if self._phase is not None:
             self._phase.end()
-        self._phase = phase = begin(name, "INTERNAL", self._process, {})
+        self._phase = phase = begin(name, "INTERNAL", self._process, NOTHING_TO_SAY)
         token = attach(api.set_span_in_context(phase, Context()))
         self._before = self._before or token
 
