@@ -10,8 +10,8 @@ import pytest
 
 import shoal
 from shoal import exceptions
-from shoal_worker.memory_meter import read_memory
-from shoal_worker.pressure import Memory
+from shoal_worker.workers.memory_meter import read_memory
+from shoal_worker.workers.pressure import Memory
 from tests.integration.waiting import SECONDS
 
 ROOM_BYTES = 512 * 2**20

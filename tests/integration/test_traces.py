@@ -208,7 +208,7 @@ def test_the_guide_names_every_span_that_there_is(traced: Traced) -> None:
 
 def test_while_it_is_off_nothing_of_it_is_imported() -> None:
     code = (
-        "import sys, shoal, shoal.host, shoal.util.state, shoal_worker.template\n"
+        "import sys, shoal, shoal.host, shoal.util.state, shoal_worker.workers.template\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     off = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SHOAL_"))}

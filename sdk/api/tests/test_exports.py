@@ -7,8 +7,8 @@ from typing import cast
 
 from shoal.exports import Export
 from shoal_core.protocol.ids import JobId
-from shoal_core.runtime.functions import Exported, digest
 from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.tasks.functions import Exported, digest
 
 JOB = JobId("00000001")
 

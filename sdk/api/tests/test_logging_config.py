@@ -12,7 +12,7 @@ import pytest
 from shoal.driver import DriverOptions
 from shoal.logging_config import LoggingConfig, log_settings_of
 from shoal_core.protocol.messages import LogSettings
-from shoal_core.runtime.logs import set_up_logging
+from shoal_core.runtime.reports.logs import set_up_logging
 
 
 @pytest.fixture

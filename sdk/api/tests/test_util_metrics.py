@@ -10,7 +10,7 @@ import pytest
 
 from shoal.util.metrics import Counter, Gauge, Histogram
 from shoal_core.protocol.measures import labels
-from shoal_core.runtime.measures import Measures
+from shoal_core.runtime.reports.measures import Measures
 from shoal_core.runtime.runtime import Runtime
 
 

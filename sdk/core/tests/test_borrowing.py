@@ -35,7 +35,7 @@ from shoal_core.protocol.records import (
     Unborrow,
     contained_in,
 )
-from shoal_core.runtime.borrowing import Borrowing
+from shoal_core.runtime.ownership.borrowing import Borrowing
 from shoal_core.testing.builders import inline, process_id, put_key, task, task_done
 
 

@@ -37,7 +37,7 @@ from shoal_core.protocol.scheduling import ActorStart, LeaseRequest
 from shoal_core.testing.builders import process_id
 from shoal_worker.actors import REPEAT_SECONDS, TELL_SECONDS, About, ActorTable, Hosted, Phase, Verdict
 from shoal_worker.inputs import KillProcess
-from shoal_worker.processes import ProcessState
+from shoal_worker.workers.processes import ProcessState
 
 DRIVER, OWNER = OWNERS[0], OWNERS[2]
 LEASE = LeaseId(1)

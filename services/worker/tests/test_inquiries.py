@@ -12,9 +12,9 @@ from shoal_core.protocol.ids import JobId, NodeId, ObjectKey, ProcessId, object_
 from shoal_core.protocol.records import KnownObject, ObjectsReported, ReportObjects
 from shoal_core.protocol.storage import ListObjects, NodeObjects
 from shoal_core.testing.builders import node_id, process_id
-from shoal_worker.holdings import DRIVER, WORKER, Holdings
 from shoal_worker.inquiries import MOST_INQUIRIES, Inquiries
-from shoal_worker.segments import SegmentTable
+from shoal_worker.objects.holdings import DRIVER, WORKER, Holdings
+from shoal_worker.objects.segments import SegmentTable
 
 NODE = node_id(1)
 FIRST, SECOND, THIRD = process_id(1), process_id(2), process_id(3)

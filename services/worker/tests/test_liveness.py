@@ -46,7 +46,6 @@ from shoal_core.protocol.storage import AllocateSegment, PinSegment, SegmentGran
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id, put_key
 from shoal_worker import liveness
-from shoal_worker.files import FileCreated, RemoveFile
 from shoal_worker.inputs import DriverEnded, Leave, ProcessEnded, StartProcess, Suspected, WatchDriver
 from shoal_worker.liveness import (
     FINISH_RETRY_SECONDS,
@@ -59,6 +58,7 @@ from shoal_worker.liveness import (
     Liveness,
 )
 from shoal_worker.node import NodeCore
+from shoal_worker.objects.files import FileCreated, RemoveFile
 
 HERE, THERE = node_id(1), node_id(2)
 OWNER, OTHER = process_id(1, node=2), process_id(2, node=2)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from services.worker.tests.test_workforce import JOB, NODE, ONE_CPU, OTHER, OWNER, up
+from services.worker.tests.workers.test_workforce import JOB, NODE, ONE_CPU, OTHER, OWNER, up
 from shoal_core.protocol.ids import SlotId
 from shoal_core.protocol.measures import labels
 from shoal_core.protocol.resources import UNIT, subtract
 from shoal_worker.leases import LeaseTable
 from shoal_worker.metrics import by_lease_state, by_resource, bytes_by_tier, objects_by_tier
-from shoal_worker.processes import ProcessTable
-from shoal_worker.segments import SegmentTable
+from shoal_worker.objects.segments import SegmentTable
+from shoal_worker.workers.processes import ProcessTable
 
 
 def test_resources_are_shown_by_name_but_for_those_that_stand_for_a_node() -> None:

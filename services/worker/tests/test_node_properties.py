@@ -108,7 +108,6 @@ from shoal_core.protocol.storage import (
 )
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
-from shoal_worker.files import CreateFile, FileCreated, RemoveFile
 from shoal_worker.inputs import (
     DriverEnded,
     KillProcess,
@@ -124,7 +123,8 @@ from shoal_worker.inputs import (
 from shoal_worker.inquiries import MOST_INQUIRIES
 from shoal_worker.liveness import REREAD_SECONDS
 from shoal_worker.node import ANNOUNCE_SECONDS, COALESCE_SECONDS, NodeCore
-from shoal_worker.processes import START_SECONDS
+from shoal_worker.objects.files import CreateFile, FileCreated, RemoveFile
+from shoal_worker.workers.processes import START_SECONDS
 
 HERE = node_id(1)
 OTHERS = [node_id(2), node_id(3)]

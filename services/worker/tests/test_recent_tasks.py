@@ -9,8 +9,8 @@ from shoal_core.protocol.ids import ActorId, JobId, ProcessId, TaskNumber
 from shoal_core.protocol.records import KnownTask, ObjectsReported, ReportTasks, TasksReported
 from shoal_core.protocol.scheduling import ListTasks, NodeTasks
 from shoal_core.testing.builders import node_id, process_id
-from shoal_worker.holdings import DRIVER, WORKER
 from shoal_worker.inquiries import Inquiries
+from shoal_worker.objects.holdings import DRIVER, WORKER
 from shoal_worker.recent_tasks import MOST_LEFT, RecentTasks
 
 NODE, OWNER, WORKS, GONE = node_id(1), process_id(1), process_id(2), process_id(3)

@@ -39,22 +39,22 @@ from shoal_core.protocol.scheduling import LeaseAnswer, LeaseRequest
 from shoal_core.protocol.storage import DurableDelete
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
-from shoal_core.runtime.execution import CUDA_VISIBLE
-from shoal_core.runtime.segments import Reader
+from shoal_core.runtime.data.segments import Reader
+from shoal_core.runtime.worker.execution import CUDA_VISIBLE
 from shoal_core.service import Engine
 from shoal_core.service.settings import SettingsError, read_settings
 from shoal_core.testing.builders import node_id, process_id
 from shoal_core.testing.buses import until
 from shoal_worker import machine
-from shoal_worker.durable import DurableTier
-from shoal_worker.files import SLAB_BYTES, CreateFile, DropDurable, FileCreated, RemoveFile
 from shoal_worker.inputs import DriverEnded, UnwatchDriver, WatchDriver
 from shoal_worker.liveness import REREAD_SECONDS
-from shoal_worker.log_files import LogFiles
-from shoal_worker.logs import Logs
-from shoal_worker.output import Outputs
+from shoal_worker.objects.durable import DurableTier
+from shoal_worker.objects.files import SLAB_BYTES, CreateFile, DropDurable, FileCreated, RemoveFile
+from shoal_worker.objects.storage import LARGE_BYTES, Storage
 from shoal_worker.service import Hands, LeaveError, WorkerSettings, serve
-from shoal_worker.storage import LARGE_BYTES, Storage
+from shoal_worker.workers.log_files import LogFiles
+from shoal_worker.workers.logs import Logs
+from shoal_worker.workers.output import Outputs
 
 NODE = node_id(1)
 DRIVER = process_id(9)

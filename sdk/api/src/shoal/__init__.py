@@ -25,9 +25,9 @@ from shoal.runtime_context import get_gpu_ids, get_runtime_context
 from shoal.session import Context, init, is_initialized, shutdown
 from shoal.state import available_resources, cluster_resources, nodes, timeline
 from shoal_core import __version__
-from shoal_core.runtime.identities import ActorID, JobID, NodeID, PlacementGroupID, TaskID, WorkerID
-from shoal_core.runtime.objects import ObjectRef
-from shoal_core.runtime.streams import ObjectRefGenerator
+from shoal_core.runtime.ownership.identities import ActorID, JobID, NodeID, PlacementGroupID, TaskID, WorkerID
+from shoal_core.runtime.ownership.objects import ObjectRef
+from shoal_core.runtime.ownership.streams import ObjectRefGenerator
 
 ObjectID = ObjectRef
 __commit__ = ""

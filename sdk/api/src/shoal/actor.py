@@ -44,10 +44,10 @@ from shoal_core.protocol.messages import JobRecord
 from shoal_core.protocol.placement import Strategy
 from shoal_core.protocol.records import InGroup
 from shoal_core.protocol.resources import to_amounts
-from shoal_core.runtime.hosting import ActorExit, ActorSpec, is_async
-from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.ownership.objects import ObjectRef
+from shoal_core.runtime.ownership.streams import STREAMING
 from shoal_core.runtime.runtime import Runtime
-from shoal_core.runtime.streams import STREAMING
+from shoal_core.runtime.worker.hosting import ActorExit, ActorSpec, is_async
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -50,7 +50,7 @@ from shoal_core.protocol.records import Failed
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime.environments import merged, shown
-from shoal_core.runtime.logs import set_up_logging
+from shoal_core.runtime.reports.logs import set_up_logging
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session, check_cluster
 

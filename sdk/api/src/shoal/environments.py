@@ -19,8 +19,8 @@ from shoal_core.runtime.environments import (
     package_name,
     parts_of,
 )
-from shoal_core.runtime.functions import Definition, Exported, export
 from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.tasks.functions import Definition, Exported, export
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal_core.protocol.ids import FunctionId, JobId
-from shoal_core.runtime.functions import Definition, Exported, export
 from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.tasks.functions import Definition, Exported, export
 
 Known = tuple[JobId, FunctionId]
 

@@ -14,11 +14,11 @@ from shoal.signature import Arguments
 from shoal_core.protocol.actors import ActorRecord
 from shoal_core.protocol.ids import ActorId
 from shoal_core.protocol.records import Reference
-from shoal_core.runtime.hosting import SPECIAL_METHODS
-from shoal_core.runtime.identities import ActorID
-from shoal_core.runtime.objects import ObjectRef
-from shoal_core.runtime.pending import PendingCounter
+from shoal_core.runtime.ownership.identities import ActorID
+from shoal_core.runtime.ownership.objects import ObjectRef
 from shoal_core.runtime.runtime import MethodCall, Runtime
+from shoal_core.runtime.tasks.pending import PendingCounter
+from shoal_core.runtime.worker.hosting import SPECIAL_METHODS
 
 T_co = TypeVar("T_co", covariant=True)
 

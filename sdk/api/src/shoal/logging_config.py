@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shoal_core.protocol.messages import LogEncoding, LogSettings
-from shoal_core.runtime.logs import ATTRIBUTES
+from shoal_core.runtime.reports.logs import ATTRIBUTES
 
 
 @dataclass

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
 from shoal.session import runtime
-from shoal_core.runtime.objects import ObjectRef
-from shoal_core.runtime.streams import ObjectRefGenerator
+from shoal_core.runtime.ownership.objects import ObjectRef
+from shoal_core.runtime.ownership.streams import ObjectRefGenerator
 
 T = TypeVar("T")
 R = TypeVar("R", bound=ObjectRef[Any] | ObjectRefGenerator[Any])

@@ -29,9 +29,9 @@ from shoal.runtime_env.runtime_env import check_option as check_runtime_env
 from shoal.terms import check_priority
 from shoal_core.protocol.ids import MAX_RETURNS
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, to_units
-from shoal_core.runtime.streams import STREAMING
-from shoal_core.runtime.submission import SchedulingClass
-from shoal_core.runtime.work import ALL_EXCEPTIONS
+from shoal_core.runtime.ownership.streams import STREAMING
+from shoal_core.runtime.tasks.submission import SchedulingClass
+from shoal_core.runtime.worker.work import ALL_EXCEPTIONS
 
 DEFAULT_RETRIES = 3
 ACCELERATOR_AMOUNT = 0.001

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shoal_core.protocol.errors import RuntimeEnvSetupError
-from shoal_core.runtime.functions import Exported, digest
+from shoal_core.runtime.tasks.functions import Exported, digest
 
 MOST_BYTES = 100 * 1024 * 1024
 ALWAYS_LEFT_OUT = (".git/", "__pycache__/", ".venv/", "venv/")

@@ -29,8 +29,8 @@ from shoal_core.protocol.ids import NodeId, PlacementGroupId
 from shoal_core.protocol.labels import parse_selector
 from shoal_core.protocol.placement import Conditions
 from shoal_core.protocol.resources import GPU, OBJECT_STORE_MEMORY, Resources, to_amounts, to_resources
-from shoal_core.runtime.identities import PlacementGroupID
-from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.ownership.identities import PlacementGroupID
+from shoal_core.runtime.ownership.objects import ObjectRef
 from shoal_core.runtime.runtime import REQUEST_SECONDS, Runtime
 
 STRATEGIES = tuple(strategy.value for strategy in GroupStrategy)

@@ -17,9 +17,9 @@ from shoal.session import runtime
 from shoal.signature import Arguments
 from shoal_core.protocol.records import InGroup
 from shoal_core.protocol.resources import to_amounts
-from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.ownership.objects import ObjectRef
+from shoal_core.runtime.ownership.streams import ObjectRefGenerator
 from shoal_core.runtime.runtime import Call, Runtime
-from shoal_core.runtime.streams import ObjectRefGenerator
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -15,8 +15,8 @@ from shoal_core.protocol.messages import ClusterInfo, GetCluster
 from shoal_core.protocol.records import LeaseAssigned
 from shoal_core.protocol.resources import to_amounts
 from shoal_core.runtime.environments import to_text
-from shoal_core.runtime.identities import ActorID, JobID, NodeID, TaskID, WorkerID
-from shoal_core.runtime.work import Running, current
+from shoal_core.runtime.ownership.identities import ActorID, JobID, NodeID, TaskID, WorkerID
+from shoal_core.runtime.worker.work import Running, current
 
 
 class RuntimeContext:

@@ -25,12 +25,12 @@ from shoal_core.protocol.records import (
     TasksReturned,
     Value,
 )
-from shoal_core.runtime.execution import INTERRUPT, BegunPage, Execution
-from shoal_core.runtime.process import Service
+from shoal_core.runtime.ownership.streams import STREAMING, ObjectRefGenerator
 from shoal_core.runtime.runtime import Call
-from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator
-from shoal_core.runtime.submission import CANCELLED, SchedulingClass
-from shoal_core.runtime.work import Accepted, TaskInterrupt, Work, begin
+from shoal_core.runtime.tasks.submission import CANCELLED, SchedulingClass
+from shoal_core.runtime.worker.execution import INTERRUPT, BegunPage, Execution
+from shoal_core.runtime.worker.process import Service
+from shoal_core.runtime.worker.work import Accepted, TaskInterrupt, Work, begin
 from shoal_core.testing.builders import inline, node_id, process_id, put_key, task
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 

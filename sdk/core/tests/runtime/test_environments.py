@@ -19,7 +19,7 @@ from shoal_core.runtime.environments import (
     set_variables,
     shown,
 )
-from shoal_core.runtime.functions import digest
+from shoal_core.runtime.tasks.functions import digest
 
 DIGEST = digest(b"package")
 FIELDS = st.fixed_dictionaries(

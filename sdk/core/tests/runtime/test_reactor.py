@@ -37,10 +37,10 @@ from shoal_core.protocol.records import (
     Unborrow,
     WorkerLost,
 )
-from shoal_core.runtime import turns
-from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.loop import turns
+from shoal_core.runtime.ownership.objects import ObjectRef
 from shoal_core.runtime.runtime import Call, MethodCall, Runtime
-from shoal_core.runtime.submission import SchedulingClass
+from shoal_core.runtime.tasks.submission import SchedulingClass
 from shoal_core.testing.builders import node_id, process_id, put_key
 from shoal_core.testing.buses import until
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime

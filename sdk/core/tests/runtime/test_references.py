@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shoal_core.protocol.errors import ObjectLostError
-from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.ownership.objects import ObjectRef
 from shoal_core.testing.builders import process_id
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 

@@ -21,9 +21,9 @@ from shoal_core.protocol.records import (
     Unborrow,
     WorkerBlocked,
 )
-from shoal_core.runtime.execution import BegunPage, Execution
-from shoal_core.runtime.process import Service
-from shoal_core.runtime.work import Accepted, Awaits, Ended, Running, begin, current
+from shoal_core.runtime.worker.execution import BegunPage, Execution
+from shoal_core.runtime.worker.process import Service
+from shoal_core.runtime.worker.work import Accepted, Awaits, Ended, Running, begin, current
 from shoal_core.testing.builders import inline, node_id, process_id, put_key, task
 from shoal_core.testing.runtimes import LoneRuntime, lone_runtime
 
@@ -244,7 +244,7 @@ async def test_a_worker_that_nobody_needs_leaves(worker: Worker) -> None:
 async def test_a_worker_stays_as_long_as_its_objects_are_referred_to(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal_core.runtime.process.LINGER_SECONDS", 0.001)
+    monkeypatch.setattr("shoal_core.runtime.worker.process.LINGER_SECONDS", 0.001)
     key = put_key(9)
     worker.runtime.reactor.borrowing.lend(key, THIRD)
     worker.receive(NODE, ProcessUnneeded())

@@ -182,7 +182,7 @@ async def test_while_it_is_off_nothing_is_added(asker: MemoryBus) -> None:
 
 def test_while_it_is_off_nothing_of_it_is_imported() -> None:
     code = (
-        "import sys, shoal_core.service.main, shoal_core.service.engine, shoal_core.runtime.process\n"
+        "import sys, shoal_core.service.main, shoal_core.service.engine, shoal_core.runtime.worker.process\n"
         "from shoal_core.telemetry import exporting\n"
         "with exporting('gcs', 'g', 'cluster'): pass\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from shoal_core.runtime.execution import CUDA_VISIBLE
+from shoal_core.runtime.worker.execution import CUDA_VISIBLE
 from shoal_worker.gpus import Device
 
 logger = logging.getLogger("shoal.worker")

@@ -17,7 +17,7 @@ from shoal_core.machine import cpu_count, store_name
 from shoal_core.protocol.ids import NodeId
 from shoal_core.protocol.resources import CPU, GPU, MEMORY, OBJECT_STORE_MEMORY, Resources, to_resources
 from shoal_core.service.settings import SettingsError
-from shoal_worker.memory_meter import read_memory
+from shoal_worker.workers.memory_meter import read_memory
 
 logger = logging.getLogger("shoal.worker")
 

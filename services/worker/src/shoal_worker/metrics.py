@@ -12,8 +12,8 @@ from shoal_core.service.metrics import Metrics
 from shoal_core.transfer.mover import Mover
 from shoal_worker.leases import Lease, LeaseTable
 from shoal_worker.node import NodeCore
-from shoal_worker.processes import ProcessState
-from shoal_worker.segments import Segment, SegmentState, SegmentTable
+from shoal_worker.objects.segments import Segment, SegmentState, SegmentTable
+from shoal_worker.workers.processes import ProcessState
 
 LEASE_STATES = ("starting", "running", "blocked")
 TIERS = ("memory", "copy", "spilled")

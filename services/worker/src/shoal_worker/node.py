@@ -77,9 +77,6 @@ from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.transfer.records import CHUNK_BYTES
 from shoal_worker.actors import About, ActorTable, Hosted, Verdict
 from shoal_worker.bundles import AboutGroup, BundleTable
-from shoal_worker.copies import AboutLoan
-from shoal_worker.files import StoreInput
-from shoal_worker.holdings import DRIVER, WORKER, Holdings
 from shoal_worker.inputs import (
     DriverEnded,
     FetchLogs,
@@ -95,14 +92,17 @@ from shoal_worker.inputs import (
 from shoal_worker.inquiries import Inquiries, Topic
 from shoal_worker.leases import Lease, LeaseTable
 from shoal_worker.liveness import Ends, Liveness
-from shoal_worker.pressure import MemoryShort
-from shoal_worker.processes import ProcessState, ProcessTable
+from shoal_worker.objects.copies import AboutLoan
+from shoal_worker.objects.files import StoreInput
+from shoal_worker.objects.holdings import DRIVER, WORKER, Holdings
+from shoal_worker.objects.shared_memory import SegmentRecord, SharedMemory
+from shoal_worker.objects.store import ObjectStore
 from shoal_worker.recent_tasks import RecentTasks
 from shoal_worker.reported import ReportedMetrics
-from shoal_worker.shared_memory import SegmentRecord, SharedMemory
-from shoal_worker.store import ObjectStore
 from shoal_worker.task_inquiries import TaskInquiries
-from shoal_worker.workforce import Workforce
+from shoal_worker.workers.pressure import MemoryShort
+from shoal_worker.workers.processes import ProcessState, ProcessTable
+from shoal_worker.workers.workforce import Workforce
 
 ANNOUNCE_SECONDS = 1.0
 COALESCE_SECONDS, COALESCE_SECONDS_FOR_A_BUNDLE = 0.01, 0.0003

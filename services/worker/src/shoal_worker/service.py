@@ -35,7 +35,7 @@ from shoal_core.protocol.places import located
 from shoal_core.protocol.resources import UNIT
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.verbs import NODE_NODE, NODE_PROCESS, NODE_PUBLIC, NODE_SCHEDULER
-from shoal_core.runtime.process import WorkerConfig
+from shoal_core.runtime.worker.process import WorkerConfig
 from shoal_core.service import Engine, Route
 from shoal_core.service.main import Service
 from shoal_core.service.settings import ServiceSettings
@@ -44,9 +44,6 @@ from shoal_core.transfer.pulling import CANCELLED, Ended
 from shoal_core.transfer.records import CHUNK_BYTES
 from shoal_worker import accelerators, machine
 from shoal_worker.accelerators import NoAccelerators
-from shoal_worker.durable import DurableTier, durable_tier
-from shoal_worker.files import MOST_SHARED_BYTES
-from shoal_worker.forks import Forks, forks
 from shoal_worker.gpus import Gpus
 from shoal_worker.inputs import (
     CancelPull,
@@ -67,15 +64,18 @@ from shoal_worker.inputs import (
     WatchDriver,
     WithdrawSegment,
 )
-from shoal_worker.log_files import Limits, LogFiles
-from shoal_worker.logs import Logs
-from shoal_worker.memory_meter import watched
 from shoal_worker.meter import metered
 from shoal_worker.metrics import count
 from shoal_worker.node import NodeCore
-from shoal_worker.output import Outputs
-from shoal_worker.storage import Storage
-from shoal_worker.templates import prepare
+from shoal_worker.objects.durable import DurableTier, durable_tier
+from shoal_worker.objects.files import MOST_SHARED_BYTES
+from shoal_worker.objects.storage import Storage
+from shoal_worker.workers.forks import Forks, forks
+from shoal_worker.workers.log_files import Limits, LogFiles
+from shoal_worker.workers.logs import Logs
+from shoal_worker.workers.memory_meter import watched
+from shoal_worker.workers.output import Outputs
+from shoal_worker.workers.templates import prepare
 
 MOST_PRESTARTED = 4
 WARM_BYTES = 2 * 1024**3

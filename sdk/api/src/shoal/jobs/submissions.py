@@ -60,8 +60,8 @@ from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
 from shoal_core.runtime.environments import encoded, shown
-from shoal_core.runtime.functions import Definition, Exported, FunctionStore, export
-from shoal_core.runtime.hosting import ActorSpec
+from shoal_core.runtime.tasks.functions import Definition, Exported, FunctionStore, export
+from shoal_core.runtime.worker.hosting import ActorSpec
 
 IDS = "shoal.submissions"
 """Where in the internal key-value store the job of each submission id is."""

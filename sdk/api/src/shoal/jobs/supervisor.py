@@ -34,8 +34,8 @@ from shoal_core.protocol.messages import (
     KvValue,
 )
 from shoal_core.runtime.environments import parts_of
-from shoal_core.runtime.execution import THREADS
 from shoal_core.runtime.runtime import Runtime
+from shoal_core.runtime.worker.execution import THREADS
 
 LOGS, STOPS = "shoal.submissions.log", "shoal.submissions.stop"
 """Where in the internal key-value store logs lie, under ``<job>/<slot>``, and the notes of what is to stop, by job."""

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from shoal.actor import ActorClass, kill
 from shoal.handle import ActorHandle
 from shoal.objects import wait
-from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.ownership.objects import ObjectRef
 
 
 @dataclass(frozen=True)

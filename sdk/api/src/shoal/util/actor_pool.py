@@ -10,7 +10,7 @@ from shoal.handle import ActorHandle
 from shoal.objects import get, wait
 from shoal.session import runtime
 from shoal_core.protocol.errors import ActorDiedError
-from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.ownership.objects import ObjectRef
 
 T = TypeVar("T")
 V = TypeVar("V")

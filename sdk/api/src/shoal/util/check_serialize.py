@@ -12,8 +12,8 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-from shoal_core.runtime.failures import said
-from shoal_core.runtime.serialization import dumps_uncounted
+from shoal_core.runtime.data.failures import said
+from shoal_core.runtime.data.serialization import dumps_uncounted
 
 MOST_ITEMS = 1000
 """So many items of a container are looked at, so that a huge one does not take for ever."""

@@ -9,7 +9,7 @@ from typing import Any
 from shoal.actor import ActorMethod
 from shoal.objects import get, wait
 from shoal.remote_function import RemoteFunction
-from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.ownership.objects import ObjectRef
 
 
 def as_completed(

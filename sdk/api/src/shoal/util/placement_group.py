@@ -8,7 +8,7 @@ from shoal.placement_groups import (
     placement_group_table,
     remove_placement_group,
 )
-from shoal_core.runtime.identities import PlacementGroupID
+from shoal_core.runtime.ownership.identities import PlacementGroupID
 
 __all__ = [
     "PlacementGroup",

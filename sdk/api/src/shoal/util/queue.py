@@ -20,7 +20,7 @@ from shoal.handle import ActorHandle
 from shoal.objects import get, wait
 from shoal.session import runtime
 from shoal.util.queue_actor import Empty, Full, QueueActor, Result, Ticket, ticket_of
-from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.ownership.objects import ObjectRef
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from shoal.actor import method
 from shoal_core.protocol.errors import ShoalError
-from shoal_core.runtime.objects import ObjectRef
+from shoal_core.runtime.ownership.objects import ObjectRef
 
 QUIET_SECONDS = 5.0
 """So long a process that waits for nothing is remembered: a worker process whose object somebody holds does not end."""

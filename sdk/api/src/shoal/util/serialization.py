@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from shoal_core.runtime import serializers
+from shoal_core.runtime.data import serializers
 
 T = TypeVar("T")
 S = TypeVar("S")

@@ -32,7 +32,7 @@ from shoal_core.protocol.ids import PlacementGroupId
 from shoal_core.protocol.logs import LogDescription
 from shoal_core.protocol.storage import MOST_LISTED_OBJECTS
 from shoal_core.protocol.subjects import Subjects
-from shoal_core.runtime.identities import PlacementGroupID
+from shoal_core.runtime.ownership.identities import PlacementGroupID
 from shoal_core.runtime.runtime import Runtime
 
 __all__ = [

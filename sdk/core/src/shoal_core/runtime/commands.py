@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from shoal_core.protocol.ids import NodeId, PeerId
 from shoal_core.protocol.records import Record, Reference, SegmentFreed, SegmentMapped, SegmentSealed, SegmentUnpinned
-from shoal_core.runtime.objects import ObjectState
-from shoal_core.runtime.streams import Stream
+from shoal_core.runtime.ownership.objects import ObjectState
+from shoal_core.runtime.ownership.streams import Stream
 
 if TYPE_CHECKING:
     from shoal_core.runtime.reactor import Reactor

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from shoal_core.protocol.errors import RuntimeEnvSetupError
 from shoal_core.protocol.ids import FunctionId, JobId
-from shoal_core.runtime.failures import said
-from shoal_core.runtime.functions import PART_BYTES, Exported, digest
+from shoal_core.runtime.data.failures import said
+from shoal_core.runtime.tasks.functions import PART_BYTES, Exported, digest
 
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime

@@ -14,16 +14,16 @@ from typing import Any
 
 from shoal_core.protocol.errors import GetTimeoutError, ObjectLostError, ShoalError
 from shoal_core.protocol.records import Failed, Reference, Stored
-from shoal_core.runtime.awaiting import BLOCK_GRACE_SECONDS
-from shoal_core.runtime.blocking import warn_if_a_loop_runs
 from shoal_core.runtime.commands import Want
-from shoal_core.runtime.failures import error_of
-from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable, Waiter
+from shoal_core.runtime.data.failures import error_of
+from shoal_core.runtime.data.values import Call, CopyUnavailable, Pins, Values
+from shoal_core.runtime.loop.awaiting import BLOCK_GRACE_SECONDS
+from shoal_core.runtime.loop.blocking import warn_if_a_loop_runs
+from shoal_core.runtime.loop.spinning import Spin
+from shoal_core.runtime.loop.turns import check_may_wait, visit
+from shoal_core.runtime.ownership.objects import ObjectRef, ObjectState, ObjectTable, Waiter
 from shoal_core.runtime.reactor import Reactor
-from shoal_core.runtime.spinning import Spin
-from shoal_core.runtime.turns import check_may_wait, visit
-from shoal_core.runtime.values import Call, CopyUnavailable, Pins, Values
-from shoal_core.runtime.work import current
+from shoal_core.runtime.worker.work import current
 
 MOST_READS = 20
 """So often ``get`` tries to read an object, each time from a copy that was made anew."""

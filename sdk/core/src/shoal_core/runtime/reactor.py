@@ -51,20 +51,20 @@ from shoal_core.protocol.scheduling import Demand
 from shoal_core.protocol.storage import MOST_PINS
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.wire import encode
-from shoal_core.runtime import turns
-from shoal_core.runtime.actors import Abandon, Actors, Create, Created, Follow, Own
-from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, Persisted, Say, StreamMoved, Want, Withdraw
-from shoal_core.runtime.durable import Restoring
+from shoal_core.runtime.data.durable import Restoring
+from shoal_core.runtime.loop import turns
 from shoal_core.runtime.nodes import NodeWatch
-from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
-from shoal_core.runtime.placement_groups import AwaitGroup, DropGroup, MakeGroup, PlacementGroups
-from shoal_core.runtime.recovery import Recovery
-from shoal_core.runtime.sharing import Sharing
-from shoal_core.runtime.streams import STREAMING, Stream
-from shoal_core.runtime.submission import PendingTask, SchedulingKey, Submission, cancelled
-from shoal_core.runtime.tally import MOST_LISTED, Tally
-from shoal_core.runtime.unheeded import Unheeded
+from shoal_core.runtime.ownership.objects import ObjectRef, ObjectState, ObjectTable
+from shoal_core.runtime.ownership.recovery import Recovery
+from shoal_core.runtime.ownership.sharing import Sharing
+from shoal_core.runtime.ownership.streams import STREAMING, Stream
+from shoal_core.runtime.ownership.unheeded import Unheeded
+from shoal_core.runtime.reports.tally import MOST_LISTED, Tally
+from shoal_core.runtime.tasks.actors import Abandon, Actors, Create, Created, Follow, Own
+from shoal_core.runtime.tasks.calls import PendingCall
+from shoal_core.runtime.tasks.placement_groups import AwaitGroup, DropGroup, MakeGroup, PlacementGroups
+from shoal_core.runtime.tasks.submission import PendingTask, SchedulingKey, Submission, cancelled
 
 TICK_SECONDS = 0.05
 LOSS_GRACE_SECONDS = 0.03

@@ -51,37 +51,37 @@ from shoal_core.protocol.records import Failed, InGroup, Inline, Reference, Task
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.protocol.traces import UNRECORDED
 from shoal_core.protocol.wire import decode
-from shoal_core.runtime import objects
-from shoal_core.runtime.actors import Abandon, Create, Created, Follow, Own
-from shoal_core.runtime.calls import PendingCall
 from shoal_core.runtime.commands import Cancel, Notify, Persisted, StreamMoved, Withdraw
-from shoal_core.runtime.durable import DurableTier, Restoring
+from shoal_core.runtime.data.durable import DurableTier, Restoring
+from shoal_core.runtime.data.failures import culprit, error_of
+from shoal_core.runtime.data.serialization import INLINE_BYTES, Codec, Dependency, Serialized
+from shoal_core.runtime.data.transfers import Transfers
+from shoal_core.runtime.data.values import Values
 from shoal_core.runtime.environments import Fields
-from shoal_core.runtime.failures import culprit, error_of
-from shoal_core.runtime.functions import Definition, Exported, FunctionStore
 from shoal_core.runtime.getting import Getting
-from shoal_core.runtime.holdings import Holdings
-from shoal_core.runtime.objects import ObjectRef, ObjectState, ObjectTable
-from shoal_core.runtime.pending import PendingCounter
-from shoal_core.runtime.placement_groups import AwaitGroup, DropGroup, MakeGroup
+from shoal_core.runtime.loop.spinning import Spin
+from shoal_core.runtime.loop.turns import check_may_wait, is_here, visit
+from shoal_core.runtime.ownership import objects
+from shoal_core.runtime.ownership.objects import ObjectRef, ObjectState, ObjectTable
+from shoal_core.runtime.ownership.streams import STREAMING, ObjectRefGenerator, Stream
 from shoal_core.runtime.reactor import Reactor
-from shoal_core.runtime.recent import Recent
-from shoal_core.runtime.reporting import Reporter
-from shoal_core.runtime.serialization import INLINE_BYTES, Codec, Dependency, Serialized
-from shoal_core.runtime.spinning import Spin
-from shoal_core.runtime.standings import Standings
-from shoal_core.runtime.streams import STREAMING, ObjectRefGenerator, Stream
-from shoal_core.runtime.submission import PendingTask, SchedulingClass, SchedulingKey
-from shoal_core.runtime.transfers import Transfers
-from shoal_core.runtime.turns import check_may_wait, is_here, visit
-from shoal_core.runtime.values import Values
-from shoal_core.runtime.work import Ended, current
+from shoal_core.runtime.reports.holdings import Holdings
+from shoal_core.runtime.reports.recent import Recent
+from shoal_core.runtime.reports.reporting import Reporter
+from shoal_core.runtime.reports.standings import Standings
+from shoal_core.runtime.tasks.actors import Abandon, Create, Created, Follow, Own
+from shoal_core.runtime.tasks.calls import PendingCall
+from shoal_core.runtime.tasks.functions import Definition, Exported, FunctionStore
+from shoal_core.runtime.tasks.pending import PendingCounter
+from shoal_core.runtime.tasks.placement_groups import AwaitGroup, DropGroup, MakeGroup
+from shoal_core.runtime.tasks.submission import PendingTask, SchedulingClass, SchedulingKey
+from shoal_core.runtime.worker.work import Ended, current
 
 if TYPE_CHECKING:
-    from shoal_core.runtime.hosting import Hosting
+    from shoal_core.runtime.worker.hosting import Hosting
 if TYPE_CHECKING or ENABLED:
     from shoal_core.bus.spans import is_open, is_wanted
-    from shoal_core.runtime import spans
+    from shoal_core.runtime.reports import spans
 
 T = TypeVar("T")
 

@@ -39,9 +39,9 @@ from shoal_core.protocol.ids import ProcessId, new_process_id
 from shoal_core.protocol.messages import PROTOCOL_VERSION, ClusterInfo, GetCluster
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.runtime.deathwatch import watching_deaths
-from shoal_core.runtime.notices import heeding_notices
+from shoal_core.runtime.loop.turns import SharedLoop
 from shoal_core.runtime.runtime import Runtime
-from shoal_core.runtime.turns import SharedLoop
+from shoal_core.runtime.tasks.notices import heeding_notices
 
 JOIN_SECONDS = 10.0
 LEAVE_SECONDS = 2.0

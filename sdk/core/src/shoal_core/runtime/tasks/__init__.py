@@ -1,0 +1,1 @@
+"""What a process asks the cluster for: tasks, actors and their calls, placement groups."""
