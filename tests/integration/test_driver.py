@@ -118,6 +118,28 @@ class TestOneNode:
             nothing.remote()
 
 
+class SpeakerClass:
+    def say(self, words: str) -> None:
+        print(words)
+
+
+Speaker: Any = shoal.remote(SpeakerClass)
+
+
+@pytest.mark.parametrize(("dedup", "count"), [("1", 2), ("0", 3)])
+def test_what_several_workers_print_alike_is_shown_once_and_counted(
+    dedup: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_DEDUP_LOGS", dedup)
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", shown)
+    with shoal.init(num_cpus=1):
+        shoal.get([Speaker.options(num_cpus=0).remote().say.remote("ready") for _ in range(3)])
+        until(lambda: "ready\n" in shown.getvalue(), "what is printed first is shown at once")
+        until(lambda: shown.getvalue().count("ready") == count, "and the others are, too")
+    assert ("[repeated 2x across cluster]" in shown.getvalue()) == (dedup == "1")
+
+
 def test_an_object_of_another_node_can_be_awaited() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:

@@ -23,6 +23,7 @@ from shoal.job_config import job_config_of
 from shoal.jobs.submitted import Submitted
 from shoal.logging_config import log_settings_of
 from shoal.output import WorkerOutput
+from shoal.repeats import RepeatRules, repeat_rules_of
 from shoal_core import __version__
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.requests import ask
@@ -71,6 +72,7 @@ class DriverOptions:
     log_to_driver: bool = True
     logging: LogSettings | None = None
     terms: JobTerms = NO_TERMS
+    repeats: RepeatRules | None = None
 
     @classmethod
     def of(
@@ -102,6 +104,7 @@ class DriverOptions:
             log_to_driver=log_to_driver,
             logging=log_settings_of(logging_config),
             terms=terms,
+            repeats=repeat_rules_of(os.environ),
         )
 
 
@@ -200,7 +203,7 @@ async def _stay_alive(runtime: Runtime) -> None:
 @contextlib.contextmanager
 def _listening(runtime: Runtime, options: DriverOptions) -> Iterator[None]:
     """Print what the job's workers print, and hear of the job's end."""
-    output = WorkerOutput()
+    output = WorkerOutput(options.repeats)
 
     def on_lines(message: Message) -> None:
         output.show(decode(LogLines, message.data))
@@ -224,3 +227,4 @@ def _listening(runtime: Runtime, options: DriverOptions) -> Iterator[None]:
     finally:
         for subscription in subscriptions:
             subscription.unsubscribe()
+        output.close()
