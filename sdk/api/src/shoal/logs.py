@@ -198,6 +198,6 @@ async def log_of_task(
             if logs:
                 return Place(NodeId(row.node_id), logs[-1].name)
     raise NotFoundError(
-        f"It is not known (any more) which process has run attempt {attempt} of task {task_id}. If it has died, its "
-        "log is found by the pid, which the error of the task names."
+        f"It is not known (any more) which process has run attempt {attempt} of task {task_id}. Where that died, the "
+        f"error of the task names its pid, and `shoal logs 'worker-*-PID.{suffix}'` finds the log."
     )
