@@ -18,6 +18,7 @@ import shoal
 from shoal import exceptions
 from shoal.cluster_utils import Cluster
 from shoal.session import runtime
+from shoal.util import state
 from tests.integration.waiting import get, is_gone, until
 
 SHOAL = str(Path(sys.executable).with_name("shoal"))
@@ -218,3 +219,32 @@ def test_fifty_actors_that_went_leave_nothing() -> None:
         del counters
         until(lambda: all(map(is_gone, pids)), "all their processes are gone")
         until(lambda: not any(kept().values()), "all that was kept is let go")
+
+
+def test_what_an_actor_submitted_goes_on_without_it_and_holds_up_nobody(tmp_path: Path) -> None:
+    go, done = tmp_path / "go", tmp_path / "done"
+
+    @shoal.remote(num_cpus=0.1)
+    def last_for_long() -> None:
+        until(go.exists, "it may end")
+        done.touch()
+
+    class Starter:
+        def start(self) -> int:
+            last_for_long.remote()
+            return os.getpid()
+
+    with shoal.init(num_cpus=2):
+        starter: Any = shoal.remote(num_cpus=0)(Starter).remote()
+        pid = get(starter.start.remote())
+        until(lambda: shoal.available_resources()["CPU"] == 1.9, "the task runs")
+        actor_id = starter._actor_id.hex()
+        del starter
+        until(lambda: [actor_id] == [a.actor_id for a in state.list_actors(filters=[("state", "=", "DEAD")])], "it ended")
+        counters = [Counter.options(num_cpus=0).remote() for _ in range(8)]
+        assert get([counter.increment.remote() for counter in counters]) == [1] * 8
+        assert shoal.available_resources()["CPU"] == 1.9, "the task is still there"
+        assert not is_gone(pid), "its owner waits for it"
+        go.touch()
+        until(done.exists, "the task has ended")
+        until(lambda: is_gone(pid), "and its owner with it")

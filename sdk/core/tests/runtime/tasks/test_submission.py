@@ -589,6 +589,19 @@ def test_closing_gives_back_all_leases() -> None:
     ]
 
 
+def test_closing_has_processes_ended_that_run_something() -> None:
+    world = World()
+    world.submit(CLASSES[0], "short", 0)
+    idle = world.grant(*world.slots()[0])
+    world.end(idle, seconds=0.0)
+    world.submit(CLASSES[1], "long", 0)
+    busy = world.grant(*world.slots()[0])
+    world.submission.outgoing.clear()
+    world.submission.close()
+    returned = {r.lease: r.kill for _, r in world.submission.outgoing if isinstance(r, LeaseReturned)}
+    assert returned == {idle.lease: False, busy.lease: True}
+
+
 def test_a_queued_task_that_is_cancelled_asks_for_no_worker() -> None:
     world = World()
     fate = world.submit(CLASSES[0], "long", 3)

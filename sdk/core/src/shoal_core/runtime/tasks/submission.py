@@ -481,9 +481,9 @@ class Submission:
         return not self._lease_keys and self._repeat_at == math.inf
 
     def close(self) -> None:
-        """Give back all leases; nothing waits any more."""
-        for place in list(self._lease_keys):
-            self._return(place)
+        """Give back all leases, those on which tasks are under way to be ended; nothing waits any more."""
+        for place, key in list(self._lease_keys.items()):
+            self._return(place, kill=bool(key.leases[place].in_flight))
         for key in self.keys.values():
             key.queue.clear()
 
@@ -568,9 +568,9 @@ class Submission:
         if task.retries > 0:
             task.retries -= 1
 
-    def _return(self, place: tuple[NodeId, LeaseId]) -> None:
+    def _return(self, place: tuple[NodeId, LeaseId], *, kill: bool = False) -> None:
         self._remove(*place)
-        self.outgoing.append((place[0], LeaseReturned(place[1])))
+        self.outgoing.append((place[0], LeaseReturned(place[1], kill)))
 
     def _remove(self, node: NodeId, number: LeaseId) -> Lease | None:
         key = self._lease_keys.pop((node, number), None)

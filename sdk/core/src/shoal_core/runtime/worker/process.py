@@ -488,8 +488,8 @@ class Service:
             self._linger()
 
     def _linger(self) -> None:
-        """Leave as soon as nobody refers to an object of this process."""
-        if self._reactor.borrowing.lent:
+        """Leave as soon as nobody refers to an object of this process, and all tasks that it submitted have ended."""
+        if self._reactor.borrowing.lent or self._reactor.tasks:
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self._linger)
             return
         self._leaving = True
