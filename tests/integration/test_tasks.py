@@ -243,6 +243,17 @@ def test_tasks_within_tasks() -> None:
     assert shoal.get(fib.remote(8)) == 21
 
 
+def test_the_traceback_of_a_task_that_read_a_failed_one_shows_the_code_of_both_alone() -> None:
+    @shoal.remote
+    def read_failed() -> None:
+        shoal.get(fail.remote("inner"))
+
+    with pytest.raises(KeyError) as caught:
+        shoal.get(read_failed.remote())
+    frames = [line.rpartition(" in ")[2] for line in str(caught.value).splitlines() if line.startswith("  File ")]
+    assert frames == ["read_failed", "fail"]
+
+
 def test_a_function_that_calls_itself_may_leave_out_arguments() -> None:
     @shoal.remote
     def depth(n: int, counted: int = 0, *, step: int = 1) -> int:
@@ -286,13 +297,22 @@ def test_a_crash_is_retried(tmp_path: Path) -> None:
     assert shoal.get(crash_once.remote(str(tmp_path / "crashed"))) == "alive"
 
 
-def test_a_crash_without_retries_is_an_error() -> None:
-    @shoal.remote(max_retries=0)
-    def crash() -> None:
-        os.kill(os.getpid(), 9)
+@shoal.remote(max_retries=0)
+def crash() -> None:
+    os.kill(os.getpid(), 9)
 
+
+def test_a_crash_without_retries_is_an_error() -> None:
     with pytest.raises(exceptions.WorkerCrashedError, match="SIGKILL"):
         shoal.get(crash.remote())
+
+
+def test_a_task_whose_argument_was_lost_fails_as_a_task_and_as_what_it_lost() -> None:
+    for call in (identity.remote(crash.remote()), identity.remote(identity.remote(crash.remote()))):
+        with pytest.raises(exceptions.TaskError, match=r"identity\(\) was not run(.|\n)*SIGKILL") as caught:
+            shoal.get(call)
+        assert isinstance(caught.value, exceptions.WorkerCrashedError)
+        assert type(caught.value.cause) is exceptions.WorkerCrashedError
 
 
 def test_tasks_not_begun_survive_a_crash_without_retries() -> None:

@@ -53,13 +53,17 @@ class Stored(msgspec.Struct, array_like=True, tag=1, gc=False):
 
 
 class Failed(msgspec.Struct, array_like=True, tag=2, gc=False):
-    """An error in place of a value: its wire code, its text, its pickle where it has one, and the actor it befell."""
+    """An error in place of a value: its wire code, its text, its pickle where it has one, and the actor it befell.
+
+    ``kept_from``: the task that was not run, since this error stood in the place of one of its arguments.
+    """
 
     code: str
     text: str
     data: bytes = b""
     contained: tuple[Reference, ...] = ()
     actor: str = ""
+    kept_from: str = ""
 
 
 Value = Inline | Stored | Failed

@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.peers import Peers
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId, TaskNumber, node_of, object_key, task_of
@@ -792,7 +794,7 @@ def _collect(task: PendingTask | PendingCall) -> Failed | None:
         assert value is not None
         if type(value) is Failed:
             ref._state.heeded = True
-            return value
+            return msgspec.structs.replace(value, kept_from=task.wire.name)
         values.append(value)
     task.wire.dependencies = tuple(values)
     if type(task) is PendingCall and any(type(value) is Stored for value in values):

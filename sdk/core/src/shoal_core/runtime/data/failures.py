@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import reprlib
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from shoal_core.protocol.errors import (
     ActorDiedError,
     ActorError,
     RuntimeEnvSetupError,
+    ShoalError,
     TaskError,
     UnserializableException,
     from_wire,
@@ -43,9 +45,10 @@ def lasting_failure(name: str, error: BaseException) -> tuple[str, bytes]:
 
 
 def _text(name: str, error: BaseException) -> str:
-    """Return where the exception was raised and its traceback, from the user's first frame on."""
-    frames = "".join(traceback.format_exception(type(error), error, _user_frames(error))).rstrip()
-    return _cut(f"{name}() (pid={os.getpid()}, ip={_address()})\n{frames}")
+    """Return where the exception was raised and its traceback, as far as it is of the user's code."""
+    shown = traceback.TracebackException(type(error), error, _user_frames(error))
+    _leave_out_ours(shown, error)
+    return _cut(f"{name}() (pid={os.getpid()}, ip={_address()})\n{''.join(shown.format()).rstrip()}")
 
 
 def _pickle(name: str, text: str, error: BaseException, dump: Callable[[Any], Serialized]) -> Serialized:
@@ -81,6 +84,8 @@ def _cut(text: str) -> str:
 
 
 _OUR_FOLDER = os.path.dirname(__file__)
+_OUR_PACKAGES = ("shoal_core.runtime", "shoal")
+"""Those that stand between user code and what it asked for; the frames of ``shoal.util`` count as the user's."""
 
 
 def _user_frames(error: BaseException) -> Any:
@@ -91,12 +96,41 @@ def _user_frames(error: BaseException) -> Any:
     return frames
 
 
+def _leave_out_ours(shown: traceback.TracebackException, error: BaseException) -> None:
+    """Leave out how Shoal came to raise its own errors, such as in a ``get`` that of another task.
+
+    The frames of any other exception stay: where it was raised in Shoal, they are the only trace of a mistake.
+    """
+    ours = {os.path.dirname(sys.modules[name].__file__ or "") for name in _OUR_PACKAGES if name in sys.modules}
+    pairs: list[tuple[traceback.TracebackException | None, BaseException | None]] = [(shown, error)]
+    while pairs:
+        shows, of = pairs.pop()
+        if shows is None or of is None:
+            continue
+        if isinstance(of, ShoalError):
+            shows.stack[:] = [frame for frame in shows.stack if os.path.dirname(frame.filename) not in ours]
+        pairs += [(shows.__cause__, of.__cause__), (shows.__context__, of.__context__)]
+        if isinstance(of, BaseExceptionGroup):
+            pairs += zip(shows.exceptions or (), of.exceptions, strict=False)
+
+
 def _address() -> str:
     return os.environ.get("SHOAL_NODE_ADDRESS", "127.0.0.1")
 
 
 def error_of(value: Failed) -> Exception:
-    """Return the exception that a failed value stands for."""
+    """Return the exception that a failed value stands for.
+
+    Where it kept a task from being run it is a ``TaskError`` as well, as in Ray: that of the task.
+    """
+    error = _error_of(value)
+    if not value.kept_from or isinstance(error, TaskError):
+        return error
+    text = f"{value.kept_from}() was not run: one of its arguments could not be computed.\n{said(error)}"
+    return TaskError(value.kept_from, text, error).as_instanceof_cause()
+
+
+def _error_of(value: Failed) -> Exception:
     if value.code == "actor_died":
         return _actor_died(value)
     if value.data:
