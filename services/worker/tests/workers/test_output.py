@@ -199,10 +199,21 @@ async def test_what_is_published_is_kept_without_the_names_of_what_has_printed_i
         os.write(out, f"{MARK}f\none\n{MARK}g\ntwo{MARK}h\n\xff three\nnot wh".encode())
         os.write(error, b"\xff oh no\n")
         await until(lambda: len(one.lines) > 3)
-        assert await one.kept(f"worker-{WORKER}-ffffffff-42.out") == "one\ntwo\n\xff three\n".encode()
+        assert await one.kept(f"worker-{WORKER}-{JOB}-42.out") == "one\ntwo\n\xff three\n".encode()
         one.outputs.forget(WORKER)
-        assert await one.kept(f"worker-{WORKER}-ffffffff-42.out") == "one\ntwo\n\xff three\nnot wh\n".encode()
-        assert await one.kept(f"worker-{WORKER}-ffffffff-42.err") == b"\xff oh no\n", "bytes are kept as they are"
+        assert await one.kept(f"worker-{WORKER}-{JOB}-42.out") == "one\ntwo\n\xff three\nnot wh\n".encode()
+        assert await one.kept(f"worker-{WORKER}-{JOB}-42.err") == b"\xff oh no\n", "bytes are kept as they are"
+
+
+async def test_the_pipes_of_a_process_may_come_after_its_job() -> None:
+    async with press() as one:
+        one.outputs.route(WORKER, JOB, ActorId("a" * 32))
+        os.write(one.pipe(), b"of the job\n")
+        await until(lambda: bool(one.heard))
+        assert await one.kept(f"worker-{WORKER}-{JOB}-42.out") == b"of the job\n"
+        listed = await one.logs.answer(ListLogs(actor="a" * 32))
+        assert isinstance(listed, NodeLogs)
+        assert len(listed.logs) == 2
 
 
 async def test_a_log_is_called_by_the_job_and_known_by_the_actor_that_its_process_was_given_to() -> None:

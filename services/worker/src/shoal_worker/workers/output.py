@@ -34,7 +34,7 @@ class Outputs:
         self._subjects = subjects
         self._node = node
         self.logs = logs
-        self._jobs: dict[ProcessId, JobId] = {}
+        self._routes: dict[ProcessId, tuple[JobId, ActorId | None]] = {}
         self._pids: dict[ProcessId, int] = {}
         self._open: dict[int, Stream] = {}
         self._rest: dict[int, bytes] = {}
@@ -49,12 +49,19 @@ class Outputs:
         self._rest[descriptor] = b""
         self._names[descriptor] = ""
         self._loop.add_reader(descriptor, self._read, descriptor)
+        self._name_logs(process)
 
     def route(self, process: ProcessId, job: JobId, actor: ActorId | None = None) -> None:
-        """What this process prints belongs to this job, and is that of an actor if it was given to one."""
-        self._jobs[process] = job
-        if (pid := self._pids.get(process)) is not None:
-            self.logs.route(process, pid, job, actor)
+        """What this process prints belongs to this job, and is that of an actor if it was given to one.
+
+        It may be said before its pipes come, which take another way.
+        """
+        self._routes[process] = job, actor
+        self._name_logs(process)
+
+    def _name_logs(self, process: ProcessId) -> None:
+        if process in self._routes and process in self._pids:
+            self.logs.route(process, self._pids[process], *self._routes[process])
 
     def forget(self, process: ProcessId) -> None:
         """Read what is left of a process that has ended, and close its pipes.
@@ -67,7 +74,7 @@ class Outputs:
             if waiting[0]:
                 self._take(descriptor, os.read(descriptor, waiting[0]))
             self._take(descriptor, b"")
-        self._jobs.pop(process, None)
+        self._routes.pop(process, None)
         self._pids.pop(process, None)
         self.logs.end(process)
 
@@ -97,9 +104,9 @@ class Outputs:
 
     def _publish(self, descriptor: int, text: bytes) -> None:
         process, pid, stream = self._open[descriptor]
-        job = self._jobs.get(process)
-        if job is None:
+        if process not in self._routes:
             return
+        job, _ = self._routes[process]
         lines = text.decode(errors="replace").split("\n")
         if not lines[-1]:
             lines.pop()
