@@ -240,7 +240,8 @@ def test_what_an_actor_submitted_goes_on_without_it_and_holds_up_nobody(tmp_path
         until(lambda: shoal.available_resources()["CPU"] == 1.9, "the task runs")
         actor_id = starter._actor_id.hex()
         del starter
-        until(lambda: [actor_id] == [a.actor_id for a in state.list_actors(filters=[("state", "=", "DEAD")])], "it ended")
+        dead = [("state", "=", "DEAD")]
+        until(lambda: [actor_id] == [a.actor_id for a in state.list_actors(filters=dead)], "it ended")
         counters = [Counter.options(num_cpus=0).remote() for _ in range(8)]
         assert get([counter.increment.remote() for counter in counters]) == [1] * 8
         assert shoal.available_resources()["CPU"] == 1.9, "the task is still there"
