@@ -7,7 +7,8 @@ what it has not sent by then it has to send when it goes on, in time of its own.
 differ by a few percent for as long as they live, so each sample is of two fresh ones.
 
 A turn is shorter than the time after which a worker process takes itself to be idle and has its spans sent
-(``telemetry.IDLE_SECONDS``): to stop would look like that, and to send a few costs nearly what hundreds cost.
+(``telemetry.IDLE_SECONDS``): to stop would look like that, and to send a few costs nearly what hundreds cost. A sample
+takes so many turns that each process has full requests to send (``telemetry.MOST_SPANS``) meanwhile.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def traced_tasks(system: str, effort: Effort) -> Measured:
         }
         for _ in range(effort.repetitions):
             with running(system, own) as plain, running(system, own | tracing) as traced:
-                for _ in range(max(1, round(effort.seconds / 2 / TURN_SECONDS))):
+                for _ in range(max(1, round(effort.seconds / TURN_SECONDS))):
                     plain.take_turn()
                     traced.take_turn()
                 rates.append((plain.tasks_per_second, traced.tasks_per_second))

@@ -11,11 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
 import pytest
 from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -23,7 +25,7 @@ from shoal_core import telemetry
 from shoal_core.bus import spans
 from shoal_core.bus.spans import RootSampling
 from shoal_core.protocol.traces import ID_LIMIT
-from shoal_core.telemetry import exporters_wanted, exporting, resource_attributes, set_up
+from shoal_core.telemetry import MOST_SPANS, exporters_wanted, exporting, resource_attributes, set_up
 
 
 class Exporter(InMemorySpanExporter):
@@ -169,6 +171,40 @@ def test_the_trace_that_was_drawn_is_the_one_that_begins(exporter: Exporter, mon
         assert tracer.start_span("submit f").is_recording(), "our own decision is the sampler's"
     assert spans.sampling.take() == 0, "an id is for one trace"
     telemetry.end()
+
+
+class Client:
+    """What the exporter over HTTP sends by."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def export(self, data: bytes) -> Sent:
+        [process] = ExportTraceServiceRequest.FromString(data).resource_spans
+        self.sizes.append(sum(len(group.spans) for group in process.scope_spans))
+        return Sent()
+
+
+@dataclass
+class Sent:
+    success: bool = True
+
+
+@pytest.mark.parametrize(("said", "most"), [({}, MOST_SPANS), ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "700"}, 700)])
+def test_a_request_has_many_spans_unless_it_is_said_how_many(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch, said: dict[str, str], most: int
+) -> None:
+    client = Client()
+    monkeypatch.setattr(exporter, "_client", client, raising=False)
+    for name, value in {"OTEL_BSP_SCHEDULE_DELAY": "60000", **said}.items():
+        monkeypatch.setenv(name, value)
+    set_up("driver", "d", "cluster")
+    [provider] = made
+    tracer = provider.get_tracer("test")
+    for _ in range(most + 1):
+        tracer.start_span("work").end()
+    telemetry.end()
+    assert client.sizes == [most, 1]
 
 
 @pytest.mark.parametrize(("bound", "drawn"), [(0, False), (ID_LIMIT, True)])

@@ -29,7 +29,7 @@ from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.traces import sampling_bound
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import Tracer, TracerProvider
+    from opentelemetry.sdk.trace import SpanProcessor, Tracer, TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
 logger = logging.getLogger("shoal.telemetry")
@@ -40,6 +40,8 @@ IDLE_SECONDS = 0.1
 """A worker process without work for so long has its spans sent: before its lease goes back, or it may be killed."""
 SENT_SECONDS = 0.25
 """So long after the end of a task its worker process has sent the spans, if it is idle and the collector is there."""
+MOST_SPANS = 1024
+"""So many go in one request; OpenTelemetry's own number is half of that."""
 HTTP = "http/protobuf"
 PACKAGES = {
     HTTP: "opentelemetry-exporter-otlp-proto-http",
@@ -203,8 +205,7 @@ def end() -> None:
 
 def _new_provider(attributes: Mapping[str, str]) -> TracerProvider:
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
@@ -232,12 +233,26 @@ def _new_provider(attributes: Mapping[str, str]) -> TracerProvider:
         id_generator=ids,
         shutdown_on_exit=False,
     )
-    processors = [BatchSpanProcessor(exporter) for exporter in _exporters(os.environ)]
+    processors = [_processor(exporter, os.environ) for exporter in _exporters(os.environ)]
     for processor in processors:
         provider.add_span_processor(processor)
     if is_usual(os.environ):
         spans.recorder = Recorder(provider.resource, InstrumentationScope("shoal", __version__), ids, processors)
     return provider
+
+
+def _processor(exporter: SpanExporter, environment: Mapping[str, str]) -> SpanProcessor:
+    """Return what gathers spans for an exporter, many for each request over HTTP unless the environment says how many.
+
+    A request costs as much as some hundred spans. Over gRPC it may not have more than 4 MiB.
+    """
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from shoal_core.exporter import QuickExporter
+
+    is_said = any(name in environment for name in ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_MAX_QUEUE_SIZE"))
+    most = MOST_SPANS if isinstance(exporter, QuickExporter) and not is_said else None
+    return BatchSpanProcessor(exporter, max_export_batch_size=most)
 
 
 def resource_attributes(attributes: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str | int]:
