@@ -30,9 +30,8 @@ from shoal_core.bus.tracing import ENABLED
 from shoal_core.machine import die_with_parent
 from shoal_core.protocol.errors import ShoalError
 from shoal_core.runtime.worker.output import MarkedStream
-from shoal_core.runtime.worker.process import WorkerConfig, main
+from shoal_core.runtime.worker.process import WorkerConfig, main, printing_name
 from shoal_core.runtime.worker.rehearsal import rehearse
-from shoal_core.runtime.worker.work import running_name
 
 MOST_LINE_BYTES = 64 * 1024
 
@@ -112,8 +111,8 @@ class Template:
             close_inherited()
             os.setsid()
             setproctitle("shoal: worker")
-            sys.stdout = MarkedStream(os.fdopen(1, "wb", closefd=False), running_name)
-            sys.stderr = MarkedStream(os.fdopen(2, "wb", closefd=False), running_name)
+            sys.stdout = MarkedStream(os.fdopen(1, "wb", closefd=False), printing_name)
+            sys.stderr = MarkedStream(os.fdopen(2, "wb", closefd=False), printing_name)
             main(config)
             status = 0
         except BaseException:

@@ -54,7 +54,17 @@ from shoal_core.runtime.session import Address, Session
 from shoal_core.runtime.tasks.submission import cancelled
 from shoal_core.runtime.worker.execution import CUDA_VISIBLE, BegunPage, Execution
 from shoal_core.runtime.worker.hosting import Hosting, Left, Outcome
-from shoal_core.runtime.worker.work import Accepted, Awaits, Crashed, Ended, Running, Yielded, cancel, current
+from shoal_core.runtime.worker.work import (
+    Accepted,
+    Awaits,
+    Crashed,
+    Ended,
+    Running,
+    Yielded,
+    cancel,
+    current,
+    running_name,
+)
 
 if ENABLED:
     from shoal_core.runtime.reports import spans
@@ -537,6 +547,16 @@ def main(config: WorkerConfig) -> None:
             hosting.let_go()
         # The process ends without Python's own farewell, which is the template's; user code may count on this part.
         atexit._run_exitfuncs()
+
+
+def printing_name() -> str:
+    """Return whose output it is that is printed here: the running task's, else the process's actor's, "" for neither.
+
+    An actor's constructor prints as well, and so do threads that it has started.
+    """
+    runtime = Runtime.current
+    hosting = None if runtime is None else runtime.hosting
+    return running_name() or ("" if hosting is None else hosting.label)
 
 
 def session_of(config: WorkerConfig, begin: Callable[[Runtime, Execution], None]) -> Session:
