@@ -170,8 +170,6 @@ class Runtime:
         self.hosting: Hosting | None = None
         self.puts_durably = False
         """Whether what is put here is durable unless it is said not to be: so in the process of a detached actor."""
-        self.results = spans.Results(local) if ENABLED else None
-        """Where this process traces: which traces its tasks belong to."""
         self._numbers = itertools.count(1)
         self._actor_numbers = itertools.count(1)
         self._group_numbers = itertools.count(1)
@@ -271,7 +269,7 @@ class Runtime:
         wire.in_group = call.in_group
         refs = self._returns(wire, call.ahead)
         key = self._key_by_priority(call.key, wire)
-        queueing = spans.queueing_of(wire) if began_ns else None
+        queueing = spans.queueing_of(wire, [ref._state for ref in refs]) if began_ns else None
         self._commands.append(PendingTask(wire, key, call.retries, dependencies, nested, _parent(), queueing=queueing))
         self.reactor.wake()
         return refs
@@ -322,7 +320,7 @@ class Runtime:
                 call.unordered,
                 counter.fall if counter is not None else None,
                 _parent(),
-                queueing=spans.queueing_of(wire) if began_ns else None,
+                queueing=spans.queueing_of(wire, [ref._state for ref in refs]) if began_ns else None,
             )
         )
         self.reactor.wake()
@@ -360,12 +358,8 @@ class Runtime:
             0 if running is None else running.task.depth + 1,
             priority=0 if running is None else running.task.priority,
         )
-        if self.results is not None:
-            if began_ns:
-                wire.trace = spans.submitted(wire, self.local, self.job, began_ns)
-                self.results.note(wire)
-            else:
-                wire.trace = UNRECORDED
+        if ENABLED:
+            wire.trace = spans.submitted(wire, self.local, self.job, began_ns) if began_ns else UNRECORDED
         return wire
 
     def _returns(self, wire: Task, ahead: int) -> list[Any]:
@@ -415,7 +409,7 @@ class Runtime:
 
     def trace_of_actor(self, class_name: str, actor: ActorId, job: JobId, began_ns: int) -> str:
         """Return the trace of an actor's making, which was begun at ``began_ns``; "" where this process traces none."""
-        return "" if self.results is None else spans.created(class_name, actor, job, began_ns)
+        return spans.created(class_name, actor, job, began_ns) if ENABLED else ""
 
     def new_actor(self) -> tuple[ActorId, ObjectRef[Any]]:
         """Draw the id of an actor that this process creates, and make its creation object."""
@@ -603,7 +597,7 @@ class Runtime:
         A copy that turns out to be lost is waited for until it has come again.
         """
         states = [ref._state for ref in refs]
-        if self.results is None or (place := self.results.place(states)) is None:
+        if not ENABLED or (place := spans.place_of(states)) is None:
             return self.getting.get(states, timeout_seconds)
         with spans.retrieving("get", place, len(states)):
             return self.getting.get(states, timeout_seconds)
@@ -612,8 +606,8 @@ class Runtime:
         self, refs: Sequence[ObjectRef[Any]], count: int, timeout_seconds: float | None
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """Return the first ``count`` references that are ready and the others, both in the order given."""
-        if self.results is not None and is_open():  # else loops of ``wait`` would fill the first task's trace
-            place = self.results.place([ref._state for ref in refs])
+        if ENABLED and is_open():  # else loops of ``wait`` would fill the first task's trace
+            place = spans.place_of([ref._state for ref in refs])
             assert place is not None
             with spans.retrieving("wait", place, len(refs)):
                 return self.getting.wait(refs, count, timeout_seconds)
@@ -672,8 +666,8 @@ class Runtime:
 
     def awaited(self, state: ObjectState, began_ns: int) -> None:
         """An object was awaited, which is traced like a ``get`` (any thread)."""
-        if self.results is not None:
-            self.results.retrieved(state, began_ns)
+        if ENABLED:
+            spans.retrieved(state, began_ns)
 
     def check(self) -> None:
         """Raise why nothing becomes ready, if there is a reason (any thread)."""
@@ -681,7 +675,7 @@ class Runtime:
 
     def send_spans(self) -> None:
         """Have spans be sent, here and by idle worker processes, which the end of the job would kill (user threads)."""
-        if self.results is not None:
+        if ENABLED:
             sent_at = self.reactor.traced_ended_at + telemetry.SENT_SECONDS
             telemetry.flush(telemetry.SECONDS)
             time.sleep(max(0.0, sent_at - time.monotonic()))

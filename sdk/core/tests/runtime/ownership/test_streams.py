@@ -521,3 +521,11 @@ async def test_a_generator_that_yields_more_than_keys_can_count_fails_in_words(
     [failed] = running.ended.values
     assert isinstance(failed, Failed)
     assert "yielded more than 3 items" in failed.text
+
+
+async def test_items_belong_to_the_trace_of_their_generator(lone: LoneRuntime) -> None:
+    gen = start(lone)
+    gen._state.trace = "of the generator"
+    task = run(lone)
+    lone.receive(WORKER, item(task, 1))
+    assert next(gen)._state.trace == "of the generator"

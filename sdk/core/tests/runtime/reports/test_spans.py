@@ -14,19 +14,19 @@ from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from shoal_core.bus import spans as bus_spans
 from shoal_core.bus.spans import RootSampling, is_wanted, opened, trace_below
 from shoal_core.protocol.errors import TaskError
-from shoal_core.protocol.ids import JobId, ObjectKey, ProcessId, TaskNumber, object_key
+from shoal_core.protocol.ids import JobId, ObjectKey, TaskNumber, object_key
 from shoal_core.protocol.records import Failed, Inline, Stored, Task
 from shoal_core.protocol.traces import ID_LIMIT, UNRECORDED, is_recorded
 from shoal_core.runtime.ownership.objects import ObjectState
 from shoal_core.runtime.reports.spans import (
     MOST_ITEMS,
-    MOST_RESULTS,
     Processing,
     Queueing,
-    Results,
     of_task,
+    place_of,
     putting,
     queueing_of,
+    retrieved,
     retrieving,
     submitted,
     unrecorded,
@@ -42,8 +42,8 @@ def submit(number: int = 2) -> Task:
     return wire
 
 
-def state(number: int, owner: ProcessId = OWNER) -> ObjectState:
-    return ObjectState(None, owner, key(number))  # type: ignore[arg-type]
+def state(number: int) -> ObjectState:
+    return ObjectState(None, OWNER, key(number))  # type: ignore[arg-type]
 
 
 def key(number: int) -> ObjectKey:
@@ -103,7 +103,7 @@ def test_what_was_decided_holds_for_all_that_comes_of_it(
     monkeypatch.setattr(bus_spans, "sampling", RootSampling(ID_LIMIT))  # where it runs, all would be recorded
     unrecorded(wire.trace)
     assert submit(4).trace == UNRECORDED
-    assert noted(wire).place([state(2)]) is None
+    assert place_of([result_of(wire)]) is None
     with opened("the user's", "INTERNAL", "", {}) as users:
         assert not users.is_recording()
     token = attach(Context())
@@ -189,7 +189,9 @@ def test_nothing_is_noted_of_what_is_not_recorded() -> None:
     wire = task(2)
     for trace in ("", UNRECORDED):
         wire.trace = trace
-        assert queueing_of(wire) is None
+        result = state(2)
+        assert queueing_of(wire, [result]) is None
+        assert place_of([result]) is None
 
 
 # ------------------------------------------------------------------------------------ the worker process
@@ -271,11 +273,10 @@ def test_items_of_a_generator_have_spans_while_there_are_few(recorded: InMemoryS
 # ------------------------------------------------------------------------------------ get, wait, put
 
 
-def noted(*tasks: Task) -> Results:
-    results = Results(OWNER)
-    for wire in tasks:
-        results.note(wire)
-    return results
+def result_of(wire: Task) -> ObjectState:
+    made = state(wire.number)
+    queueing_of(wire, [made])
+    return made
 
 
 def links_of(span: ReadableSpan) -> list[int]:
@@ -288,7 +289,7 @@ def span_ids(tasks: Sequence[Task]) -> list[int]:
 
 def test_a_get_hangs_below_the_task_where_nothing_is_open(recorded: InMemorySpanExporter) -> None:
     tasks = [submit(2), submit(4)]
-    place = noted(*tasks).place([state(2), state(4), state(6)])
+    place = place_of([*map(result_of, tasks), state(6)])
     assert place is not None
     with retrieving("get", place, 3):
         assert get_current_span().is_recording()
@@ -300,27 +301,27 @@ def test_a_get_hangs_below_the_task_where_nothing_is_open(recorded: InMemorySpan
 
 def test_a_get_hangs_below_what_is_open_with_links_to_the_tasks(recorded: InMemorySpanExporter) -> None:
     tasks = [submit(2), submit(4)]
-    results = noted(*tasks)
+    results = [result_of(wire) for wire in tasks]
     with opened("the user's", "INTERNAL", "", {}):
-        place = results.place([state(2), state(4)])
+        place = place_of(results)
         assert place is not None
         with retrieving("get", place, 2):
             pass
-        results.retrieved(state(2), 0)
+        retrieved(results[0], 0)
     gets = [span for span in recorded.get_finished_spans() if span.name == "get"]
     assert all(hangs_below(get, made(recorded, "the user's")) for get in gets)
     assert links_of(gets[0]) == span_ids(tasks)
 
 
 def test_an_await_is_a_get(recorded: InMemorySpanExporter) -> None:
-    noted(submit(2)).retrieved(state(2), 0)
+    retrieved(result_of(submit(2)), 0)
     assert hangs_below(made(recorded, "get"), made(recorded, "submit test"))
 
 
 def test_a_get_of_what_nobody_traces_has_no_span(recorded: InMemorySpanExporter) -> None:
-    results = noted(task(2))
-    assert results.place([state(2), state(2, process_id(9))]) is None
-    results.retrieved(state(2), 0)
+    result = result_of(task(2))
+    assert place_of([result]) is None
+    retrieved(result, 0)
     assert names(recorded) == []
 
 
@@ -329,13 +330,3 @@ def test_a_put_hangs_below_what_is_open(recorded: InMemorySpanExporter) -> None:
         pass
     assert hangs_below(made(recorded, "put"), made(recorded, "the user's"))
     assert attributes(made(recorded, "put"))["messaging.message.body.size"] == 5
-
-
-def test_traces_of_so_many_tasks_are_known() -> None:
-    results, wire = Results(OWNER), task(2)
-    wire.trace = f"00-{1:032x}-{1:016x}-01"
-    for number in range(2, 2 * MOST_RESULTS + 6, 2):
-        wire.number = TaskNumber(number)
-        results.note(wire)
-    assert len(results._traces) == MOST_RESULTS
-    assert 2 not in results._traces

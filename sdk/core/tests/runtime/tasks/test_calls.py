@@ -94,7 +94,7 @@ def test_of_a_traced_call_is_told_where_it_goes_and_why_it_is_made_again() -> No
     for number, trace in ((1, str(TraceParent(1, 2))), (2, UNRECORDED), (3, "")):
         pending = call(number, retries=-1)
         pending.wire.trace = trace
-        pending.queueing = queueing_of(pending.wire)
+        pending.queueing = queueing_of(pending.wire, ())
         one.calls.enqueue(pending)
     one.hear(news(ActorState.ALIVE, 0, FIRST))
     assert one.sent() == [1, 2, 3]

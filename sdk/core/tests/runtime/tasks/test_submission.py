@@ -107,7 +107,7 @@ class World:
         wire.dependencies = tuple(Stored(node, f"o{number}", size) for node, size in large)
         wire.trace = TRACES[number % len(TRACES)]
         task = PendingTask(wire, self.submission.key_for(scheduling_class), max_retries)
-        task.queueing = queueing_of(wire)
+        task.queueing = queueing_of(wire, ())
         if task.queueing is not None:
             self.traced.add(number)
         fate = self.fates[number] = Fate(task, max_retries)

@@ -120,7 +120,7 @@ class ObjectState(msgspec.Struct, eq=False):
     ``contents`` are the references inside the value: a container keeps what it contains. ``shared`` is this process's
     mapping of the value's segment, while one is alive. ``reference`` finds the one ``ObjectRef`` again; ``instances``
     counts those that exist (a new one may be made before the end of the old one was noticed). An error is ``heeded``
-    once somebody was given it.
+    once somebody was given it. ``trace`` is that of the task of this process that makes it, where it is recorded.
     """
 
     home: Home
@@ -136,6 +136,7 @@ class ObjectState(msgspec.Struct, eq=False):
     heeded: bool = False
     instances: int = 1
     reference: weakref.ref[ObjectRef[Any]] | None = None
+    trace: str = ""
 
     def wire(self) -> Reference:
         """Return the object's name on the wire."""

@@ -118,6 +118,7 @@ class Stream:
         ref = self._held.get(index)
         if ref is None:
             ref = self._held[index] = self._table.create(object_key(self.number, index))
+            ref._state.trace = self.completion._state.trace
         return ref
 
     def _nothing_more(self) -> ObjectRef[Any]:

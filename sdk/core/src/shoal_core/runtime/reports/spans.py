@@ -16,7 +16,6 @@ what is not recorded costs its owner a look at what is open, and the worker proc
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import Token
@@ -47,13 +46,11 @@ from shoal_core.bus.spans import (
     said,
 )
 from shoal_core.protocol.actors import ActorRecord
-from shoal_core.protocol.ids import INDEX_BITS, ActorId, JobId, ProcessId, TaskNumber
+from shoal_core.protocol.ids import ActorId, JobId, ProcessId
 from shoal_core.protocol.records import Failed, Inline, Stored, Task, Value
 from shoal_core.protocol.traces import UNRECORDED, Attributes, is_recorded
 from shoal_core.runtime.ownership.objects import ObjectState
 
-MOST_RESULTS = 10_000
-"""Of so many traced tasks a process knows which trace their results belong to; of older ones it does not any more."""
 MOST_LINKS = 64
 NO_PROCESS = ProcessId("")
 PROCESSING: Attributes = {
@@ -161,9 +158,16 @@ def _attempt(attempt: int, process: ProcessId = NO_PROCESS) -> Attributes:
     return {**about, "shoal.process.id": process} if process else about
 
 
-def queueing_of(task: Task) -> Queueing | None:
-    """Return what will be noted of a task that was submitted, if it is recorded."""
-    return Queueing() if is_recorded(task.trace) else None
+def queueing_of(task: Task, results: Sequence[ObjectState]) -> Queueing | None:
+    """Note on what a task that was submitted will make to which trace it belongs, if it is recorded.
+
+    Return what there will be noted of the task itself, None where it is not recorded.
+    """
+    if not is_recorded(task.trace):
+        return None
+    for state in results:
+        state.trace = task.trace
+    return Queueing()
 
 
 # ------------------------------------------------------------------------------------ the worker process
@@ -299,50 +303,27 @@ class Place:
     links: list[str]
 
 
-class Results:
-    """Which traces the results of this process's tasks belong to (any thread)."""
+def place_of(states: Sequence[ObjectState]) -> Place | None:
+    """Return where the span of a ``get`` of objects hangs; None where it is not recorded."""
+    recorded = is_open()
+    traces = [] if recorded is False else _traces_of(states)
+    if not (recorded or traces):
+        return None
+    below, linked = ("", traces) if recorded else (traces[0], traces[1:])
+    return Place(below, linked)
 
-    def __init__(self, local: ProcessId) -> None:
-        self._local = local
-        self._traces: OrderedDict[TaskNumber, str] = OrderedDict()
 
-    def note(self, task: Task) -> None:
-        """Remember the trace of a task that was submitted, if it is recorded."""
-        if is_recorded(task.trace):
-            self._traces[task.number] = task.trace
-            if len(self._traces) > MOST_RESULTS:
-                self._traces.popitem(last=False)
+def _traces_of(states: Sequence[ObjectState]) -> list[str]:
+    """Return the traces of the tasks of this process whose results these are, each once, as far as links go."""
+    return list(dict.fromkeys([state.trace for state in states if state.trace]))[:MOST_LINKS]
 
-    def place(self, states: Sequence[ObjectState]) -> Place | None:
-        """Return where the span of a ``get`` of objects hangs; None where it is not recorded."""
-        recorded = is_open()
-        traces = [] if recorded is False else self._of(states)
-        if not (recorded or traces):
-            return None
-        below, linked = ("", traces) if recorded else (traces[0], traces[1:])
-        return Place(below, linked)
 
-    def retrieved(self, state: ObjectState, began_ns: int) -> None:
-        """Record that an object was awaited, which is the same as a ``get`` of it."""
-        if (place := self.place((state,))) is not None:
-            above = named(place.trace) if place.trace else None
-            about: Attributes = {"messaging.operation.name": "get", "shoal.objects": 1}
-            record("get", "CLIENT", above, about, began_ns, links=place.links)
-
-    def _of(self, states: Sequence[ObjectState]) -> list[str]:
-        """Return the traces that are known of the tasks whose results these are, each once."""
-        known = self._traces
-        if not known:
-            return []
-        found: dict[str, None] = {}
-        local = self._local
-        for state in [state for state in states if state.key >> INDEX_BITS in known]:  # few, of many
-            trace = known.get(TaskNumber(state.key >> INDEX_BITS))
-            if trace is not None and state.owner == local:
-                found[trace] = None
-                if len(found) == MOST_LINKS:
-                    break
-        return list(found)
+def retrieved(state: ObjectState, began_ns: int) -> None:
+    """Record that an object was awaited, which is the same as a ``get`` of it."""
+    if (place := place_of((state,))) is not None:
+        above = named(place.trace) if place.trace else None
+        about: Attributes = {"messaging.operation.name": "get", "shoal.objects": 1}
+        record("get", "CLIENT", above, about, began_ns, links=place.links)
 
 
 def retrieving(what: str, place: Place, count: int) -> AbstractContextManager[Span]:
