@@ -532,11 +532,11 @@ class TestConcurrency:
 
         class Coroutines:
             def __init__(self) -> None:
-                self.gate = asyncio.Event()
+                self.gate = threading.Event()
 
             @shoal.method(concurrency_group="io")
             async def wait(self) -> str:
-                await self.gate.wait()
+                assert await asyncio.to_thread(self.gate.wait, SECONDS)
                 return ""
 
             @shoal.method(concurrency_group="compute")
@@ -557,6 +557,39 @@ class TestConcurrency:
         get([*waiting, stuck])
         with pytest.raises(ValueError, match=r"'disk'.*compute.*io"):
             get(actor.other.options(concurrency_group="disk").remote())
+
+    def test_a_method_that_blocks_its_group_of_an_async_actor_blocks_no_other(self) -> None:
+        class Busy:
+            def __init__(self) -> None:
+                self.gate = threading.Event()
+                self.loops: set[asyncio.AbstractEventLoop] = set()
+
+            async def block(self) -> None:
+                self.loops.add(asyncio.get_running_loop())
+                assert self.gate.wait(SECONDS)
+
+            @shoal.method(concurrency_group="health")
+            def open(self) -> None:
+                self.loops.add(asyncio.get_running_loop())
+                self.gate.set()
+
+            @shoal.method(concurrency_group="health")
+            async def last(self) -> int:
+                self.loops.add(asyncio.get_running_loop())
+                await asyncio.sleep(SECONDS)
+                return 0
+
+            @shoal.method(concurrency_group="health")
+            async def count(self) -> Any:
+                yield len(self.loops)
+
+        busy: Any = shoal.remote(concurrency_groups={"health": 2})(Busy).remote()
+        blocked = busy.block.remote()
+        get([busy.open.remote(), blocked])
+        lasting = busy.last.remote()
+        until(lambda: [get(ref) for ref in busy.count.remote()] == [2], "a group has one loop")
+        shoal.cancel(lasting)
+        assert isinstance(failure_of(lasting), exceptions.TaskCancelledError)
 
     def test_a_group_that_a_method_names_and_its_actor_has_not_is_an_error(self) -> None:
         class Wrong:

@@ -5,12 +5,14 @@ kind           where methods run                             how many at once
 =============  ============================================  ====================================================
 plain          the main thread                               one
 threaded       pools of threads, one for each group          the group's number
-async          an event loop on the main thread              the group's number of coroutines, others wait in order
+async          event loops, one for each group, that of the  the group's number of coroutines, others wait in order
+               default group on the main thread
 =============  ============================================  ====================================================
 
 An actor is async if any of its methods is ``async def``, else threaded if more than one call may run at once. Methods
-of an async actor that are not ``async`` run on the loop as well, and hold it up; as a rule at once, in no task of their
-own, which is made only if they return something to await. Calls begin in the order in which they came.
+of an async actor that are not ``async`` run on the loop as well, and hold it up, but no other group's; as a rule at
+once, in no task of their own, which is made only if they return something to await. Calls of a group begin in the order
+in which they came.
 
 The actor leaves when a method raises ``ActorExit`` (``exit_actor()``, ``__ray_terminate__``, ``sys.exit(0)``), or when
 its node says that nobody has a handle of it any more. The call in which it left is not answered: its caller hears that
@@ -98,7 +100,10 @@ class Left:
 
 
 class Hosting:
-    """The actor of this process. ``tell`` hands an ``Outcome`` and ``Left`` to the I/O thread."""
+    """The actor of this process. ``tell`` hands an ``Outcome`` and ``Left`` to the I/O thread.
+
+    ``left``: it runs nothing more.
+    """
 
     def __init__(self, runtime: Runtime, assigned: ActorAssigned, tell: Callable[[Any], None]) -> None:
         self.assigned = assigned
@@ -112,13 +117,9 @@ class Hosting:
         self._runtime = runtime
         self._tell = tell
         self._group_names: dict[str, str] = {}
-        self._groups: dict[str, _Pool | _Limit] = {}
+        self._groups: dict[str, _Pool | _Loop] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._in_tasks: set[str] = set()
-        self._unbegun: set[int] = set()  # whose tasks have not made their first step
-        self._arrived: deque[Accepted] = deque()
-        self._running: dict[int, asyncio.Task[None]] = {}
-        self._left = False
+        self.left = False
         self.label = assigned.class_name
 
     @cached_property
@@ -180,16 +181,18 @@ class Hosting:
     def _arrange(self, cls: type[Any]) -> None:
         """Find out of what kind the actor is, and make what its methods run on."""
         spec = self._spec
+        in_tasks: set[str] = set()
         for name, method in _methods(cls):
             group = getattr(method, "__shoal_method__", {}).get("concurrency_group")
             if group:
                 self._group_names[name] = group
             if _is_async(method):
-                self._in_tasks.add(name)
-        if self._in_tasks:
-            self._loop = _new_event_loop()
-            limits = {DEFAULT_GROUP: spec.concurrency or ASYNC_CONCURRENCY, **spec.groups}
-            self._groups = {name: _Limit(limit) for name, limit in limits.items()}
+                in_tasks.add(name)
+        if in_tasks:
+            default = _Loop(self, self._runtime, spec.concurrency or ASYNC_CONCURRENCY, in_tasks)
+            others = {name: _Loop(self, self._runtime, limit, in_tasks, name) for name, limit in spec.groups.items()}
+            self._groups = {DEFAULT_GROUP: default, **others}
+            self._loop = default.loop
         elif spec.concurrency > 1 or spec.groups:
             limits = {DEFAULT_GROUP: spec.concurrency or 1, **spec.groups}
             self._groups = {name: _Pool(limit, name, self.run) for name, limit in limits.items()}
@@ -233,31 +236,24 @@ class Hosting:
 
     def accept(self, accepted: Accepted) -> None:
         """Have a call run, by its group (I/O thread; not for a sequential actor)."""
-        if self._loop is not None:
-            self._arrived.append(accepted)
-            if len(self._arrived) == 1:
-                self._loop.call_soon_threadsafe(self._start_arrived)
-            return
-        group = self._group_of(accepted)
-        assert isinstance(group, _Pool)
-        group.put(accepted)
+        self._group_of(accepted).put(accepted)
 
     def run(self, accepted: Accepted) -> None:
         """Run a call in this thread, and hand its end to the I/O thread."""
-        if self._left or not begin(accepted):
+        if self.left or not begin(accepted):
             return
         work = Work(self._runtime, accepted, self.lease, (ActorExit, SystemExit), self.label)
         try:
             with work:
-                work.succeed(self._result(work))
+                work.succeed(self.result(work))
         except (ActorExit, SystemExit) as error:
-            self._leave(error)
+            self.leaves(error)
             return
         self._runtime.ended(work.ended)
 
-    def _result(self, work: Work) -> Any:
+    def result(self, work: Work) -> Any:
         """Call the method that a call names, and return what it returns."""
-        method = self._method(work.accepted)
+        method = self.method(work.accepted)
         args, kwargs = work.arguments()
         if ENABLED and work.processing is not None:
             work.processing.run()
@@ -265,26 +261,19 @@ class Hosting:
 
     def leave(self) -> None:
         """Run nothing more, and let the instance go, where that can be done from outside (I/O thread)."""
-        self._left = True
+        self.left = True
         for group in self._groups.values():
-            if isinstance(group, _Pool):
-                group.close()
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            group.close()
 
     def interrupt(self, accepted: Accepted) -> None:
-        """Cancel a call that runs, where it runs as a task of the loop; others look at ``is_canceled`` (I/O thread)."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._cancel, accepted.order)
+        """Cancel a call that runs, where it runs as a task of a loop; others look at ``is_canceled`` (I/O thread)."""
+        if self._groups and isinstance(group := self._group_of(accepted), _Loop):
+            group.interrupt(accepted)
 
-    def _cancel(self, order: int) -> None:
-        task = self._running.get(order)
-        if task is not None:
-            task.cancel()
-
-    def _leave(self, error: BaseException) -> None:
-        if not self._left:
-            self._left = True
+    def leaves(self, error: BaseException) -> None:
+        """A method has ended its actor: run nothing more, and tell."""
+        if not self.left:
+            self.left = True
             status = _status(error)
             reason = str(error) if isinstance(error, ActorExit) else f"it called sys.exit({error})"
             if status:
@@ -292,12 +281,13 @@ class Hosting:
                 print(f"The actor {self.label} ends: {reason}.", file=sys.stderr, flush=True)
             self._tell(Left(reason, status))
 
-    def _group_of(self, accepted: Accepted) -> _Pool | _Limit:
+    def _group_of(self, accepted: Accepted) -> _Pool | _Loop:
         task = accepted.task
         name = task.group or self._group_names.get(task.function, DEFAULT_GROUP)
         return self._groups.get(name) or self._groups[DEFAULT_GROUP]
 
-    def _method(self, accepted: Accepted) -> Callable[..., Any]:
+    def method(self, accepted: Accepted) -> Callable[..., Any]:
+        """Return the method that a call names, of the instance."""
         task = accepted.task
         special = _SPECIAL.get(task.function)
         if special is not None:
@@ -309,110 +299,6 @@ class Hosting:
             )
         method: Callable[..., Any] = getattr(self.instance, task.function)
         return method
-
-    # ------------------------------------------------------------------------------- on the loop
-
-    def _start_arrived(self) -> None:
-        arrived = self._arrived
-        while arrived:
-            accepted = arrived.popleft()
-            limit = self._group_of(accepted)
-            assert isinstance(limit, _Limit)
-            if limit.enter(accepted):
-                self._start(accepted, limit)
-
-    def _start(self, accepted: Accepted, limit: _Limit) -> None:
-        """Begin a call, and those that waited for it to end if it ends at once."""
-        assert self._loop is not None
-        following: Accepted | None = accepted
-        while following is not None and not self._left:
-            context = contextvars.copy_context()
-            work = Work(self._runtime, following, self.lease, (ActorExit, SystemExit), self.label)
-            needs_task = following.task.function in self._in_tasks or following.producer or work.has_large_arguments
-            rest = self._run_in_task(work) if needs_task or self._unbegun else context.run(self._run_at_once, work)
-            if rest is not None:
-                self._unbegun.add(following.order)
-                task = self._loop.create_task(rest, context=context)
-                self._running[following.order] = task
-                task.add_done_callback(partial(self._task_ended, work, context, limit))
-                return
-            following = limit.leave()
-
-    def _task_ended(self, work: Work, context: contextvars.Context, limit: _Limit, task: asyncio.Task[None]) -> None:
-        del self._running[work.accepted.order]
-        if work.accepted.order in self._unbegun:
-            context.run(self._drop, work)
-        following = limit.leave()
-        if following is not None:
-            self._start(following, limit)
-
-    def _drop(self, work: Work) -> None:
-        """Answer a call whose task was cancelled before its first step, by the actor's own code."""
-        self._unbegun.remove(work.accepted.order)
-        if not work.accepted.begun:
-            if not begin(work.accepted):
-                return
-            work.__enter__()
-        error = asyncio.CancelledError()
-        work.__exit__(type(error), error, None)
-        self._runtime.ended(work.ended)
-
-    def _run_at_once(self, work: Work) -> Coroutine[Any, Any, None] | None:
-        """Run a method that is not ``async``; return what is left to do if it returns something to await."""
-        if self._left or not begin(work.accepted):
-            return None
-        try:
-            with contextlib.ExitStack() as entered:
-                entered.enter_context(work)
-                result = self._result(work)
-                if inspect.isawaitable(result):
-                    return self._await(work, entered.pop_all(), result)
-                work.succeed(result)
-                del result
-        except (ActorExit, SystemExit) as error:
-            self._leave(error)
-            return None
-        self._runtime.ended(work.ended)
-        return None
-
-    async def _await(self, work: Work, entered: contextlib.ExitStack, result: Awaitable[Any]) -> None:
-        self._unbegun.remove(work.accepted.order)
-        try:
-            with entered:
-                work.succeed(await result)
-        except (ActorExit, SystemExit) as error:
-            self._leave(error)
-            return
-        self._runtime.ended(work.ended)
-
-    async def _run_in_task(self, work: Work) -> None:
-        self._unbegun.remove(work.accepted.order)
-        if self._left or not begin(work.accepted):
-            return
-        try:
-            with work:
-                method = self._method(work.accepted)
-                if work.has_large_arguments:
-                    args, kwargs = await asyncio.to_thread(work.arguments)
-                else:
-                    args, kwargs = work.arguments()
-                if ENABLED and work.processing is not None:
-                    work.processing.run()
-                try:
-                    result = method(*args, **kwargs)
-                    if inspect.isawaitable(result):
-                        result = await result
-                finally:
-                    del args, kwargs, method
-                if work.accepted.producer is not None:
-                    await work.stream_on_loop(result)
-                else:
-                    work.succeed(result)
-                del result
-        except (ActorExit, SystemExit) as error:
-            self._leave(error)
-            return
-        self._runtime.ended(work.ended)
 
 
 def _status(error: BaseException) -> int:
@@ -454,8 +340,151 @@ class _Pool:
             self._idle.release()
 
 
+class _Loop:
+    """The event loop of one concurrency group of an async actor; in a thread of its own, unless it is the default one.
+
+    ``in_tasks`` names the methods that are ``async``.
+    """
+
+    def __init__(self, hosting: Hosting, runtime: Runtime, limit: int, in_tasks: set[str], name: str = "") -> None:
+        self.loop = _new_event_loop()
+        self._hosting = hosting
+        self._runtime = runtime
+        self._limit = _Limit(limit)
+        self._in_tasks = in_tasks
+        self._unbegun: set[int] = set()  # whose tasks have not made their first step
+        self._arrived: deque[Accepted] = deque()
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._thread = threading.Thread(target=self._serve, name=f"shoal-{name}", daemon=True) if name else None
+
+    def put(self, accepted: Accepted) -> None:
+        """Have a call run on the loop (I/O thread)."""
+        self._arrived.append(accepted)
+        if len(self._arrived) == 1:
+            self.loop.call_soon_threadsafe(self._start_arrived)
+        if self._thread is not None and self._thread.ident is None:
+            self._thread.start()
+
+    def interrupt(self, accepted: Accepted) -> None:
+        """Cancel a call, if it runs as a task (I/O thread)."""
+        self.loop.call_soon_threadsafe(self._cancel, accepted.order)
+
+    def close(self) -> None:
+        """Have the loop stop (I/O thread)."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def _cancel(self, order: int) -> None:
+        task = self._running.get(order)
+        if task is not None:
+            task.cancel()
+
+    def _start_arrived(self) -> None:
+        arrived = self._arrived
+        while arrived:
+            accepted = arrived.popleft()
+            if self._limit.enter(accepted):
+                self._start(accepted)
+
+    def _start(self, accepted: Accepted) -> None:
+        """Begin a call, and those that waited for it to end if it ends at once."""
+        hosting = self._hosting
+        following: Accepted | None = accepted
+        while following is not None and not hosting.left:
+            context = contextvars.copy_context()
+            work = Work(self._runtime, following, hosting.lease, (ActorExit, SystemExit), hosting.label)
+            needs_task = following.task.function in self._in_tasks or following.producer or work.has_large_arguments
+            rest = self._run_in_task(work) if needs_task or self._unbegun else context.run(self._run_at_once, work)
+            if rest is not None:
+                self._unbegun.add(following.order)
+                task = self.loop.create_task(rest, context=context)
+                self._running[following.order] = task
+                task.add_done_callback(partial(self._task_ended, work, context))
+                return
+            following = self._limit.leave()
+
+    def _task_ended(self, work: Work, context: contextvars.Context, task: asyncio.Task[None]) -> None:
+        del self._running[work.accepted.order]
+        if work.accepted.order in self._unbegun:
+            context.run(self._drop, work)
+        following = self._limit.leave()
+        if following is not None:
+            self._start(following)
+
+    def _drop(self, work: Work) -> None:
+        """Answer a call whose task was cancelled before its first step, by the actor's own code."""
+        self._unbegun.remove(work.accepted.order)
+        if not work.accepted.begun:
+            if not begin(work.accepted):
+                return
+            work.__enter__()
+        error = asyncio.CancelledError()
+        work.__exit__(type(error), error, None)
+        self._runtime.ended(work.ended)
+
+    def _run_at_once(self, work: Work) -> Coroutine[Any, Any, None] | None:
+        """Run a method that is not ``async``; return what is left to do if it returns something to await."""
+        if self._hosting.left or not begin(work.accepted):
+            return None
+        try:
+            with contextlib.ExitStack() as entered:
+                entered.enter_context(work)
+                result = self._hosting.result(work)
+                if inspect.isawaitable(result):
+                    return self._await(work, entered.pop_all(), result)
+                work.succeed(result)
+                del result
+        except (ActorExit, SystemExit) as error:
+            self._hosting.leaves(error)
+            return None
+        self._runtime.ended(work.ended)
+        return None
+
+    async def _await(self, work: Work, entered: contextlib.ExitStack, result: Awaitable[Any]) -> None:
+        self._unbegun.remove(work.accepted.order)
+        try:
+            with entered:
+                work.succeed(await result)
+        except (ActorExit, SystemExit) as error:
+            self._hosting.leaves(error)
+            return
+        self._runtime.ended(work.ended)
+
+    async def _run_in_task(self, work: Work) -> None:
+        self._unbegun.remove(work.accepted.order)
+        if self._hosting.left or not begin(work.accepted):
+            return
+        try:
+            with work:
+                method = self._hosting.method(work.accepted)
+                if work.has_large_arguments:
+                    args, kwargs = await asyncio.to_thread(work.arguments)
+                else:
+                    args, kwargs = work.arguments()
+                if ENABLED and work.processing is not None:
+                    work.processing.run()
+                try:
+                    result = method(*args, **kwargs)
+                    if inspect.isawaitable(result):
+                        result = await result
+                finally:
+                    del args, kwargs, method
+                if work.accepted.producer is not None:
+                    await work.stream_on_loop(result)
+                else:
+                    work.succeed(result)
+                del result
+        except (ActorExit, SystemExit) as error:
+            self._hosting.leaves(error)
+            return
+        self._runtime.ended(work.ended)
+
+
 class _Limit:
-    """How many calls of one concurrency group run on the loop at once; the others wait in order."""
+    """How many calls of one concurrency group run on its loop at once; the others wait in order."""
 
     def __init__(self, limit: int) -> None:
         self._free = limit
