@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -160,7 +161,7 @@ def test_options_replace_one_another_and_leave_the_original_alone() -> None:
         ("max_task_retries", -2, ValueError),
         ("max_task_retries", "1", TypeError),
         ("retry_exceptions", "all", TypeError),
-        ("retry_exceptions", [1], TypeError),
+        ("retry_exceptions", [1], ValueError),
         ("num_cpus", 1, ValueError),
         ("max_retries", 1, ValueError),
     ],
@@ -170,6 +171,20 @@ def test_a_wrong_option_of_a_method_is_named(name: str, value: Any, error: type[
         shoal.method(**{name: value})
     with pytest.raises(error, match=name):
         check_method({name: value})
+
+
+def test_an_abstract_class_cannot_be_an_actor() -> None:
+    class Shape(ABC):
+        @abstractmethod
+        def area(self) -> float: ...
+
+    class Square(Shape):
+        def area(self) -> float:
+            return 1.0
+
+    with pytest.raises(TypeError, match=r"abstract.*area"):
+        shoal.remote(Shape)
+    assert isinstance(shoal.remote(Square), ActorClass)
 
 
 def test_the_decorator_of_methods_takes_keywords() -> None:

@@ -60,11 +60,11 @@ WRONG_TYPES: list[tuple[str, Any]] = [
     ("fallback_strategy", ["zone=a"]),
     ("retry_exceptions", "yes"),
     ("retry_exceptions", ValueError),
-    ("retry_exceptions", [ValueError, "KeyError"]),
-    ("retry_exceptions", [ValueError("an instance")]),
 ]
 
 WRONG_VALUES: list[tuple[str, Any]] = [
+    ("retry_exceptions", [ValueError, "KeyError"]),
+    ("retry_exceptions", [ValueError("an instance")]),
     ("num_cpus", -1),
     ("num_cpus", 0.00001),
     ("num_cpus", float("nan")),

@@ -90,6 +90,9 @@ def _make(target: Any, options: dict[str, Any]) -> Any:
     if isinstance(target, (RemoteFunction, ActorClass)):
         raise TypeError(f"{target!r} is remote already; use .options(...) to change its options.")
     if inspect.isclass(target):
+        if abstract := getattr(target, "__abstractmethods__", None):
+            missing = ", ".join(sorted(abstract))
+            raise TypeError(f"The class {target.__name__} is abstract and cannot be an actor: it has no {missing}.")
         return ActorClass(target, options)
     if not callable(target) or not hasattr(target, "__name__"):
         raise TypeError(f"The @remote decorator must be applied to a function or a class, got {target!r}.")

@@ -104,7 +104,7 @@ def retry_exceptions(name: str, value: Any) -> None:
         )
     for item in value:
         if not (isinstance(item, type) and issubclass(item, BaseException)):
-            raise TypeError(f"retry_exceptions may hold exception classes only, got {item!r}.")
+            raise ValueError(f"retry_exceptions may hold exception classes only, got {item!r}.")
 
 
 def anything(name: str, value: Any) -> None:
