@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import shoal_core
 from shoal_core.protocol.errors import (
     ActorDiedError,
     ActorError,
@@ -83,17 +84,23 @@ def _cut(text: str) -> str:
     return f"{text[:half]}\n… {len(text) - 2 * half:,} characters were left out …\n{text[-half:]}"
 
 
-_OUR_FOLDER = os.path.dirname(__file__)
-_OUR_PACKAGES = ("shoal_core.runtime", "shoal")
-"""Those that stand between user code and what it asked for; the frames of ``shoal.util`` count as the user's."""
+_CORE = os.path.dirname(shoal_core.__file__) + os.sep
+
+
+def _is_ours(filename: str) -> bool:
+    """Tell whether a frame stands between user code and what that asked for; those of ``shoal.util`` do not."""
+    api = sys.modules.get("shoal")
+    return filename.startswith(_CORE) or (
+        api is not None and os.path.dirname(filename) == os.path.dirname(api.__file__ or "")
+    )
 
 
 def _user_frames(error: BaseException) -> Any:
-    """Return the traceback from the user's first frame on."""
+    """Return the traceback from the user's first frame on, or the whole where there is none."""
     frames = error.__traceback__
-    while frames is not None and os.path.dirname(frames.tb_frame.f_code.co_filename) == _OUR_FOLDER:
+    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
-    return frames
+    return frames or error.__traceback__
 
 
 def _leave_out_ours(shown: traceback.TracebackException, error: BaseException) -> None:
@@ -101,14 +108,13 @@ def _leave_out_ours(shown: traceback.TracebackException, error: BaseException) -
 
     The frames of any other exception stay: where it was raised in Shoal, they are the only trace of a mistake.
     """
-    ours = {os.path.dirname(sys.modules[name].__file__ or "") for name in _OUR_PACKAGES if name in sys.modules}
     pairs: list[tuple[traceback.TracebackException | None, BaseException | None]] = [(shown, error)]
     while pairs:
         shows, of = pairs.pop()
         if shows is None or of is None:
             continue
         if isinstance(of, ShoalError):
-            shows.stack[:] = [frame for frame in shows.stack if os.path.dirname(frame.filename) not in ours]
+            shows.stack[:] = [frame for frame in shows.stack if not _is_ours(frame.filename)]
         pairs += [(shows.__cause__, of.__cause__), (shows.__context__, of.__context__)]
         if isinstance(of, BaseExceptionGroup):
             pairs += zip(shows.exceptions or (), of.exceptions, strict=False)
