@@ -14,6 +14,8 @@ import pytest
 import shoal
 from shoal import ObjectRef, exceptions
 from shoal_core.machine import PAST_CACHES, TUNABLES
+from tests.integration import waiting
+from tests.integration.waiting import get, is_gone
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 
@@ -332,6 +334,19 @@ def test_tasks_not_begun_survive_a_crash_without_retries() -> None:
             lost += 1
     assert lost >= 1
     assert done >= 50
+
+
+def test_max_calls_ends_a_process_only_when_nobody_refers_to_what_it_owns() -> None:
+    @shoal.remote(max_calls=1)
+    def make() -> tuple[int, list[ObjectRef[int]]]:
+        return os.getpid(), [shoal.put(41), add.options(num_cpus=2).remote(41)]
+
+    pid, refs = get(make.remote())
+    assert get(make.remote())[0] != pid
+    assert get(refs) == [41, 42]
+    assert not is_gone(pid)
+    del refs
+    waiting.until(lambda: is_gone(pid), "the process has ended")
 
 
 def test_max_calls_ends_the_process() -> None:

@@ -364,7 +364,7 @@ class NodeCore:
     def _record(self, peer: PeerId, record: Record, now: float) -> None:
         process = ProcessId(peer)
         if isinstance(record, LeaseReturned):
-            self.workforce.returned(process, record.lease, record.kill, now)
+            self.workforce.returned(process, record.lease, record.kill, now, spent=record.spent)
         elif isinstance(record, WorkerBlocked):
             self.workforce.blocked(process, record.lease, record.blocked)
         elif isinstance(record, WorkerReady):

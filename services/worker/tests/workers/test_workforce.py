@@ -270,6 +270,16 @@ def test_an_idle_process_serves_the_next_lease_of_its_job_at_once() -> None:
     assert [effect.peer for effect in force.taken() if isinstance(effect, Send)] == [process, OWNER]
 
 
+def test_a_spent_process_serves_no_further_lease_and_is_left_to_end_by_itself() -> None:
+    force = Force()
+    lease, process = force.served(1)
+    force.returned(OWNER, lease, False, 1, spent=True)
+    assert force.leases.free == force.leases.total
+    force.ask(2)
+    assert process not in [effect.peer for effect in force.taken() if isinstance(effect, Send)]
+    assert force.processes.get(process) is not None
+
+
 def test_only_the_owner_returns_a_lease_and_only_once() -> None:
     force = Force()
     lease, process = force.served(1)

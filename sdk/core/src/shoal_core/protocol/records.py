@@ -118,6 +118,7 @@ class TaskDone(msgspec.Struct, array_like=True, tag=2, gc=False):
 
     Where ``missing`` is not empty, the task was not run: these are those of its arguments that could not be read.
     ``seconds`` is how long it ran, ``fetch_seconds`` how much of that it waited for large arguments (0: it had none).
+    ``last``: the worker runs nothing more.
     """
 
     number: TaskNumber
@@ -129,6 +130,7 @@ class TaskDone(msgspec.Struct, array_like=True, tag=2, gc=False):
     kept: tuple[Reference, ...] = ()
     missing: tuple[Stored, ...] = ()
     fetch_seconds: float = 0.0
+    last: bool = False
 
 
 class TasksReturned(msgspec.Struct, array_like=True, tag=3):
@@ -172,10 +174,14 @@ class LeaseGranted(msgspec.Struct, array_like=True, tag=6):
 
 
 class LeaseReturned(msgspec.Struct, array_like=True, tag=7):
-    """Owner → node: the lease is over; ``kill`` where the process must not be used again."""
+    """Owner → node: the lease is over; ``kill`` where the process must not be used again.
+
+    ``spent``: the process runs nothing more by itself, and ends when nobody refers to its objects.
+    """
 
     lease: LeaseId
     kill: bool = False
+    spent: bool = False
 
 
 class LeaseRecalled(msgspec.Struct, array_like=True, tag=8):

@@ -123,8 +123,8 @@ class Workforce:
 
     # ------------------------------------------------------------------------------- what owners and workers say
 
-    def returned(self, owner: ProcessId, number: LeaseId, kill: bool, now: float) -> None:
-        """An owner needs a lease no more; where ``kill``, its process ends with it."""
+    def returned(self, owner: ProcessId, number: LeaseId, kill: bool, now: float, *, spent: bool = False) -> None:
+        """An owner needs a lease no more; where ``kill``, its process ends with it, where ``spent``, by itself."""
         lease = self.leases.get(number)
         if lease is None or lease.owner != owner or lease.over or lease.actor:
             return
@@ -135,7 +135,7 @@ class Workforce:
             self._kill(process, "its owner gave it back to be replaced", now)
         else:
             self._end(lease)
-            self.processes.release(process, now)
+            (self.processes.leave if spent else self.processes.release)(process, now)
         self.staff(now)
 
     def blocked(self, worker: ProcessId, number: LeaseId, blocked: bool) -> None:

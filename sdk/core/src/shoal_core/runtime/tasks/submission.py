@@ -130,10 +130,11 @@ class SchedulingClass:
 class Lease:
     """A worker process that is ours for a while, and the tasks pushed to it that have not ended.
 
-    ``since`` is when it became idle, or when it began, as far as we know, what it does now.
+    ``since`` is when it became idle, or when it began, as far as we know, what it does now. ``spent``: it runs nothing
+    more, and is recalled for that.
     """
 
-    __slots__ = ("blocked", "in_flight", "number", "positions", "recalled", "since", "stalled", "worker")
+    __slots__ = ("blocked", "in_flight", "number", "positions", "recalled", "since", "spent", "stalled", "worker")
 
     def __init__(self, number: LeaseId, worker: ProcessId, now: float) -> None:
         self.number = number
@@ -143,6 +144,7 @@ class Lease:
         self.blocked = False
         self.stalled = False
         self.recalled = False
+        self.spent = False
         self.since = now
 
     @property
@@ -296,6 +298,8 @@ class Submission:
         if key is None:
             return None
         lease = key.leases[place]
+        if result.last:
+            lease.spent = lease.recalled = True
         task = lease.in_flight.get(result.number)
         if task is None or task.wire.attempt != result.attempt:
             return None
@@ -569,8 +573,8 @@ class Submission:
             task.retries -= 1
 
     def _return(self, place: tuple[NodeId, LeaseId], *, kill: bool = False) -> None:
-        self._remove(*place)
-        self.outgoing.append((place[0], LeaseReturned(place[1], kill)))
+        lease = self._remove(*place)
+        self.outgoing.append((place[0], LeaseReturned(place[1], kill, lease is not None and lease.spent)))
 
     def _remove(self, node: NodeId, number: LeaseId) -> Lease | None:
         key = self._lease_keys.pop((node, number), None)

@@ -445,7 +445,7 @@ class Service:
         if any(item.exhausted for item in ended):
             self._leaving = True
             self._give_back(blocked=False)
-            self._leave_if_answered()
+            self._unneeded_now(self._runtime.node, ProcessUnneeded())
 
     def _send_done_when_counted(self, item: Ended) -> None:
         """Answer the owner of a task as soon as the owners of what this process keeps of its arguments count it."""
@@ -476,6 +476,7 @@ class Service:
             tuple(kept),
             tuple(item.missing),
             item.fetch_seconds,
+            item.exhausted,
         )
         self._reactor.send(owner, done)
         self._unanswered -= 1
