@@ -86,9 +86,9 @@ class ThreadedActor:
         return threading.current_thread().name.split("-")[1]
 
 
-@shoal.remote(concurrency_groups={"io": 2, "compute": 4})
+@shoal.remote(concurrency_groups={"io": 3, "compute": 4})
 class GroupedActor:
-    """Methods of one group do not hold up those of another."""
+    """Methods of one group do not hold up those of another: each group has an event loop of its own."""
 
     def __init__(self) -> None:
         self.answer = asyncio.Event()
@@ -105,7 +105,7 @@ class GroupedActor:
         return "computed"
 
     async def reply(self) -> str:
-        """Let the readers go on."""
+        """Let the readers go on; to be called in their group, since an ``asyncio.Event`` belongs to one loop."""
         self.answer.set()
         return "replied"
 
@@ -134,7 +134,7 @@ def concurrency() -> None:
     grouped = GroupedActor.remote()
     reading = [grouped.read.remote() for _ in range(2)]
     print("beside those who read:", shoal.get(grouped.compute.remote()))
-    print("in a group of our choice:", shoal.get(grouped.reply.options(concurrency_group="compute").remote()))
+    print("in a group of our choice:", shoal.get(grouped.reply.options(concurrency_group="io").remote()))
     print("readers:", shoal.get(reading))
 
 
