@@ -15,16 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from shoal.cli.flags import (
-    Address,
-    AuthorityFile,
-    ClusterName,
-    CredentialFile,
     Format,
     Output,
-    Token,
+    end_incomplete,
     json_object,
+    on_cluster,
     out,
-    target,
 )
 from shoal.cli.jobs import job
 from shoal.cli.listing import Listed, fetch_timeline, filter_of, print_rows, read_rows
@@ -37,7 +33,7 @@ from shoal.draining import drain as drain_nodes
 from shoal.memory import read_memory
 from shoal.reasons import print_reasons, read_reasons
 from shoal.rows import MOST_ROWS
-from shoal.status import read_status
+from shoal.status import Target, read_status
 from shoal_core import __version__
 from shoal_core.bus.credentials import redacted
 from shoal_core.protocol.errors import ConnectionFailedError, ShoalError
@@ -131,16 +127,13 @@ def down() -> None:
 
 
 @app.command()
+@on_cluster()
 def status(
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
+    where: Target,
     output: Output = Format.TABLE,
 ) -> None:
     """Show the nodes, what is used of their resources, and what waits and why."""
-    seen = asyncio.run(read_status(target(address, credentials, token, ca_file, cluster)))
+    seen = asyncio.run(read_status(where))
     if output is Format.JSON:
         print(json.dumps(seen.to_json(), indent=2))
     else:
@@ -148,17 +141,14 @@ def status(
 
 
 @app.command()
+@on_cluster()
 def why(
+    where: Target,
     about: Annotated[str, typer.Argument(help="A name of a task or actor, or an id, of a job or group too.")],
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
     output: Output = Format.TABLE,
 ) -> None:
     """Say why something waits: for what, on which nodes, behind whom; 1 where nothing of that name is known."""
-    seen = asyncio.run(read_reasons(target(address, credentials, token, ca_file, cluster), about))
+    seen = asyncio.run(read_reasons(where, about))
     if output is Format.JSON:
         print(json.dumps(seen.to_json(), indent=2))
     else:
@@ -168,35 +158,28 @@ def why(
 
 
 @app.command()
+@on_cluster()
 def memory(
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
+    where: Target,
     output: Output = Format.TABLE,
     limit: Annotated[int, typer.Option(min=0, max=MOST_LISTED_OBJECTS, help="So many of the largest objects.")] = 100,
     timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for nodes and processes.")] = 10.0,
 ) -> None:
     """Show who holds which object, how large it is, where it lies and why it is kept; 1 where somebody is silent."""
-    seen = asyncio.run(read_memory(target(address, credentials, token, ca_file, cluster), limit, timeout))
+    seen = asyncio.run(read_memory(where, limit, timeout))
     if output is Format.JSON:
         print(json.dumps(seen.to_json() | {"objects": seen.rows()[:limit]}, indent=2))
     else:
         print_memory(seen, limit, out)
     if not seen.is_complete:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(seen.missing())}[/]")
-        raise typer.Exit(1)
+        end_incomplete(seen.missing())
 
 
 @app.command("list")
+@on_cluster()
 def list_(
+    where: Target,
     what: Annotated[Listed, typer.Argument(help="What to list.")],
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
     output: Output = Format.TABLE,
     filters: Annotated[
         list[str] | None, typer.Option("--filter", "-f", help="column=value or column!=value; may be repeated.")
@@ -206,7 +189,6 @@ def list_(
     timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for answers.")] = 10.0,
 ) -> None:
     """List the nodes, jobs, actors, tasks or worker processes; 1 where somebody is silent."""
-    where = target(address, credentials, token, ca_file, cluster)
     try:
         wanted = [filter_of(text) for text in filters or ()]
         rows, silent = asyncio.run(read_rows(where, what, wanted, limit, detail, timeout))
@@ -217,22 +199,18 @@ def list_(
     else:
         print_rows(rows, what, out)
     if silent:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]did not answer: {escape(silent)}[/]")
-        raise typer.Exit(1)
+        end_incomplete(f"did not answer: {silent}")
 
 
 @app.command()
+@on_cluster()
 def timeline(
+    where: Target,
     file: Annotated[Path, typer.Argument(help="Where to write it, as JSON in Chrome's trace format; '-': print it.")],
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
     timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for answers.")] = 10.0,
 ) -> None:
     """Write what has run lately, and where, for ui.perfetto.dev or chrome://tracing; 1 where somebody is silent."""
-    rows, silent = asyncio.run(fetch_timeline(target(address, credentials, token, ca_file, cluster), timeout))
+    rows, silent = asyncio.run(fetch_timeline(where, timeout))
     if file == Path("-"):
         print(json.dumps(rows))
     else:
@@ -243,27 +221,23 @@ def timeline(
         count = sum(row["ph"] == "X" for row in rows)
         out.print(f"{count:,} tasks written to {escape(str(file))}; ui.perfetto.dev and chrome://tracing draw it.")
     if silent:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]did not answer: {escape(silent)}[/]")
-        raise typer.Exit(1)
+        end_incomplete(f"did not answer: {silent}")
 
 
 @app.command()
+@on_cluster()
 def drain(
+    where: Target,
     node: Annotated[
         list[str] | None, typer.Argument(help="Ids of nodes; none: those of this machine, or container.")
     ] = None,
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
     deadline: Annotated[float, typer.Option(min=0, help="Seconds to wait for what runs.")] = 300.0,
 ) -> None:
     """Have nodes take nothing new, and wait for what runs on them; 1 where something is left at the deadline.
 
     It needs the credential of role node. Then the node can be ended: what is left is run again elsewhere.
     """
-    left = asyncio.run(drain_nodes(target(address, credentials, token, ca_file, cluster), node or (), deadline))
+    left = asyncio.run(drain_nodes(where, node or (), deadline))
     if not left:
         out.print("Drained.")
         return

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import secrets
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Concatenate, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from shoal.cluster import read_current
 from shoal.status import Target
 from shoal_core.bus import Bus, connect
 from shoal_core.bus.connection import servers_in
 from shoal_core.bus.credentials import Credentials, TlsFiles
+
+P = ParamSpec("P")
 
 out = Console(highlight=False, soft_wrap=True)
 
@@ -42,6 +48,12 @@ ClusterName = Annotated[str, typer.Option(envvar="SHOAL_CLUSTER", help="The clus
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON.")]
 
 
+def end_incomplete(missing: str) -> NoReturn:
+    """End a command whose answer is not whole, with status 1; say on stderr what is missing."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(missing)}[/]")
+    raise typer.Exit(1)
+
+
 def json_object(flag: str, text: str | None) -> dict[str, Any]:
     """Return the object a flag holds; a wrong one is an error that names the flag."""
     try:
@@ -64,14 +76,32 @@ def _proof(credentials: Path | None, token: str | None) -> Credentials | None:
         raise typer.BadParameter(str(error)) from None
 
 
-def target(
-    address: str | None,
-    credentials: Path | None,
-    token: str | None,
-    ca_file: Path | None,
-    cluster: str,
-    *,
-    observes: bool = True,
+def on_cluster(*, observes: bool = True) -> Callable[[Callable[Concatenate[Target, P], None]], Callable[P, None]]:
+    """Give a command the flags that name a cluster, behind its own, and that cluster as its first argument."""
+    flags = [*inspect.signature(_target, eval_str=True).parameters.values()][1:]
+
+    def with_flags(command: Callable[Concatenate[Target, P], None]) -> Callable[P, None]:
+        @functools.wraps(command)
+        def reaching(*args: P.args, **kwargs: P.kwargs) -> None:
+            named: dict[str, Any] = {flag.name: kwargs.pop(flag.name) for flag in flags}
+            command(_target(observes, **named), *args, **kwargs)
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in [*signature.parameters.values(), *flags][1:]]
+        reaching.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        reaching.__annotations__ = {one.name: one.annotation for one in parameters}
+        return reaching
+
+    return with_flags
+
+
+def _target(
+    observes: bool,
+    address: Address = None,
+    credentials: CredentialFile = None,
+    token: Token = None,
+    ca_file: AuthorityFile = None,
+    cluster: ClusterName = "default",
 ) -> Target:
     """Return the cluster that the flags name; of the one that `shoal up` started, as who only ``observes`` or not."""
     if address is None:

@@ -13,20 +13,16 @@ import typer
 from rich.markup import escape
 
 from shoal.cli.flags import (
-    Address,
-    AuthorityFile,
-    ClusterName,
-    CredentialFile,
     Format,
     Output,
-    Token,
     json_object,
+    on_cluster,
     out,
-    target,
 )
 from shoal.cli.tables import new_table, print_table
 from shoal.job_submission import JobDetails, JobStatus, JobSubmissionClient
-from shoal_core.runtime.session import Address as Where
+from shoal.status import Target
+from shoal_core.runtime.session import Address
 
 job = typer.Typer(
     no_args_is_help=True,
@@ -43,13 +39,10 @@ Id = Annotated[str, typer.Argument(help="The job's submission id, or the id of i
 
 
 @job.command()
+@on_cluster(observes=False)
 def submit(
+    where: Target,
     entrypoint: Annotated[list[str], typer.Argument(help="The command and its arguments, behind `--`.")],
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
     submission_id: Annotated[str | None, typer.Option(help="What it is to be called; drawn by default.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not show its log until it has ended.")] = False,
     runtime_env_json: Annotated[str | None, typer.Option(help="The runtime environment, as JSON.")] = None,
@@ -76,7 +69,7 @@ def submit(
     environment = json_object("--runtime-env-json" if runtime_env is None else "--runtime-env", text)
     if working_dir is not None:
         environment["working_dir"] = working_dir
-    client = _client(address, credentials, token, ca_file, cluster)
+    client = _client(where)
     try:
         name = client.submit_job(
             entrypoint=shlex.join(entrypoint),
@@ -99,17 +92,14 @@ def submit(
 
 
 @job.command()
+@on_cluster(observes=False)
 def status(
+    where: Target,
     job_id: Id,
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
     output: Output = Format.TABLE,
 ) -> None:
     """Say how far a job is."""
-    details = _client(address, credentials, token, ca_file, cluster).get_job_info(job_id)
+    details = _client(where).get_job_info(job_id)
     if output is Format.JSON:
         print(json.dumps(_row(details), indent=2))
     else:
@@ -117,16 +107,13 @@ def status(
 
 
 @job.command("list")
+@on_cluster(observes=False)
 def list_(
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
+    where: Target,
     output: Output = Format.TABLE,
 ) -> None:
     """List all jobs, drivers that nobody submitted among them."""
-    jobs = _client(address, credentials, token, ca_file, cluster).list_jobs()
+    jobs = _client(where).list_jobs()
     if output is Format.JSON:
         print(json.dumps([_row(details) for details in jobs], indent=2))
     elif jobs:
@@ -136,17 +123,14 @@ def list_(
 
 
 @job.command()
+@on_cluster(observes=False)
 def logs(
+    where: Target,
     job_id: Id,
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
 ) -> None:
     """Print what a job has printed."""
-    client = _client(address, credentials, token, ca_file, cluster)
+    client = _client(where)
     if follow:
         _follow(client, job_id)
     else:
@@ -154,17 +138,14 @@ def logs(
 
 
 @job.command()
+@on_cluster(observes=False)
 def stop(
+    where: Target,
     job_id: Id,
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it has ended.")] = False,
 ) -> None:
     """Stop a job: its processes are asked to end, and killed after three seconds."""
-    client = _client(address, credentials, token, ca_file, cluster)
+    client = _client(where)
     if not client.stop_job(job_id):
         out.print("It has ended already.")
     while not no_wait and not client.get_job_status(job_id).is_terminal():
@@ -173,24 +154,18 @@ def stop(
 
 
 @job.command()
+@on_cluster(observes=False)
 def delete(
+    where: Target,
     job_id: Id,
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
 ) -> None:
     """Forget a job that has ended, and its log."""
-    _client(address, credentials, token, ca_file, cluster).delete_job(job_id)
+    _client(where).delete_job(job_id)
     out.print("Deleted.")
 
 
-def _client(
-    address: str | None, credentials: Path | None, token: str | None, ca_file: Path | None, cluster: str
-) -> JobSubmissionClient:
-    found = target(address, credentials, token, ca_file, cluster, observes=False)
-    return JobSubmissionClient(Where(found.address, found.cluster, found.credentials, found.tls))
+def _client(where: Target) -> JobSubmissionClient:
+    return JobSubmissionClient(Address(where.address, where.cluster, where.credentials, where.tls))
 
 
 def _follow(client: JobSubmissionClient, name: str) -> None:

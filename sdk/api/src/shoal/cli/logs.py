@@ -9,22 +9,17 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
 from shoal.asking import ask_nodes
 from shoal.cli.flags import (
-    Address,
-    AuthorityFile,
-    ClusterName,
-    CredentialFile,
     Format,
     Output,
-    Token,
     connected,
+    end_incomplete,
+    on_cluster,
     out,
-    target,
 )
 from shoal.cli.memory import size_text
 from shoal.cli.tables import new_table, print_table
@@ -66,22 +61,18 @@ TAIL, TIMEOUT = 1000, 10.0
 
 
 @logs.command()
+@on_cluster()
 def cluster(
+    where: Target,
     pattern: Pattern = "*",
     node_id: NodeIdFlag = None,
     node_ip: NodeIp = None,
     tail: Tail = TAIL,
     follow: Follow = False,
     timeout: Timeout = TIMEOUT,
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
     output: Output = Format.TABLE,
 ) -> None:
     """List the logs that nodes keep of their worker processes, or print the one that is meant."""
-    where = target(address, credentials, token, ca_file, cluster)
     listed, silent = asyncio.run(_list(where, pattern, node_id, node_ip, timeout))
     if len(listed) == 1 and not silent:
         [(node, log)] = listed
@@ -96,30 +87,27 @@ def cluster(
     else:
         out.print("There are no logs of that name.")
     if silent:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]did not answer: {escape(silent)}[/]")
-        raise typer.Exit(1)
+        end_incomplete(f"did not answer: {silent}")
 
 
 @logs.command()
+@on_cluster()
 def actor(
+    where: Target,
     id: Annotated[str, typer.Option("--id", help="The actor's id.")],
     err: Err = False,
     tail: Tail = TAIL,
     follow: Follow = False,
     timeout: Timeout = TIMEOUT,
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
 ) -> None:
     """Print what an actor has printed, also one that is dead."""
-    where = target(address, credentials, token, ca_file, cluster)
     _print(where, _worker_log(Wanted(actor_id=id, suffix=_suffix(err))), tail, follow, timeout)
 
 
 @logs.command()
+@on_cluster()
 def worker(
+    where: Target,
     pid: Annotated[int, typer.Option("--pid", min=1, help="The pid of the worker process.")],
     node_id: NodeIdFlag = None,
     node_ip: NodeIp = None,
@@ -127,58 +115,45 @@ def worker(
     tail: Tail = TAIL,
     follow: Follow = False,
     timeout: Timeout = TIMEOUT,
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
 ) -> None:
     """Print what a worker process has printed, also one that has ended."""
     if (node_id is None) == (node_ip is None):
         raise typer.BadParameter("say on which node: --node-id or --node-ip")
-    where = target(address, credentials, token, ca_file, cluster)
     wanted = Wanted(node_id=node_id, node_ip=node_ip, pid=pid, suffix=_suffix(err))
     _print(where, _worker_log(wanted), tail, follow, timeout)
 
 
 @logs.command()
+@on_cluster()
 def task(
+    where: Target,
     id: Annotated[str, typer.Option("--id", help="The task's id.")],
     attempt_number: Annotated[int, typer.Option("--attempt-number", "-a", min=0, help="Which attempt.")] = 0,
     err: Err = False,
     tail: Tail = TAIL,
     follow: Follow = False,
     timeout: Timeout = TIMEOUT,
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
 ) -> None:
     """Print what the process has printed that has run a task; others may have printed there, too."""
-    where = target(address, credentials, token, ca_file, cluster)
     wanted = Wanted(task_id=id, attempt_number=attempt_number, suffix=_suffix(err))
     _print(where, _worker_log(wanted), tail, follow, timeout)
 
 
 @logs.command()
+@on_cluster()
 def job(
+    where: Target,
     id: Annotated[str, typer.Option("--id", help="The job's submission id.")],
     tail: Tail = TAIL,
     follow: Follow = False,
     timeout: Timeout = TIMEOUT,
-    address: Address = None,
-    credentials: CredentialFile = None,
-    token: Token = None,
-    ca_file: AuthorityFile = None,
-    cluster: ClusterName = "default",
 ) -> None:
     """Print what a submitted job has printed."""
 
     async def open_log(bus: Bus, subjects: Subjects, _timeout_seconds: float) -> Reader:
         return await Submissions(bus, subjects, new_process_id()).reader(id)
 
-    _print(target(address, credentials, token, ca_file, cluster), open_log, tail, follow, timeout)
+    _print(where, open_log, tail, follow, timeout)
 
 
 def _suffix(err: bool) -> str:
