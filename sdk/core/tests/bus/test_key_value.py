@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from shoal_core.bus.interface import Message
 from shoal_core.bus.jetstream import JetStream
 from shoal_core.bus.keyvalue import Deleted, Entry
 from shoal_core.protocol.errors import (
@@ -15,6 +16,7 @@ from shoal_core.protocol.errors import (
     JetStreamUnavailableError,
     NotFoundError,
     PayloadTooLargeError,
+    RequestTimeoutError,
     RevisionConflict,
 )
 from shoal_core.protocol.subjects import Role, Subjects
@@ -219,6 +221,26 @@ async def test_streams_store_purge_and_refuse(harness: BusHarness) -> None:
     assert error.value.error_code == 10071
     assert await jetstream.purge(stream, f"{Subjects(CLUSTER).object_prefix()}object.>") == 3
     assert await jetstream.last_message(stream, chunks[1]) is None
+
+
+async def test_a_stream_is_asked_for_again_where_there_is_no_answer(
+    harness: BusHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = await harness.join(Role.OBJECTSTORE, "store")
+    request, asked = bus.request, 0
+
+    async def lose_two(subject: str, data: bytes, *, timeout_seconds: float, headers: None = None) -> Message:
+        nonlocal asked
+        asked += 1
+        answer = await request(subject, data, timeout_seconds=timeout_seconds, headers=headers)
+        if asked < 3:
+            raise RequestTimeoutError(f"no answer on {subject!r}")
+        return answer
+
+    monkeypatch.setattr(bus, "request", lose_two)
+    stream = Subjects(CLUSTER).object_stream()
+    found = await JetStream(bus).ensure_stream({"name": stream, "subjects": [f"obj.{CLUSTER}.>"], "storage": "memory"})
+    assert (found["name"], asked) == (stream, 3)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -7,6 +7,7 @@ Every call waits for the broker's answer; a lost connection fails it at once.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,18 @@ import msgspec
 
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.wire import parse_headers
-from shoal_core.protocol.errors import BusError, JetStreamError, JetStreamUnavailableError, NoRespondersError
+from shoal_core.protocol.errors import (
+    BusError,
+    JetStreamError,
+    JetStreamUnavailableError,
+    NoRespondersError,
+    RequestTimeoutError,
+)
 
 API = "$JS.API"
 CALL_SECONDS = 10.0
+MAKING_SECONDS = (2.0, 5.0, CALL_SECONDS)
+"""How long a stream that is asked for is waited for, each time that it is."""
 NOT_FOUND = 404
 NAME_IN_USE = 10058
 WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -67,13 +76,23 @@ class JetStream:
         """
         name = configuration["name"]
         try:
-            answer = await self.call(f"STREAM.CREATE.{name}", configuration)
+            answer = await self._make_stream(name, configuration)
         except JetStreamError as error:
             if error.error_code != NAME_IN_USE:
                 raise
             answer = await self.call(f"STREAM.INFO.{name}", {})
         found: dict[str, Any] = answer["config"]
         return found
+
+    async def _make_stream(self, name: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for a stream until there is an answer; a second one is not made by that.
+
+        Several servers that have just found each other may lose the first request.
+        """
+        for seconds in MAKING_SECONDS[:-1]:
+            with contextlib.suppress(RequestTimeoutError):
+                return await self.call(f"STREAM.CREATE.{name}", configuration, seconds)
+        return await self.call(f"STREAM.CREATE.{name}", configuration, MAKING_SECONDS[-1])
 
     async def stream_exists(self, name: str) -> bool:
         """Tell whether there is a stream of this name."""
