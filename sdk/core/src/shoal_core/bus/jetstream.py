@@ -87,7 +87,7 @@ class JetStream:
     async def _make_stream(self, name: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """Ask for a stream until there is an answer; a second one is not made by that.
 
-        Several servers that have just found each other may lose the first request.
+        It is sent once, by the server that comes to lead the stream: one that is lost does not come again.
         """
         for seconds in MAKING_SECONDS[:-1]:
             with contextlib.suppress(RequestTimeoutError):
