@@ -38,6 +38,9 @@ class BrokenClass:
 class OneClass(HostClass):
     """Of which there is one actor only."""
 
+    def __repr__(self) -> str:
+        return "One(\n1)"
+
 
 Host, One, Broken = shoal.remote(HostClass), shoal.remote(OneClass), shoal.remote(BrokenClass)
 
@@ -89,11 +92,13 @@ def test_actors() -> None:
     (detailed,) = state.list_actors(filters=[("class_name", "=", "OneClass")], detail=True)
     assert detailed == state.get_actor(row.actor_id)
     assert detailed.required_resources == {"CPU": 0.5}
+    assert (row.repr_name, detailed.repr_name) == (None, "One( 1)")
     assert json.loads(detailed.serialized_runtime_env or "") == {"env_vars": {"A": "1", "B": "2"}}
     dead = state.get_actor(broken._actor_id.hex())
     assert dead is not None
     assert dead.death_cause is not None
     assert "it does not work" in dead.death_cause["error_message"]
+    assert dead.repr_name == ""
     summary = state.summarize_actors()["cluster"]
     assert summary["summary"]["BrokenClass"] == {"class_name": "BrokenClass", "state_counts": {"DEAD": 1}}
     assert summary["summary"]["OneClass"]["state_counts"] == {"ALIVE": 1}

@@ -153,9 +153,10 @@ def test_an_end_of_another_incarnation_or_node_changes_nothing() -> None:
 
 
 def test_a_start_publishes_where_the_actor_is_called() -> None:
-    started = Started(1, HERE, PROCESS, 42)
+    started = Started(1, HERE, PROCESS, 42, "Named(1)")
     alive = after(started, record(RESTARTING, max_restarts=1, incarnation=1, node_id=HERE))
     assert (alive.state, alive.process_id, alive.pid, alive.node_id) == (ALIVE, PROCESS, 42, HERE)
+    assert alive.repr_name == "Named(1)"
     assert started.next(alive, 6.0) is None
     assert started.answer(alive) == alive
 

@@ -79,7 +79,7 @@ class Table:
     def alive(self) -> None:
         self.claimed()
         self.table.assigned(self.hosted)
-        self.table.ready(self.actor, 0, PROCESS, 1, 0.0)
+        self.table.ready(ActorReady(self.actor, 0, 1, "Named(1)"), PROCESS, 0.0)
 
     def news(self, state: ActorState, incarnation: int = 0, **fields: Any) -> ActorChanged:
         return changed(self.record.model_copy(update={"state": state, "incarnation": incarnation, **fields}))
@@ -133,13 +133,15 @@ def test_an_end_before_the_claim_is_answered_is_told_if_the_claim_was_granted(ta
 
 
 def test_an_instance_that_is_made_is_told_with_its_process(table: Table) -> None:
-    table.table.ready(table.actor, 0, PROCESS, 1, 0.0)
+    table.table.ready(ActorReady(table.actor, 0, 1), PROCESS, 0.0)
     assert table.hosted.phase is Phase.CLAIMING, "nobody can have made it yet"
     table.said()
     table.alive()
-    started = ActorStarted(actor_id=table.actor, incarnation=0, node_id=HERE, process_id=PROCESS, pid=1)
+    started = ActorStarted(
+        actor_id=table.actor, incarnation=0, node_id=HERE, process_id=PROCESS, pid=1, repr_name="Named(1)"
+    )
     assert table.said() == [started]
-    table.table.ready(table.actor, 0, PROCESS, 1, 0.0)
+    table.table.ready(ActorReady(table.actor, 0, 1), PROCESS, 0.0)
     assert table.said() == []
     assert table.answer("actor_started", DeclaredDeadError("killed")) == (table.hosted, Verdict.KILL)
 

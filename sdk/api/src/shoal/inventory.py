@@ -85,7 +85,8 @@ class JobState(Row):
 class ActorState(Row):
     """One actor. ``state`` is PENDING_CREATION, ALIVE, RESTARTING or DEAD.
 
-    With ``detail`` the last three are told too, else they are None.
+    With ``detail`` the last four are told too, else they are None. ``repr_name`` is what the class's own ``__repr__``
+    returned when the actor was made, on one line; "" where it has none, or was not made yet.
     """
 
     actor_id: str
@@ -102,6 +103,7 @@ class ActorState(Row):
     required_resources: dict[str, float] | None
     placement_group_id: str | None
     serialized_runtime_env: str | None
+    repr_name: str | None
 
 
 class WorkerState(Row):
@@ -322,6 +324,7 @@ def _actor(summary: ActorSummary) -> ActorState:
             "required_resources": None,
             "placement_group_id": None,
             "serialized_runtime_env": None,
+            "repr_name": None,
         }
     )
 
@@ -347,6 +350,7 @@ def _actor_in_detail(record: ActorRecord, environment: str) -> ActorState:
             "required_resources": to_amounts(about.resources),
             "placement_group_id": about.strategy.group if isinstance(about.strategy, Bundle) else None,
             "serialized_runtime_env": environment,
+            "repr_name": record.repr_name,
         }
     )
 

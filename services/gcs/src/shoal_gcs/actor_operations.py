@@ -171,6 +171,7 @@ class Started(_OfIncarnation):
 
     process_id: ProcessId
     pid: int
+    repr_name: str = ""
 
     def next(self, record: ActorRecord, now: float) -> ActorRecord | ShoalError | None:
         """Make it ALIVE, if it is still wanted."""
@@ -181,7 +182,8 @@ class Started(_OfIncarnation):
             )
         if record.state is ActorState.ALIVE:
             return None
-        return record.model_copy(update={"state": ActorState.ALIVE, "process_id": self.process_id, "pid": self.pid})
+        made = {"process_id": self.process_id, "pid": self.pid, "repr_name": self.repr_name}
+        return record.model_copy(update={"state": ActorState.ALIVE, **made})
 
     def answer(self, record: ActorRecord) -> Message:
         """The record."""

@@ -105,7 +105,9 @@ class Actors:
             case ClaimActor():
                 return Claim(token, message.actor_id, message.incarnation, message.node_id)
             case ActorStarted():
-                started = Started(message.incarnation, message.node_id, message.process_id, message.pid)
+                started = Started(
+                    message.incarnation, message.node_id, message.process_id, message.pid, message.repr_name
+                )
                 return ChangeActor(token, message.actor_id, started, now)
             case ActorEnded():
                 ended = Ended(message.incarnation, message.node_id, message.reason, message.error, message.final)

@@ -32,6 +32,7 @@ from shoal_core.protocol.effects import Answered, Ask, Effect, Publish
 from shoal_core.protocol.errors import BusError, ServiceError, ShoalError
 from shoal_core.protocol.ids import ActorId, LeaseId, NodeId, ProcessId
 from shoal_core.protocol.messages import JobConfig, Message
+from shoal_core.protocol.records import ActorReady
 from shoal_core.protocol.scheduling import ActorStart
 from shoal_core.protocol.subjects import Role, Subjects
 
@@ -152,15 +153,21 @@ class ActorTable:
         """A process makes the instance."""
         hosted.phase = Phase.MAKING
 
-    def ready(self, actor: ActorId, incarnation: int, process: ProcessId, pid: int, now: float) -> None:
+    def ready(self, ready: ActorReady, process: ProcessId, now: float) -> None:
         """The instance is made."""
-        hosted = self._hosted.get((actor, incarnation))
+        incarnation = (ready.actor, ready.incarnation)
+        hosted = self._hosted.get(incarnation)
         if hosted is not None and hosted.phase is Phase.MAKING:
             hosted.phase = Phase.ALIVE
             started = ActorStarted(
-                actor_id=actor, incarnation=incarnation, node_id=self._node_id, process_id=process, pid=pid
+                actor_id=ready.actor,
+                incarnation=ready.incarnation,
+                node_id=self._node_id,
+                process_id=process,
+                pid=ready.pid,
+                repr_name=ready.repr_name,
             )
-            self._say(About((actor, incarnation), "actor_started"), started, now)
+            self._say(About(incarnation, "actor_started"), started, now)
 
     def over(self, hosted: Hosted, reason: str, now: float, error: bytes = b"", *, final: bool = False) -> None:
         """An incarnation has ended; report it, once."""

@@ -371,7 +371,7 @@ class NodeCore:
             self.workforce.ready(process, now)
         elif isinstance(record, ActorReady):
             if self.workforce.made_by(process, record.actor, record.incarnation) is not None:
-                self.actors.ready(record.actor, record.incarnation, process, record.pid, now)
+                self.actors.ready(record, process, now)
         elif isinstance(record, ActorLeft):
             hosted = self.workforce.made_by(process, record.actor, record.incarnation)
             if hosted is not None:

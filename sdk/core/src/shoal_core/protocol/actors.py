@@ -53,6 +53,7 @@ MOST_SPEC_BYTES = 256 * 1024 + MOST_CODE_BYTES
 """So that a class that goes along takes no room from the arguments."""
 MOST_METHODS_BYTES = 128 * 1024
 MOST_ERROR_BYTES = 64 * 1024
+MOST_REPR_CHARACTERS = 1000
 
 
 class ActorState(StrEnum):
@@ -107,6 +108,7 @@ class ActorRecord(Message):
     node_id: NodeId | None = None
     process_id: ProcessId | None = None
     pid: int = 0
+    repr_name: str = Field(default="", description="What the class's own `__repr__` returned; empty: it has none.")
     created_at: float
     ended_at: float | None = None
     graceful: bool = Field(default=False, description="DEAD: the process may end in its own time.")
@@ -219,6 +221,7 @@ class ActorStarted(Message):
     node_id: NodeId
     process_id: ProcessId
     pid: int
+    repr_name: str = Field(default="", description="See `ActorRecord`.")
 
 
 class ActorEnded(Message):

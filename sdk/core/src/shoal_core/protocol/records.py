@@ -335,11 +335,12 @@ class ActorAssigned(msgspec.Struct, array_like=True, tag=23):
 
 
 class ActorReady(msgspec.Struct, array_like=True, tag=24):
-    """Worker → node: the instance is made."""
+    """Worker → node: the instance is made; ``repr_name`` is what its class's own ``__repr__`` returned, if any."""
 
     actor: ActorId
     incarnation: int
     pid: int
+    repr_name: str = ""
 
 
 class ActorLeft(msgspec.Struct, array_like=True, tag=25):

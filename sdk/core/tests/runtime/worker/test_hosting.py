@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shoal_core.runtime.worker.hosting import is_async
+from shoal_core.runtime.worker.hosting import is_async, one_line
 
 
 class Plain:
@@ -61,3 +61,10 @@ class Special:
 )
 def test_an_actor_is_async_if_any_of_its_methods_is(cls: type[Any], expected: bool) -> None:
     assert is_async(cls) is expected
+
+
+def test_what_an_actor_is_called_is_one_line_of_what_can_be_sent() -> None:
+    assert one_line("Named(index=3,  x)") == "Named(index=3,  x)"
+    assert one_line("Named(\n  3,\r\n)\x1e") == "Named(   3, )"
+    assert len(one_line("x" * 5000)) == 1000
+    one_line("\udcff").encode()

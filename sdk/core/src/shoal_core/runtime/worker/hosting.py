@@ -41,7 +41,7 @@ import msgspec
 from setproctitle import setproctitle
 
 from shoal_core.bus.tracing import ENABLED
-from shoal_core.protocol.actors import MOST_ERROR_BYTES, ActorRecord
+from shoal_core.protocol.actors import MOST_ERROR_BYTES, MOST_REPR_CHARACTERS, ActorRecord
 from shoal_core.protocol.ids import FunctionId
 from shoal_core.protocol.records import ActorAssigned, InGroup, Inline, LeaseAssigned, Reference
 from shoal_core.runtime.data.failures import lasting_failure
@@ -120,12 +120,17 @@ class Hosting:
         self._groups: dict[str, _Pool | _Loop] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.left = False
-        self.label = assigned.class_name
+        self.repr_name = ""
 
     @cached_property
     def record(self) -> ActorRecord:
         """The actor's record; decoded when it is first asked for, which it seldom is."""
         return ActorRecord.model_validate_json(self.assigned.record)
+
+    @property
+    def label(self) -> str:
+        """What people are shown of the actor."""
+        return self.repr_name or self.assigned.class_name
 
     @property
     def is_sequential(self) -> bool:
@@ -224,7 +229,7 @@ class Hosting:
         runs()
         self.instance = cls(*args, **kwargs)
         if any("__repr__" in vars(base) for base in cls.__mro__[:-1]):
-            self.label = repr(self.instance)
+            self.repr_name = one_line(repr(self.instance))
 
     def _failed(self, error: BaseException) -> Outcome:
         text, data = lasting_failure(f"{self.assigned.class_name}.__init__", error)
@@ -299,6 +304,12 @@ class Hosting:
             )
         method: Callable[..., Any] = getattr(self.instance, task.function)
         return method
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line of what can be sent, cut where it is long: it stands in front of others' lines."""
+    line = " ".join(text.splitlines())[:MOST_REPR_CHARACTERS]
+    return line.encode(errors="backslashreplace").decode()
 
 
 def _status(error: BaseException) -> int:

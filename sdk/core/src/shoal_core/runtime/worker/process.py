@@ -370,8 +370,9 @@ class Service:
 
     def _actor_made(self, outcome: Outcome) -> None:
         """Tell the node whether the instance is there; what it was made from is the instance's own to keep."""
-        assert self._runtime.hosting is not None
-        assigned = self._runtime.hosting.assigned
+        hosting = self._runtime.hosting
+        assert hosting is not None
+        assigned = hosting.assigned
         actor, incarnation = assigned.actor, assigned.incarnation
         self._held = []
         name = f"{assigned.class_name}.__init__"
@@ -379,7 +380,7 @@ class Service:
         if ENABLED:
             self._send_spans_soon()
         if not outcome.reason:
-            self._reactor.send(self._runtime.node, ActorReady(actor, incarnation, os.getpid()))
+            self._reactor.send(self._runtime.node, ActorReady(actor, incarnation, os.getpid(), hosting.repr_name))
             return
         self._reactor.send(self._runtime.node, ActorLeft(actor, incarnation, outcome.reason, outcome.error))
         self._unneeded_now(self._runtime.node, ProcessUnneeded())
