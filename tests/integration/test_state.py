@@ -158,8 +158,42 @@ def test_tasks_that_have_ended() -> None:
     assert row.start_time_ms is not None
     assert row.end_time_ms is not None
     assert row.end_time_ms - row.start_time_ms >= 49
+    assert row.creation_time_ms is not None
+    assert 0 < row.creation_time_ms <= row.start_time_ms
+    assert (row.parent_task_id, row.required_resources) == ("f" * 32 + row.job_id, {"CPU": 1})
     assert abs(time.time() * 1000 - row.end_time_ms) < 60_000
     assert state.get_task("f" * 48) is None
+
+
+@shoal.remote(num_cpus=0.5)
+def ask_another() -> tuple[str, str]:
+    ref = succeed.options(name="asked for").remote()
+    actor = One.remote()
+    get([ref, actor.pid.remote()])
+    return ref.task_id().hex(), actor._actor_id.hex()
+
+
+class ParentClass:
+    def ask(self) -> str:
+        ref = succeed.remote()
+        get(ref)
+        return str(ref.task_id().hex())
+
+
+@pytest.mark.usefixtures("address")
+def test_who_has_submitted_a_task() -> None:
+    ref, parent = ask_another.remote(), shoal.remote(ParentClass).options(num_cpus=0).remote()
+    (task, actor), call = get(ref), parent.ask.remote()
+    for child, mother in ((task, ref), (actor, ref), (get(call), call)):
+        row = state.get_task(child)
+        assert isinstance(row, state.TaskState)
+        assert row.parent_task_id == mother.task_id().hex()
+        assert row.creation_time_ms
+    (named,) = tasks_named("asked for")
+    assert named.func_or_class_name == "succeed"
+    made = state.get_task(actor)
+    assert isinstance(made, state.TaskState)
+    assert made.required_resources == {}
 
 
 @pytest.mark.usefixtures("address")
@@ -195,6 +229,7 @@ def test_tasks_that_wait_and_run() -> None:
     until(lambda: [row.state for row in tasks_named("queued")] == ["PENDING_NODE_ASSIGNMENT"], "it has no node")
     (row,) = tasks_named("waits")
     assert (row.state, row.start_time_ms, row.worker_id) == ("PENDING_ARGS_AVAIL", None, None)
+    assert (row.func_or_class_name, row.required_resources) == ("succeed", {"CPU": 1})
     assert row.task_id == waits.task_id().hex()
     for ref in (waits, queued):
         shoal.cancel(ref)

@@ -55,13 +55,14 @@ async def asked(*tasks: TaskDescription) -> tuple[list[TaskState], list[dict[str
 
 
 async def test_who_ran_a_task_knows_best_and_each_attempt_is_a_row() -> None:
+    held: dict[str, Any] = {"resources": {"CPU": 5000}, "group": "d" * 32}
     rows, _, silent = await asked(
         told(OWNER, 1, "SUBMITTED_TO_WORKER"),
         told(WORKER, 1, "RUNNING", began_at=5.0),
         told(OWNER, 2, "SUBMITTED_TO_WORKER"),
-        told(WORKER, 2, "FINISHED", began_at=2.0, seconds=0.5),
-        told(WORKER, 3, "FAILED", began_at=1.0, seconds=0.1, code="task", text="no good"),
-        told(OWNER, 3, "FAILED", attempt=1, code="worker_crashed", text="it died"),
+        told(WORKER, 2, "FINISHED", began_at=2.0, ended_at=2.5, created_at=1.5, function="g", parent="e" * 40, **held),
+        told(WORKER, 3, "FAILED", began_at=1.0, ended_at=1.1, code="task", text="no good"),
+        told(OWNER, 3, "FAILED", attempt=1, code="worker_crashed", text="it died", created_at=1.0, ended_at=3.0),
         told(OWNER, 4, "PENDING_ARGS_AVAIL"),
     )
     assert silent == f"node {SILENT}, process {QUIET}"
@@ -79,6 +80,15 @@ async def test_who_ran_a_task_knows_best_and_each_attempt_is_a_row() -> None:
     assert (finished.node_id, finished.worker_pid, finished.end_time_ms, finished.error_type) == (NODE, 42, 2500, None)
     assert (raised.error_type, raised.error_message) == ("TASK_EXECUTION_EXCEPTION", "no good")
     assert (crashed.error_type, crashed.worker_id) == ("WORKER_DIED", None)
+    assert (crashed.creation_time_ms, crashed.start_time_ms, crashed.end_time_ms) == (1000, None, 3000)
+    assert (finished.func_or_class_name, finished.creation_time_ms, finished.language) == ("g", 1500, "PYTHON")
+    assert (finished.parent_task_id, waiting.parent_task_id) == ("e" * 40, "f" * 32 + JOB)
+    assert (finished.required_resources, finished.placement_group_id) == ({"CPU": 0.5}, "d" * 32)
+    assert finished.events == [
+        {"state": "PENDING_ARGS_AVAIL", "created_ms": 1500},
+        {"state": "RUNNING", "created_ms": 2000},
+        {"state": "FINISHED", "created_ms": 2500},
+    ]
 
 
 async def test_of_what_kind_tasks_are_and_how_many_of_each() -> None:
@@ -105,8 +115,8 @@ async def test_of_what_kind_tasks_are_and_how_many_of_each() -> None:
 
 async def test_the_timeline_has_a_bar_for_each_task_that_ran_and_names_for_their_lines() -> None:
     _, timeline, _ = await asked(
-        told(WORKER, 2, "FAILED", began_at=2.0, seconds=0.5, text="no good"),
-        told(WORKER, 1, "FINISHED", began_at=1.0, seconds=0.25),
+        told(WORKER, 2, "FAILED", began_at=2.0, ended_at=2.5, text="no good"),
+        told(WORKER, 1, "FINISHED", began_at=1.0, ended_at=1.25),
         told(WORKER, 3, "RUNNING", began_at=3.0),
         told(OWNER, 4, "FAILED", code="task_cancelled"),
     )

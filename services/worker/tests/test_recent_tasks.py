@@ -43,11 +43,19 @@ def numbers(answer: NodeTasks) -> list[int]:
 
 
 def test_processes_are_asked_and_who_ran_what_is_told() -> None:
-    ran = task(5, "FAILED", 10.0, seconds=0.5, code="task", text="no good")
+    about: dict[str, Any] = {
+        "function": "g",
+        "parent": "e" * 40,
+        "group": "d" * 32,
+        "resources": {"CPU": 5000},
+        "created_at": 9.0,
+    }
+    ran = task(5, "FAILED", 10.0, ended_at=10.5, code="task", text="no good", **about)
     answer = asked(RecentTasks(NODE), 100, {WORKS: [ran], OWNER: [task(6, "PENDING_ARGS_AVAIL", owner=ProcessId(""))]})
     failed, waiting = answer.tasks
     assert (failed.process_id, failed.pid, failed.job_id, failed.owner) == (WORKS, 42, JOB, OWNER)
-    assert (failed.began_at, failed.seconds, failed.code, failed.text) == (10.0, 0.5, "task", "no good")
+    assert (failed.began_at, failed.ended_at, failed.code, failed.text) == (10.0, 10.5, "task", "no good")
+    assert about.items() <= failed.model_dump().items()
     assert (waiting.process_id, waiting.owner) == (OWNER, OWNER), "what is its own"
     assert answer.silent == []
 
@@ -87,13 +95,16 @@ def test_what_a_process_has_run_that_left_is_told_until_its_job_ends() -> None:
 
 def test_an_answer_is_no_larger_than_a_message_of_the_broker_whatever_is_told() -> None:
     names = ["f" * 100, "\u4e16" * 100, '"' * 100, "\x01" * 100]
-    error = {"code": "task", "text": "\n" * 100}
+    at = 1795914580.1234567
+    about: dict[str, Any] = {"created_at": at, "ended_at": at, "parent": "e" * 40, "group": "d" * 32, "function": "g"}
+    about |= {"code": "task", "text": "\n" * 100, "resources": {"CPU": 10_000, '"' * 50: 10_000}}
     tasks = [
-        KnownTask(OWNER, TaskNumber(number), 0, names[number % 4], "FAILED", ActorId("a" * 32), 1.0, 1.0, **error)
+        KnownTask(OWNER, TaskNumber(number), 0, names[number % 4], "FAILED", ActorId("a" * 32), at, **about)
         for number in range(1, 2001)
     ]
     answer = asked(RecentTasks(NODE), 2000, {WORKS: tasks})
     assert 500_000 < len(answer.model_dump_json().encode()) < 1_000_000
-    few = asked(RecentTasks(NODE), 2000, {WORKS: [task(number, "FINISHED", 1.0) for number in range(1, 2001)]})
+    times: dict[str, Any] = {"created_at": at, "ended_at": at, "resources": {"CPU": 10_000}}
+    few = asked(RecentTasks(NODE), 2000, {WORKS: [task(number, "FINISHED", at, **times) for number in range(1, 2001)]})
     assert len(few.tasks) == 2000
     assert len(few.model_dump_json().encode()) < 1_000_000

@@ -228,6 +228,7 @@ def _create(
         max_restarts=options.max_restarts,
         methods=_bounded(handle_description, MOST_METHODS_BYTES, f"the methods of {cls.__name__}"),
         trace=current.trace_of_actor(cls.__name__, actor, job, began_ns),
+        parent=current.submitter,
     )
     encoded = _bounded(spec, MOST_SPEC_BYTES, f"what {cls.__name__} is made of")
     return _request(current, options, description, encoded, holds, ref, handle_description, signatures)

@@ -14,12 +14,15 @@ from typing import Any
 from shoal.asking import ask_nodes
 from shoal.rows import Row, count
 from shoal_core.bus import Bus
-from shoal_core.protocol.ids import ProcessId, TaskNumber, task_id_bytes
+from shoal_core.protocol.ids import TaskNumber, told_task_id
 from shoal_core.protocol.messages import NodeDescription
+from shoal_core.protocol.resources import to_amounts
 from shoal_core.protocol.scheduling import MOST_LISTED_TASKS, ListTasks, NodeTasks, TaskDescription
 from shoal_core.protocol.scheduling import TaskState as Standing
 from shoal_core.protocol.subjects import Subjects
 
+DRIVER_TASK = "f" * 32
+"""What the id of a driver's own task begins with; its job's id follows."""
 NORMAL, METHOD, CREATION = "NORMAL_TASK", "ACTOR_TASK", "ACTOR_CREATION_TASK"
 
 ERROR_TYPES = {
@@ -43,7 +46,10 @@ class TaskState(Row):
     NORMAL_TASK, ACTOR_TASK or ACTOR_CREATION_TASK; the id of a task that makes an actor is the actor's. Where it was
     not begun (yet) there is no ``node_id``, ``worker_id``, ``worker_pid`` and ``start_time_ms``. Times are in
     milliseconds. ``error_type`` is in Ray's words, ``error_message`` the line of its text that says most.
-    ``parent_task_id`` and ``creation_time_ms`` are always None: they are not noted.
+    ``func_or_class_name`` is what it calls, whatever ``name`` it was given. ``parent_task_id`` is of the task that
+    submitted it; where the driver did, it is all f but for the job's id. ``creation_time_ms`` is when it was submitted,
+    also where it was tried again, ``events`` are when it was, when it began and when it ended. ``required_resources``
+    of a call are none: they are its actor's.
     """
 
     task_id: str
@@ -63,6 +69,10 @@ class TaskState(Row):
     creation_time_ms: int | None
     start_time_ms: int | None
     end_time_ms: int | None
+    language: str
+    required_resources: dict[str, float]
+    placement_group_id: str | None
+    events: list[dict[str, Any]]
 
 
 async def list_tasks(bus: Bus, subjects: Subjects, timeout_seconds: float) -> tuple[list[TaskState], str]:
@@ -138,6 +148,8 @@ def _certainty(task: TaskDescription) -> tuple[bool, bool]:
 
 def _row(node: NodeDescription, task: TaskDescription) -> TaskState:
     begun = task.began_at > 0
+    created, began, ended = map(_milliseconds, (task.created_at, task.began_at, task.ended_at))
+    moments = (Standing.PENDING_ARGS_AVAIL, created), (Standing.RUNNING, began), (task.state, ended)
     failed = task.state is Standing.FAILED
     return TaskState(
         {
@@ -148,25 +160,31 @@ def _row(node: NodeDescription, task: TaskDescription) -> TaskState:
             "job_id": task.job_id,
             "actor_id": task.actor or None,
             "type": _type(task),
-            "func_or_class_name": task.name,
-            "parent_task_id": None,
+            "func_or_class_name": task.function or task.name,
+            "parent_task_id": task.parent or DRIVER_TASK + task.job_id,
             "node_id": node.node_id if begun else None,
             "worker_id": task.process_id if begun else None,
             "worker_pid": task.pid if begun else None,
             "error_type": ERROR_TYPES.get(task.code, task.code.upper()) if failed else None,
             "error_message": task.text if failed else None,
-            "creation_time_ms": None,
-            "start_time_ms": int(task.began_at * 1000) if begun else None,
-            "end_time_ms": int((task.began_at + task.seconds) * 1000) if begun and _has_ended(task) else None,
+            "creation_time_ms": created,
+            "start_time_ms": began,
+            "end_time_ms": ended,
+            "language": "PYTHON",
+            "required_resources": to_amounts(task.resources),
+            "placement_group_id": task.group or None,
+            "events": [{"state": state.value, "created_ms": at} for state, at in moments if at is not None],
         }
     )
 
 
+def _milliseconds(seconds: float) -> int | None:
+    return int(seconds * 1000) or None
+
+
 def _id(task: TaskDescription) -> str:
-    if not task.number:
-        return task.actor
     try:
-        return task_id_bytes(ProcessId(task.owner), TaskNumber(task.number)).hex()
+        return told_task_id(task.owner if task.number else task.actor, TaskNumber(task.number))
     except (ValueError, OverflowError):
         return ""
 
@@ -187,7 +205,7 @@ def _bar(node: NodeDescription, task: TaskDescription) -> dict[str, Any]:
         "name": task.name,
         "ph": "X",
         "ts": task.began_at * 1e6,
-        "dur": task.seconds * 1e6,
+        "dur": max(0.0, task.ended_at - task.began_at) * 1e6,
         "pid": node.node_id,
         "tid": f"worker:{task.process_id}",
         "cname": "terrible" if task.state is Standing.FAILED else "generic_work",

@@ -17,9 +17,9 @@ from shoal_core.protocol.scheduling import MOST_LISTED_TASKS, NodeTasks, TaskDes
 from shoal_worker.inquiries import Inquiry, Topic
 
 MOST_LEFT = MOST_LISTED_TASKS
-MOST_BYTES = 700 * 1024
+MOST_BYTES = 900 * 1024
 """An answer is one message of the broker's, with what there is in it beside names and texts counted in."""
-FIXED_BYTES = 300
+FIXED_BYTES = 350
 RUNNING, ENDED = TaskState.RUNNING.value, (TaskState.FINISHED.value, TaskState.FAILED.value)
 WAITING = {state.value for state in TaskState} - {RUNNING, *ENDED, TaskState.NIL.value}
 
@@ -80,11 +80,16 @@ class RecentTasks(Topic[TasksReported]):
         return NodeTasks(node_id=self._node_id, tasks=tasks, silent=inquiry.silent())
 
 
+def _of_any_length(task: KnownTask) -> tuple[object, ...]:
+    about = (task.function, task.parent, task.resources, task.group)
+    return (task.name, task.text, task.code, task.owner, task.actor, *about)
+
+
 def _as_many_as_fit(chosen: Iterable[Told]) -> Iterator[TaskDescription]:
     left = MOST_BYTES
     for one in chosen:
         task = one.task
-        left -= FIXED_BYTES + len(msgspec.json.encode((task.name, task.text, task.code, task.owner, task.actor)))
+        left -= FIXED_BYTES + len(msgspec.json.encode(_of_any_length(task)))
         if left < 0:
             return
         yield TaskDescription.model_construct(
@@ -98,7 +103,12 @@ def _as_many_as_fit(chosen: Iterable[Told]) -> Iterator[TaskDescription]:
             state=TaskState(task.state),
             actor=task.actor,
             began_at=task.began_at,
-            seconds=task.seconds,
+            ended_at=task.ended_at,
             code=task.code,
             text=task.text,
+            function=task.function,
+            created_at=task.created_at,
+            parent=task.parent,
+            resources=task.resources,
+            group=task.group,
         )

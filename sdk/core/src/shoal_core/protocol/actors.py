@@ -85,6 +85,7 @@ class ActorDescription(Message):
     max_restarts: int = Field(default=0, description="How often it is started again; -1: without end.")
     methods: bytes = Field(default=b"", description="What a handle needs to know of the class; opaque to services.")
     trace: str = Field(default="", description="What its making belongs to (see ``traces``).")
+    parent: str = Field(default="", description="The id of the task that asked for it; empty: the driver.")
 
 
 class ActorDeath(Message):

@@ -108,6 +108,11 @@ def task_id_bytes(owner: ProcessId, task: TaskNumber) -> bytes:
     return bytes.fromhex(owner) + task.to_bytes(8, "big")
 
 
+def told_task_id(owner: str, task: TaskNumber) -> str:
+    """Return what people are shown as a task's id: of the making of an actor (number 0), the actor's."""
+    return task_id_bytes(ProcessId(owner), task).hex() if task else owner
+
+
 def object_id_bytes(owner: ProcessId, key: ObjectKey) -> bytes:
     """Return the 24 bytes that name an object in the whole cluster."""
     return task_id_bytes(owner, task_of(key)) + index_of(key).to_bytes(4, "big")

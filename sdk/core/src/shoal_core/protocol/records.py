@@ -92,6 +92,8 @@ class Task(msgspec.Struct, array_like=True, tag=1, gc=False):
     name and ``group`` the concurrency group it runs in, if the caller chose one. Calls of one caller come in its order.
     ``origins`` names the objects whose values the dependencies are, where a call needs that to ask for one again.
     ``trace`` is what its run belongs to (see ``traces``), ``priority`` what it submits has if nothing else is said.
+    It was submitted at ``created_at``, in seconds since the epoch, by the task ``parent`` of ``parent_owner``; where
+    that is an actor's id, by the actor outside of any call, and where it is empty, by the driver.
     """
 
     number: TaskNumber
@@ -111,6 +113,9 @@ class Task(msgspec.Struct, array_like=True, tag=1, gc=False):
     origins: tuple[Reference, ...] = ()
     in_group: InGroup | None = None
     priority: int = 0
+    created_at: float = 0.0
+    parent: TaskNumber = TaskNumber(0)
+    parent_owner: str = ""
 
 
 class TaskDone(msgspec.Struct, array_like=True, tag=2, gc=False):
@@ -515,8 +520,10 @@ class KnownTask(msgspec.Struct, array_like=True, frozen=True):
     """One task in ``TasksReported``: one that the process owns, or one that it runs or has run.
 
     ``owner`` is empty for the process's own; ``number`` is 0 for the making of the process's actor, ``attempt`` then
-    the incarnation. ``began_at`` is in seconds since the epoch, 0 where the process has not begun it; ``seconds`` is
-    how long it ran. ``code`` and ``text`` are of its error.
+    the incarnation. All times are in seconds since the epoch: ``began_at`` is 0 where the process has not begun it,
+    ``ended_at`` where it has not ended. ``code`` and ``text`` are of its error, ``function`` is the name of what it
+    calls where ``name`` is another. ``parent`` is the id of the task that submitted it, empty for the driver. Calls of
+    actors say nothing of ``resources``.
     """
 
     owner: ProcessId
@@ -526,9 +533,14 @@ class KnownTask(msgspec.Struct, array_like=True, frozen=True):
     state: str
     actor: ActorId
     began_at: float = 0.0
-    seconds: float = 0.0
+    ended_at: float = 0.0
     code: str = ""
     text: str = ""
+    function: str = ""
+    created_at: float = 0.0
+    parent: str = ""
+    resources: dict[str, int] = {}
+    group: str = ""
 
 
 class TasksReported(msgspec.Struct, array_like=True, tag=41):

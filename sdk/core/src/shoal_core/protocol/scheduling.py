@@ -242,9 +242,14 @@ class TaskDescription(Message):
     state: TaskState
     actor: str = Field(default="", description="The actor whose method it calls, or that it makes.")
     began_at: float = Field(default=0.0, description="Seconds since the epoch; 0: this process has not begun it.")
-    seconds: float = Field(default=0.0, description="How long it ran.")
+    ended_at: float = Field(default=0.0, description="0: it has not ended.")
     code: str = Field(default="", description="Of its error.")
     text: str = Field(default="", description="The line of its error's text that says most.")
+    function: str = Field(default="", description="The name of what it calls, where its own is another.")
+    created_at: float = Field(default=0.0, description="When it was submitted.")
+    parent: str = Field(default="", description="The id of the task that submitted it; empty: the driver.")
+    resources: Resources = Field(default={}, description="What its lease holds; a call of an actor has none.")
+    group: str = Field(default="", description="The placement group it is in.")
 
 
 class NodeTasks(Message):

@@ -45,6 +45,7 @@ from shoal_core.protocol.ids import (
     node_of,
     object_key,
     task_of,
+    told_task_id,
 )
 from shoal_core.protocol.messages import GetJob, JobConfig, JobRecord, Message
 from shoal_core.protocol.records import Failed, InGroup, Inline, Reference, Task, Value
@@ -159,8 +160,8 @@ class Runtime:
         self.reactor.recovery.restore = self.reactor.restoring.own
         self.holdings = Holdings(self.reactor, self.objects)
         self.standings = Standings(self.reactor)
-        self.recent = Recent(self.reactor)
         self.functions = FunctionStore(bus, subjects)
+        self.recent = Recent(self.reactor, lambda function: self.functions.name_of(self.job, function))
         self.ended: Callable[[Ended], None] = _nobody_runs
         self.namespace = ""
         self.environment: Fields = {}
@@ -354,13 +355,24 @@ class Runtime:
             arguments,
             (),
             retry_on,
-            "",
-            0 if running is None else running.task.depth + 1,
-            priority=0 if running is None else running.task.priority,
+            created_at=time.time(),
         )
+        if running is not None:
+            submitter = running.task
+            wire.depth, wire.priority = submitter.depth + 1, submitter.priority
+            wire.parent, wire.parent_owner = submitter.number, running.owner
+        elif self.hosting is not None:
+            wire.parent_owner = self.hosting.assigned.actor
         if ENABLED:
             wire.trace = spans.submitted(wire, self.local, self.job, began_ns) if began_ns else UNRECORDED
         return wire
+
+    @property
+    def submitter(self) -> str:
+        """The id of the task that submits something here: of an actor outside of calls its own, "" for the driver."""
+        if (running := current.get()) is not None:
+            return told_task_id(running.owner, running.task.number)
+        return "" if self.hosting is None else self.hosting.assigned.actor
 
     def _returns(self, wire: Task, ahead: int) -> list[Any]:
         """Make the references to what a task will return, or its generator."""

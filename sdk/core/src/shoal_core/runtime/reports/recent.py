@@ -2,7 +2,7 @@
 
 Who runs a task knows best when it began and how it ended; its owner knows what has not been begun, and what ended
 without being run to its end. Both tell what they know, and whoever asked puts it together. Noting a task is on the hot
-path of whoever runs it: a tuple on a bounded list. A process that leaves in good order leaves what it has run with its
+path of whoever runs it: a record on a bounded list. A process that leaves in good order leaves what it has run with its
 node; of one that is killed that is lost, and only its tasks' owner can tell of them.
 """
 
@@ -14,8 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from shoal_core.protocol.ids import ActorId, NodeId, PeerId, ProcessId, TaskNumber
-from shoal_core.protocol.records import Failed, KnownTask, ReportTasks, TasksReported
+import msgspec
+
+from shoal_core.protocol.actors import ActorRecord
+from shoal_core.protocol.ids import ActorId, FunctionId, NodeId, PeerId, ProcessId, TaskNumber, told_task_id
+from shoal_core.protocol.placement import Bundle
+from shoal_core.protocol.records import Failed, InGroup, KnownTask, ReportTasks, Task, TasksReported
+from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.scheduling import TaskState
 from shoal_core.runtime.reactor import Reactor
 from shoal_core.runtime.tasks.calls import PendingCall
@@ -32,18 +37,44 @@ OWN = ProcessId("")
 
 Error = tuple[str, str]
 """The code and the text of an error."""
-Ran = tuple[TaskNumber, int, ProcessId, str, float, float, Error | None]
-"""Number, attempt, owner, name, when it began (``perf_counter``; 0: it did not), for how many seconds it ran, error."""
+Names = Callable[[FunctionId], str]
+"""Returns the name of a function; "" where it is not known."""
+
+
+class Ran(msgspec.Struct, frozen=True, gc=False):
+    """One task that has ended here, without what it was given, which is not kept for this.
+
+    It began at ``began_at`` and ended at ``ended_at`` (``perf_counter``; 0: it was not begun).
+    """
+
+    number: TaskNumber
+    attempt: int
+    owner: ProcessId
+    name: str
+    function: FunctionId
+    created_at: float
+    parent: TaskNumber
+    parent_owner: str
+    in_group: InGroup | None
+    resources: Resources
+    began_at: float
+    ended_at: float
+    error: Error | None
 
 
 class Recent:
     """Answers ``ReportTasks`` for one process (I/O thread only).
 
-    ``running`` returns what was given to this process to be run; ``actor`` is whose process it is, "" where no actor's.
+    ``running`` returns what was given to this process to be run, and ``resources`` what the lease of such a task holds;
+    ``actor`` is whose process it is, "" where no actor's, and ``record`` returns that actor's record. ``named`` returns
+    the name of a function that this process knows.
     """
 
-    def __init__(self, reactor: Reactor) -> None:
+    def __init__(self, reactor: Reactor, named: Names) -> None:
         self.running: Callable[[], Iterable[Accepted]] = lambda: ()
+        self.resources: Callable[[Task], Resources] = lambda task: {}
+        self.record: Callable[[], ActorRecord] | None = None
+        self._named = named
         self.actor = ActorId("")
         self._reactor = reactor
         self._ran: deque[Ran] = deque(maxlen=MOST_REMEMBERED)
@@ -59,19 +90,37 @@ class Recent:
             accepted, values = ended.accepted, ended.values
             task = accepted.task
             error = _error(values[0]) if values and type(values[0]) is Failed else None
+            began_at = accepted.began_at
+            ended_at = began_at + ended.seconds if began_at else time.perf_counter()
             self._ran.append(
-                (task.number, task.attempt, accepted.owner, task.name, accepted.began_at, ended.seconds, error)
+                Ran(
+                    task.number,
+                    task.attempt,
+                    accepted.owner,
+                    task.name,
+                    task.function,
+                    task.created_at,
+                    task.parent,
+                    task.parent_owner,
+                    task.in_group,
+                    self.resources(task),
+                    began_at,
+                    ended_at,
+                    error,
+                )
             )
 
     def made(self, name: str, incarnation: int, began_at: float, error: str) -> None:
         """An actor was made here, or could not be."""
-        seconds = time.perf_counter() - began_at
         told = ("actor_died", _told(error)) if error else None
-        self._ran.append((TaskNumber(0), incarnation, OWN, name, began_at, seconds, told))
+        number, now = TaskNumber(0), time.perf_counter()
+        self._ran.append(
+            Ran(number, incarnation, OWN, name, FunctionId(""), 0.0, number, "", None, {}, began_at, now, told)
+        )
 
     def _note_unrun(self, task: PendingTask | PendingCall, failed: Failed) -> None:
         """A task of this process has ended of which nobody can tell who ran it to its end."""
-        self._failed.append(_owned(task, TaskState.FAILED, failed))
+        self._failed.append(self._owned(task, TaskState.FAILED, failed))
 
     # ------------------------------------------------------------------------------- telling
 
@@ -95,14 +144,13 @@ class Recent:
     def _running(self) -> list[KnownTask]:
         offset = time.time() - time.perf_counter()
         return [
-            KnownTask(
+            self._known(
                 accepted.owner,
-                accepted.task.number,
-                accepted.task.attempt,
-                accepted.task.name[:MOST_TEXT],
-                TaskState.RUNNING.value,
+                accepted.task,
+                TaskState.RUNNING,
                 self.actor,
-                offset + accepted.began_at,
+                self.resources(accepted.task),
+                began_at=offset + accepted.began_at,
             )
             for accepted in self.running()
             if accepted.began_at
@@ -110,20 +158,28 @@ class Recent:
 
     def _ended(self, most: int) -> list[KnownTask]:
         offset = time.time() - time.perf_counter()
-        return [
-            KnownTask(
-                owner,
-                number,
-                attempt,
-                name[:MOST_TEXT],
-                (TaskState.FINISHED if error is None else TaskState.FAILED).value,
-                self.actor,
-                offset + began_at if began_at else 0.0,
-                seconds,
-                *(error or ("", "")),
-            )
-            for number, attempt, owner, name, began_at, seconds, error in islice(reversed(self._ran), most)
-        ]
+        return [self._ended_task(ran, offset) for ran in islice(reversed(self._ran), most)]
+
+    def _ended_task(self, ran: Ran, offset: float) -> KnownTask:
+        state = TaskState.FINISHED if ran.error is None else TaskState.FAILED
+        known = self._known(
+            ran.owner,
+            ran,
+            state,
+            self.actor,
+            ran.resources,
+            began_at=offset + ran.began_at if ran.began_at else 0.0,
+            ended_at=offset + ran.ended_at,
+            error=ran.error,
+        )
+        if ran.number or self.record is None:
+            return known
+        record = self.record()
+        about = record.description
+        group = about.strategy.group if isinstance(about.strategy, Bundle) else ""
+        return msgspec.structs.replace(
+            known, created_at=record.created_at, parent=about.parent, resources=about.resources, group=group
+        )
 
     def _pending(self, most: int) -> list[KnownTask]:
         queued = {id(task) for key in self._reactor.submission.keys.values() for task in key.queue}
@@ -133,15 +189,51 @@ class Recent:
                 return TaskState.PENDING_ARGS_AVAIL
             return TaskState.PENDING_NODE_ASSIGNMENT if id(task) in queued else TaskState.SUBMITTED_TO_WORKER
 
-        return [_owned(task, state(task), None) for task in islice(self._reactor.tasks.values(), most)]
+        return [self._owned(task, state(task), None) for task in islice(self._reactor.tasks.values(), most)]
 
+    def _owned(self, task: PendingTask | PendingCall, state: TaskState, failed: Failed | None) -> KnownTask:
+        """Return what the owner of a task tells of it."""
+        actor, resources = (task.actor, {}) if isinstance(task, PendingCall) else (ActorId(""), task.key.resources)
+        if failed is None:
+            return self._known(OWN, task.wire, state, actor, resources)
+        return self._known(OWN, task.wire, state, actor, resources, ended_at=time.time(), error=_error(failed))
 
-def _owned(task: PendingTask | PendingCall, state: TaskState, failed: Failed | None) -> KnownTask:
-    """Return what the owner of a task tells of it."""
-    actor = task.actor if isinstance(task, PendingCall) else ActorId("")
-    code, text = ("", "") if failed is None else _error(failed)
-    wire = task.wire
-    return KnownTask(OWN, wire.number, wire.attempt, wire.name[:MOST_TEXT], state.value, actor, code=code, text=text)
+    def _known(
+        self,
+        owner: ProcessId,
+        task: Task | Ran,
+        state: TaskState,
+        actor: ActorId,
+        resources: Resources,
+        began_at: float = 0.0,
+        ended_at: float = 0.0,
+        error: Error | None = None,
+    ) -> KnownTask:
+        """Return what is told of a task."""
+        code, text = error or ("", "")
+        if not actor:
+            function = self._named(task.function)
+        elif self.record is not None and task.function:
+            function = f"{self.record().description.class_name}.{task.function}"
+        else:
+            function = ""
+        return KnownTask(
+            owner,
+            task.number,
+            task.attempt,
+            task.name[:MOST_TEXT],
+            state.value,
+            actor,
+            began_at,
+            ended_at,
+            code,
+            text,
+            function[:MOST_TEXT] if function != task.name else "",
+            task.created_at,
+            told_task_id(task.parent_owner, task.parent),
+            resources,
+            task.in_group.group if task.in_group is not None else "",
+        )
 
 
 def _error(failed: Failed) -> Error:

@@ -27,10 +27,11 @@ REQUEST_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A function as bytes, and the digest that names it."""
+    """A function as bytes, the digest that names it, and its name for people ("": it is none)."""
 
     function_id: FunctionId
     data: bytes
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def export(definition: Definition) -> Exported:
             f"The function {name} is {len(data):,} bytes when pickled; at most {MOST_BYTES:,} are sent. It probably "
             "captures a large object: put() that and pass the reference as an argument."
         )
-    return Exported(digest(data), data)
+    return Exported(digest(data), data, getattr(definition.function, "__name__", ""))
 
 
 def digest(data: bytes) -> FunctionId:
@@ -70,13 +71,19 @@ class FunctionStore:
     def __init__(self, bus: Bus, subjects: Subjects) -> None:
         self._bus = bus
         self._subjects = subjects
-        self._uploaded: set[tuple[JobId, FunctionId]] = set()
+        self._uploaded: dict[tuple[JobId, FunctionId], str] = {}
         self._loaded: dict[tuple[JobId, FunctionId], Definition] = {}
         self._lock = threading.Lock()
 
     def known(self, job: JobId, function_id: FunctionId) -> Definition | None:
         """Return a function that was loaded before (any thread)."""
         return self._loaded.get((job, function_id))
+
+    def name_of(self, job: JobId, function_id: FunctionId) -> str:
+        """Return the name of a function that this process has loaded or exported; "" for another."""
+        if (known := self.known(job, function_id)) is not None:
+            return getattr(known.function, "__name__", "")
+        return self._uploaded.get((job, function_id), "")
 
     def is_uploaded(self, job: JobId, function_id: FunctionId) -> bool:
         """Tell whether this process has exported the function already (any thread)."""
@@ -94,7 +101,7 @@ class FunctionStore:
                 data=exported.data[part * PART_BYTES : (part + 1) * PART_BYTES],
             )
             await ask(self._bus, self._subjects.gcs("put_function"), message, timeout_seconds=REQUEST_SECONDS)
-        self._uploaded.add((job, exported.function_id))
+        self._uploaded[job, exported.function_id] = exported.name
 
     async def download(self, job: JobId, function_id: FunctionId) -> bytes:
         """Fetch a function's pickle from the control store."""

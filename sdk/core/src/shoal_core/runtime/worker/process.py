@@ -46,6 +46,7 @@ from shoal_core.protocol.records import (
     WorkerReady,
     contained_in,
 )
+from shoal_core.protocol.resources import Resources
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.runtime.ownership.objects import ObjectRef
 from shoal_core.runtime.ownership.streams import STREAMING, Producer
@@ -143,6 +144,7 @@ class Service:
         self._reactor.phase = self._answer
         self._reactor.buried = self._stop_streams
         runtime.recent.running = self._accepted.values
+        runtime.recent.resources = self._resources
         runtime.holdings.in_use = lambda: [*(one.references for one in self._accepted.values()), self._held]
         runtime.ended = runtime.command
         runtime.getting.blocked = lambda blocked: runtime.command(_Blocked(blocked, current.get()))
@@ -157,6 +159,11 @@ class Service:
             self._task(owner, task)
         for passed in [number for number in self._early if number < lease.lease]:
             del self._early[passed]
+
+    def _resources(self, task: Task) -> Resources:
+        """Return what the lease of a task holds; a call has none of its own."""
+        lease = self._leases.get(task.lease)
+        return {} if lease is None else lease.resources
 
     def _task(self, owner: ProcessId, task: Task) -> None:
         if not task.lease:
@@ -362,6 +369,7 @@ class Service:
         self._runtime.hosting = hosting
         self._runtime.puts_durably = assigned.detached
         self._runtime.recent.actor = assigned.actor
+        self._runtime.recent.record = lambda: hosting.record
         self._making_since = time.perf_counter()
         refs = [self._runtime.objects.restore(reference) for reference in hosting.references]
         self._held = refs
