@@ -306,6 +306,26 @@ class AsyncActorClass:
 AsyncActor: Any = shoal.remote(AsyncActorClass)
 
 
+class ServerClass:
+    """Serves from its constructor on, which is itself a coroutine."""
+
+    async def __init__(self, start: int, beside: list[Any]) -> None:  # type: ignore[misc]
+        if start < 0:
+            raise ValueError("below zero")
+        self.value: int = start + await beside[0]
+        self.counting = asyncio.get_running_loop().create_task(self._count())
+
+    async def _count(self) -> None:
+        self.value += 1
+
+    async def counted(self) -> int:
+        await self.counting
+        return self.value
+
+
+Server: Any = shoal.remote(ServerClass)
+
+
 class TestActorsAndTasks:
     def test_an_async_actor_awaits_tasks_and_others(self) -> None:
         actor, other = AsyncActor.remote(), AsyncActor.remote()
@@ -319,6 +339,19 @@ class TestActorsAndTasks:
         assert get(actor.other.remote()) == "still here"
         (tmp_path / "gate").touch()
         assert get(waiting) == "passed"
+
+    def test_a_constructor_may_be_async(self) -> None:
+        assert get(Server.remote(3, [double.remote(2)]).counted.remote()) == 8
+        with pytest.raises(exceptions.ActorDiedError, match="ValueError: below zero"):
+            get(Server.remote(-1, []).counted.remote())
+
+    def test_an_actor_may_end_while_its_constructor_waits(self, tmp_path: Path) -> None:
+        server = Server.remote(3, [gated.remote(tmp_path / "gate")])
+        waiting = server.counted.remote()
+        shoal.kill(server)
+        with pytest.raises(exceptions.ActorDiedError):
+            get(waiting)
+        (tmp_path / "gate").touch()
 
     def test_a_blocking_get_in_an_async_actor_is_named_with_its_line(self, tmp_path: Path) -> None:
         actor = AsyncActor.remote()

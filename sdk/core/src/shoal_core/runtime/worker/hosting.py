@@ -119,6 +119,7 @@ class Hosting:
         self._group_names: dict[str, str] = {}
         self._groups: dict[str, _Pool | _Loop] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._maker: asyncio.Task[None] | None = None  # kept, since a loop holds its tasks weakly
         self.left = False
         self.repr_name = ""
 
@@ -155,7 +156,8 @@ class Hosting:
             cls: type[Any] = self._runtime.function(spec.function, spec.code).function  # type: ignore[assignment]
             self._arrange(cls)
             if self._loop is None:
-                self._instantiate(cls)
+                with self._making(cls) as (args, kwargs):
+                    self.instance = cls(*args, **kwargs)
         except BaseException as error:
             self._tell(self._failed(error))
             return
@@ -163,7 +165,7 @@ class Hosting:
             self._tell(Outcome())
         else:
             asyncio.set_event_loop(self._loop)
-            self._loop.call_soon(self._make_on_loop, cls)
+            self._maker = self._loop.create_task(self._make_on_loop(cls))
             with attended(self._runtime.loop, self._loop):
                 self._loop.run_forever()
 
@@ -172,11 +174,16 @@ class Hosting:
         self.instance = None
         gc.collect()
 
-    def _make_on_loop(self, cls: type[Any]) -> None:
-        """Make an async actor's instance where its methods run, so that ``__init__`` may use the loop."""
+    async def _make_on_loop(self, cls: type[Any]) -> None:
+        """Make an async actor's instance where its methods run, so that ``__init__`` may use the loop, or be async."""
         assert self._loop is not None
         try:
-            self._instantiate(cls)
+            with self._making(cls) as (args, kwargs):
+                if inspect.iscoroutinefunction(cls.__init__):
+                    self.instance = cls.__new__(cls, *args, **kwargs)
+                    await cls.__init__(self.instance, *args, **kwargs)
+                else:
+                    self.instance = cls(*args, **kwargs)
         except BaseException as error:
             self._tell(self._failed(error))
             self._loop.stop()
@@ -202,20 +209,26 @@ class Hosting:
             limits = {DEFAULT_GROUP: spec.concurrency or 1, **spec.groups}
             self._groups = {name: _Pool(limit, name, self.run) for name, limit in limits.items()}
 
-    def _instantiate(self, cls: type[Any]) -> None:
+    @contextlib.contextmanager
+    def _making(self, cls: type[Any]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Yield the arguments of the instance, which is made meanwhile, of that class."""
         opened = spans.of_actor(self.record) if ENABLED else None
-        if opened is None:
-            self._fill(cls, _nothing)
-            return
         try:
-            self._fill(cls, opened.run)
+            arguments = self._arguments()
+            if opened is not None:
+                opened.run()
+            yield arguments
+            if any("__repr__" in vars(base) for base in cls.__mro__[:-1]):
+                self.repr_name = one_line(repr(self.instance))
         except BaseException as error:
-            opened.end(error)
+            if opened is not None:
+                opened.end(error)
             raise
-        opened.end(None)
+        if opened is not None:
+            opened.end(None)
 
-    def _fill(self, cls: type[Any], runs: Callable[[], None]) -> None:
-        """Make the instance of its arguments; ``runs`` is called before the user's code is."""
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what the instance is made of."""
         spec, runtime = self._spec, self._runtime
         if spec.whole is not None:
             (args, kwargs) = runtime.get([runtime.objects.restore(spec.whole)], None)[0]
@@ -226,10 +239,7 @@ class Hosting:
         if spec.dependencies:
             refs = [runtime.objects.restore(reference) for reference in spec.dependencies]
             args, kwargs = fill_in(args, kwargs, runtime.get(refs, None))
-        runs()
-        self.instance = cls(*args, **kwargs)
-        if any("__repr__" in vars(base) for base in cls.__mro__[:-1]):
-            self.repr_name = one_line(repr(self.instance))
+        return args, kwargs
 
     def _failed(self, error: BaseException) -> Outcome:
         text, data = lasting_failure(f"{self.assigned.class_name}.__init__", error)
@@ -532,10 +542,6 @@ def _methods(cls: type[Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 def _is_async(method: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
-
-
-def _nothing() -> None:
-    """Nobody is to be told."""
 
 
 def _ready(instance: Any) -> Callable[[], bool]:
