@@ -110,6 +110,13 @@ def test_what_init_says_itself_comes_before_the_job_config() -> None:
     assert (options.namespace, options.environment.fields) == ("ours", {"env_vars": {"B": "2"}})
 
 
+def test_a_job_config_is_made_of_json() -> None:
+    config = JobConfig.from_json({"runtime_env": {"env_vars": {"A": "1"}}, "ray_namespace": "mine"})
+    assert (config.runtime_env, config.ray_namespace, config.metadata) == ({"env_vars": {"A": "1"}}, "mine", {})
+    with pytest.raises(ValueError, match="jvm_options"):
+        JobConfig.from_json({"jvm_options": []})
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 from shoal.runtime_env.runtime_env import RuntimeEnv, checked
 
 NON_DETACHED = "non_detached"
+_OF_JSON = frozenset({"runtime_env", "metadata", "ray_namespace", "default_actor_lifetime"})
 
 
 class JobConfig:
@@ -33,6 +34,13 @@ class JobConfig:
         if ray_namespace is not None:
             self.set_ray_namespace(ray_namespace)
         self.set_default_actor_lifetime(default_actor_lifetime)
+
+    @classmethod
+    def from_json(cls, job_config_json: Mapping[str, Any]) -> JobConfig:
+        """Return what a dictionary says, under the names of the parameters; ``ValueError`` for any other name."""
+        if unknown := sorted({*job_config_json} - _OF_JSON):
+            raise ValueError(f"A job configuration has no {unknown[0]!r} here; it may have {sorted(_OF_JSON)}.")
+        return cls(**job_config_json)
 
     def set_metadata(self, key: str, value: str) -> None:
         """Add an entry to the metadata."""
