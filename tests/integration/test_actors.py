@@ -591,16 +591,6 @@ class TestConcurrency:
         shoal.cancel(lasting)
         assert isinstance(failure_of(lasting), exceptions.TaskCancelledError)
 
-    def test_a_group_that_a_method_names_and_its_actor_has_not_is_an_error(self) -> None:
-        class Wrong:
-            @shoal.method(concurrency_group="hello")
-            def task(self) -> None:
-                pass
-
-        wrong: Any = shoal.remote(concurrency_groups={"io": 2})(Wrong).remote()
-        with pytest.raises(ValueError, match=r"'hello'.*io"):
-            get(wrong.task.remote())
-
     def test_max_pending_calls_refuses_more(self) -> None:
         gate: Any = shoal.remote(max_pending_calls=3)(GateClass).remote()
         waiting = [gate.wait.remote() for _ in range(3)]

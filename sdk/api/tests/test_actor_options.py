@@ -12,7 +12,7 @@ import cloudpickle
 import pytest
 
 import shoal
-from shoal.actor import ActorClass, ActorClassInheritanceException
+from shoal.actor import ActorClass, ActorClassInheritanceException, ActorHandle, ActorProxy
 from shoal.actor_options import ACTOR_OPTIONS, METHOD_OPTIONS, check_actor, check_method, resolve_actor
 from shoal.handle import MethodDescription, describe_method
 
@@ -98,6 +98,24 @@ def test_what_is_no_option_of_actors_is_a_value_error_that_names_it(use: Use, na
 def test_concurrency_groups_are_names_with_numbers(groups: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"concurrency.group"):
         decorate(concurrency_groups=groups)
+
+
+def test_a_method_in_a_group_that_there_is_not_is_refused_where_an_actor_is_made() -> None:
+    class Grouped:
+        @shoal.method(concurrency_group="io")
+        def read(self) -> None: ...
+
+    assert ActorClass(Grouped, {"concurrency_groups": {"io": 2}}).members()
+    with pytest.raises(ValueError, match=r"The method read of Grouped is in the concurrency group 'io'"):
+        ActorClass(Grouped, {"concurrency_groups": {"compute": 2}}).members()
+
+
+def test_an_actor_class_and_a_handle_are_types() -> None:
+    made: ActorClass[Plain] = ActorClass(Plain, {})
+    arguments: ActorClass[Plain, [int]] = ActorClass(Plain, {})
+    assert ActorClass[Plain] == ActorClass[Plain, ...]
+    assert ActorProxy[Plain] == ActorHandle[Plain]
+    assert made._cls is arguments._cls
 
 
 def test_concurrency_groups_belong_to_the_decorator() -> None:

@@ -7,9 +7,10 @@ import functools
 import inspect
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
 import msgspec
+from typing_extensions import ParamSpec
 
 from shoal import actor_options
 from shoal.actor_options import ActorOptions
@@ -49,22 +50,27 @@ from shoal_core.runtime.ownership.streams import STREAMING
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.worker.hosting import ActorExit, ActorSpec, is_async
 
-P = ParamSpec("P")
 T = TypeVar("T")
+P = ParamSpec("P", default=...)
 F = TypeVar("F", bound=Callable[..., Any])
 
 METHOD_MARK = "__shoal_method__"
+
+
+ActorProxy = ActorHandle
+"""Ray's name for the type of a handle: ``ActorProxy[Cls]``."""
 
 
 class ActorClassInheritanceException(TypeError):
     """An actor class was used as a base class; inherit from the plain class, and make the result remote."""
 
 
-class ActorClass(Generic[P, T]):
+class ActorClass(Generic[T, P]):
     """A class whose instances live in worker processes of their own, one for each ``.remote(...)``.
 
     ``Cls.remote(...)`` asks for an actor and returns a handle at once; ``Cls.options(...)`` is the same class with
     other options. What goes wrong when the instance is made comes out of every call, as ``ActorDiedError``.
+    As a type it is ``ActorClass[Cls]``, or ``ActorClass[Cls, [int, str]]`` with what ``__init__`` takes.
     """
 
     def __init__(self, cls: type[T], options: dict[str, Any]) -> None:
@@ -120,10 +126,10 @@ class ActorClass(Generic[P, T]):
         self._arguments.check(args, kwargs)
         return _create(self, runtime(), args, kwargs)
 
-    def options(self, **options: Any) -> ActorClass[P, T]:
+    def options(self, **options: Any) -> ActorClass[T, P]:
         """Return this class with some options replaced; those not named stay as they are."""
         actor_options.check_actor(options, in_options=True)
-        changed: ActorClass[P, T] = ActorClass(self._cls, {**self._options, **options})
+        changed: ActorClass[T, P] = ActorClass(self._cls, {**self._options, **options})
         changed._export = self._export
         return changed
 
@@ -143,9 +149,18 @@ class ActorClass(Generic[P, T]):
         self._export = Export(cls, known=known)
 
     def members(self) -> tuple[dict[str, MethodDescription], dict[str, Arguments]]:
-        """Return what handles know of the methods, and the arguments they take."""
+        """Return what handles know of the methods, and the arguments they take.
+
+        Raises ``ValueError`` for a method in a concurrency group that there is not.
+        """
         if self._members is None:
             self._members = _members(self._cls)
+            for name, method in self._members[0].items():
+                if method.group and method.group not in self._resolved.groups:
+                    raise ValueError(
+                        f"The method {name} of {self._cls.__name__} is in the concurrency group {method.group!r}, "
+                        f"which there is not; declare it: @remote(concurrency_groups={{{method.group!r}: 1}})."
+                    )
         return self._members
 
     def packed(self) -> Packed:

@@ -31,14 +31,14 @@ class Decorator(Protocol):
     """What ``@remote(...)`` returns: it makes a function or a class remote."""
 
     @overload
-    def __call__(self, cls: Class[P, T_co], /) -> ActorClass[P, T_co]: ...  # type: ignore[overload-overlap]
+    def __call__(self, cls: Class[P, T_co], /) -> ActorClass[T_co, P]: ...  # type: ignore[overload-overlap]
 
     @overload
     def __call__(self, function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 
 
 @overload
-def remote(cls: Class[P, T_co], /) -> ActorClass[P, T_co]: ...  # type: ignore[overload-overlap]
+def remote(cls: Class[P, T_co], /) -> ActorClass[T_co, P]: ...  # type: ignore[overload-overlap]
 
 
 @overload

@@ -64,7 +64,7 @@ class ActorGroup:
         options: dict[str, Any] = {"num_cpus": num_cpus_per_actor, "num_gpus": num_gpus_per_actor}
         if resources_per_actor:
             options["resources"] = resources_per_actor
-        self._class: ActorClass[Any, Any] = ActorClass(actor_cls, options)
+        self._class: ActorClass[Any] = ActorClass(actor_cls, options)
         self._made_of = (tuple(init_args or ()), dict(init_kwargs or {}))
         self._count = num_actors
         self.actors: list[ActorWrapper] = []

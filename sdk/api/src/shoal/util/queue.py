@@ -127,7 +127,7 @@ class Queue(Generic[T]):
 
     def __init__(self, maxsize: int = 0, actor_options: Mapping[str, Any] | None = None) -> None:
         options = {"max_concurrency": MOST_WAITING, **(actor_options or {})}
-        actor_class: ActorClass[[int], QueueActor] = ActorClass(QueueActor, options)
+        actor_class: ActorClass[QueueActor, [int]] = ActorClass(QueueActor, options)
         self.__setstate__((maxsize, actor_class.remote(maxsize)))
 
     def __getstate__(self) -> tuple[int, ActorHandle[QueueActor]]:

@@ -251,7 +251,7 @@ def _make_hub(name: str, size: int, milliseconds: int, declared: dict[str, int])
     if milliseconds <= 0:
         raise ValueError(f"gloo_timeout must be positive, in milliseconds, got {milliseconds}.")
     options = {"name": _hub_name(name), "get_if_exists": True, "num_cpus": 0, "max_concurrency": MOST_RANKS}
-    made: ActorClass[[int, float, dict[str, int]], Hub] = ActorClass(Hub, options)
+    made: ActorClass[Hub, [int, float, dict[str, int]]] = ActorClass(Hub, options)
     return made.remote(size, milliseconds / 1000, declared)
 
 

@@ -98,7 +98,7 @@ class Pool:
             raise ValueError(
                 f"Tried to start a pool with {processes} processes on a cluster that has {cpus} CPUs in all."
             )
-        self._class: ActorClass[Any, PoolActor] = ActorClass(PoolActor, {"num_cpus": 0, **(ray_remote_args or {})})
+        self._class: ActorClass[PoolActor] = ActorClass(PoolActor, {"num_cpus": 0, **(ray_remote_args or {})})
         self._made_of = (initializer, tuple(initargs or ()))
         self._most_chunks = maxtasksperchild
         self._changed = threading.Condition()
