@@ -76,6 +76,15 @@ def fails_at(number: int) -> Iterator[int]:
 
 
 @shoal.remote
+def large_at_second_try(tries: Path) -> Iterator[bytes]:
+    note(tries, "try")
+    yield bytes(LARGE)
+    if len(noted(tries)) == 1:
+        raise ValueError("the first try")
+    yield bytes(LARGE)
+
+
+@shoal.remote
 def gated(number: int, gate: Path) -> Iterator[int]:
     yield 0
     pass_gate(gate)
@@ -103,6 +112,11 @@ def large(number: int, size: int = LARGE) -> Iterator[bytes]:
 class PlainClass:
     def count(self, number: int) -> Iterator[int]:
         yield from range(number)
+
+    @shoal.method(num_returns=4)
+    def fails_at(self, number: int) -> Iterator[int]:
+        yield from range(number)
+        raise ValueError(f"no {number}")
 
     def gated(self, number: int, gate: Path) -> Iterator[int]:
         yield 0
@@ -266,9 +280,38 @@ class TestOptions:
     def test_a_number_of_returns_makes_references(self) -> None:
         refs = count.options(num_returns=3).remote(3)
         assert get(refs) == [0, 1, 2]
-        wrong = count.options(num_returns=2).remote(3)
-        with pytest.raises(ValueError, match="num_returns=2"):
-            get(wrong)
+        assert get(count.options(num_returns=1).remote(1)) == 0
+
+    def test_what_is_yielded_beyond_a_number_of_returns_is_dropped(self) -> None:
+        assert get(count.options(num_returns=2).remote(3)) == [0, 1]
+        assert get(count.options(num_returns=1).remote(3)) == 0
+        assert get(fails_at.options(num_returns=2).remote(2)) == [0, 1]
+        assert get(Plain.remote().count.options(num_returns=2).remote(3)) == [0, 1]
+
+    def test_values_that_were_yielded_before_a_failure_stay(self) -> None:
+        failing: list[Any] = [fails_at.options(num_returns=4).remote(2), Plain.remote().fails_at.remote(2)]
+        for refs in failing:
+            assert get(refs[:2]) == [0, 1]
+            for ref in refs[2:]:
+                with pytest.raises(ValueError, match="no 2"):
+                    get(ref)
+        *made, missing = count.options(num_returns=3).remote(2)
+        assert get(made) == [0, 1]
+        with pytest.raises(ValueError, match="num_returns=3 but returned 2 values"):
+            get(missing)
+
+    def test_values_of_an_attempt_that_is_made_again_are_let_go(self, tmp_path: Path) -> None:
+        again = large_at_second_try.options(num_returns=2, retry_exceptions=True, max_retries=1)
+        assert [len(part) for part in get(again.remote(tmp_path / "tries"))] == [LARGE, LARGE]
+        until(lambda: used_bytes() == 0, "the segments of both attempts are free")
+
+    def test_a_generator_with_a_number_of_returns_is_cancelled(self, tmp_path: Path) -> None:
+        first, second = gated.options(num_returns=2).remote(2, tmp_path / "gate")
+        assert shoal.wait([first, second], timeout=0.5) == ([], [first, second])
+        shoal.cancel(second)
+        with pytest.raises(exceptions.TaskCancelledError):
+            get(second)
+        assert get(first) == 0
 
     def test_dynamic_returns_come_all_at_once(self) -> None:
         whole = get(count.options(num_returns="dynamic").remote(3))

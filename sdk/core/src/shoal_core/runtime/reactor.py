@@ -599,7 +599,7 @@ class Reactor:
     def _settle_returns(self, task: PendingTask | PendingCall, values: Sequence[Value], worker: ProcessId) -> None:
         number: TaskNumber = task.wire.number
         self.tasks.pop(number, None)
-        if values and type(error := values[0]) is Failed:
+        if values and type(error := values[-1]) is Failed:
             self.tally.failed(task.wire.name, error.code)
         else:
             self.tally.names.append(task.wire.name)
@@ -621,7 +621,7 @@ class Reactor:
                 self._settled += settled
             self.recovery.stream_ended(task, stream, failed)
         else:
-            if values and type(failed := values[0]) is Failed and not task.remade:
+            if values and type(failed := values[-1]) is Failed and not task.remade:
                 self.unheeded.failed(number, values, failed)
             self.recovery.ended(task, self._take_values(number, values, worker))
         self.sharing.discard(task.wire.arguments)

@@ -34,9 +34,9 @@ class Unheeded:
         self._told: dict[str, float] = {}
 
     def failed(self, number: TaskNumber, values: Sequence[Value], failure: Failed) -> None:
-        """A task has failed: the first of its objects that are left speaks for all; if none is, nobody will ask."""
+        """A task has failed: the first of its errors that are left speaks for all; if none is, nobody will ask."""
         owned = self._table.owned
-        keys = (object_key(number, index) for index in range(1, len(values) + 1))
+        keys = (object_key(number, index) for index, value in enumerate(values, 1) if type(value) is Failed)
         left = [state for key in keys if (state := owned.get(key)) is not None]
         for state in left[1:]:
             state.heeded = True

@@ -89,7 +89,7 @@ class Recent:
         if not ended.missing:
             accepted, values = ended.accepted, ended.values
             task = accepted.task
-            error = _error(values[0]) if values and type(values[0]) is Failed else None
+            error = _error(values[-1]) if values and type(values[-1]) is Failed else None
             began_at = accepted.began_at
             ended_at = began_at + ended.seconds if began_at else time.perf_counter()
             self._ran.append(

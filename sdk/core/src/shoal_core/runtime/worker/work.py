@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import pickle
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass, field
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.tracing import ENABLED
@@ -166,6 +168,7 @@ class Work:
         "_label",
         "_lease",
         "_lets_pass",
+        "_made",
         "_name",
         "_runtime",
         "_token",
@@ -193,6 +196,7 @@ class Work:
         self._runtime = runtime
         self._lease = lease
         self._lets_pass = lets_pass
+        self._made: list[tuple[Value, Serialized]] = []
 
     def __enter__(self) -> Work:
         accepted = self.accepted
@@ -220,12 +224,13 @@ class Work:
             self._end([], [], False)
             self.ended.missing = error.missing
             return True
+        left = returns - len(self._made)
         if self._was_cancelled_by(error):
-            self._end([cancelled(self._name)] * returns, [], False)
+            self._end_with([*self._made, *[(cancelled(self._name), None)] * left])
         else:
             retryable = _is_retryable(task, error)
-            failed, pickled = failure(self._runtime.codec, self._name, error)
-            self._end([failed] * returns, [pickled] * returns, retryable)
+            failed = failure(self._runtime.codec, self._name, error)
+            self._end_with([*self._made, *[failed] * left], retryable=retryable)
         return True
 
     def _was_cancelled_by(self, error: BaseException) -> bool:
@@ -312,6 +317,9 @@ class Work:
             return
         if self.accepted.cancelled and runtime.hosting is not None:
             raise TaskCancelledError
+        if isinstance(result, GeneratorType) and task.returns:
+            self._take(result)
+            return
         if ENABLED and self.processing is not None:
             self.processing.store()
         if task.returns == 1:
@@ -322,6 +330,46 @@ class Work:
             results = [runtime.codec.dump(part) for part in _parts(task, result)]
         self._end([self._place(index, serialized) for index, serialized in enumerate(results, 1)], results, False)
 
+    def _take(self, items: Generator[Any, None, None]) -> None:
+        """Run a generator that is to yield as many values as the task returns; each is stored as it comes.
+
+        Where it fails, those that it had yielded stay, as in Ray. Nobody waits for what it does after the last: an item
+        too many and an exception are printed here.
+        """
+        made, task = self._made, self.accepted.task
+        try:
+            while len(made) < task.returns:
+                serialized = self._runtime.codec.dump(self._next(items))
+                made.append((self._place(len(made) + 1, serialized), serialized))
+            self._next(items)
+            print(f"{_declared(task)} more values; the rest is dropped.", file=sys.stderr, flush=True)
+        except StopIteration:
+            if len(made) < task.returns:
+                raise ValueError(f"{_declared(task)} {len(made)} values.") from None
+        except Exception as error:
+            if len(made) < task.returns:
+                raise
+            failed, _ = failure(self._runtime.codec, self._name, error)
+            print(f"After its last value an exception left {failed.text}", file=sys.stderr, flush=True)
+        finally:
+            items.close()
+        self._end_with(made)
+
+    def _end_with(self, ends: Sequence[tuple[Value, Serialized | None]], *, retryable: bool = False) -> None:
+        results = [result for _, result in ends if result is not None]
+        self._end([value for value, _ in ends], results, retryable)
+
+    def _next(self, items: Generator[Any, None, None]) -> Any:
+        """Return a generator's next item; its code runs meanwhile, and may be interrupted."""
+        accepted = self.accepted
+        try:
+            accepted.interruptible = True
+            if accepted.cancelled:
+                raise TaskInterrupt
+            return next(items)
+        finally:
+            accepted.interruptible = False
+
     def _place(self, index: int, serialized: Serialized) -> Value:
         """Return one value that the task makes as it travels."""
         key = object_key(self.accepted.task.number, index)
@@ -329,7 +377,6 @@ class Work:
 
     def _stream(self, result: Any, producer: Producer) -> None:
         """Run a generator in this thread, and hand on what it yields."""
-        accepted = self.accepted
         items = _iterator(self._name, result)
         made = 0
         try:
@@ -340,14 +387,9 @@ class Work:
                 if producer.closed:
                     break
                 try:
-                    accepted.interruptible = True  # only here: what is half handed on would be lost
-                    if accepted.cancelled:
-                        break
-                    item = next(items)
+                    item = self._next(items)  # interruptible here alone: what is half handed on would be lost
                 except StopIteration:
                     break
-                finally:
-                    accepted.interruptible = False
                 made += 1
                 self._hand_on(made, item)
                 del item
@@ -426,14 +468,17 @@ async def _as_async(items: Generator[Any, None, None]) -> AsyncGenerator[Any, No
 
 
 def _parts(task: Task, result: Any) -> Sequence[Any]:
-    declared = f"Task {task.name} was declared with num_returns={task.returns} but returned"
     try:
         parts = list(result)
     except TypeError:
-        raise TypeError(f"{declared} an object of type {type(result).__name__}.") from None
+        raise TypeError(f"{_declared(task)} an object of type {type(result).__name__}.") from None
     if len(parts) != task.returns:
-        raise ValueError(f"{declared} {len(parts)} values.")
+        raise ValueError(f"{_declared(task)} {len(parts)} values.")
     return parts
+
+
+def _declared(task: Task) -> str:
+    return f"Task {task.name} was declared with num_returns={task.returns} but returned"
 
 
 def _is_retryable(task: Task, error: BaseException) -> bool:
