@@ -154,6 +154,23 @@ class TestTasks:
         assert all(cancelled(ref) for ref in refs)
         shoal.cancel(never)
 
+    def test_what_was_interrupted_is_a_failed_task_as_well_and_what_never_ran_is_not(self, tmp_path: Path) -> None:
+        running = sleeper.remote(tmp_path / "log")
+        until(lambda: noted(tmp_path / "log") != [], "it runs")
+        waiting = sleeper.options(num_cpus=2).remote(tmp_path / "never")
+        actor = AsyncActor.remote(str(tmp_path / "calls"))
+        call = actor.sleep.remote()
+        until(lambda: noted(tmp_path / "calls") != [], "the call runs")
+        for ref in (running, waiting, call):
+            shoal.cancel(ref)
+        for ref in (running, call):
+            with pytest.raises(exceptions.TaskError) as raised:
+                get(ref)
+            assert isinstance(raised.value, exceptions.TaskCancelledError)
+        with pytest.raises(exceptions.TaskCancelledError) as called_off:
+            get(waiting)
+        assert not isinstance(called_off.value, exceptions.TaskError)
+
     def test_user_code_may_tidy_up(self, tmp_path: Path) -> None:
         log = tmp_path / "log"
 

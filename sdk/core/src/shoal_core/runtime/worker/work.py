@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.errors import TaskCancelledError, TaskError
 from shoal_core.protocol.ids import MAX_RETURNS, ProcessId, object_key
@@ -226,7 +228,7 @@ class Work:
             return True
         left = returns - len(self._made)
         if self._was_cancelled_by(error):
-            self._end_with([*self._made, *[(cancelled(self._name), None)] * left])
+            self._end_with([*self._made, *[(self._cancelled(), None)] * left])
         else:
             retryable = _is_retryable(task, error)
             failed = failure(self._runtime.codec, self._name, error)
@@ -235,6 +237,12 @@ class Work:
 
     def _was_cancelled_by(self, error: BaseException) -> bool:
         return self.accepted.cancelled and isinstance(error, CANCELLATIONS)
+
+    def _cancelled(self) -> Failed:
+        """Return what becomes of a run that was cancelled: the error of a task as well, as in Ray."""
+        failed = cancelled(self._name)
+        error = TaskError(self._name, failed.text, TaskCancelledError(failed.text))
+        return msgspec.structs.replace(failed, data=pickle.dumps(error))
 
     def _open_spans(self, task: Task) -> Processing | None:
         if not is_recorded(task.trace):
@@ -421,7 +429,7 @@ class Work:
 
     def _end_stream(self) -> None:
         """The generator has no more items; where it was cancelled, that is what its owner is to hear."""
-        self._end([cancelled(self._name)] if self.accepted.cancelled else [], [], False)
+        self._end([self._cancelled()] if self.accepted.cancelled else [], [], False)
 
     def _hand_on(self, index: int, item: Any) -> None:
         if index > MOST_ITEMS:
