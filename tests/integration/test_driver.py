@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import shoal
 from shoal import exceptions
 from shoal.cluster_utils import Cluster
 from shoal.session import runtime
+from shoal.util import state
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.messages import FinishJob, JobState
 from tests.integration.waiting import until
@@ -138,6 +140,40 @@ def test_what_several_workers_print_alike_is_shown_once_and_counted(
         until(lambda: "ready\n" in shown.getvalue(), "what is printed first is shown at once")
         until(lambda: shown.getvalue().count("ready") == count, "and the others are, too")
     assert ("[repeated 2x across cluster]" in shown.getvalue()) == (dedup == "1")
+
+
+def test_what_a_driver_has_run_is_told_when_its_job_has_ended() -> None:
+    def run() -> None: ...
+
+    def run_for_long() -> None:
+        time.sleep(600)
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        with shoal.init(cluster.address):
+            job = shoal.get_runtime_context().get_job_id()
+            shoal.get([shoal.remote(run).remote() for _ in range(3)])
+            speaker = Speaker.options(num_cpus=0).remote()
+            shoal.get(speaker.say.remote("a word"))
+            runs = shoal.remote(run_for_long).remote()
+            waits = shoal.remote(run_for_long).remote()
+            until(lambda: state.list_tasks(filters=[("state", "=", "RUNNING")]) != [], "one of them runs")
+        cluster.connect()
+
+        def told() -> list[str]:
+            rows = state.list_tasks(filters=[("job_id", "=", job)])
+            return sorted(f"{row.func_or_class_name} {row.state} {row.error_type}" for row in rows)
+
+        expected = [
+            "SpeakerClass.__init__ FINISHED None",
+            "SpeakerClass.say FINISHED None",
+            *["run FINISHED None"] * 3,
+            *["run_for_long FAILED WORKER_DIED"] * 2,
+        ]
+        until(lambda: told() == expected, f"all is told, not {told()}")
+        del runs, waits, speaker
+    finally:
+        cluster.shutdown()
 
 
 def test_an_object_of_another_node_can_be_awaited() -> None:

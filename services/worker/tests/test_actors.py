@@ -36,7 +36,7 @@ from shoal_core.protocol.resources import CPU, Resources, subtract, to_resources
 from shoal_core.protocol.scheduling import ActorStart, LeaseRequest
 from shoal_core.testing.builders import process_id
 from shoal_worker.actors import REPEAT_SECONDS, TELL_SECONDS, About, ActorTable, Hosted, Phase, Verdict
-from shoal_worker.inputs import KillProcess
+from shoal_worker.inputs import KillProcess, KillSoon
 from shoal_worker.workers.processes import ProcessState
 
 DRIVER, OWNER = OWNERS[0], OWNERS[2]
@@ -461,7 +461,7 @@ def test_an_actor_ends_for_good_with_its_owner_whenever_the_node_hears_of_it(cla
     if claimed_before:
         node.alive()
         node.world.inject(died)
-        assert node.took(KillProcess(node.process))
+        assert node.took(KillSoon(node.process))
         node.reap()
     else:
         node.placed()

@@ -80,6 +80,7 @@ from shoal_core.protocol.records import (
     LeaseReturned,
     ProcessUnneeded,
     Record,
+    ReportTasks,
     WorkerLost,
     WorkerReady,
 )
@@ -87,7 +88,7 @@ from shoal_core.protocol.resources import CPU, GPU, Resources, add, subtract, to
 from shoal_core.protocol.scheduling import ActorStart, LeaseAnswer, LeaseRequest
 from shoal_core.testing.builders import process_id
 from shoal_worker.actors import About, Phase
-from shoal_worker.inputs import KillProcess, ProcessEnded, RemoveEnvironments, RouteOutput, StartProcess
+from shoal_worker.inputs import KillProcess, KillSoon, ProcessEnded, RemoveEnvironments, RouteOutput, StartProcess
 from shoal_worker.liveness import REREAD_SECONDS
 from shoal_worker.node import OWNER_DIED, NodeCore
 
@@ -285,6 +286,9 @@ class World:
             assert (worker.ready, worker.doomed, worker.lease, worker.made) == (True, False, None, None)
             worker.lease = record.lease
             self.task_leases[record.lease] = process
+        elif isinstance(record, ReportTasks):
+            assert record.inquiry == 0
+            assert not self.workers[process].doomed, "whoever is to be killed is asked for its last word, once"
         else:
             assert isinstance(record, LeaseGranted | WorkerLost | ProcessUnneeded), "actors' leases are told to none"
 
@@ -311,7 +315,7 @@ class World:
         match command:
             case StartProcess(process):
                 self.workers[process] = Worker()
-            case KillProcess(process):
+            case KillProcess(process) | KillSoon(process):
                 assert not self.workers[process].doomed, "a process is killed once"
                 self.workers[process].doomed = True
             case _:

@@ -85,11 +85,13 @@ from shoal_core.protocol.records import (
     ObjectsReported,
     Record,
     ReportObjects,
+    ReportTasks,
     SegmentFreed,
     SegmentMapped,
     SegmentSealed,
     SegmentsUnpinned,
     SegmentUnpinned,
+    TasksReported,
     WorkerBlocked,
     WorkerLost,
     WorkerReady,
@@ -111,6 +113,7 @@ from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.inputs import (
     DriverEnded,
     KillProcess,
+    KillSoon,
     Leave,
     ProcessEnded,
     RemoveEnvironments,
@@ -197,6 +200,7 @@ class Worker:
 
     ready: bool = False
     doomed: bool = False
+    asked: bool = False
     job: JobId | None = None
     gpus: list[str] | None = None
     environment: str | None = None
@@ -465,6 +469,11 @@ class World:
             process = ProcessId(peer)
             assert process in self.watched or self.workers[process].ready, "only who is up is asked"
             self.say(process, ObjectsReported(record.inquiry, 1, JobId(""), 0, 0, []))
+        elif isinstance(record, ReportTasks):
+            process = ProcessId(peer)
+            assert (record.inquiry, self.workers[process].doomed) == (0, False), "a last word is asked for once"
+            self.workers[process].asked = True
+            self.say(process, TasksReported(0, 1, JobId(""), []))
         elif isinstance(record, WorkerLost):
             grant = self.grants[record.lease]
             assert grant.owner == peer
@@ -478,7 +487,11 @@ class World:
             self.workers[command.process_id] = Worker()
         elif isinstance(command, KillProcess):
             worker = self.workers[command.process_id]
-            assert not worker.doomed, "a process is killed once"
+            assert not worker.doomed or worker.asked, "a process is killed once, or after its last word"
+            worker.doomed, worker.asked = True, False
+        elif isinstance(command, KillSoon):
+            worker = self.workers[command.process_id]
+            assert (worker.asked, worker.doomed) == (True, False)
             worker.doomed = True
         elif isinstance(command, RouteOutput):
             assert self.workers[command.process_id].job in (None, command.job_id)

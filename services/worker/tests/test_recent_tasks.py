@@ -76,7 +76,7 @@ def test_where_there_are_too_many_what_waits_and_what_has_ended_share_the_room()
     assert numbers(asked(RecentTasks(NODE), 0, {WORKS: ended})) == []
 
 
-def test_what_a_process_has_run_that_left_is_told_until_its_job_ends() -> None:
+def test_what_a_process_has_run_that_left_is_told_until_there_is_too_much() -> None:
     recent = RecentTasks(NODE)
     other = JobId("00000002")
     recent.left(GONE, TasksReported(0, 43, JOB, [task(2, "FINISHED", 2.0), task(1, "FINISHED", 1.0)]))
@@ -84,8 +84,6 @@ def test_what_a_process_has_run_that_left_is_told_until_its_job_ends() -> None:
     answer = asked(recent, 100, {WORKS: [task(4, "FINISHED", 4.0)]})
     assert numbers(answer) == [4, 3, 2, 1]
     assert (answer.tasks[1].process_id, answer.tasks[1].pid) == (GONE, 43)
-    recent.job_ended(JOB)
-    assert numbers(asked(recent, 100, {})) == [3]
     for start in range(0, 2 * MOST_LEFT, 500):
         ran = [task(start + number, "FINISHED", start + number) for number in range(500, 0, -1)]
         recent.left(GONE, TasksReported(0, 43, JOB, ran))

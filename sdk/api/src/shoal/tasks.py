@@ -2,8 +2,8 @@
 
 Read-only: an observer may ask. Nothing is collected beforehand: processes remember the last tasks that they have run,
 and are asked by their nodes. So there is no more than the last thousand of each process (``runtime.recent``), and two
-thousand of each node; what a process had run that was killed is gone with it. A driver without a node is asked by
-nobody: what waits there is not told.
+thousand of each node; what a process had run that was killed before its job ended is gone with it. A driver without a
+node is asked by nobody: what waits there is not told.
 """
 
 from __future__ import annotations

@@ -29,6 +29,13 @@ class KillProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class KillSoon:
+    """Kill a worker process unless ``KillProcess`` comes before: it was asked for its last word."""
+
+    process_id: ProcessId
+
+
+@dataclass(frozen=True, slots=True)
 class RouteOutput:
     """What a worker process prints belongs to this job from now on, and is that of an actor if it was given to one."""
 
@@ -157,6 +164,14 @@ class Suspected:
 
 TransferCommand = OfferSegment | WithdrawSegment | PullSegment | CancelPull
 NodeCommand = (
-    StartProcess | KillProcess | RouteOutput | FetchLogs | WatchDriver | UnwatchDriver | TransferCommand | Leave
+    StartProcess
+    | KillProcess
+    | KillSoon
+    | RouteOutput
+    | FetchLogs
+    | WatchDriver
+    | UnwatchDriver
+    | TransferCommand
+    | Leave
 )
 NodeInput = ProcessEnded | DriverEnded | StoreInput | Pulled | LogsFetched | Suspected

@@ -379,8 +379,8 @@ class NodeCore:
         elif isinstance(record, SegmentRecord):
             self.memory.said(peer, record, now)
         elif isinstance(record, TasksReported) and not record.inquiry:
-            if not self.liveness.has_ended(record.job):
-                self.recent_tasks.left(process, record)
+            self.recent_tasks.left(process, record)
+            self.workforce.last_word(process)
         elif isinstance(record, ObjectsReported | TasksReported):
             self.inquiries.reported(process, record, now)
         elif isinstance(record, TaskReported):
@@ -391,7 +391,7 @@ class NodeCore:
     def _judge(self, hosted: Hosted, verdict: Verdict, now: float) -> None:
         """Do what the control store's answer means for an incarnation; who owns it is known only from then on."""
         if verdict is Verdict.START and hosted.owner is not None and self.liveness.is_dead(hosted.owner):
-            self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)
+            self.workforce.end_actor(hosted, OWNER_DIED, now, final=True, after_last_word=True)
         else:
             self.workforce.judge(hosted, verdict, "the control store does not want it any more", now)
 
@@ -468,13 +468,12 @@ class NodeCore:
                 self.reported.process_died(process)
                 self.workforce.owner_died(process, now)
                 for hosted in self.actors.owned_by(process):
-                    self.workforce.end_actor(hosted, OWNER_DIED, now, final=True)
+                    self.workforce.end_actor(hosted, OWNER_DIED, now, final=True, after_last_word=True)
                 self.memory.peer_died(process, now, reaped=process not in self.drivers)
                 self._effects.append(Forget(process))
         for job in ends.jobs:
             if self.liveness.job_ended(job):
                 self.workforce.job_ended(job, now)
-                self.recent_tasks.job_ended(job)
                 self._detach_drivers(job)
                 self._tidy(job)
 

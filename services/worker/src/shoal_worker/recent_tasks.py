@@ -1,6 +1,6 @@
 """Which tasks the processes of this node own, run and have run lately: what they tell, and what those left that ended.
 
-Of what has ended at most ``MOST_LEFT`` are kept of processes that have left, and nothing of a job that is over.
+Of processes that have left, the last ``MOST_LEFT`` tasks that have ended are kept, also where their job is over.
 """
 
 from __future__ import annotations
@@ -49,10 +49,6 @@ class RecentTasks(Topic[TasksReported]):
     def left(self, process: ProcessId, report: TasksReported) -> None:
         """A process leaves, and says what it has run, the newest first."""
         self._left += [Told(process, report.pid, report.job, task) for task in reversed(report.tasks)]
-
-    def job_ended(self, job: JobId) -> None:
-        """Forget what belonged to a job that is over."""
-        self._left = deque((one for one in self._left if one.job != job), maxlen=MOST_LEFT)
 
     def question(self, inquiry: int, most: int) -> ReportTasks:
         """Return what a process is asked."""

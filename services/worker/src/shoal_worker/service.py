@@ -50,6 +50,7 @@ from shoal_worker.inputs import (
     DriverEnded,
     FetchLogs,
     KillProcess,
+    KillSoon,
     Leave,
     LogsFetched,
     OfferSegment,
@@ -81,6 +82,8 @@ MOST_PRESTARTED = 4
 WARM_BYTES = 2 * 1024**3
 REQUEST_SECONDS = 10.0
 LEAVE_SECONDS = 2.0
+LAST_WORD_SECONDS = 0.1
+"""So long a process has to tell what it has run, when its job or its owner has ended."""
 
 
 class WorkerSettings(ServiceSettings):
@@ -181,6 +184,8 @@ class Hands:
                 self.forks.start(self._config(process))
             case KillProcess(process):
                 self.forks.kill(process)
+            case KillSoon(process):
+                self._loop.call_later(LAST_WORD_SECONDS, self.forks.kill, process)
             case RouteOutput(process, job, actor):
                 self._outputs.route(process, job, actor)
             case FetchLogs(token, request):

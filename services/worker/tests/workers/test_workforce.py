@@ -6,13 +6,20 @@ import pytest
 
 from shoal_core.protocol.effects import Effect, Send, Start
 from shoal_core.protocol.ids import JobId, LeaseId, ProcessId, SlotId
-from shoal_core.protocol.records import LeaseAssigned, LeaseGranted, LeaseRecalled, ProcessUnneeded, WorkerLost
+from shoal_core.protocol.records import (
+    LeaseAssigned,
+    LeaseGranted,
+    LeaseRecalled,
+    ProcessUnneeded,
+    ReportTasks,
+    WorkerLost,
+)
 from shoal_core.protocol.resources import Resources, to_resources
-from shoal_core.protocol.scheduling import LeaseRequest, RecallLeases
+from shoal_core.protocol.scheduling import MOST_LISTED_TASKS, LeaseRequest, RecallLeases
 from shoal_core.protocol.subjects import Subjects
 from shoal_core.testing.builders import node_id, process_id
 from shoal_worker.actors import ActorTable
-from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
+from shoal_worker.inputs import KillProcess, KillSoon, ProcessEnded, RouteOutput, StartProcess
 from shoal_worker.leases import LeaseTable
 from shoal_worker.workers.pressure import LEAVE_SECONDS, Memory, MemoryShort
 from shoal_worker.workers.processes import (
@@ -297,7 +304,7 @@ def test_a_lease_returned_with_kill_keeps_its_resources_until_the_process_was_re
     force = Force()
     lease, process = force.served(1)
     force.returned(OWNER, lease, True, 0)
-    assert force.taken() == [Start(KillProcess(process))]
+    assert force.taken() == [Send(process, ReportTasks(0, MOST_LISTED_TASKS)), Start(KillSoon(process))]
     assert force.leases.free["CPU"] == 10_000
     assert force.process_ended(ProcessEnded(process, "killed"), 1) is not None
     assert force.taken() == [], "its owner gave it back, and has lost nothing"
@@ -388,7 +395,7 @@ def test_those_who_execute_for_a_dead_owner_are_killed_and_nothing_is_told_to_it
     force.ask(2)
     force.taken()
     force.owner_died(OWNER, 0)
-    assert force.taken() == [Start(KillProcess(process))]
+    assert force.taken() == [Send(process, ReportTasks(0, MOST_LISTED_TASKS // 2)), Start(KillSoon(process))]
     assert (len(force.leases), force.waiting) == (1, 0)
     force.process_ended(ProcessEnded(process, "killed", lease, 1), 1)
     assert force.taken() == []
@@ -400,8 +407,11 @@ def test_the_end_of_a_job_kills_its_processes_idle_ones_too_and_no_others() -> N
     lease, idle = force.served(1)
     force.returned(OWNER, lease, False, 0)
     other_lease, other = force.served(1, owner=OTHER, job=OTHER_JOB)
+    force.last_word(idle)
     force.job_ended(JOB, 0)
-    assert force.taken() == [Start(KillProcess(idle))]
+    assert force.taken() == [Send(idle, ReportTasks(0, MOST_LISTED_TASKS // 2)), Start(KillSoon(idle))]
+    force.last_word(idle)
+    assert force.taken() == [Start(KillProcess(idle))], "it has said what it has run"
     assert force.leases.owners() == [OTHER]
     assert force.leases.get(other_lease) is not None
     assert force.processes.get(other) is not None

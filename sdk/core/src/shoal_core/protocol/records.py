@@ -510,7 +510,10 @@ class TaskReported(msgspec.Struct, array_like=True, tag=39):
 
 
 class ReportTasks(msgspec.Struct, array_like=True, tag=40):
-    """Node → process: tell which tasks you know, at most ``most`` of them, under this number."""
+    """Node → process: tell which tasks you know, at most ``most`` of them, under this number.
+
+    Number 0: what you have run; you will be killed.
+    """
 
     inquiry: int
     most: int
@@ -544,7 +547,7 @@ class KnownTask(msgspec.Struct, array_like=True, frozen=True):
 
 
 class TasksReported(msgspec.Struct, array_like=True, tag=41):
-    """Process → node: the answer to ``ReportTasks``; unasked, with number 0, what a process that leaves has run."""
+    """Process → node: the answer to ``ReportTasks``; with number 0, what a process that leaves has run, and owned."""
 
     inquiry: int
     pid: int

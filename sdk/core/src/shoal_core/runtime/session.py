@@ -35,7 +35,7 @@ from shoal_core.protocol.errors import (
     ShoalError,
     VersionMismatchError,
 )
-from shoal_core.protocol.ids import ProcessId, new_process_id
+from shoal_core.protocol.ids import NO_NODE, ProcessId, new_process_id
 from shoal_core.protocol.messages import PROTOCOL_VERSION, ClusterInfo, GetCluster
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.runtime.deathwatch import watching_deaths
@@ -147,6 +147,8 @@ class Session:
                             await self._stop.wait()
                         await runtime.reactor.groups.told(LEAVE_SECONDS)
                         await runtime.reporter.finish()
+                        if runtime.node != NO_NODE:
+                            runtime.recent.leave(runtime.node)
                         runtime.close()
                         with contextlib.suppress(BusError):
                             await peers.flush(LEAVE_SECONDS)

@@ -139,9 +139,24 @@ async def test_no_more_is_remembered_or_told_than_there_is_room_for(lone: LoneRu
 
 
 async def test_a_process_that_leaves_leaves_what_it_has_run_with_its_node(lone: LoneRuntime) -> None:
-    lone.runtime.recent.leave(NODE)
-    assert lone.sent(TasksReported) == [], "there is nothing to tell"
     run(lone, 1)
+    run(lone, 3)
     lone.runtime.recent.leave(NODE)
     ((peer, left),) = lone.sent(TasksReported)
-    assert (peer, left.inquiry, [one.number for one in left.tasks]) == (NODE, 0, [1])
+    assert (peer, left.inquiry, [one.number for one in left.tasks]) == (NODE, 0, [3, 1])
+    lone.receive(NODE, ReportTasks(0, 1))
+    ((peer, left),) = lone.sent(TasksReported)
+    assert (peer, left.inquiry, [one.number for one in left.tasks]) == (NODE, 0, [3])
+
+
+async def test_what_has_not_ended_when_a_process_has_to_leave_counts_as_failed(lone: LoneRuntime) -> None:
+    submit(lone)
+    runs = Accepted(task(8), OWNER, [], 2, began_at=time.perf_counter())
+    lone.runtime.recent.running = lambda: [runs]
+    lone.runtime.recent.leave(NODE)
+    ((_, left),) = lone.sent(TasksReported)
+    assert [(one.owner, one.state, one.code) for one in left.tasks] == [
+        (OWNER, "FAILED", "worker_crashed"),
+        ("", "FAILED", "worker_crashed"),
+    ]
+    assert all(abs(time.time() - one.ended_at) < 60 for one in left.tasks)

@@ -26,14 +26,15 @@ from shoal_core.protocol.records import (
     LeaseGranted,
     LeaseRecalled,
     ProcessUnneeded,
+    ReportTasks,
     WorkerLost,
 )
 from shoal_core.protocol.resources import GPU, to_amounts
-from shoal_core.protocol.scheduling import LeaseRequest, RecallLeases
+from shoal_core.protocol.scheduling import MOST_LISTED_TASKS, LeaseRequest, RecallLeases
 from shoal_core.protocol.wire import encode
 from shoal_worker.actors import ActorTable, Hosted, Phase, Verdict
 from shoal_worker.gpus import why_impossible
-from shoal_worker.inputs import KillProcess, ProcessEnded, RouteOutput, StartProcess
+from shoal_worker.inputs import KillProcess, KillSoon, ProcessEnded, RouteOutput, StartProcess
 from shoal_worker.leases import Lease, LeaseTable
 from shoal_worker.workers.pressure import LEAVE_SECONDS, MemoryShort, choose, why_killed
 from shoal_worker.workers.processes import ProcessState, ProcessTable, WorkerProcess
@@ -132,7 +133,7 @@ class Workforce:
         if process is None:
             self._end_waiting(lease)
         elif kill:
-            self._kill(process, "its owner gave it back to be replaced", now)
+            self._kill(process, "its owner gave it back to be replaced", now, after_last_word=True)
         else:
             self._end(lease)
             (self.processes.leave if spent else self.processes.release)(process, now)
@@ -201,17 +202,17 @@ class Workforce:
     def owner_died(self, owner: ProcessId, now: float) -> None:
         """An owner is gone: its leases go, and the processes that execute for it."""
         for lease in self.leases.of_owner(owner):
-            self._abandon(lease, "the owner of its task is gone", now)
+            self._abandon(lease, "the owner of its task is gone", now, after_last_word=True)
         self.leases.forget(owner)
 
     def job_ended(self, job: JobId, now: float) -> None:
         """A job is over: its leases and its processes go."""
         for lease in [lease for lease in self.leases if lease.job == job]:
-            self._abandon(lease, "its job has ended", now)
+            self._abandon(lease, "its job has ended", now, after_last_word=True)
         self.leases.forget_job(job)
         for process in self.processes:
             if process.job == job:
-                self._kill(process, "its job has ended", now)
+                self._kill(process, "its job has ended", now, after_last_word=True)
 
     def group_removed(self, leases: Iterable[Lease], now: float) -> None:
         """A placement group was removed: the leases out of its bundles go, and their owners are told.
@@ -272,22 +273,36 @@ class Workforce:
     def _process_of(self, lease: Lease) -> WorkerProcess | None:
         return None if lease.process is None else self.processes.get(lease.process)
 
-    def _abandon(self, lease: Lease, reason: str, now: float) -> None:
+    def _abandon(self, lease: Lease, reason: str, now: float, *, after_last_word: bool = False) -> None:
         process = self._process_of(lease)
         if (hosted := self.actors.find(lease.number)) is not None:
-            self.end_actor(hosted, reason, now)
+            self.end_actor(hosted, reason, now, after_last_word=after_last_word)
         elif process is None:
             self._end_waiting(lease)
         else:
-            self._kill(process, reason, now)
+            self._kill(process, reason, now, after_last_word=after_last_word)
 
-    def _kill(self, process: WorkerProcess, reason: str, now: float) -> None:
-        """Kill a process; the lease it serves is over for its owner, and ends when the process was reaped."""
+    def last_word(self, worker: ProcessId) -> None:
+        """A process has said what it has run: kill it if it was only to say that."""
+        process = self.processes.get(worker)
+        if process is not None and process.state is ProcessState.KILLED:
+            self.effects.append(Start(KillProcess(worker)))
+
+    def _kill(self, process: WorkerProcess, reason: str, now: float, *, after_last_word: bool = False) -> None:
+        """Kill a process; the lease it serves is over for its owner, and ends when the process was reaped.
+
+        ``after_last_word``: it has a moment to tell what it has run.
+        """
         lease = None if process.lease is None else self.leases.get(process.lease)
         if lease is not None:
             lease.over = True
             self.changed = True
-        if self.processes.kill(process, reason, now):
+        if not self.processes.kill(process, reason, now):
+            return
+        if after_last_word:
+            most = max(1, MOST_LISTED_TASKS // len(self.processes))
+            self.effects += [Send(process.process_id, ReportTasks(0, most)), Start(KillSoon(process.process_id))]
+        else:
             self.effects.append(Start(KillProcess(process.process_id)))
 
     def _end_waiting(self, lease: Lease) -> None:
@@ -328,14 +343,16 @@ class Workforce:
         lease = None if hosted is None else self.leases.get(hosted.lease)
         return hosted if lease is not None and lease.process == worker else None
 
-    def end_actor(self, hosted: Hosted, reason: str, now: float, *, final: bool = False) -> None:
+    def end_actor(
+        self, hosted: Hosted, reason: str, now: float, *, final: bool = False, after_last_word: bool = False
+    ) -> None:
         """End an incarnation at once, however far it is; ``final``: and no other is to follow."""
         hosted.final = hosted.final or final
         lease = self.leases.get(hosted.lease)
         assert lease is not None
         process = self._process_of(lease)
         if process is not None:
-            self._kill(process, reason, now)  # reported when it has been reaped
+            self._kill(process, reason, now, after_last_word=after_last_word)  # reported when it has been reaped
             return
         self.actors.over(hosted, reason, now)
         self._waiting.pop(lease.number, None)

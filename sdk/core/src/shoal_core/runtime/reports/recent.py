@@ -17,7 +17,7 @@ from itertools import islice
 import msgspec
 
 from shoal_core.protocol.actors import ActorRecord
-from shoal_core.protocol.ids import ActorId, FunctionId, NodeId, PeerId, ProcessId, TaskNumber, told_task_id
+from shoal_core.protocol.ids import ActorId, FunctionId, PeerId, ProcessId, TaskNumber, told_task_id
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.records import Failed, InGroup, KnownTask, ReportTasks, Task, TasksReported
 from shoal_core.protocol.resources import Resources
@@ -31,6 +31,9 @@ MOST_REMEMBERED = 1000
 MOST_TEXT = 100
 """So many characters of a name, and of a line of an error's text, are told."""
 TRACEBACK = "Traceback (most recent call last)"
+
+CUT_SHORT = ("worker_crashed", "its job or its owner ended before it did")
+"""The code and the text of the error of a task that has not ended when its process has to."""
 
 OWN = ProcessId("")
 """The owner of a task that is the reporting process's own."""
@@ -125,13 +128,19 @@ class Recent:
     # ------------------------------------------------------------------------------- telling
 
     def _report(self, node: PeerId, request: ReportTasks) -> None:
-        self._reactor.send(node, self.report(request))
+        if request.inquiry:
+            self._reactor.send(node, self.report(request))
+        else:
+            self.leave(node, request.most)
 
-    def leave(self, node: NodeId) -> None:
-        """Leave what was run here with the node, as this process ends."""
-        if self._ran:
-            tasks = self._ended(MOST_REMEMBERED)
-            self._reactor.send(node, TasksReported(0, os.getpid(), self._reactor.job, tasks))
+    def leave(self, node: PeerId, most: int = MOST_REMEMBERED) -> None:
+        """Leave with the node what was run here and what this process owned, as it ends.
+
+        What has not ended counts as failed; who runs it may know better.
+        """
+        tasks = [*self._running(), *self._ended(most), *islice(reversed(self._failed), most)]
+        tasks = [_cut_short(task) for task in [*tasks, *self._pending(most)][:most]]
+        self._reactor.send(node, TasksReported(0, os.getpid(), self._reactor.job, tasks))
 
     def report(self, request: ReportTasks) -> TasksReported:
         """Tell what runs, and of what has ended and what waits about the same number, the newest first."""
@@ -234,6 +243,14 @@ class Recent:
             resources,
             task.in_group.group if task.in_group is not None else "",
         )
+
+
+def _cut_short(task: KnownTask) -> KnownTask:
+    """Return what becomes of a task when the process that tells of it ends."""
+    if task.ended_at:
+        return task
+    state, (code, text) = TaskState.FAILED.value, CUT_SHORT
+    return msgspec.structs.replace(task, state=state, ended_at=time.time(), code=code, text=text)
 
 
 def _error(failed: Failed) -> Error:

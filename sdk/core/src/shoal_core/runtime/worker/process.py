@@ -523,7 +523,6 @@ class Service:
         told = self._runtime.hosting is None or self._unneeded
         if told and not self._unanswered and not self._left:
             self._left = True
-            self._runtime.recent.leave(self._runtime.node)
             self._execution.stop()
 
 
