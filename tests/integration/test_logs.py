@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,13 +92,69 @@ def test_the_last_words_of_an_actor_that_was_killed_are_kept() -> None:
     assert command("logs", "actor", "--id", actor, "--follow", "--tail", "2") == "last words\nnot a whole line\n"
 
 
-def test_a_task_is_found_by_its_process() -> None:
-    ref = say.remote("of a task", "\033[31mred\033[0m")
-    get(ref)
-    task = ref.task_id().hex()
-    assert text(task_id=task).endswith("of a task \033[31mred\033[0m\n")
-    assert text(task_id=task, filter_ansi_code=True).endswith("of a task red\n")
-    assert command("logs", "task", "--id", task, "--tail", "1") == text(task_id=task, tail=1)
+def test_of_a_task_there_is_what_it_has_printed_itself() -> None:
+    refs = [say.remote("of a task", f"\033[31m{number}\033[0m\nmore") for number in range(10)]
+    get([*refs, say.remote("of another")])
+    for number, ref in enumerate(refs):
+        task = ref.task_id().hex()
+        assert text(task_id=task) == f"of a task \033[31m{number}\033[0m\nmore\n"
+        assert text(task_id=task, filter_ansi_code=True, tail=2) == f"of a task {number}\nmore\n"
+        assert text(task_id=task, suffix="err") == ""
+    assert command("logs", "task", "--id", task, "--tail", "1") == text(task_id=task, tail=1) == "more\n"
+    with pytest.raises(StateUnavailableError, match="attempt 1 of task"):
+        text(task_id=task, attempt_number=1)
+
+
+def test_the_last_words_of_a_task_whose_process_died_are_found_by_its_id() -> None:
+    @shoal.remote(max_retries=1)
+    def die() -> None:
+        print("last words")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    ref = die.remote()
+    with pytest.raises(ShoalError):
+        get(ref)
+    for attempt in (0, 1):
+        assert text(task_id=ref.task_id().hex(), attempt_number=attempt) == "last words\n"
+
+
+def test_calls_that_print_by_turns_have_each_its_own_lines() -> None:
+    class Singer:
+        def __init__(self) -> None:
+            print("of no call")
+            self.turns = asyncio.Condition()
+            self.line = 0
+
+        async def sing(self, voice: int) -> None:
+            for line in range(voice, 10, 2):
+                async with self.turns:
+                    await self.turns.wait_for(lambda line=line: self.line == line)  # type: ignore[misc]
+                    print("line", line)
+                    self.line += 1
+                    self.turns.notify_all()
+
+    singer = shoal.remote(Singer).remote()
+    refs = [singer.sing.remote(voice) for voice in range(2)]
+    get(refs)
+    for voice, ref in enumerate(refs):
+        assert text(task_id=ref.task_id().hex()) == "".join(f"line {line}\n" for line in range(voice, 10, 2))
+        assert text(task_id=ref.task_id().hex(), tail=2) == f"line {6 + voice}\nline {8 + voice}\n"
+    assert text(task_id=singer._actor_id.hex()) == "of no call\n"
+
+
+def test_who_follows_a_task_sees_all_of_it_until_it_has_ended(tmp_path: Path) -> None:
+    @shoal.remote
+    def wait_for(path: Path) -> None:
+        print("before")
+        while not path.exists():
+            time.sleep(0.01)
+        print("after")
+
+    ref = wait_for.remote(tmp_path / "go")
+    read = get_log(task_id=ref.task_id().hex(), follow=True, _interval=0.01)
+    assert next(read) == "before\n"
+    (tmp_path / "go").touch()
+    assert "".join(read) == "after\n"
 
 
 def test_who_follows_sees_what_is_printed_later() -> None:

@@ -7,13 +7,13 @@ from typing import Protocol
 
 from shoal import inventory
 from shoal.asking import ask_nodes
-from shoal.tasks import list_tasks
+from shoal.tasks import TaskState, list_tasks
 from shoal_core.bus import Bus
 from shoal_core.bus.requests import ask
 from shoal_core.protocol.actors import ActorRecord, GetActor
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import ActorId, NodeId
-from shoal_core.protocol.logs import MOST_LOG_BYTES, ListLogs, LogDescription, LogPiece, NodeLogs, ReadLog
+from shoal_core.protocol.logs import MOST_LOG_BYTES, ListLogs, LogDescription, LogPiece, NodeLogs, ReadLog, attempt_name
 from shoal_core.protocol.subjects import Subjects
 
 SUFFIXES = ("out", "err")
@@ -60,7 +60,7 @@ class LogReader:
         first, begin, text = max(self._begin, last.first), last.end, b""
         while begin > first and text.count(b"\n") <= lines:
             until, begin = begin, max(first, begin - MOST_LOG_BYTES)
-            text = await self._between(begin, until) + text
+            text = await self.between(begin, until) + text
         self._position = last.end - len(last_lines(text, lines))
 
     async def read(self) -> bytes | None:
@@ -72,7 +72,7 @@ class LogReader:
             return None if piece.has_ended else b""
         return b"[%d bytes are not kept]\n" % missing + piece.data if missing > 0 else piece.data
 
-    async def _between(self, begin: int, end: int) -> bytes:
+    async def between(self, begin: int, end: int) -> bytes:
         """Return the bytes between two positions, as far as they are kept."""
         text = b""
         while begin < end:
@@ -88,6 +88,86 @@ class LogReader:
         piece = await ask(self._bus, self._subject, request, self._timeout_seconds)
         assert isinstance(piece, LogPiece)
         return piece
+
+
+class TaskLogReader:
+    """Reads what an attempt to run a task has printed, wherever that was, without what others printed in between.
+
+    Raises ``NotFoundError`` where no node knows of it (any more).
+    """
+
+    def __init__(
+        self, bus: Bus, subjects: Subjects, task_id: str, attempt: int, suffix: str, timeout_seconds: float
+    ) -> None:
+        self._bus = bus
+        self._subjects = subjects
+        self._task_id = task_id
+        self._attempt = attempt
+        self._suffix = suffix
+        self._timeout_seconds = timeout_seconds
+        self._log: LogReader | None = None
+        self._spans: list[tuple[int, int]] = []
+        self._position = 0
+        self._first = b""
+
+    async def start(self, lines: int) -> None:
+        """Begin with the last lines; less than 0: with the first that is kept."""
+        silent = await self._look()
+        if self._log is None and await self._row() is None:
+            raise NotFoundError(
+                f"It is not known (any more) who has run attempt {self._attempt} of task {self._task_id}, and no node "
+                f"keeps what it has printed.{silent}"
+            )
+        if lines < 0 or self._log is None:
+            return
+        for begin, end in reversed(self._spans):
+            while begin < end and self._first.count(b"\n") <= lines:
+                first = max(begin, end - MOST_LOG_BYTES)
+                self._first = await self._log.between(first, end) + self._first
+                end = first
+        self._first = last_lines(self._first, lines)
+        self._position = self._spans[-1][1]
+
+    async def read(self) -> bytes | None:
+        """Return what follows, with a word in the place of what went before it was read."""
+        if data := self._first or await self._next():
+            self._first = b""
+            return data
+        row = await self._row()
+        await self._look()
+        if data := await self._next():
+            return data
+        return None if row is None or row.end_time_ms is not None else b""
+
+    async def _next(self) -> bytes:
+        for begin, end in self._spans:
+            if self._log is not None and end > self._position:
+                begin = max(begin, self._position)
+                self._position = min(end, begin + MOST_LOG_BYTES)
+                data = await self._log.between(begin, self._position)
+                missing = self._position - begin - len(data)
+                return b"[%d bytes are not kept]\n" % missing + data if missing else data
+        return b""
+
+    async def _look(self) -> str:
+        """Find out where it has printed; return who did not answer, in words."""
+
+        def request(_patience_seconds: float) -> ListLogs:
+            name = attempt_name(self._task_id, self._attempt)
+            return ListLogs(pattern=f"*.{self._suffix}", attempt=name)
+
+        asked = await ask_nodes(self._bus, self._subjects, "logs", request, NodeLogs, self._timeout_seconds)
+        for node, answer in asked.answers:
+            for log in answer.logs:
+                self._spans = log.spans
+                place = Place(node.node_id, log.name)
+                self._log = self._log or LogReader(self._bus, self._subjects, place, self._timeout_seconds)
+        return f" These did not answer: {', '.join(asked.silent)}." if asked.silent else ""
+
+    async def _row(self) -> TaskState | None:
+        rows, _ = await list_tasks(self._bus, self._subjects, self._timeout_seconds)
+        mine = [row for row in rows if (row.task_id, row.attempt_number) == (self._task_id, self._attempt)]
+        return mine[0] if mine else None
 
 
 def last_lines(text: bytes, lines: int) -> bytes:
@@ -125,12 +205,18 @@ class Wanted:
             raise ValueError("A log is found by its filename, or by a pid, only on a node: say node_id or node_ip.")
 
 
+async def open_log(bus: Bus, subjects: Subjects, wanted: Wanted, timeout_seconds: float) -> Reader:
+    """Return who reads a log; raises ``NotFoundError`` where there is no such log."""
+    if wanted.task_id and not wanted.actor_id:
+        attempt = wanted.attempt_number
+        return TaskLogReader(bus, subjects, wanted.task_id, attempt, wanted.suffix, timeout_seconds)
+    return LogReader(bus, subjects, await find_log(bus, subjects, wanted, timeout_seconds), timeout_seconds)
+
+
 async def find_log(bus: Bus, subjects: Subjects, wanted: Wanted, timeout_seconds: float) -> Place:
-    """Return where a log is; raises ``NotFoundError`` where there is no such log."""
+    """Return where the log of a process is; raises ``NotFoundError`` where there is no such log."""
     if wanted.actor_id:
         return await log_of_actor(bus, subjects, wanted.actor_id, wanted.suffix, timeout_seconds)
-    if wanted.task_id:
-        return await log_of_task(bus, subjects, wanted.task_id, wanted.attempt_number, wanted.suffix, timeout_seconds)
     node = await find_node(bus, subjects, wanted.node_id, wanted.node_ip, timeout_seconds)
     if wanted.filename:
         return Place(node, wanted.filename)
@@ -184,20 +270,3 @@ async def log_of_actor(bus: Bus, subjects: Subjects, actor_id: str, suffix: str,
         silent = f" These did not answer: {', '.join(asked.silent)}." if asked.silent else ""
         raise NotFoundError(f"No node keeps a log of actor {actor_id}, which is {record.state}.{silent}")
     return ([place for place in places if place.node == record.node_id] or places)[-1]
-
-
-async def log_of_task(
-    bus: Bus, subjects: Subjects, task_id: str, attempt: int, suffix: str, timeout_seconds: float
-) -> Place:
-    """Return the log of the process that has run an attempt of a task; other tasks may have printed there, too."""
-    rows, _ = await list_tasks(bus, subjects, timeout_seconds)
-    for row in rows:
-        if (row.task_id, row.attempt_number) == (task_id, attempt) and row.node_id is not None:
-            pattern = f"worker-{row.worker_id}-*.{suffix}"
-            logs = await list_logs(bus, subjects, NodeId(row.node_id), pattern, timeout_seconds)
-            if logs:
-                return Place(NodeId(row.node_id), logs[-1].name)
-    raise NotFoundError(
-        f"It is not known (any more) which process has run attempt {attempt} of task {task_id}. Where that died, the "
-        f"error of the task names its pid, and `shoal logs 'worker-*-PID.{suffix}'` finds the log."
-    )

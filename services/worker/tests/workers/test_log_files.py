@@ -13,6 +13,7 @@ from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import ActorId, JobId
 from shoal_core.protocol.logs import MOST_LOGS, ListLogs, LogDescription, LogPiece, NodeLogs, ReadLog
 from shoal_core.testing.builders import process_id
+from shoal_worker.workers import log_files
 from shoal_worker.workers.log_files import Limits, LogFiles, Stream, cut
 
 WORKER = process_id(1)
@@ -199,3 +200,33 @@ def test_a_disk_that_takes_nothing_is_told_of_once_and_stops_nobody(
     folder.mkdir()
     files.append(out(), b"kept\n")
     assert whole(files) == b"kept\n"
+
+
+def test_it_is_known_from_where_to_where_an_attempt_has_printed(tmp_path: Path) -> None:
+    files = begun(tmp_path)
+    files.append(out(), b"nobody's\n")
+    files.append(out(), b"one\ntwo\none\n", [(0, "a.0"), (4, "b.0"), (8, "a.0")])
+    files.append(out(), b"more\n")
+    files.append(out(2), b"another process\n", [(0, "c.0")])
+    (log,) = spans_of(files, "a.0")
+    assert (log.name, log.spans) == (OUT, [(9, 13), (17, 26)])
+    assert spans_of(files, "b.0")[0].spans == [(13, 17)]
+    assert spans_of(files, "c.0")[0].process_id == process_id(2)
+    assert spans_of(files, "d.0") == []
+    assert listed(files)[0].spans == []
+
+
+def test_of_the_oldest_attempts_it_is_forgotten_where_they_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_files, "MOST_BEGUN", 2)
+    files = begun(tmp_path)
+    for number in range(1, 4):
+        files.append(out(number), b"line\n", [(0, f"{number}.0")])
+    assert [len(spans_of(files, f"{number}.0")) for number in range(1, 4)] == [0, 1, 1]
+
+
+def spans_of(files: LogFiles, attempt: str) -> list[LogDescription]:
+    answer = files.answer(ListLogs(attempt=attempt))
+    assert isinstance(answer, NodeLogs)
+    return answer.logs

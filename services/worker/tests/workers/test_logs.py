@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from shoal_core.testing.buses import until
 from shoal_worker.inputs import FetchLogs, LogsFetched
 from shoal_worker.node import NodeCore
 from shoal_worker.workers import logs as logs_module
-from shoal_worker.workers.log_files import Limits, LogFiles, Stream
+from shoal_worker.workers.log_files import Begun, Limits, LogFiles, Stream
 from shoal_worker.workers.logs import LOST, Logs
 
 WORKER = process_id(1)
@@ -37,10 +37,10 @@ class SlowDisk(LogFiles):
         self.writes, self.may_write = threading.Event(), threading.Event()
         self.may_write.set()
 
-    def append(self, stream: Stream, text: bytes) -> None:
+    def append(self, stream: Stream, text: bytes, begun: Sequence[Begun] = ()) -> None:
         self.writes.set()
         assert self.may_write.wait(30)
-        super().append(stream, text)
+        super().append(stream, text, begun)
 
 
 @pytest.fixture
@@ -54,6 +54,12 @@ async def read(logs: Logs) -> bytes:
     piece = await logs.answer(ReadLog(name=NAME, position=0))
     assert isinstance(piece, LogPiece), piece
     return piece.data
+
+
+async def spans(logs: Logs, attempt: str) -> list[tuple[int, int]]:
+    listed = await logs.answer(ListLogs(attempt=attempt))
+    assert isinstance(listed, NodeLogs)
+    return [span for log in listed.logs for span in log.spans]
 
 
 async def test_what_was_printed_before_is_read_however_little_time_has_passed(disk: SlowDisk) -> None:
@@ -93,12 +99,14 @@ async def test_a_slow_disk_holds_up_nobody_and_what_it_cannot_take_is_missed(
         logs.append(OUT, b"on its way\n")
         await until(disk.writes.is_set)
         for number in range(100):
-            logs.append(OUT, b"line %d\n" % number)
+            logs.append(OUT, b"line %d\n" % number, [(0, str(number))])
             await asyncio.sleep(0)
         disk.may_write.set()
         assert await read(logs) == b"on its way\nline 0\nline 1\n" + LOST
         logs.append(OUT, b"after that\n")
         assert (await read(logs)).endswith(LOST + b"after that\n")
+        assert await spans(logs, "1") == [(18, 25)]
+        assert await spans(logs, "2") == [], "it is not known whose it is that follows what was lost"
 
 
 async def test_a_log_that_is_not_kept_is_an_error_for_who_asks_alone(disk: SlowDisk) -> None:

@@ -196,7 +196,7 @@ async def test_what_is_published_is_kept_without_the_names_of_what_has_printed_i
     async with press() as one:
         one.outputs.route(WORKER, JOB)
         out, error = one.pipe(), one.pipe(stream="stderr")
-        os.write(out, f"{MARK}f\none\n{MARK}g\ntwo{MARK}h\n\xff three\nnot wh".encode())
+        os.write(out, f"{MARK}f\x1ea.0\none\n{MARK}g\x1eb.0\ntwo{MARK}h\x1ec.0\n\xff three\nnot wh".encode())
         os.write(error, b"\xff oh no\n")
         await until(lambda: len(one.lines) > 3)
         assert await one.kept(f"worker-{WORKER}-{JOB}-42.out") == "one\ntwo\n\xff three\n".encode()

@@ -24,7 +24,7 @@ from shoal.cli.flags import (
 from shoal.cli.memory import size_text
 from shoal.cli.tables import new_table, print_table
 from shoal.jobs.submissions import Submissions
-from shoal.logs import FOLLOW_SECONDS, LogReader, Reader, Wanted, find_log, find_node, list_logs
+from shoal.logs import FOLLOW_SECONDS, Reader, Wanted, find_node, list_logs, open_log
 from shoal.status import Target
 from shoal_core.bus import Bus
 from shoal_core.protocol.ids import NodeId, new_process_id
@@ -134,7 +134,7 @@ def task(
     follow: Follow = False,
     timeout: Timeout = TIMEOUT,
 ) -> None:
-    """Print what the process has printed that has run a task; others may have printed there, too."""
+    """Print what a task has printed, without what others printed in between."""
     wanted = Wanted(task_id=id, attempt_number=attempt_number, suffix=_suffix(err))
     _print(where, _worker_log(wanted), tail, follow, timeout)
 
@@ -150,10 +150,10 @@ def job(
 ) -> None:
     """Print what a submitted job has printed."""
 
-    async def open_log(bus: Bus, subjects: Subjects, _timeout_seconds: float) -> Reader:
+    async def opened(bus: Bus, subjects: Subjects, _timeout_seconds: float) -> Reader:
         return await Submissions(bus, subjects, new_process_id()).reader(id)
 
-    _print(where, open_log, tail, follow, timeout)
+    _print(where, opened, tail, follow, timeout)
 
 
 def _suffix(err: bool) -> str:
@@ -161,20 +161,19 @@ def _suffix(err: bool) -> str:
 
 
 def _worker_log(wanted: Wanted) -> Open:
-    async def open_log(bus: Bus, subjects: Subjects, timeout_seconds: float) -> Reader:
-        place = await find_log(bus, subjects, wanted, timeout_seconds)
-        return LogReader(bus, subjects, place, timeout_seconds)
+    async def opened(bus: Bus, subjects: Subjects, timeout_seconds: float) -> Reader:
+        return await open_log(bus, subjects, wanted, timeout_seconds)
 
-    return open_log
+    return opened
 
 
-def _print(where: Target, open_log: Open, tail: int, follow: bool, timeout_seconds: float) -> None:
+def _print(where: Target, opened: Open, tail: int, follow: bool, timeout_seconds: float) -> None:
     """Print a log."""
 
     async def read() -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         async with connected(where, timeout_seconds) as bus:
-            reader = await open_log(bus, Subjects(where.cluster), timeout_seconds)
+            reader = await opened(bus, Subjects(where.cluster), timeout_seconds)
             await reader.start(tail)
             while (data := await reader.read()) is not None:
                 print(decoder.decode(data), end="", flush=True)

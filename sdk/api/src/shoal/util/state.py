@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from shoal import inventory, logs, tasks
 from shoal.inventory import ActorState, JobState, NodeState, WorkerState
-from shoal.logs import FOLLOW_SECONDS, LogReader, Reader, Wanted
+from shoal.logs import FOLLOW_SECONDS, Reader, Wanted
 from shoal.memory import ClusterMemory, ask_all
 from shoal.placement_groups import find_record, list_records, row_of
 from shoal.reasons import ask_why
@@ -420,9 +420,10 @@ def get_log(
     """Return what a worker process has printed, or a submitted job, some of it at a time; nothing where it has not.
 
     ``filename`` is as ``list_logs`` tells it; ``pid`` is that of a worker process: both want ``node_id`` or
-    ``node_ip``. An actor is known by its process, dead ones too, and a task by that, in which others may have printed
-    as well. ``tail`` is how many of the last lines are wanted; -1: all that is kept. With ``follow`` what is printed
-    from now on comes, too, until the process has ended. ``suffix`` is "out" or "err". ``encoding`` None: bytes come.
+    ``node_ip``. An actor is known by its process, dead ones too. Of a task there is what it has printed itself, without
+    what others printed in between; of an actor's making, whose id is the actor's, all that no call has. ``tail`` is how
+    many of the last lines are wanted; -1: all that is kept. With ``follow`` what is printed from now on comes, too,
+    until the process, or the task, has ended. ``suffix`` is "out" or "err". ``encoding`` None: bytes come.
 
     Raises ``ValueError`` for what is no choice, ``StateUnavailableError`` where there is no such log (any more).
     """
@@ -432,8 +433,7 @@ def get_log(
         reader = _reader_of_job(current, submission_id)
     else:
         wanted = Wanted(node_id, node_ip, filename, actor_id, task_id, attempt_number, pid, suffix)
-        place = _told(current, logs.find_log(current.bus, current.subjects, wanted, timeout))
-        reader = LogReader(current.bus, current.subjects, place, timeout)
+        reader = _told(current, logs.open_log(current.bus, current.subjects, wanted, timeout))
     _told(current, reader.start(tail))
     interval = FOLLOW_SECONDS if _interval is None else _interval
     read = _read_log(current, reader, interval if follow else None)

@@ -18,6 +18,13 @@ MOST_LOGS = 2000
 MOST_LOG_BYTES = 256 * 1024
 """So many bytes of a log are read at a time."""
 MOST_PATTERN_CHARACTERS = 256
+MOST_SPANS = 10_000
+"""Of so many pieces of a log it is told that an attempt to run a task has printed them; of more, the last."""
+
+
+def attempt_name(task: str, attempt: int) -> str:
+    """Return what an attempt to run the task of an id is called where logs are kept."""
+    return f"{task}.{attempt}"
 
 
 class ListLogs(Message):
@@ -25,6 +32,7 @@ class ListLogs(Message):
 
     pattern: str = Field(default="*", max_length=MOST_PATTERN_CHARACTERS, description="Of names, as in a shell.")
     actor: str = Field(default="", description="Only of processes that this actor was given; empty: of all.")
+    attempt: str = Field(default="", description="Only those in which this attempt has printed (see `attempt_name`).")
 
 
 class LogDescription(Message):
@@ -36,6 +44,7 @@ class LogDescription(Message):
     actor_begin: int = Field(default=0, description="The position from which on it is the actor's.")
     size_bytes: int = Field(description="What is kept of it.")
     has_ended: bool
+    spans: list[tuple[int, int]] = Field(default=[], description="From where to where the attempt asked for printed.")
 
 
 class NodeLogs(Message):

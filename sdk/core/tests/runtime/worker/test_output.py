@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 
-from shoal_core.runtime.worker.output import MARK, MarkedStream, by_name
+from shoal_core.runtime.worker.output import MARK, MarkedStream, by_name, marked, unmarked
 
 
 class Printer:
     """A worker's standard output, and what runs in the worker."""
 
     def __init__(self) -> None:
-        self.name = ""
+        self.name = self.attempt = ""
         self._bytes = io.BytesIO()
-        self.stream = MarkedStream(self._bytes, lambda: self.name)
+        self.stream = MarkedStream(self._bytes, lambda: marked(self.name, self.attempt))
+
+    def begun(self) -> tuple[bytes, list[tuple[int, str]]]:
+        """Return what is printed, and where in it attempts begin to print."""
+        self.stream.flush()
+        return unmarked(self._bytes.getvalue())
 
     def past_the_stream(self, data: bytes) -> None:
         """Write to the pipe itself, as a library in C would."""
@@ -38,6 +43,23 @@ def test_lines_come_under_the_name_of_what_printed_them() -> None:
     assert printer.groups() == [("", ["nobody"]), ("first", ["one 1", "two"]), ("second", ["three"])]
 
 
+def test_where_an_attempt_begins_to_print_is_told_also_to_who_sees_one_name() -> None:
+    printer = Printer()
+    print("nobody", file=printer.stream)
+    printer.name = "f"
+    for attempt in ("a.0", "b.0", "b.0"):
+        printer.attempt = attempt
+        print(attempt, file=printer.stream)
+    printer.past_the_stream(b"half")
+    printer.name = printer.attempt = ""
+    print("nobody", file=printer.stream)
+    text, begun = printer.begun()
+    assert text == b"nobody\na.0\nb.0\nb.0\nhalf\nnobody\n"
+    assert begun[-3:] == [(7, "a.0"), (11, "b.0"), (23, "")]
+    assert printer.groups() == [("", ["nobody"]), ("f", ["a.0", "b.0", "b.0", "half"]), ("", ["nobody"])]
+    assert unmarked(b"no mark\n") == (b"no mark\n", [])
+
+
 def test_a_name_is_told_only_where_something_is_printed() -> None:
     printer = Printer()
     for name in ("a", "b", "c"):
@@ -57,9 +79,9 @@ def test_a_line_that_two_tasks_share_is_not_torn() -> None:
 
 
 def test_a_reader_goes_on_under_the_name_it_heard_last() -> None:
-    *_, (name, rest) = by_name([f"{MARK}first", "x"], "")
+    *_, (name, rest) = by_name([f"{MARK}{marked('first')}", "x"], "")
     assert (name, rest) == ("first", ["x"])
-    assert list(by_name(["y", f"{MARK}second"], name)) == [("first", ["y"]), ("second", [])]
+    assert list(by_name(["y", f"{MARK}{marked('second')}"], name)) == [("first", ["y"]), ("second", [])]
 
 
 def test_what_was_written_past_the_stream_without_an_end_of_line_is_no_part_of_a_mark() -> None:
@@ -73,7 +95,7 @@ def test_what_was_written_past_the_stream_without_an_end_of_line_is_no_part_of_a
 
 
 def test_an_empty_line_is_kept() -> None:
-    assert list(by_name(["", f"{MARK}first", "", "x"], "")) == [("", [""]), ("first", ["", "x"])]
+    assert list(by_name(["", f"{MARK}{marked('first')}", "", "x"], "")) == [("", [""]), ("first", ["", "x"])]
 
 
 def test_what_is_not_text_is_written_all_the_same() -> None:

@@ -1,7 +1,8 @@
 """The files of what worker processes print: a log for each stream of each, which outlives the process.
 
 A log lies in *parts*: ``name`` is the newest, ``name.1`` the one before it, and so on. A part that is full is renamed,
-and the oldest goes when there are too many. All logs together are bounded, too: first those of processes that have
+and the oldest goes when there are too many. Of the last ``MOST_BEGUN`` attempts to run tasks that have printed it is
+known where they began to. All logs together are bounded, too: first those of processes that have
 ended go, oldest first, then the oldest parts of the largest.
 """
 
@@ -11,6 +12,7 @@ import fnmatch
 import logging
 import os
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +20,14 @@ from typing import NamedTuple
 
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import ActorId, JobId, ProcessId
-from shoal_core.protocol.logs import MOST_LOGS, ListLogs, LogDescription, LogPiece, NodeLogs, ReadLog
+from shoal_core.protocol.logs import MOST_LOGS, MOST_SPANS, ListLogs, LogDescription, LogPiece, NodeLogs, ReadLog
 
 logger = logging.getLogger("shoal.worker")
 
 NO_JOB = JobId("f" * 8)
+MOST_BEGUN = 100_000
+Begun = tuple[int, str]
+"""From which position on which attempt to run a task has printed (see ``attempt_name``); "" for none."""
 SUFFIXES = {"stdout": "out", "stderr": "err"}
 
 
@@ -46,7 +51,8 @@ class Stream(NamedTuple):
 class Log:
     """What is kept of one stream: the sizes of its parts, oldest first.
 
-    ``first`` is the position of the first byte of them, ``actor_begin`` that from which on it is the actor's.
+    ``first`` is the position of the first byte of them, ``actor_begin`` that from which on it is the actor's, and
+    ``begun`` says who printed what, up to the next of them.
     """
 
     name: str
@@ -56,6 +62,7 @@ class Log:
     has_ended: bool = False
     first: int = 0
     parts: deque[int] = field(default_factory=lambda: deque([0]))
+    begun: deque[Begun] = field(default_factory=deque)
 
     @property
     def size_bytes(self) -> int:
@@ -66,6 +73,12 @@ class Log:
     def end(self) -> int:
         """The position behind the last byte."""
         return self.first + self.size_bytes
+
+    def spans(self, attempt: str) -> list[tuple[int, int]]:
+        """Return from where to where an attempt to run a task has printed, as far as that is known."""
+        ends = [*(begin for begin, _ in self.begun), self.end][1:]
+        spans = [(begin, end) for (begin, other), end in zip(self.begun, ends, strict=True) if other == attempt]
+        return spans[-MOST_SPANS:]
 
     def file(self, index: int) -> str:
         """Return the name of the file of a part."""
@@ -105,6 +118,7 @@ class LogFiles:
         self._limits = limits
         self._logs: dict[str, Log] = {}
         self._open: dict[ProcessId, dict[str, Log]] = {}
+        self._begun: deque[Log] = deque()
         self._total_bytes = 0
         self._fails = False
 
@@ -119,9 +133,10 @@ class LogFiles:
             if (name := _name(process, job, pid, stream)) != log.name:
                 self._rename(log, name)
 
-    def append(self, stream: Stream, text: bytes) -> None:
-        """Add whole lines to a log."""
+    def append(self, stream: Stream, text: bytes, begun: Sequence[Begun] = ()) -> None:
+        """Add whole lines to a log; ``begun`` is where in them which attempt to run a task begins to print."""
         log = self._log(stream, NO_JOB)
+        self._begin(log, [(log.end + position, attempt) for position, attempt in begun])
         while text:
             size_bytes = cut(text, self._limits.part_bytes - log.parts[-1], is_empty=not log.parts[-1])
             if not size_bytes:
@@ -130,6 +145,12 @@ class LogFiles:
                 return
             text = text[size_bytes:]
         self._shrink()
+
+    def _begin(self, log: Log, begun: list[Begun]) -> None:
+        log.begun += begun
+        self._begun += [log] * len(begun)
+        while len(self._begun) > MOST_BEGUN:
+            self._begun.popleft().begun.popleft()
 
     def end(self, process: ProcessId) -> None:
         """Nothing is added any more to what a process has printed."""
@@ -159,9 +180,12 @@ class LogFiles:
                 actor_begin=log.actor_begin,
                 size_bytes=log.size_bytes,
                 has_ended=log.has_ended,
+                spans=log.spans(request.attempt) if request.attempt else [],
             )
             for log in self._logs.values()
-            if fnmatch.fnmatchcase(log.name, request.pattern) and request.actor in ("", log.actor)
+            if fnmatch.fnmatchcase(log.name, request.pattern)
+            and request.actor in ("", log.actor)
+            and (not request.attempt or any(attempt == request.attempt for _, attempt in log.begun))
         ]
         return NodeLogs(logs=logs[-MOST_LOGS:])
 

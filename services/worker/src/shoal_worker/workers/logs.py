@@ -7,7 +7,7 @@ disk holds up nobody. What is read is as new as what was printed before it was a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,7 @@ from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.ids import ActorId, JobId, ProcessId
 from shoal_core.protocol.logs import ListLogs, ReadLog
 from shoal_core.protocol.messages import Message
-from shoal_worker.workers.log_files import LogFiles, Stream
+from shoal_worker.workers.log_files import Begun, LogFiles, Stream
 
 WRITE_SECONDS = 0.1
 MOST_GATHERED_BYTES = 16 * 1024 * 1024
@@ -27,7 +27,7 @@ class Logs:
 
     def __init__(self, files: LogFiles) -> None:
         self._files = files
-        self._gathered: dict[Stream, bytearray] = {}
+        self._gathered: dict[Stream, tuple[bytearray, list[Begun]]] = {}
         self._gathered_bytes = 0
         self._lost: set[Stream] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -35,12 +35,17 @@ class Logs:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shoal-logs")
         self._loop = asyncio.get_running_loop()
 
-    def append(self, stream: Stream, text: bytes) -> None:
-        """Add whole lines to a log; a log of what comes faster than it is written says that some is missing."""
+    def append(self, stream: Stream, text: bytes, begun: Sequence[Begun] = ()) -> None:
+        """Add whole lines to a log; a log of what comes faster than it is written says that some is missing.
+
+        ``begun`` is where in them which attempt to run a task begins to print.
+        """
         if self._gathered_bytes + len(text) > MOST_GATHERED_BYTES:
             self._lost.add(stream)
             return
-        self._gathered.setdefault(stream, bytearray()).extend(text)
+        gathered, attempts = self._gathered.setdefault(stream, (bytearray(), []))
+        attempts += [(len(gathered) + position, attempt) for position, attempt in begun]
+        gathered += text
         self._gathered_bytes += len(text)
         if self._timer is None:
             self._timer = self._loop.call_later(WRITE_SECONDS, self._write_later)
@@ -81,14 +86,16 @@ class Logs:
             self._timer.cancel()
             self._timer = None
         for stream in self._lost:
-            self._gathered.setdefault(stream, bytearray()).extend(LOST)
+            gathered, attempts = self._gathered.setdefault(stream, (bytearray(), []))
+            attempts.append((len(gathered), ""))
+            gathered += LOST
         if self._gathered:
             self._writing = self._order(self._append_all, self._gathered)
         self._gathered, self._gathered_bytes, self._lost = {}, 0, set()
 
-    def _append_all(self, gathered: dict[Stream, bytearray]) -> None:
-        for stream, text in gathered.items():
-            self._files.append(stream, bytes(text))
+    def _append_all(self, gathered: dict[Stream, tuple[bytearray, list[Begun]]]) -> None:
+        for stream, (text, begun) in gathered.items():
+            self._files.append(stream, bytes(text), begun)
 
     def _order(self, what: Callable[..., None], *arguments: Any) -> asyncio.Future[None]:
         """Have the thread do something, after all that it was told before."""

@@ -97,7 +97,7 @@ class Outputs:
             whole, rest = whole + b"\n" * bool(whole) + rest, b""
         self._rest[descriptor] = rest
         if whole:
-            self.logs.append(self._open[descriptor], unmarked(whole + b"\n"))
+            self.logs.append(self._open[descriptor], *unmarked(whole + b"\n"))
             self._publish(descriptor, whole)
         if not data:
             self._close(descriptor)

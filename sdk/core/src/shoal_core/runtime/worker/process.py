@@ -23,7 +23,8 @@ from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.errors import BusError, RequestTimeoutError
-from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, TaskNumber, node_of, task_of
+from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, TaskNumber, node_of, task_of, told_task_id
+from shoal_core.protocol.logs import attempt_name
 from shoal_core.protocol.records import (
     ActorAssigned,
     ActorDismissed,
@@ -55,6 +56,7 @@ from shoal_core.runtime.session import Address, Session
 from shoal_core.runtime.tasks.submission import cancelled
 from shoal_core.runtime.worker.execution import CUDA_VISIBLE, BegunPage, Execution
 from shoal_core.runtime.worker.hosting import Hosting, Left, Outcome
+from shoal_core.runtime.worker.output import marked
 from shoal_core.runtime.worker.work import (
     Accepted,
     Awaits,
@@ -64,7 +66,6 @@ from shoal_core.runtime.worker.work import (
     Yielded,
     cancel,
     current,
-    running_name,
 )
 
 if ENABLED:
@@ -561,11 +562,16 @@ def main(config: WorkerConfig) -> None:
 def printing_name() -> str:
     """Return whose output it is that is printed here: the running task's, else the process's actor's, "" for neither.
 
-    An actor's constructor prints as well, and so do threads that it has started.
+    An actor's constructor prints as well, and so do threads that it has started: for the node that is its making.
     """
+    if (running := current.get()) is not None:
+        task = running.task
+        return marked(running.label, attempt_name(told_task_id(running.owner, task.number), task.attempt))
     runtime = Runtime.current
     hosting = None if runtime is None else runtime.hosting
-    return running_name() or ("" if hosting is None else hosting.label)
+    if hosting is None:
+        return ""
+    return marked(hosting.label, attempt_name(hosting.assigned.actor, hosting.assigned.incarnation))
 
 
 def session_of(config: WorkerConfig, begin: Callable[[Runtime, Execution], None]) -> Session:

@@ -151,12 +151,6 @@ class Running:
 current: contextvars.ContextVar[Running | None] = contextvars.ContextVar("shoal_current_task", default=None)
 
 
-def running_name() -> str:
-    """Return the name of the task that runs in this context, "" where none does."""
-    running = current.get()
-    return "" if running is None else running.label
-
-
 class Work:
     """One run of a task. Use: ``with work: work.succeed(function(*args, **kwargs))``, then look at ``ended``.
 
