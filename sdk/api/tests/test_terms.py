@@ -31,7 +31,7 @@ def test_terms_are_what_was_given() -> None:
         ({"quotas": {1: 8}}, TypeError, "got the name 1"),
         ({"quotas": {"CPU": "8"}}, TypeError, r"quotas\['CPU'\] must be a number, got str"),
         ({"quotas": {"CPU": -1}}, ValueError, r"quotas\['CPU'\] is wrong: .*negative"),
-        ({"quotas": {"CPU": 0.00001}}, ValueError, "four decimal places"),
+        ({"quotas": {"CPU": 0.00001}}, ValueError, "at least 0.0001"),
     ],
 )
 def test_a_wrong_term_is_an_error(wrong: dict[str, Any], error: type[Exception], text: str) -> None:

@@ -1,7 +1,7 @@
 """Amounts of resources, in exact fixed point.
 
-An amount is an integer number of ten-thousandths (``UNIT``), the precision users may ask for, so that
-fractions add up exactly. A missing name means zero; ``Resources`` never stores a zero.
+An amount is an integer number of ten-thousandths (``UNIT``), so that fractions add up exactly. What users ask for
+beyond that is cut off: three times ``1/3`` fit into one. A missing name means zero; ``Resources`` never stores a zero.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ ROUNDING_STEPS = 8
 
 
 def to_units(amount: float) -> int:
-    """Return ``amount`` in ten-thousandths; ``ValueError`` if it is negative, finer than that, or not finite."""
+    """Return ``amount`` in ten-thousandths, cut off; ``ValueError`` if it is negative, less than one, or not finite."""
     exact = amount * UNIT
     if isinstance(exact, float) and not math.isfinite(exact):
         raise ValueError(f"a resource amount must be a finite number, got {amount}")
     units = round(exact)
+    if units != exact and abs(units - exact) > ROUNDING_STEPS * math.ulp(max(exact, UNIT)):
+        units = math.floor(exact)
+        if not units:
+            raise ValueError(f"a resource amount must be 0 or at least 0.0001, got {amount}")
     if units < 0:
         raise ValueError(f"a resource amount must not be negative, got {amount}")
-    if units != exact and abs(units - exact) > ROUNDING_STEPS * math.ulp(max(exact, UNIT)):
-        raise ValueError(f"a resource amount has at most four decimal places, got {amount}")
     return units
 
 
