@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,6 +34,14 @@ def behave(config: WorkerConfig) -> None:
     elif what == "print":
         print("to output")
         print("to error", file=sys.stderr)
+    elif what == "start":
+        sleeper = subprocess.Popen(["sleep", "3600"])
+        stubborn = subprocess.Popen(["sh", "-c", "trap '' TERM; echo; while :; do sleep 0.1; done"], stdout=-1)
+        apart = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+        assert stubborn.stdout is not None
+        stubborn.stdout.readline()  # it is deaf by now
+        (folder / "started").write_text(f"{sleeper.pid} {stubborn.pid} {apart.pid}")
+        time.sleep(float(arguments[0]))
     elif what == "descriptors":
         print([descriptor for descriptor in range(5000) if _is_open(descriptor)])
     elif what == "break-output":

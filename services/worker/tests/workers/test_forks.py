@@ -170,6 +170,39 @@ async def test_what_a_worker_had_begun_is_read_back_after_its_crash(tmp_path: Pa
         assert pages(tmp_path) == []
 
 
+@contextlib.asynccontextmanager
+async def started(one: Nursery, seconds: int) -> AsyncIterator[tuple[ProcessId, int, int, int]]:
+    """Have a worker that ends after a while start three others: one, one that is deaf, and one of its own session."""
+    process, told = one.start(f"start {seconds}"), one.folder / "started"
+    await until(lambda: told.exists() and len(told.read_text().split()) == 3)
+    sleeper, stubborn, apart = map(int, told.read_text().split())
+    assert all(map(is_alive, (sleeper, stubborn, apart)))
+    try:
+        yield process, sleeper, stubborn, apart
+    finally:
+        os.kill(apart, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_what_a_worker_has_started_ends_with_it(tmp_path: Path, killed: bool) -> None:
+    async with nursery(tmp_path) as one, started(one, 3600 if killed else 0) as (process, sleeper, stubborn, apart):
+        if killed:
+            one.forks.kill(process)
+        await one.end_of(process)
+        await until(lambda: not is_alive(sleeper))
+        await until(lambda: not is_alive(stubborn))
+        assert is_alive(apart), "who wants to outlive it may"
+
+
+async def test_what_workers_have_started_ends_with_the_node(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as entered:
+        async with nursery(tmp_path) as one:
+            _, sleeper, stubborn, apart = await entered.enter_async_context(started(one, 3600))
+        assert not is_alive(sleeper)
+        assert not is_alive(stubborn)
+        assert is_alive(apart)
+
+
 async def test_a_worker_that_is_killed_before_its_birth_dies_at_birth(tmp_path: Path) -> None:
     async with nursery(tmp_path) as one:
         process = one.start("sleep")

@@ -21,6 +21,7 @@ from shoal_core.protocol.ids import ProcessId
 from shoal_core.runtime.worker.execution import BEGUN
 from shoal_core.runtime.worker.process import WorkerConfig
 from shoal_worker.inputs import ProcessEnded
+from shoal_worker.workers import remnants
 from shoal_worker.workers.templates import TEMPLATE, launch
 
 PAGE_BYTES = 4096
@@ -144,6 +145,7 @@ class Forks:
             _kill(pid)
         for pid in self._pids.values():
             _await_end(pid)
+        remnants.end(self._pids.values())
         self._pids.clear()
         return status
 

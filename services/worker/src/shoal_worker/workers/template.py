@@ -6,6 +6,7 @@ its node service over a socket that it inherits: each line it reads is the birth
 worker's output pipes.
 
 The chain of death: the kernel kills the template when the node service dies, and each worker when the template does.
+What a worker has started, and left behind when it ended, the template ends (``remnants``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from typing import NoReturn, TextIO
 
 import msgspec
@@ -32,6 +34,7 @@ from shoal_core.protocol.errors import ShoalError
 from shoal_core.runtime.worker.output import MarkedStream
 from shoal_core.runtime.worker.process import WorkerConfig, main, printing_name
 from shoal_core.runtime.worker.rehearsal import rehearse
+from shoal_worker.workers.remnants import LOOK_SECONDS, Remnants
 
 MOST_LINE_BYTES = 64 * 1024
 
@@ -56,6 +59,7 @@ class Template:
     def __init__(self, node: socket.socket) -> None:
         self._node = node
         self._births: dict[int, str] = {}
+        self._remnants = Remnants()
         self._buffer = b""
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -67,10 +71,12 @@ class Template:
         poll.register(self._node, select.POLLIN)
         poll.register(self._wake_reader, select.POLLIN)
         while True:
-            readable = [descriptor for descriptor, _ in poll.poll()]
+            readable = [descriptor for descriptor, _ in poll.poll(1000 * LOOK_SECONDS if self._remnants else None)]
             if self._wake_reader in readable:
                 os.read(self._wake_reader, 4096)
             self._reap()
+            if self._remnants:
+                self._remnants.look(time.monotonic())
             if self._node.fileno() in readable and not self._read():
                 return
 
@@ -130,6 +136,7 @@ class Template:
             if pid == 0:
                 return
             process = self._births.pop(pid, None)
+            self._remnants.ended(pid, time.monotonic())
             if process is not None:
                 self._tell({"ended": process, "reason": describe(pid, status), "in_order": status == 0})
 

@@ -1,0 +1,61 @@
+"""What worker processes leave behind: processes that they have started end with them.
+
+A worker process leads a process group of its own. In that is all that it starts, and what these start, unless they ask
+for a session of their own (``start_new_session=True``). When the worker process has ended, however that came, the
+others are asked to end (SIGTERM); who has not done so ``GRACE_SECONDS`` later is killed. As long as a group has members
+its number is nobody else's; that it has none any more is seen ``LOOK_SECONDS`` later at most.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+
+GRACE_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+LAST_SECONDS = 1.0
+"""So long they have when the node ends, and once more to die when they are killed."""
+
+
+class Remnants:
+    """The groups of worker processes that have ended, as far as somebody is left in them."""
+
+    def __init__(self) -> None:
+        self._kill_at: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._kill_at)
+
+    def ended(self, group: int, now: float) -> None:
+        """The worker process that led a group has ended."""
+        if _send(group, signal.SIGTERM):
+            self._kill_at[group] = now + GRACE_SECONDS
+
+    def look(self, now: float) -> None:
+        """Forget those that have ended, and kill those whose time is over."""
+        for group, kill_at in [*self._kill_at.items()]:
+            if not _send(group, 0):
+                del self._kill_at[group]
+            elif now >= kill_at:
+                _send(group, signal.SIGKILL)
+                del self._kill_at[group]  # where nobody reaps orphans, their group stays for ever
+
+
+def end(groups: Iterable[int]) -> None:
+    """End what is left of groups whose worker processes have ended, and return when it has."""
+    left = [group for group in groups if _send(group, signal.SIGTERM)]
+    kill_at = time.monotonic() + LAST_SECONDS
+    while left and (now := time.monotonic()) < kill_at + LAST_SECONDS:
+        time.sleep(0.01)
+        left = [group for group in left if _send(group, signal.SIGKILL if now >= kill_at else 0)]
+
+
+def _send(group: int, number: int) -> bool:
+    """Send a signal to all of a group; tell whether there is anybody in it who can be reached."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
