@@ -21,7 +21,7 @@ import pytest
 
 import shoal
 from shoal import exceptions
-from shoal.actor import ActorClassInheritanceException, ActorHandle
+from shoal.actor import ActorClass, ActorClassInheritanceException, ActorHandle
 from shoal.util import list_named_actors
 from tests.integration.waiting import SECONDS, get, is_gone, until
 
@@ -63,6 +63,16 @@ class CounterClass:
 
 
 Counter: Any = shoal.remote(CounterClass)
+
+
+class EchoClass:
+    def echo(self, value: Any) -> Any:
+        return value
+
+
+class AsyncEchoClass:
+    async def echo(self, value: Any) -> Any:
+        return value
 
 
 class ExitsClass:
@@ -175,6 +185,27 @@ class TestCalls:
         gate.open.remote()
         get(late)
         assert get(counter.all.remote()) == [1, 0]
+
+    @pytest.mark.parametrize("kind", ["async", "threaded", "groups"])
+    def test_calls_that_run_at_once_do_not_wait_for_the_arguments_of_others(self, kind: str) -> None:
+        options: dict[str, Any] = {
+            "async": {},
+            "threaded": {"max_concurrency": 2},
+            "groups": {"concurrency_groups": {"io": 1}},
+        }
+        gate = Gate.remote()
+        cls = AsyncEchoClass if kind == "async" else EchoClass
+        actor: Any = ActorClass(cls, options[kind]).remote()
+        late = actor.echo.remote(closed.remote(gate, 0))
+        assert get(actor.echo.remote(1)) == 1
+        gate.open.remote()
+        assert get(late) == 0
+
+    def test_calls_that_run_at_once_cannot_be_told_to_keep_their_order(self) -> None:
+        for cls, options in ((AsyncEchoClass, {}), (EchoClass, {"max_concurrency": 2})):
+            actor_class: Any = ActorClass(cls, {**options, "allow_out_of_order_execution": False})
+            with pytest.raises(ValueError, match="allow_out_of_order_execution cannot be False"):
+                actor_class.remote()
 
     def test_an_argument_that_failed_fails_its_call_alone(self) -> None:
         @shoal.remote

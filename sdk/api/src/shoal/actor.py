@@ -203,6 +203,7 @@ def _create(
     if options.get_if_exists and (existing := _find(options.name, namespace, current)) is not None:
         return handle_of(existing)
     methods, signatures = actor_class.members()
+    sequential, unordered = _concurrency(options, cls)
     strategy, in_group = _place(options, cls.__name__, current)
     actor, ref = current.new_actor()
     job = _open_job(current, actor) if options.detached else current.job
@@ -221,8 +222,8 @@ def _create(
         class_name=cls.__name__,
         methods=methods,
         retries=options.max_task_retries,
-        sequential=not (options.concurrency > 1 or options.groups or is_async(cls)),
-        unordered=options.unordered,
+        sequential=sequential,
+        unordered=unordered,
         max_pending_calls=options.max_pending_calls,
         detached=options.detached,
     )
@@ -247,6 +248,20 @@ def _create(
     )
     encoded = _bounded(spec, MOST_SPEC_BYTES, f"what {cls.__name__} is made of")
     return _request(current, options, description, encoded, holds, ref, handle_description, signatures)
+
+
+def _concurrency(options: ActorOptions, cls: type[Any]) -> tuple[bool, bool]:
+    """Return whether an actor runs one call after the other, and whether its calls need not wait for each other's
+    arguments: as a rule those of actors that run several at once, for which nothing else is possible, as in Ray.
+    """
+    at_once = options.concurrency > 1 or is_async(cls)
+    if at_once and options.unordered is False:
+        raise ValueError(
+            f"{cls.__name__} runs several calls at once (it is async, or has max_concurrency), so they keep no order: "
+            "allow_out_of_order_execution cannot be False; leave it out."
+        )
+    sequential = not (at_once or options.groups)
+    return sequential, not sequential if options.unordered is None else options.unordered
 
 
 def _request(

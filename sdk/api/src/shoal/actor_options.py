@@ -112,7 +112,7 @@ class ActorOptions:
     max_restarts: int
     max_task_retries: int
     max_pending_calls: int
-    unordered: bool
+    unordered: bool | None
 
 
 def resolve_actor(options: Mapping[str, Any]) -> ActorOptions:
@@ -142,5 +142,5 @@ def resolve_actor(options: Mapping[str, Any]) -> ActorOptions:
         max_restarts=given.get("max_restarts", 0),
         max_task_retries=given.get("max_task_retries", 0),
         max_pending_calls=given.get("max_pending_calls", -1),
-        unordered=given.get("allow_out_of_order_execution", False),
+        unordered=given.get("allow_out_of_order_execution"),
     )

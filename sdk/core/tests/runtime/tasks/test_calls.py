@@ -123,9 +123,27 @@ def test_a_call_whose_argument_is_late_holds_up_those_behind_it() -> None:
 def test_where_order_is_not_asked_for_a_late_argument_holds_up_nobody() -> None:
     one = One()
     one.hear(news(ActorState.ALIVE, 0, FIRST))
+    late, failed = call(1, unresolved=1, unordered=True), call(2, unresolved=1, unordered=True)
+    one.calls.enqueue(late)
+    one.calls.enqueue(failed)
+    one.calls.enqueue(call(3, unordered=True))
+    assert one.sent() == [3]
+    assert one.calls.withdraw(failed)
+    late.unresolved = 0
+    one.calls.resolved(late)
+    assert one.sent() == [1]
+
+
+def test_calls_whose_arguments_are_late_die_with_the_actor() -> None:
+    one = One()
+    one.hear(news(ActorState.ALIVE, 0, FIRST))
     one.calls.enqueue(call(1, unresolved=1, unordered=True))
-    one.calls.enqueue(call(2, unordered=True))
-    assert one.sent() == [2]
+    assert one.sent() == []
+    one.calls.process_died(FIRST, one.now)
+    assert one.calls.questions == [ACTOR], "somebody waits for it"
+    one.hear(news(ActorState.DEAD))
+    one.wait(GRACE_SECONDS)
+    assert one.failed() == [(1, "actor_died")]
 
 
 def test_a_call_whose_argument_failed_holds_up_nobody() -> None:
@@ -319,10 +337,10 @@ class World(RuleBasedStateMachine):
 
     # --- the caller
 
-    @rule(retries=st.integers(-1, 2), late=st.booleans())
-    def a_call_is_made(self, retries: int, late: bool) -> None:
+    @rule(retries=st.integers(-1, 2), late=st.booleans(), unordered=st.booleans())
+    def a_call_is_made(self, retries: int, late: bool, unordered: bool) -> None:
         number = TaskNumber(len(self.fates) + 1)
-        pending = call(number, retries=retries, unresolved=1 if late else 0)
+        pending = call(number, retries=retries, unresolved=1 if late else 0, unordered=unordered)
         self.fates[number] = Fate(pending, retries)
         self.calls.enqueue(pending)
 
@@ -473,7 +491,8 @@ class World(RuleBasedStateMachine):
         self.calls.sanity_check()
         assert {number for number, fate in self.fates.items() if fate.ended != 1} == set(), "every call ends"
         for order in self.order:
-            firsts = [number for number in order if self.fates[TaskNumber(number)].retries == 0]
+            fates = [self.fates[TaskNumber(number)] for number in order]
+            firsts = [fate.call.wire.number for fate in fates if fate.retries == 0 and not fate.call.unordered]
             assert firsts == sorted(firsts), "calls run in the order in which they were made"
         assert self.calls.quiet()
 

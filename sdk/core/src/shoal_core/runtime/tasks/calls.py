@@ -1,8 +1,9 @@
 """What this process asks of actors, as a pure core: calls wait in order, go to the actor's process, and come back.
 
 The calls of one process to one actor keep their order. They wait for the actor to be ALIVE, and for the arguments of
-those before them; from then on the channel keeps the order. What is in flight when the actor's process ends is settled
-by what the control store says of the actor next::
+those before them; from then on the channel keeps the order. Of an actor that runs several calls at once, or is told to,
+they are ``unordered``: none waits for the arguments of another. What is in flight when the actor's process ends is
+settled by what the control store says of the actor next::
 
     waiting ── ALIVE, its turn, its arguments are there ──► in flight ── TaskDone ──► ended
        ▲                                                      │
@@ -78,7 +79,10 @@ class PendingCall(msgspec.Struct, eq=False, gc=False):
 
 
 class Callee:
-    """An actor as one of its callers knows it."""
+    """An actor as one of its callers knows it.
+
+    ``queue`` are the calls that wait for their turn; ``late`` those that have to keep no order and lack arguments.
+    """
 
     __slots__ = (
         "actor",
@@ -86,6 +90,7 @@ class Callee:
         "death",
         "in_flight",
         "incarnation",
+        "late",
         "missing_since",
         "name",
         "news",
@@ -107,6 +112,7 @@ class Callee:
         self.process: ProcessId | None = None
         self.death: ActorDeath | None = None
         self.queue: deque[PendingCall] = deque()
+        self.late: dict[PendingCall, None] = {}
         self.in_flight: dict[TaskNumber, PendingCall] = {}
         self.positions = 0
         self.seconds: float | None = None
@@ -118,7 +124,20 @@ class Callee:
     @property
     def is_awaited(self) -> bool:
         """Whether somebody waits for news of it."""
-        return bool(self.queue or self.in_flight) and self.process is None
+        return self.has_calls and self.process is None
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether calls of it have not ended."""
+        return bool(self.queue or self.late or self.in_flight)
+
+    def withdraw(self, what: Callable[[PendingCall], bool]) -> list[PendingCall]:
+        """Return the calls that have not been sent and are such, and have them wait no more."""
+        withdrawn = [call for call in (*self.queue, *self.late) if what(call)]
+        if withdrawn:
+            self.queue = deque(call for call in self.queue if not what(call))
+            self.late = {call: None for call in self.late if not what(call)}
+        return withdrawn
 
     def died(self) -> Failed:
         """Return what becomes of calls of an actor that is dead."""
@@ -198,15 +217,23 @@ class Calls:
     def resolved(self, call: PendingCall) -> None:
         """The arguments of a call are all there, if it still waits for them."""
         callee = self._callees.get(call.actor)
-        if callee is not None:
-            self._touched[callee] = None
+        if callee is None:
+            return
+        if call in callee.late:
+            del callee.late[call]
+            add = callee.queue.appendleft if call.remade else callee.queue.append
+            add(call)
+        self._touched[callee] = None
 
     def withdraw(self, call: PendingCall) -> bool:
         """A call will never be made, since an argument has failed; tell whether it still waited."""
         callee = self._callees.get(call.actor)
-        if callee is None or call not in callee.queue:
+        if callee is not None and call in callee.late:
+            del callee.late[call]
+        elif callee is not None and call in callee.queue:
+            callee.queue.remove(call)
+        else:
             return False
-        callee.queue.remove(call)
         self._touched[callee] = None
         return True
 
@@ -284,7 +311,7 @@ class Calls:
     def reread(self, now: float) -> None:
         """News may have been missed: ask about every actor that somebody waits for."""
         for callee in self._callees.values():
-            if callee.queue or callee.in_flight:
+            if callee.has_calls:
                 self._ask(callee, now)
 
     def tick(self, now: float) -> None:
@@ -310,16 +337,13 @@ class Calls:
         """Send what can be sent, and fail what need not wait."""
         touched, self._touched = self._touched, {}
         for callee in touched:
-            queue = callee.queue
             if callee.state is ActorState.DEAD:
-                self.failed += [(call, callee.died()) for call in queue]
-                queue.clear()
+                self.failed += [(call, callee.died()) for call in callee.withdraw(_always)]
             elif callee.process is not None:
                 if callee.news is None:  # else its end is known, and only its last results are waited for
                     self._send(callee, callee.process)
-            elif callee.state is ActorState.RESTARTING and not all(map(_may_wait, queue)):
-                self.failed += [(call, callee.unavailable()) for call in queue if not _may_wait(call)]
-                callee.queue = deque(call for call in queue if _may_wait(call))
+            elif callee.state is ActorState.RESTARTING:
+                self.failed += [(call, callee.unavailable()) for call in callee.withdraw(_may_not_wait)]
             if callee.is_awaited and callee not in self._timed:
                 self._timed.add(callee)
                 callee.ask_at = now + ASK_SECONDS
@@ -339,17 +363,17 @@ class Calls:
             assert callee.state is not ActorState.DEAD or not callee.in_flight
             positions = [call.wire.position for call in callee.in_flight.values()]
             assert positions == sorted(positions), "what is in flight was sent in order"
+            assert all(call.unordered for call in callee.late)
             assert not callee.is_awaited or callee in self._timed or callee in self._touched, "nobody waits for ever"
 
     def _send(self, callee: Callee, process: ProcessId) -> None:
         queue, outgoing, in_flight = callee.queue, self.outgoing, callee.in_flight
-        late: list[PendingCall] = []
         while queue and len(in_flight) < callee.window:
             call = queue[0]
             if call.unresolved:
                 if not call.unordered:
                     break
-                late.append(queue.popleft())
+                callee.late[queue.popleft()] = None
                 continue
             queue.popleft()
             callee.positions += 1
@@ -358,7 +382,6 @@ class Calls:
             if call.queueing is not None:
                 self.pushed.append((call, process))
             outgoing.append((process, call.wire))
-        queue.extendleft(reversed(late))
 
     def _apply(self, callee: Callee, news: ActorChanged) -> None:
         """Make news what is known."""
@@ -404,9 +427,13 @@ class Calls:
         self._timed.add(callee)
 
 
-def _may_wait(call: PendingCall) -> bool:
-    """Tell whether a call waits for a restart: it has a retry left, or waits for the one it was given."""
-    return call.retries != 0 or call.wire.attempt > 0
+def _always(call: PendingCall) -> bool:
+    return True
+
+
+def _may_not_wait(call: PendingCall) -> bool:
+    """Tell whether a call does not wait for a restart: it has no retry left, nor waits for one that it was given."""
+    return call.retries == 0 and call.wire.attempt == 0
 
 
 def _next_attempt(call: PendingCall) -> None:
