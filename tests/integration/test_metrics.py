@@ -48,9 +48,7 @@ def scrape(port: int) -> Samples:
 def of_node(port: int, name: str, **labels: str) -> float:
     """Return the sum over the series of the node that have these labels."""
     wanted = set(labels.items())
-    return sum(
-        v for (found, key), v in scrape(port + SERVICES.index("worker")).items() if found == name and wanted <= set(key)
-    )
+    return sum(v for (found, key), v in scrape(port).items() if found == name and wanted <= set(key))
 
 
 @shoal.remote

@@ -31,8 +31,8 @@ from shoal_core.protocol.resources import to_units
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 CLUSTER = "default"
-SERVICES = ("gcs", "scheduler", "objectstore", "worker")
-"""The services of a host, in the order of their ports for metrics."""
+SERVICES = ("worker", "gcs", "scheduler", "objectstore")
+"""The services of a host, in the order of their ports for metrics: a program's own are on the one that it named."""
 LAST_PORT = 65535
 SESSION_PREFIX = "shoal-"
 HOST_FILE = "host.json"
