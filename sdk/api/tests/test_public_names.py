@@ -145,6 +145,14 @@ def test_placement_group_is_a_function_and_a_module() -> None:
     assert [module.PlacementGroup, module.PlacementGroupID] == [PlacementGroup, shoal.PlacementGroupID]
 
 
+@pytest.mark.parametrize(
+    ("module", "name"), [("_raylet", "ObjectRef"), ("_raylet", "ObjectRefGenerator"), ("util.debug", "log_once")]
+)
+def test_modules_have_the_names_that_rays_documentation_imports_from_them(module: str, name: str) -> None:
+    offered = getattr(importlib.import_module(f"shoal.{module}"), name)
+    assert offered is getattr(shoal, name, None) or offered is getattr(shoal.util, name, None)
+
+
 @pytest.mark.parametrize("name", RAYS_NAMES_OF_REFERENCES)
 def test_references_have_rays_names(name: str) -> None:
     assert hasattr(shoal.ObjectRef, name)

@@ -9,9 +9,9 @@ from shoal.util import accelerators, check_serialize, metrics, queue, scheduling
 from shoal.util.actor_pool import ActorPool
 from shoal.util.check_serialize import inspect_serializability
 from shoal.util.completion import as_completed, map_unordered
+from shoal.util.debug import disable_log_once_globally, enable_periodic_logging, log_once
 from shoal.util.joining import connect, disconnect
 from shoal.util.node import get_node_ip_address
-from shoal.util.once import disable_log_once_globally, enable_periodic_logging, log_once
 from shoal.util.placement_group import (
     get_current_placement_group,
     get_placement_group,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.util import disable_log_once_globally, enable_periodic_logging, log_once, once
+from shoal.util import debug, disable_log_once_globally, enable_periodic_logging, log_once
 
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(once, "_said", once._Said())
+    monkeypatch.setattr(debug, "_said", debug._Said())
 
 
 def test_each_key_is_new_once() -> None:
@@ -18,11 +18,11 @@ def test_each_key_is_new_once() -> None:
 
 def test_periodically_it_is_new_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("shoal.util.once.time.monotonic", lambda: now)
-    once._said.since = now
+    monkeypatch.setattr("shoal.util.debug.time.monotonic", lambda: now)
+    debug._said.since = now
     enable_periodic_logging()
     assert [log_once("a"), log_once("a")] == [True, False]
-    now += once.PERIOD_SECONDS + 1
+    now += debug.PERIOD_SECONDS + 1
     assert [log_once("a"), log_once("a")] == [True, False]
 
 
