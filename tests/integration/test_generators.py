@@ -319,6 +319,16 @@ class TestOptions:
         assert len(whole) == 3
         assert get(list(whole)) == [0, 1, 2]
 
+    def test_an_exception_is_the_last_of_dynamic_returns(self, tmp_path: Path) -> None:
+        *made, last = get(fails_at.options(num_returns="dynamic").remote(2))
+        assert get(made) == [0, 1]
+        with pytest.raises(ValueError, match="no 2"):
+            get(last)
+        again = large_at_second_try.options(num_returns="dynamic", retry_exceptions=True, max_retries=1)
+        assert [len(part) for part in get(list(get(again.remote(tmp_path / "tries"))))] == [LARGE, LARGE]
+        with pytest.raises(TypeError, match="not iterable"):
+            get(shoal.remote(num_returns="dynamic")(len).remote(""))
+
     def test_dynamic_returns_may_be_passed_on(self) -> None:
         @shoal.remote
         def total(whole: Any) -> int:

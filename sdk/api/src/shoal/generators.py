@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 
 from shoal.session import runtime
 from shoal_core.runtime.ownership.objects import ObjectRef
+from shoal_core.runtime.worker.work import current as current_task
+from shoal_core.runtime.worker.work import is_retryable
 
 T = TypeVar("T")
 
@@ -34,6 +36,24 @@ def collected(function: Callable[..., Iterable[T]]) -> Callable[..., DynamicObje
 
     @functools.wraps(function)
     def collect(*args: Any, **kwargs: Any) -> DynamicObjectRefGenerator[T]:
-        return DynamicObjectRefGenerator([runtime().put(item) for item in function(*args, **kwargs)])
+        return DynamicObjectRefGenerator(_put_all(iter(function(*args, **kwargs))))
 
     return collect
+
+
+def _put_all(items: Iterator[T]) -> list[ObjectRef[T]]:
+    """Put items as they come and return the references.
+
+    An exception stands in the place of one more, as in Ray, unless the task is to be tried again after it.
+    """
+    current, refs = runtime(), []
+    try:
+        for item in items:
+            refs.append(current.put(item))
+    except Exception as error:
+        running = current_task.get()
+        assert running is not None
+        if is_retryable(running.task, error):
+            raise
+        refs.append(current.put_failure(running.label, error))
+    return refs

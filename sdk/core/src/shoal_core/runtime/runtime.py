@@ -54,7 +54,7 @@ from shoal_core.protocol.traces import UNRECORDED
 from shoal_core.protocol.wire import decode
 from shoal_core.runtime.commands import Cancel, Notify, Persisted, StreamMoved, Withdraw
 from shoal_core.runtime.data.durable import DurableTier, Restoring
-from shoal_core.runtime.data.failures import culprit, error_of
+from shoal_core.runtime.data.failures import culprit, error_of, failure
 from shoal_core.runtime.data.serialization import INLINE_BYTES, Codec, Dependency, Serialized
 from shoal_core.runtime.data.transfers import Transfers
 from shoal_core.runtime.data.values import Values
@@ -601,6 +601,15 @@ class Runtime:
         placed = self.values.place(serialized, self.local, state.key)
         # Nobody else knows the object yet, so nobody can be waiting for it.
         state.value = placed
+        return ref
+
+    def put_failure(self, name: str, error: BaseException) -> ObjectRef[Any]:
+        """Make an object in whose place there is an exception, of the task of that name, and return a reference."""
+        self.getting.check_open()
+        failed, pickled = failure(self.codec, name, error)
+        ref = self.objects.create(object_key(self._draw_number(), 0))
+        ref._state.contents, ref._state.value = pickled.references, failed
+        ref._state.heeded = True  # whoever reads it is in another process, and this one is not told
         return ref
 
     def get(self, refs: Sequence[ObjectRef[Any]], timeout_seconds: float | None) -> list[Any]:

@@ -224,7 +224,7 @@ class Work:
         if self._was_cancelled_by(error):
             self._end_with([*self._made, *[(self._cancelled(), None)] * left])
         else:
-            retryable = _is_retryable(task, error)
+            retryable = is_retryable(task, error)
             failed = failure(self._runtime.codec, self._name, error)
             self._end_with([*self._made, *[failed] * left], retryable=retryable)
         return True
@@ -483,7 +483,8 @@ def _declared(task: Task) -> str:
     return f"Task {task.name} was declared with num_returns={task.returns} but returned"
 
 
-def _is_retryable(task: Task, error: BaseException) -> bool:
+def is_retryable(task: Task, error: BaseException) -> bool:
+    """Tell whether a task is to be tried again after an exception."""
     if not task.retry_on or not isinstance(error, Exception):
         return False
     if task.retry_on == ALL_EXCEPTIONS:
