@@ -244,10 +244,17 @@ class TestCalling:
         def holds() -> bool:
             return lock.locked()
 
-        with pytest.raises(TypeError, match=r"holds(.|\n)*lock"):
+        with pytest.raises(TypeError, match=r"The function .*holds(.|\n)*lock"):
             holds.remote()
 
-    def test_large_arguments_and_large_functions_travel(self) -> None:
+        class Holds:
+            def locked(self) -> bool:
+                return lock.locked()
+
+        with pytest.raises(TypeError, match=r"The class .*Holds(.|\n)*inside the class"):
+            shoal.remote(Holds).remote()
+
+    def test_large_arguments_travel_and_large_functions_with_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
         assert shoal.get(length.remote(b"x" * 5_000_000), timeout=30) == 5_000_000
         assert shoal.get(length.remote(value=["x" * 5_000_000]), timeout=30) == 1
         captured = os.urandom(20_000_000)
@@ -256,7 +263,10 @@ class TestCalling:
         def large() -> int:
             return len(captured)
 
-        assert shoal.get(large.remote(), timeout=30) == 20_000_000
+        with caplog.at_level("WARNING", "shoal"):
+            assert shoal.get(large.remote(), timeout=30) == 20_000_000
+        assert "large is 20,000," in caplog.text
+        assert "put() that" in caplog.text
 
     def test_a_function_that_is_too_large_says_what_to_do(self) -> None:
         captured = bytes(100_000_000)
@@ -320,7 +330,7 @@ class TestTasksThatMisbehave:
         assert shoal.get(lengths, timeout=30) == [*range(50), *range(50)]
 
     def test_a_result_that_cannot_be_pickled_is_an_error_that_names_it(self) -> None:
-        with pytest.raises(TypeError, match="lock"):
+        with pytest.raises(TypeError, match=r"lock(.|\n)*What call\(\) returned cannot be pickled: a lock"):
             shoal.get(call.remote(threading.Lock), timeout=30)
         with pytest.raises(exceptions.TaskError, match="lock"):
             shoal.get(call.remote(Locked), timeout=30)

@@ -7,6 +7,7 @@ job may export.
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import threading
 from collections.abc import Callable
@@ -22,7 +23,10 @@ from shoal_core.runtime.data.serialization import dumps
 
 PART_BYTES = 512 * 1024
 MOST_BYTES = 95 * 1024 * 1024
+LARGE_BYTES = 10 * 1024 * 1024
 REQUEST_SECONDS = 30.0
+
+logger = logging.getLogger("shoal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +48,26 @@ class Definition:
 
 def export(definition: Definition) -> Exported:
     """Pickle a function; ``TypeError`` that names what cannot be pickled, ``ValueError`` where it is too large."""
-    name = getattr(definition.function, "__qualname__", repr(definition.function))
+    kind = "class" if isinstance(definition.function, type) else "function"
+    name = f"{kind} {getattr(definition.function, '__qualname__', repr(definition.function))}"
     try:
         data = dumps((definition.function, definition.max_calls))
     except (TypeError, pickle.PicklingError, AttributeError, RuntimeError) as error:
         raise TypeError(
-            f"The function {name} cannot be sent to a worker, because something it refers to cannot be pickled: "
-            f"{error}. Create that object inside the function, or pass it as an argument that can be pickled."
+            f"The {name} cannot be sent to a worker, because something it refers to cannot be pickled: {error}. Create "
+            f"that object inside the {kind}, or pass it as an argument that can be pickled."
         ) from error
     if len(data) > MOST_BYTES:
         raise ValueError(
-            f"The function {name} is {len(data):,} bytes when pickled; at most {MOST_BYTES:,} are sent. It probably "
-            "captures a large object: put() that and pass the reference as an argument."
+            f"The {name} is {len(data):,} bytes when pickled; at most {MOST_BYTES:,} are sent. It probably captures a "
+            "large object: put() that and pass the reference as an argument."
+        )
+    if len(data) > LARGE_BYTES:
+        logger.warning(
+            "The %s is %s bytes when pickled, which each of its worker processes fetches. It probably captures a large "
+            "object: put() that and pass the reference as an argument.",
+            name,
+            f"{len(data):,}",
         )
     return Exported(digest(data), data, getattr(definition.function, "__name__", ""))
 

@@ -325,11 +325,11 @@ class Work:
         if ENABLED and self.processing is not None:
             self.processing.store()
         if task.returns == 1:
-            results = [runtime.codec.dump(result)]
+            results = [self._dump(result)]
         elif task.returns == 0:
             results = []
         else:
-            results = [runtime.codec.dump(part) for part in _parts(task, result)]
+            results = [self._dump(part) for part in _parts(task, result)]
         self._end([self._place(index, serialized) for index, serialized in enumerate(results, 1)], results, False)
 
     def _take(self, items: Generator[Any, None, None]) -> None:
@@ -341,7 +341,7 @@ class Work:
         made, task = self._made, self.accepted.task
         try:
             while len(made) < task.returns:
-                serialized = self._runtime.codec.dump(self._next(items))
+                serialized = self._dump(self._next(items))
                 made.append((self._place(len(made) + 1, serialized), serialized))
             self._next(items)
             print(f"{_declared(task)} more values; the rest is dropped.", file=sys.stderr, flush=True)
@@ -371,6 +371,14 @@ class Work:
             return next(items)
         finally:
             accepted.interruptible = False
+
+    def _dump(self, value: Any) -> Serialized:
+        """Serialize what the function returned or yielded."""
+        try:
+            return self._runtime.codec.dump(value)
+        except Exception as error:
+            error.add_note(f"What {self._name}() returned cannot be pickled: a {type(value).__name__}.")
+            raise
 
     def _place(self, index: int, serialized: Serialized) -> Value:
         """Return one value that the task makes as it travels."""
@@ -429,7 +437,7 @@ class Work:
         if index > MOST_ITEMS:
             raise ValueError(f"{self._name} yielded more than {MOST_ITEMS:,} items; yield them in batches.")
         began_ns = time.time_ns() if ENABLED else 0
-        serialized = self._runtime.codec.dump(item)
+        serialized = self._dump(item)
         value = self._place(index, serialized)
         if ENABLED and self.processing is not None:
             self.processing.item(began_ns, value)
