@@ -198,6 +198,12 @@ def test_wait_times_out_with_what_is_ready(tmp_path: Path) -> None:
     assert (ready, rest) == ([slow, quick], [])
 
 
+def test_a_timeout_of_get_is_not_negative_but_for_minus_one_which_is_none() -> None:
+    assert shoal.get(add.remote(1), timeout=-1) == shoal.get(add.remote(1))
+    with pytest.raises(ValueError, match="must not be negative, got -2"):
+        shoal.get(shoal.put(1), timeout=-2)
+
+
 def test_wait_refuses_what_it_cannot_do() -> None:
     ref = shoal.put(1)
     with pytest.raises(ValueError, match="unique"):

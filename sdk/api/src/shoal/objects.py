@@ -24,12 +24,14 @@ def get(object_refs: Sequence[ObjectRef[T]], *, timeout: float | None = None) ->
 def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     """Return the value of a reference, or the list of values of a list of them, waiting until they are ready.
 
-    ``timeout`` is in seconds; 0 only looks. Raises ``GetTimeoutError``, or the first error among the objects as soon as
-    it is known: an exception of user code is raised as an instance of its own class that is a ``TaskError`` as well.
-    Arrays are read-only views of shared memory where they are large.
+    ``timeout`` is in seconds; 0 only looks, and -1 means none, as in Ray. Raises ``GetTimeoutError``, or the first
+    error among the objects as soon as it is known: an exception of user code is raised as an instance of its own class
+    that is a ``TaskError`` as well. Arrays are read-only views of shared memory where they are large.
     """
     if timeout is not None and timeout < 0:
-        raise ValueError(f"timeout must not be negative, got {timeout}.")
+        if timeout != -1:
+            raise ValueError(f"timeout must not be negative, got {timeout}.")
+        timeout = None
     if type(object_refs) is ObjectRef:
         return runtime().get((object_refs,), timeout)[0]
     if isinstance(object_refs, ObjectRefGenerator):
