@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,14 @@ def test_the_traceback_of_a_task_that_read_a_failed_one_shows_the_code_of_both_a
         shoal.get(read_failed.remote())
     frames = [line.rpartition(" in ")[2] for line in str(caught.value).splitlines() if line.startswith("  File ")]
     assert frames == ["read_failed", "fail"]
+
+
+@pytest.mark.parametrize("read", [shoal.get, lambda ref: shoal.get([ref, ref]), lambda ref: ref.future().result()])
+def test_an_error_is_raised_with_little_of_how_it_was_read(read: Callable[[ObjectRef[Any]], Any]) -> None:
+    ref = fail.remote("no such")
+    with pytest.raises(KeyError) as caught:
+        read(ref)
+    assert len([entry for entry in caught.traceback if "shoal_core" in str(entry.path)]) <= 2
 
 
 def test_a_function_that_calls_itself_may_leave_out_arguments() -> None:

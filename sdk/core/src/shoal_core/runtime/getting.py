@@ -56,15 +56,17 @@ class Getting:
     def get(self, states: Sequence[ObjectState], timeout_seconds: float | None) -> list[Any]:
         """Return the values of objects in order; the first error among them is raised as soon as it is known.
 
-        A copy that turns out to be lost is waited for until it has come again.
+        A copy that turns out to be lost is waited for until it has come again. The traceback of an error begins here:
+        below it is nothing but how values are read, and frames that hold references.
         """
         try:
             return self._get(states, timeout_seconds)
-        except GetTimeoutError:
-            raise
-        except Exception:
-            for state in states:
-                state.heeded = True
+        except Exception as error:
+            if not isinstance(error, GetTimeoutError):
+                for state in states:
+                    state.heeded = True
+            if isinstance(error, ShoalError):
+                error.__traceback__ = None
             raise
 
     def _get(self, states: Sequence[ObjectState], timeout_seconds: float | None) -> list[Any]:
