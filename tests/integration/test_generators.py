@@ -465,6 +465,39 @@ class TestErrors:
         with pytest.raises(exceptions.WorkerCrashedError):
             get(last)
 
+    @pytest.mark.parametrize("how", ["task", "plain", "threaded", "async", "group"])
+    def test_what_was_yielded_is_there_though_the_process_ends_in_what_follows(self, how: str) -> None:
+        class Ends:
+            @shoal.method(num_returns="streaming")
+            def ends(self) -> Iterator[int]:
+                yield from range(3)
+                os._exit(1)
+
+        class EndsOnALoop:
+            async def ends(self) -> AsyncIterator[int]:
+                for index in range(3):
+                    yield index
+                os._exit(1)
+
+            @shoal.method(concurrency_group="other")
+            async def ends_in_a_group(self) -> AsyncIterator[int]:
+                for index in range(3):
+                    yield index
+                os._exit(1)
+
+        if how == "task":
+            gen = shoal.remote(max_retries=0)(lambda: Ends().ends()).options(num_returns="streaming").remote()
+        elif how in ("plain", "threaded"):
+            gen = shoal.remote(Ends).options(max_concurrency=1 + (how == "threaded")).remote().ends.remote()
+        else:
+            actor: Any = shoal.remote(concurrency_groups={"other": 2})(EndsOnALoop).remote()
+            method = actor.ends if how == "async" else actor.ends_in_a_group
+            gen = method.options(num_returns="streaming").remote()
+        *items, last = list(gen)
+        assert get(items) == [0, 1, 2]
+        with pytest.raises((exceptions.WorkerCrashedError, exceptions.ActorDiedError)):
+            get(last)
+
     def test_an_actor_that_is_killed_ends_its_generators(self, tmp_path: Path) -> None:
         actor = Plain.remote()
         gen = actor.gated.remote(2, tmp_path / "never")

@@ -61,7 +61,7 @@ from shoal_core.runtime.data.values import Values
 from shoal_core.runtime.environments import Fields
 from shoal_core.runtime.getting import Getting
 from shoal_core.runtime.loop.spinning import Spin
-from shoal_core.runtime.loop.turns import check_may_wait, is_here, visit
+from shoal_core.runtime.loop.turns import check_may_wait, is_here, run_here, visit
 from shoal_core.runtime.ownership import objects
 from shoal_core.runtime.ownership.objects import ObjectRef, ObjectState, ObjectTable
 from shoal_core.runtime.ownership.streams import STREAMING, ObjectRefGenerator, Stream
@@ -202,6 +202,19 @@ class Runtime:
         future = asyncio.run_coroutine_threadsafe(self._unless_closed(coroutine), self.loop)
         visit(self.loop, future.done, None, self._spin)
         return future.result()
+
+    def send_now(self) -> None:
+        """Return when what this thread has left for the I/O thread is sent (user threads only)."""
+        if self.reactor.closed is None and not run_here(self.loop, self.reactor.drain):
+            asyncio.run_coroutine_threadsafe(self._drain(), self.loop).result()
+
+    async def send_soon(self) -> None:
+        """Return when what this thread has left for the I/O thread is sent (on an event loop of an actor)."""
+        if self.reactor.closed is None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._drain(), self.loop))
+
+    async def _drain(self) -> None:
+        self.reactor.drain()
 
     async def _unless_closed(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Return what a coroutine returns, unless this process leaves the cluster before its end (I/O thread)."""

@@ -24,7 +24,7 @@ import uvloop
 from shoal_core.runtime.loop import turns
 from shoal_core.runtime.loop.interruptions import Deferred
 from shoal_core.runtime.loop.spinning import Spin
-from shoal_core.runtime.loop.turns import SharedLoop, attended, check_may_wait, is_here, leave, visit
+from shoal_core.runtime.loop.turns import SharedLoop, attended, check_may_wait, is_here, leave, run_here, visit
 
 LONG_SECONDS = 30.0
 CONTEXT = contextvars.Context()
@@ -123,6 +123,36 @@ def test_who_waits_runs_the_turns(hosted: Hosted) -> None:
     visit_with(hosted, lambda: hosted.loop.call_later(0.02, come), came.is_set)
     assert ran == [threading.get_ident()]
     assert not is_here(hosted.loop)
+
+
+def test_what_is_run_here_has_a_turn_of_its_own_and_others_go_on_after_it(hosted: Hosted) -> None:
+    ran: list[tuple[bool, int]] = []
+    came = threading.Event()
+
+    def callback() -> None:
+        ran.append((is_here(hosted.loop), threading.get_ident()))
+        hosted.loop.call_soon(came.set)
+
+    until(lambda: run_here(hosted.loop, callback))  # else the host had the turn
+    assert ran == [(True, threading.get_ident())]
+    assert not is_here(hosted.loop)
+    assert came.wait(LONG_SECONDS), "the host hears of what it has left"
+
+
+def test_nothing_is_run_here_while_another_has_the_turn(hosted: Hosted) -> None:
+    holds, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        holds.set()
+        over.wait(LONG_SECONDS)
+
+    hosted.loop.call_soon_threadsafe(hold)
+    assert holds.wait(LONG_SECONDS)
+    assert not run_here(hosted.loop, lambda: None)
+    over.set()
+    loop = asyncio.new_event_loop()
+    assert not run_here(loop, lambda: None), "it is not shared"
+    loop.close()
 
 
 def test_the_host_goes_on_by_itself_when_no_guest_comes(hosted: Hosted) -> None:

@@ -474,6 +474,15 @@ def test_a_producer_goes_on_as_far_as_its_user_lets_it() -> None:
     assert producer.may_go_on(1000), "to learn that it is closed"
 
 
+def test_an_item_is_sent_at_once_unless_many_come_at_once() -> None:
+    producer = Producer(ahead=0)
+    due = [producer.is_due(100.0) for _ in range(20)]
+    assert due[:15] == [True] * 15
+    assert not any(due[16:])
+    assert producer.is_due(100.0015), "so often"
+    assert all(producer.is_due(101.0 + 0.0015 * number) for number in range(100))
+
+
 def test_a_thread_that_waits_is_woken_by_an_advance_and_by_the_end() -> None:
     producer = Producer(ahead=1)
     made: list[int] = []
@@ -513,6 +522,7 @@ async def test_a_generator_that_yields_more_than_keys_can_count_fails_in_words(
     lone: LoneRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "MOST_ITEMS", 3)
+    monkeypatch.setattr(lone.runtime, "send_now", lambda: None)  # this is the thread that would have to
     accepted = work.Accepted(a_task(2, returns=STREAMING), WORKER, [], 1, Producer(0))
     with work.Work(lone.runtime, accepted, None) as running:
         running.succeed(iter(range(10)))

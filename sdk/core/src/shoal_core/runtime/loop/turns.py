@@ -204,6 +204,21 @@ class SharedLoop(asyncio.SelectorEventLoop):
             if timer is not None:
                 timer.cancel()
 
+    def run_here(self, callback: Callable[[], object]) -> bool:
+        """Call something in a turn of its own; return False where somebody else has the turn."""
+        if events._get_running_loop() is not None or not self._takes_guests() or _is_deep():
+            return False
+        deferred = Deferred(_nothing)
+        try:
+            with deferred:
+                if not self._take_turn():
+                    return False
+                with self._as_guest():
+                    callback()
+        finally:
+            deferred.deliver()
+        return True
+
     def _has_come(self) -> bool:
         return bool(self._ready or self._has_events.poll(0))
 
@@ -305,6 +320,11 @@ def visit(loop: AbstractEventLoop, done: Callable[[], bool], timeout_seconds: fl
     """Wait for something: for long where this thread may run the loop meanwhile, else for a moment (user threads)."""
     if not isinstance(loop, SharedLoop) or not loop.visit(done, timeout_seconds, spin):
         spin.until(done)
+
+
+def run_here(loop: AbstractEventLoop, callback: Callable[[], object]) -> bool:
+    """Call something in this thread as the loop would, if nobody else runs the loop now; return whether it did."""
+    return isinstance(loop, SharedLoop) and loop.run_here(callback)
 
 
 def attended(shared: AbstractEventLoop, loop: AbstractEventLoop) -> AbstractContextManager[None]:

@@ -403,6 +403,8 @@ class Work:
                 made += 1
                 self._hand_on(made, item)
                 del item
+                if producer.is_due(time.perf_counter()):
+                    self._runtime.send_now()
         finally:
             items.close()
         self._end_stream()
@@ -425,6 +427,8 @@ class Work:
                 made += 1
                 self._hand_on(made, item)
                 del item
+                if producer.is_due(time.perf_counter()):
+                    await self._runtime.send_soon()
         finally:
             await items.aclose()
         self._end_stream()
