@@ -16,11 +16,13 @@ from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.worker.rehearsal import rehearse
 
 COUNT_PAGES = """
-import os, resource
+import gc, os, resource
 from shoal_core.runtime.worker.rehearsal import rehearse
 
 def pages_of_a_copy():
     reader, writer = os.pipe()
+    gc.collect()
+    gc.freeze()  # as a template does: a collection in the copy would touch every page
     if os.fork() == 0:
         rehearse(times=1)
         os.write(writer, str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt).encode())
