@@ -329,6 +329,35 @@ class TestOptions:
         with pytest.raises(TypeError, match="not iterable"):
             get(shoal.remote(num_returns="dynamic")(len).remote(""))
 
+    def test_dynamic_returns_of_a_method_come_all_at_once(self) -> None:
+        class Yields:
+            @shoal.method(num_returns="dynamic")
+            def count(self, number: int, *, fails: bool = False) -> Iterator[int]:
+                yield from range(number)
+                if fails:
+                    raise ValueError("after the last")
+
+            def stream(self) -> Iterator[int]:
+                yield 7
+
+            def list(self) -> list[int]:
+                return [7]
+
+        actor: Any = shoal.remote(Yields).remote()
+        whole = get(actor.count.remote(3))
+        assert isinstance(whole, DynamicObjectRefGenerator)
+        assert get(list(whole)) == [0, 1, 2]
+        *made, last = get(actor.count.remote(2, fails=True))
+        assert get(made) == [0, 1]
+        with pytest.raises(ValueError, match="after the last"):
+            get(last)
+        assert get(list(get(actor.stream.options(num_returns="dynamic").remote()))) == [7]
+        assert values(actor.count.options(num_returns="streaming").remote(2)) == [0, 1]
+        with pytest.raises(TypeError, match="number"):
+            actor.count.remote()
+        with pytest.raises(ValueError, match="no generator function"):
+            actor.list.options(num_returns="dynamic")
+
     def test_dynamic_returns_may_be_passed_on(self) -> None:
         @shoal.remote
         def total(whole: Any) -> int:

@@ -31,6 +31,11 @@ class DynamicObjectRefGenerator(Generic[T]):
         return f"DynamicObjectRefGenerator({len(self)} references)"
 
 
+def collect_method(instance: Any, name: str, *args: Any, **kwargs: Any) -> DynamicObjectRefGenerator[Any]:
+    """Put all that a method of an actor yields and return the references (in its process)."""
+    return collected(getattr(instance, name))(*args, **kwargs)
+
+
 def collected(function: Callable[..., Iterable[T]]) -> Callable[..., DynamicObjectRefGenerator[T]]:
     """Return a function that puts all that ``function`` yields and returns the references."""
 

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from shoal import actor_options
+from shoal.generators import collect_method
 from shoal.options import retry_on, returns_of
 from shoal.session import runtime
 from shoal.signature import Arguments
@@ -19,6 +20,9 @@ from shoal_core.runtime.ownership.objects import ObjectRef
 from shoal_core.runtime.runtime import MethodCall, Runtime
 from shoal_core.runtime.tasks.pending import PendingCounter
 from shoal_core.runtime.worker.hosting import SPECIAL_METHODS
+
+CALL = "__ray_call__"
+"""The method of every actor that calls the function it is given with the instance."""
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -32,6 +36,7 @@ class MethodDescription(msgspec.Struct, array_like=True, frozen=True):
     group: str = ""
     ahead: int = 0
     generator: bool = False
+    dynamic: bool = False
 
 
 class HandleDescription(msgspec.Struct, array_like=True, frozen=True):
@@ -76,7 +81,7 @@ class ActorHandle(Generic[T_co]):
         call = self.__dict__["_shoal_calls"].get(name)
         if call is None:
             call = self._shoal_calls[name] = self._shoal_call(name)
-        return ActorMethod(self, call)
+        return ActorMethod(self, name, call)
 
     def _shoal_call(self, name: str, options: Mapping[str, Any] | None = None) -> MethodCall:
         """Return what calls of a method share, by its own options and those given here."""
@@ -90,7 +95,7 @@ class ActorHandle(Generic[T_co]):
         method = describe_method(options, method)
         return MethodCall(
             actor=self._shoal_actor,
-            method=name,
+            method=CALL if method.dynamic else name,
             name=options.get("name") or f"{about.class_name}.{name}",
             returns=method.returns,
             retries=about.retries if method.retries is None else method.retries,
@@ -126,18 +131,21 @@ class ActorHandle(Generic[T_co]):
 class ActorMethod:
     """A method of an actor, bound to a handle."""
 
-    __slots__ = ("_call", "_handle", "_options")
+    __slots__ = ("_call", "_handle", "_name", "_options")
 
-    def __init__(self, handle: ActorHandle[Any], call: MethodCall, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, handle: ActorHandle[Any], name: str, call: MethodCall, options: Mapping[str, Any] | None = None
+    ) -> None:
         self._handle = handle
+        self._name = name
         self._call = call
         self._options = options
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raise ``TypeError``: methods of actors are not called directly."""
         raise TypeError(
-            f"Actor methods cannot be called directly. Instead of running 'object.{self._call.method}()', try "
-            f"'object.{self._call.method}.remote()'."
+            f"Actor methods cannot be called directly. Instead of running 'object.{self._name}()', try "
+            f"'object.{self._name}.remote()'."
         )
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
@@ -147,8 +155,10 @@ class ActorMethod:
         arguments do not fit (if the class is known here) or cannot be pickled, and ``PendingCallsLimitExceeded``.
         """
         handle, call = self._handle, self._call
-        if (signature := handle._shoal_signatures.get(call.method)) is not None:
+        if (signature := handle._shoal_signatures.get(self._name)) is not None:
             signature.check(args, kwargs)
+        if call.method != self._name:
+            args = (collect_method, self._name, *args)
         refs = handle._shoal_runtime.call_actor(call, handle._shoal_ref, args, kwargs, handle._shoal_counter)
         if len(refs) == 1:
             return refs[0]
@@ -158,7 +168,7 @@ class ActorMethod:
         """Return this method with some options replaced: ``num_returns``, ``concurrency_group``, ``name``, …"""
         actor_options.check_method(options)
         merged = {**(self._options or {}), **options}
-        return ActorMethod(self._handle, self._handle._shoal_call(self._call.method, merged), merged)
+        return ActorMethod(self._handle, self._name, self._handle._shoal_call(self._name, merged), merged)
 
     def _remote(self, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
         """Call the method with arguments and options given as values (a name that Ray programs use)."""
@@ -173,8 +183,9 @@ def describe_method(options: Mapping[str, Any], base: MethodDescription | None =
     """Return checked options of a method as a handle keeps them, over those of ``base``."""
     base = base or MethodDescription()
     given = {name: value for name, value in options.items() if value is not None}
-    if given.get("num_returns") == "dynamic":
-        raise ValueError("num_returns='dynamic' is for tasks; a method of an actor streams: num_returns='streaming'.")
+    dynamic = given["num_returns"] == "dynamic" if "num_returns" in given else base.dynamic
+    if dynamic and not base.generator:
+        raise ValueError("num_returns='dynamic' is for methods that yield; this one is no generator function.")
     return MethodDescription(
         returns=returns_of(given["num_returns"], generator=base.generator) if "num_returns" in given else base.returns,
         retries=given.get("max_task_retries", base.retries),
@@ -182,6 +193,7 @@ def describe_method(options: Mapping[str, Any], base: MethodDescription | None =
         group=given.get("concurrency_group", base.group),
         ahead=max(0, given.get("_generator_backpressure_num_objects", base.ahead)),
         generator=base.generator,
+        dynamic=dynamic,
     )
 
 
