@@ -158,7 +158,7 @@ def _actor_died(value: Failed) -> ActorDiedError | RuntimeEnvSetupError:
         cause = _unpickled(value, "__init__")
         if isinstance(cause, RuntimeEnvSetupError):
             return cause
-        error.cause = error.__cause__ = cause
+        error.cause = cause  # and not __cause__, which would be printed before the text, where it stands already
     return error
 
 

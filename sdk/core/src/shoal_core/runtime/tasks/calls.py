@@ -142,7 +142,8 @@ class Callee:
     def died(self) -> Failed:
         """Return what becomes of calls of an actor that is dead."""
         death = self.death or ActorDeath(reason="the control store does not know it any more")
-        text = f"The actor {self.name} ({self.actor}) is dead: {death.reason}."
+        reason = death.reason if "\n" in death.reason else f"{death.reason}."  # the former ends with a traceback
+        text = f"The actor {self.name} ({self.actor}) is dead: {reason}"
         return Failed(death.code, text, death.error, actor=self.actor)
 
     def unavailable(self) -> Failed:
