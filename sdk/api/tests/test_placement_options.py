@@ -110,7 +110,7 @@ def test_labels_of_nodes() -> None:
         ({}, None, ValueError, "cannot both be empty"),
         (None, {}, ValueError, "cannot both be empty"),
         ([("a", Exists())], None, TypeError, "hard must be a dict"),
-        ({}, {"a": "b"}, TypeError, r"soft\['a'\]"),
+        ({}, {"a": "b"}, ValueError, r"soft\['a'\]"),
         ({1: Exists()}, None, TypeError, "keys of type str"),
         ({"a b": Exists()}, None, ValueError, "key 'a b'"),
     ],
@@ -148,5 +148,8 @@ def test_a_selector_does_not_go_with_another_place(option: dict[str, Any]) -> No
 
 def test_what_a_decorator_says_is_replaced_by_options() -> None:
     function: Any = shoal.remote(label_selector={"zone": "a"})(lambda: None)
-    assert function.options(label_selector={})._resolved.scheduling_class.strategy == Selected(((),))
-    assert function.options(label_selector=None)._resolved.scheduling_class.strategy is DEFAULT
+    nothings: tuple[Any, ...] = ({}, None)
+    for nothing in nothings:
+        assert function.options(label_selector=nothing)._resolved.scheduling_class.strategy is DEFAULT
+        elsewhere = function.options(label_selector=nothing, scheduling_strategy="SPREAD")
+        assert elsewhere._resolved.scheduling_class.strategy is SPREAD

@@ -85,7 +85,7 @@ def strategy_of(given: Mapping[str, Any]) -> Strategy:
             )
         in_group, wanted = True, given["placement_group"]
     strategy = DEFAULT if in_group else WORDS[wanted] if isinstance(wanted, str) else wanted.to_protocol()
-    if "label_selector" not in given and not given.get("fallback_strategy"):
+    if not given.get("label_selector") and not given.get("fallback_strategy"):
         return strategy
     if in_group or strategy not in (DEFAULT, SPREAD):
         raise ValueError(

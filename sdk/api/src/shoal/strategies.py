@@ -198,7 +198,7 @@ def _checked(name: str, expressions: Any) -> dict[str, _Match]:
             raise TypeError(f"{name} must have keys of type str, got {key!r}.")
         check_key(key)
         if not isinstance(match, In | NotIn | Exists | DoesNotExist):
-            raise TypeError(f"{name}[{key!r}] must be In, NotIn, Exists or DoesNotExist, got {match!r}.")
+            raise ValueError(f"{name}[{key!r}] must be In, NotIn, Exists or DoesNotExist, got {match!r}.")
     return dict(expressions)
 
 
