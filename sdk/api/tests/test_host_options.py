@@ -90,3 +90,18 @@ def test_wrong_resources_are_named(resources: Any, error: type[Exception]) -> No
 def test_wrong_labels_are_named(labels: Any) -> None:
     with pytest.raises(TypeError, match="labels"):
         HostOptions.of(labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("visible", "most"), [("2,3", 2), ("", 0), ("-1", 0), ("NoDevFiles,1", 0), ("GPU-a, GPU-b", 2), (None, 8)]
+)
+def test_no_more_gpus_are_offered_than_the_environment_shows(
+    visible: str | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert HostOptions.of(num_gpus=most).num_gpus == most
+    if visible is not None:
+        with pytest.raises(ValueError, match=f"num_gpus is {most + 1}, but CUDA_VISIBLE_DEVICES shows {most}: "):
+            HostOptions.of(num_gpus=most + 1)

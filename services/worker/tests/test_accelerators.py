@@ -17,6 +17,7 @@ from shoal_worker import accelerators
 from shoal_worker.accelerators import Amd, find, model_of
 from shoal_worker.gpus import Device, Gpus, GpuTable
 from shoal_worker.meter import metered
+from shoal_worker.service import WorkerSettings
 
 A, B, C = (Gpu(f"GPU-{letter}{letter}-1") for letter in "abc")
 PART = Gpu("MIG-1", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", tells_energy=False)
@@ -115,6 +116,16 @@ def test_a_node_offers_what_it_found_or_as_many_as_it_was_told() -> None:
     assert Gpus.of(found, 0) == Gpus(0, (), ())
     assert Gpus.of([], 2.5) == Gpus(2.5, ("0", "1", "2"), ())
     assert Gpus.of([], None) == Gpus(0.0, (), ())
+    assert Gpus.of([], 2, ["7", "GPU-x", "5"]) == Gpus(2, ("7", "GPU-x"), ())
+    assert Gpus.of(found, 2, ["2", "0", "9"]) == Gpus(2, ("2", "0"), ("A100", "H100"))
+    assert Gpus.of([], None, ["7"]) == Gpus(0.0, (), ())
+
+
+def test_a_node_is_not_told_to_offer_more_than_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-a")
+    assert WorkerSettings(num_gpus=2).num_gpus == 2
+    with pytest.raises(ValueError, match="num_gpus is 3, but CUDA_VISIBLE_DEVICES shows 2: '4,GPU-a'"):
+        WorkerSettings(num_gpus=3)
 
 
 # ------------------------------------------------------------------------------- reading

@@ -20,6 +20,7 @@ from services.worker.tests.nvml import Gpu, Library, installed
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.bus.requests import ask
+from shoal_core.machine import CUDA_VISIBLE
 from shoal_core.protocol.ids import JobId, SlotId
 from shoal_core.protocol.labels import as_value
 from shoal_core.protocol.messages import (
@@ -40,7 +41,6 @@ from shoal_core.protocol.storage import DurableDelete
 from shoal_core.protocol.subjects import Role, Subjects
 from shoal_core.protocol.wire import decode, encode
 from shoal_core.runtime.data.segments import Reader
-from shoal_core.runtime.worker.execution import CUDA_VISIBLE
 from shoal_core.service import Engine
 from shoal_core.service.settings import SettingsError, read_settings
 from shoal_core.testing.builders import node_id, process_id

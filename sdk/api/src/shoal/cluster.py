@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal_core.bus.broker_directory import sweep as remove_brokers_of_the_dead
-from shoal_core.machine import environment_for_copies, remove_stores
+from shoal_core.machine import check_gpus, environment_for_copies, remove_stores
 from shoal_core.protocol.errors import ClusterUnreachableError
 from shoal_core.protocol.labels import check_labels
 from shoal_core.protocol.resources import to_units
@@ -65,6 +65,7 @@ class HostOptions:
         """Check the parameters that describe a node; ``TypeError`` and ``ValueError`` name the wrong one."""
         _check_amount("num_cpus", num_cpus)
         _check_amount("num_gpus", num_gpus)
+        check_gpus(num_gpus)
         _check_resources({} if resources is None else resources)
         check_labels({} if labels is None else labels)
         if node_name is not None and not isinstance(node_name, str):

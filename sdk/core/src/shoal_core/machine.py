@@ -15,6 +15,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+CUDA_VISIBLE = "CUDA_VISIBLE_DEVICES"
+HIDDEN = frozenset({"", "-1", "NoDevFiles"})
+"""What the first entry of a variable that shows devices may be to show none at all."""
 PR_SET_PDEATHSIG = 1
 SHARED_MEMORY = Path("/dev/shm")
 TUNABLES = "GLIBC_TUNABLES"
@@ -112,3 +115,22 @@ def die_with_parent(parent: int) -> None:
 
 def _nothing() -> None:
     """There is no such thing here."""
+
+
+def device_entries(visible: str) -> list[str]:
+    """Return the entries of a variable that shows a process devices, such as ``CUDA_VISIBLE_DEVICES``."""
+    entries = [entry.strip() for entry in visible.split(",")]
+    return [] if entries[0] in HIDDEN else [entry for entry in entries if entry]
+
+
+def visible_gpus() -> list[str] | None:
+    """Return the GPUs that this process is shown by name; None where nothing says which."""
+    visible = os.environ.get(CUDA_VISIBLE)
+    return None if visible is None else device_entries(visible)
+
+
+def check_gpus(wanted: float | None) -> None:
+    """Raise ``ValueError`` where a node is to offer more GPUs than its environment shows it."""
+    shown = visible_gpus()
+    if wanted is not None and shown is not None and wanted > len(shown):
+        raise ValueError(f"num_gpus is {wanted:g}, but {CUDA_VISIBLE} shows {len(shown)}: {os.environ[CUDA_VISIBLE]!r}")

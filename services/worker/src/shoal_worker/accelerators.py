@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from shoal_core.runtime.worker.execution import CUDA_VISIBLE
+from shoal_core.machine import CUDA_VISIBLE, device_entries
 from shoal_worker.gpus import Device
 
 logger = logging.getLogger("shoal.worker")
@@ -28,8 +28,6 @@ HIP_VISIBLE = "HIP_VISIBLE_DEVICES"
 ROCR_VISIBLE = "ROCR_VISIBLE_DEVICES"
 KFD = Path("/sys/class/kfd/kfd/topology/nodes")
 DRM = Path("/sys/class/drm")
-HIDDEN = frozenset({"", "-1", "NoDevFiles"})
-"""What the first entry of a variable may be to show no device at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +151,7 @@ def _named(nvml: Any, visible: str | None) -> list[tuple[Device, Any]]:
     if visible is None:
         return [(_nvidia(nvml, str(index), handle), handle) for index, handle in enumerate(by_index)]
     named: dict[str, tuple[Device, Any]] = {}
-    for entry in _entries(visible):
+    for entry in device_entries(visible):
         handle = _find_handle(nvml, entry, by_index)
         if handle is None:
             break
@@ -213,10 +211,10 @@ class Amd:
         found = _amd_nodes(topology)
         rocr = environment.get(ROCR_VISIBLE)
         if rocr is not None:
-            found = found[: len(_entries(rocr))]
+            found = found[: len(device_entries(rocr))]
         indices = [str(index) for index in range(len(found))]
         if (hip := environment.get(HIP_VISIBLE)) is not None:
-            indices = [entry for entry in _entries(hip) if entry in indices]
+            indices = [entry for entry in device_entries(hip) if entry in indices]
         self._folders = {index: cards / f"renderD{found[int(index)].minor}" / "device" for index in indices}
         self.devices = [
             Device(index, found[int(index)].uuid, _amd_model(self._folders[index], found[int(index)].target))
@@ -279,9 +277,3 @@ def _number(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _entries(visible: str) -> list[str]:
-    """Return the entries of a variable that shows devices."""
-    entries = [entry.strip() for entry in visible.split(",")]
-    return [] if entries[0] in HIDDEN else [entry for entry in entries if entry]

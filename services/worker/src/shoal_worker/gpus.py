@@ -76,16 +76,20 @@ class Gpus:
     models: tuple[str, ...]
 
     @classmethod
-    def of(cls, found: Sequence[Device], wanted: float | None) -> Gpus:
+    def of(cls, found: Sequence[Device], wanted: float | None, visible: Sequence[str] | None = None) -> Gpus:
         """Return what a node offers that found these devices, and was told to offer so many (None: all of them).
 
-        It may be told of more than are found: those have numbers and nothing behind them, as tests want it.
+        It may be told of more than are found: those have numbers and nothing behind them, as tests want it, or where
+        its environment shows it devices by these names, them.
         """
         amount = float(len(found)) if wanted is None else wanted
         count = math.ceil(amount)
         offered = found[:count]
-        names = [device.name for device in offered] if count <= len(found) else [str(index) for index in range(count)]
-        return cls(amount, tuple(names), tuple(sorted({device.model for device in offered if device.model})))
+        if count <= len(found):
+            names = [device.name for device in offered]
+        else:
+            names = [str(index) for index in range(count)] if visible is None else list(visible)
+        return cls(amount, tuple(names[:count]), tuple(sorted({device.model for device in offered if device.model})))
 
 
 def why_impossible(units: int) -> str:

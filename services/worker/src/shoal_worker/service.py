@@ -23,7 +23,7 @@ from shoal_core.bus import Bus, Credentials, connect
 from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.peers import Peers
 from shoal_core.bus.requests import ask
-from shoal_core.machine import machine_id
+from shoal_core.machine import check_gpus, machine_id, visible_gpus
 from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
 from shoal_core.protocol.groups import GroupChanged
@@ -110,6 +110,12 @@ class WorkerSettings(ServiceSettings):
     )
     rotation_backup_count: int = Field(default=3, ge=0, description="Older files of such a log that are kept.")
     log_bytes: int = Field(default=2**30, ge=0, description="Bytes of all logs of worker processes together.")
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _check_gpus(cls, wanted: float | None) -> float | None:
+        check_gpus(wanted)
+        return wanted
 
     @field_validator("labels")
     @classmethod
@@ -342,7 +348,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
         machine.logs_folder(node) as log_folder,
         contextlib.closing(Logs(LogFiles(log_folder, settings.log_limits()))) as logs,
     ):
-        gpus = Gpus.of(found.devices, settings.num_gpus)
+        gpus = Gpus.of(found.devices, settings.num_gpus, visible_gpus())
         description = _describe(node, settings, folder, gpus)
         whole_cpus = description.total.get("CPU", 0) // UNIT
         prestart = settings.prestart if settings.prestart is not None else min(MOST_PRESTARTED, whole_cpus)

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from shoal_core.runtime.worker.execution import CUDA_VISIBLE, show_gpus
+from shoal_core.machine import CUDA_VISIBLE
+from shoal_core.runtime.worker.execution import show_gpus
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shoal_core.bus.tracing import ENABLED
-from shoal_core.machine import death_with_parent, die_with_parent
+from shoal_core.machine import CUDA_VISIBLE, death_with_parent, die_with_parent
 from shoal_core.protocol.errors import RuntimeEnvSetupError, wire_code
 from shoal_core.protocol.ids import FunctionId, LeaseId
 from shoal_core.protocol.messages import JobConfig
@@ -42,7 +42,6 @@ from shoal_core.runtime.worker.work import Accepted, Crashed, Ended, TaskInterru
 if TYPE_CHECKING:
     from shoal_core.runtime.runtime import Runtime
 
-CUDA_VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = "OMP_NUM_THREADS"
 BEGUN = struct.Struct("<QQ")
 FIRST_POSITION = 1

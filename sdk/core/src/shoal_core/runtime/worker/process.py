@@ -22,6 +22,7 @@ from shoal_core import telemetry
 from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.bus.interface import Bus
 from shoal_core.bus.tracing import ENABLED
+from shoal_core.machine import CUDA_VISIBLE
 from shoal_core.protocol.errors import BusError, RequestTimeoutError
 from shoal_core.protocol.ids import LeaseId, NodeId, PeerId, ProcessId, TaskNumber, node_of, task_of, told_task_id
 from shoal_core.protocol.logs import attempt_name
@@ -54,7 +55,7 @@ from shoal_core.runtime.ownership.streams import STREAMING, Producer
 from shoal_core.runtime.runtime import Runtime
 from shoal_core.runtime.session import Address, Session
 from shoal_core.runtime.tasks.submission import cancelled
-from shoal_core.runtime.worker.execution import CUDA_VISIBLE, BegunPage, Execution
+from shoal_core.runtime.worker.execution import BegunPage, Execution
 from shoal_core.runtime.worker.hosting import Hosting, Left, Outcome
 from shoal_core.runtime.worker.output import marked
 from shoal_core.runtime.worker.work import (
