@@ -176,6 +176,20 @@ def test_what_a_driver_has_run_is_told_when_its_job_has_ended() -> None:
         cluster.shutdown()
 
 
+def test_a_cluster_of_a_program_keeps_as_much_of_logs_as_its_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_ROTATION_MAX_BYTES", "4096")
+    monkeypatch.setenv("SHOAL_ROTATION_BACKUP_COUNT", "1")
+    with shoal.init(num_cpus=1):
+        speaker = Speaker.remote()
+        shoal.get(speaker.say.remote("a word" * 5000 + "\nthe last"))
+
+        def kept() -> str:
+            return "".join(state.get_log(actor_id=speaker._actor_id.hex()))
+
+        until(lambda: "the last" in kept(), "it is written")
+        assert 4096 < len(kept()) <= 2 * 4096
+
+
 def test_an_object_of_another_node_can_be_awaited() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:

@@ -39,3 +39,15 @@ def test_a_threshold_that_is_no_share_is_refused_before_anything_starts(
     monkeypatch.setenv("SHOAL_MEMORY_THRESHOLD", text)
     with pytest.raises(ValueError, match=f"SHOAL_MEMORY_THRESHOLD.*{text}"):
         start_host(HostOptions(), lasting=False)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [("SHOAL_ROTATION_MAX_BYTES", "1023"), ("SHOAL_ROTATION_BACKUP_COUNT", "-1"), ("SHOAL_LOG_BYTES", "1e9")],
+)
+def test_limits_of_logs_that_make_no_sense_are_refused_before_anything_starts(
+    variable: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ValueError, match=f"{variable} must be a whole number.*{text}"):
+        start_host(HostOptions(), lasting=False)

@@ -34,6 +34,7 @@ CLUSTER = "default"
 SERVICES = ("worker", "gcs", "scheduler", "objectstore")
 """The services of a host, in the order of their ports for metrics: a program's own are on the one that it named."""
 LAST_PORT = 65535
+LEAST_LOG_LIMITS = {"rotation_max_bytes": 1024, "rotation_backup_count": 0, "log_bytes": 0}
 SESSION_PREFIX = "shoal-"
 HOST_FILE = "host.json"
 """In the folder of a cluster that ends with who has started it: what another process needs to join."""
@@ -160,13 +161,13 @@ def start_host(options: HostOptions, *, lasting: bool, metrics_port: int = 0) ->
     Raises ``ClusterUnreachableError`` with the end of its log if it does not come up, and ``ValueError`` for an
     environment that makes no sense.
     """
-    memory_threshold = _memory_threshold()
+    from_environment = {"memory_threshold": _memory_threshold(), **_log_limits()}
     session_dir = Path(tempfile.mkdtemp(prefix=SESSION_PREFIX))
     orders = {
         "session_dir": str(session_dir),
         "cluster": CLUSTER,
         "lasting": lasting,
-        "options": asdict(options) | {"memory_threshold": memory_threshold},
+        "options": asdict(options) | from_environment,
         "metrics_port": metrics_port,
     }
     with open(session_dir / "host.log", "wb") as log:
@@ -212,6 +213,19 @@ def _memory_threshold() -> float | None:
     if not 0 < threshold <= 1:
         raise ValueError(f"SHOAL_MEMORY_THRESHOLD must be a share of memory, above 0 and at most 1, got {text!r}.")
     return threshold
+
+
+def _log_limits() -> dict[str, int]:
+    """Return how much is kept of what worker processes print, as far as the environment says."""
+    limits = {}
+    for name, least in LEAST_LOG_LIMITS.items():
+        variable = f"SHOAL_{name.upper()}"
+        if not (text := os.environ.get(variable)):
+            continue
+        if not text.isdecimal() or int(text) < least:
+            raise ValueError(f"{variable} must be a whole number, at least {least:,}, got {text!r}.")
+        limits[name] = int(text)
+    return limits
 
 
 def running_at(address: str) -> HostInfo | None:
