@@ -59,6 +59,7 @@ WRONG_TYPES: list[tuple[str, Any]] = [
 WRONG_VALUES: list[tuple[str, Any]] = [
     ("num_cpus", -1),
     ("name", ""),
+    ("name", "\udc80"),
     ("namespace", ""),
     ("lifetime", "for ever"),
     ("lifetime", True),

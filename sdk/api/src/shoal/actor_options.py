@@ -15,6 +15,7 @@ from shoal.options import (
     integer,
     retry_exceptions,
     returns,
+    text,
 )
 from shoal.placement import GroupWish, group_wish, strategy_of
 from shoal_core.protocol.placement import NodeAffinity, Strategy
@@ -29,8 +30,7 @@ def _lifetime(name: str, value: Any) -> None:
 
 
 def _name(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"The type of option {name} is {type(value).__name__}; it must be a str.")
+    text(name, value)
     if not value:
         raise ValueError(f"The value of option {name} must not be an empty string; leave it out instead.")
 

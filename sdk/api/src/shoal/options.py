@@ -74,6 +74,7 @@ def _resources(name: str, value: Any) -> None:
     for resource, amount in value.items():
         if not isinstance(resource, str):
             raise TypeError(f"The resource name {resource!r} must be a str.")
+        text(f"resources[{resource!r}]", resource)
         if resource in (CPU, GPU):
             raise ValueError(f"Use the option num_{resource.lower()}s instead of {resource!r} in resources.")
         if resource in (MEMORY, "object_store_memory"):
@@ -81,9 +82,14 @@ def _resources(name: str, value: Any) -> None:
         _amount(f"resources[{resource!r}]", amount)
 
 
-def _text(name: str, value: Any) -> None:
+def text(name: str, value: Any) -> None:
+    """Check a text."""
     if not isinstance(value, str):
         raise TypeError(f"The type of option {name} is {type(value).__name__}; it must be a str.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"The value of option {name} is {value!r}, which cannot be sent: {error.reason}.") from None
 
 
 def ahead(name: str, value: Any) -> None:
@@ -116,7 +122,7 @@ COMMON_OPTIONS: dict[str, Callable[[str, Any], None]] = {
     "num_gpus": _amount,
     "memory": _amount,
     "resources": _resources,
-    "accelerator_type": _text,
+    "accelerator_type": text,
     "scheduling_strategy": check_strategy,
     "priority": check_priority,
     "label_selector": check_selector,
@@ -133,7 +139,7 @@ COMMON_OPTIONS: dict[str, Callable[[str, Any], None]] = {
 
 TASK_OPTIONS: dict[str, Callable[[str, Any], None]] = {
     **COMMON_OPTIONS,
-    "name": _text,
+    "name": text,
     "num_returns": returns,
     "_generator_backpressure_num_objects": ahead,
     "max_calls": integer(0),
