@@ -271,6 +271,20 @@ def test_an_error_is_raised_with_little_of_how_it_was_read(read: Callable[[Objec
     assert len([entry for entry in caught.traceback if "shoal_core" in str(entry.path)]) <= 2
 
 
+def test_the_list_of_processes_shows_what_a_worker_process_runs() -> None:
+    @shoal.remote
+    def named() -> tuple[int, str]:
+        return os.getpid(), process_name(os.getpid())
+
+    def process_name(pid: int) -> str:
+        return Path(f"/proc/{pid}/cmdline").read_text().strip("\0")
+
+    pid, shown = shoal.get(named.remote())
+    assert shown == "shoal: named"
+    assert shoal.get(named.options(name="a\0 name").remote())[1] == "shoal: a  name"
+    waiting.until(lambda: process_name(pid) == "shoal: worker", "it shows that it idles")
+
+
 def test_a_function_that_calls_itself_may_leave_out_arguments() -> None:
     @shoal.remote
     def depth(n: int, counted: int = 0, *, step: int = 1) -> int:

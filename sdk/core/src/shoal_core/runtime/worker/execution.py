@@ -25,6 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from setproctitle import setproctitle
+
 from shoal_core.bus.tracing import ENABLED
 from shoal_core.machine import CUDA_VISIBLE, death_with_parent, die_with_parent
 from shoal_core.protocol.errors import RuntimeEnvSetupError, wire_code
@@ -64,6 +66,10 @@ class Hosted(Protocol):
         """Run a call."""
 
 
+IDLE = "worker"
+"""What a process is called that runs no task."""
+MOST_TITLE_CHARACTERS = 200
+
 Item = Accepted | LeaseAssigned | Hosted | None
 
 
@@ -97,6 +103,7 @@ class Execution:
         self._hosted: Hosted | None = None
         self._bounds_threads = False
         self._calls: dict[FunctionId, int] = {}
+        self._shown = IDLE
         self._stopped = threading.Event()
         self._spin = Spin(seconds=0.0005)  # the next task of a sequence follows the answer to the last
         self._is_fork = False
@@ -129,6 +136,8 @@ class Execution:
     def _take(self) -> Item:
         """Return the next item, as soon as there is one (main thread)."""
         if self.queue.empty():
+            if self._hosted is None:
+                self._show(IDLE)
             visit(self._runtime.loop, lambda: not self.queue.empty(), None, self._spin)
         return self.queue.get()
 
@@ -235,6 +244,7 @@ class Execution:
             return self._refuse(accepted, self._runtime.unfit)
         task = accepted.task
         self._page.note(task.lease, task.position)
+        self._show(task.name)
         self.began_at = time.perf_counter()
         self.running = accepted
         exhausted = False
@@ -265,6 +275,12 @@ class Execution:
         work.ended.exhausted = exhausted
         self._runtime.ended(work.ended)
         return exhausted
+
+    def _show(self, name: str) -> None:
+        """Show to those who list processes what this one runs."""
+        if name != self._shown:
+            self._shown = name
+            setproctitle(f"shoal: {name[:MOST_TITLE_CHARACTERS]}".replace("\0", " "))
 
     def _crash(self, name: str, error: SystemExit) -> None:
         """End this process, as the task's code asks: a crash, as in Ray, after which the task may be tried again."""
