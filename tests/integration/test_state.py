@@ -210,6 +210,12 @@ def test_tasks_that_have_failed() -> None:
     (row,) = tasks_named("crash")
     assert (row.state, row.error_type, row.worker_pid) == ("FAILED", "WORKER_DIED", None)
     assert "crash" in (row.error_message or "")
+    with pytest.raises(exceptions.WorkerCrashedError):
+        get(crash.options(name="crash again", max_retries=1).remote())
+    assert sorted((row.attempt_number, row.state, row.error_type or "") for row in tasks_named("crash again")) == [
+        (0, "FAILED", "WORKER_DIED"),
+        (1, "FAILED", "WORKER_DIED"),
+    ]
 
 
 @pytest.mark.usefixtures("address")

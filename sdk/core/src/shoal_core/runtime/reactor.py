@@ -148,8 +148,8 @@ class Reactor:
         self.phase: Callable[[], None] | None = None
         self.buried: Callable[[ProcessId], None] | None = None
         """Told of every process that has died, once its last words were heard."""
-        self.unrun: Callable[[PendingTask | PendingCall, Failed], None] = _nobody_asks
-        """Told of every task that ends without a result of its own."""
+        self.unrun: Callable[[PendingTask | PendingCall, Failed, int], None] = _nobody_asks
+        """Told of every attempt to run a task that ends without a result of its own."""
 
     def _commands_taken(self) -> dict[type, Callable[[Any], None]]:
         """Return what is done about each command of user threads."""
@@ -314,7 +314,7 @@ class Reactor:
             self.finish()
             return
         if submission.again or calls.again or submission.pushed or calls.pushed:
-            self._trace_waits()
+            self._note_waits()
         if submission.outgoing:
             self._send_all(submission.outgoing)
         if calls.outgoing:
@@ -362,11 +362,14 @@ class Reactor:
             send(peer, record)
         outgoing.clear()
 
-    def _trace_waits(self) -> None:
-        """Note which tasks that are traced wait once more, and why, and which wait no more."""
+    def _note_waits(self) -> None:
+        """Note which tasks wait once more, and why, and which of those that are traced wait no more."""
         for core in (self.submission, self.actors.calls):
             for again, failure in core.again:
-                again.queueing.again(again.wire, failure)
+                if failure is not None:
+                    self.unrun(again, failure, again.wire.attempt - 1)
+                if again.queueing is not None:
+                    again.queueing.again(again.wire, failure)
             for pushed, process in core.pushed:
                 pushed.queueing.sent(pushed.wire, process)
             core.again, core.pushed = [], []
@@ -553,7 +556,7 @@ class Reactor:
             return
         if task.queueing is not None:
             task.queueing.failed(task.wire, failure)
-        self.unrun(task, failure)
+        self.unrun(task, failure, task.wire.attempt)
         self._settle_returns(task, [failure] * abs(task.wire.returns), self.local)
 
     def _task_done(self, worker: ProcessId, result: TaskDone, now: float) -> None:
@@ -806,5 +809,5 @@ def _nothing() -> None:
     """Nobody waits for an owner's answer."""
 
 
-def _nobody_asks(task: PendingTask | PendingCall, failure: Failed) -> None:
+def _nobody_asks(task: PendingTask | PendingCall, failure: Failed, attempt: int) -> None:
     """Nobody wants to know how tasks ended."""

@@ -119,8 +119,10 @@ async def test_the_making_of_an_actor_is_told_and_what_its_process_runs_is_its(l
     recent = lone.runtime.recent
     recent.actor = ActorId("a" * 32)
     recent.made("Counter.__init__", 2, time.perf_counter() - 1.0, "")
+    run(lone, 2)
+    assert told(lone)[0].actor == "", "its process ran that before it was given to the actor"
     run(lone, 1)
-    call, made = told(lone)
+    call, _, made = told(lone)
     assert (made.number, made.attempt, made.name, made.state) == (0, 2, "Counter.__init__", "FINISHED")
     assert call.actor == made.actor == "a" * 32
     recent.made("Counter.__init__", 3, time.perf_counter(), "it raised")

@@ -102,10 +102,8 @@ def test_of_a_traced_call_is_told_where_it_goes_and_why_it_is_made_again() -> No
     assert [(pushed.wire.number, process) for pushed, process in one.calls.pushed] == [(1, FIRST)]
     one.hear(news(ActorState.RESTARTING, 1))
     one.wait(GRACE_SECONDS)
-    [(again, failure)] = one.calls.again
-    assert again.wire.number == 1
-    assert failure is not None
-    assert failure.code == "actor_unavailable"
+    told = [(again.wire.number, again.wire.attempt, failure and failure.code) for again, failure in one.calls.again]
+    assert told == [(number, 1, "actor_unavailable") for number in (1, 2, 3)], "of others nobody tells what ended them"
 
 
 def test_a_call_whose_argument_is_late_holds_up_those_behind_it() -> None:

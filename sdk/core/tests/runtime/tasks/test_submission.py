@@ -238,7 +238,7 @@ class World:
             assert fate.cancelled or failure.code != CANCELLED
             fate.ended += 1
         again, submission.again = submission.again, []
-        for task, _ in again:
+        for task in [task for task, _ in again if task.queueing is not None]:
             assert task.wire.number not in self.traced, "what waits again was sent before"
             self.traced.add(task.wire.number)
         pushed, submission.pushed = submission.pushed, []
@@ -540,6 +540,17 @@ def test_of_a_traced_task_whose_attempt_was_lost_is_told_how() -> None:
     assert task is fate.task
     assert failure is not None
     assert failure.code == "worker_crashed"
+
+
+def test_of_a_lost_attempt_it_is_told_how_also_where_nothing_is_traced() -> None:
+    world = World()
+    fates = [world.submit(CLASSES[0], "f", 1) for _ in range(2)]
+    worker = [world.grant(*slot) for slot in world.slots()][1]
+    assert fates[1].task.queueing is None
+    world.submission.lost(worker.node, WorkerLost(worker.lease, 1, "it was killed"))
+    [(task, failure)] = world.submission.again
+    assert task is fates[1].task
+    assert (task.wire.attempt, failure and failure.code) == (1, "worker_crashed")
 
 
 def test_a_crash_is_told_in_words() -> None:

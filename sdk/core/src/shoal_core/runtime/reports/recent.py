@@ -17,7 +17,7 @@ from itertools import islice
 import msgspec
 
 from shoal_core.protocol.actors import ActorRecord
-from shoal_core.protocol.ids import ActorId, FunctionId, PeerId, ProcessId, TaskNumber, told_task_id
+from shoal_core.protocol.ids import ActorId, FunctionId, PeerId, ProcessId, TaskNumber, is_call, told_task_id
 from shoal_core.protocol.placement import Bundle
 from shoal_core.protocol.records import Failed, InGroup, KnownTask, ReportTasks, Task, TasksReported
 from shoal_core.protocol.resources import Resources
@@ -121,9 +121,9 @@ class Recent:
             Ran(number, incarnation, OWN, name, FunctionId(""), 0.0, number, "", None, {}, began_at, now, told)
         )
 
-    def _note_unrun(self, task: PendingTask | PendingCall, failed: Failed) -> None:
-        """A task of this process has ended of which nobody can tell who ran it to its end."""
-        self._failed.append(self._owned(task, TaskState.FAILED, failed))
+    def _note_unrun(self, task: PendingTask | PendingCall, failed: Failed, attempt: int) -> None:
+        """An attempt to run a task of this process has ended of which nobody can tell who ran it to its end."""
+        self._failed.append(msgspec.structs.replace(self._owned(task, TaskState.FAILED, failed), attempt=attempt))
 
     # ------------------------------------------------------------------------------- telling
 
@@ -157,7 +157,7 @@ class Recent:
                 accepted.owner,
                 accepted.task,
                 TaskState.RUNNING,
-                self.actor,
+                self._actor_of(accepted.task.number),
                 self.resources(accepted.task),
                 began_at=offset + accepted.began_at,
             )
@@ -169,13 +169,17 @@ class Recent:
         offset = time.time() - time.perf_counter()
         return [self._ended_task(ran, offset) for ran in islice(reversed(self._ran), most)]
 
+    def _actor_of(self, number: TaskNumber) -> ActorId:
+        """Return the actor that a task is of; the process may have run others before it was given to one."""
+        return self.actor if not number or is_call(number) else ActorId("")
+
     def _ended_task(self, ran: Ran, offset: float) -> KnownTask:
         state = TaskState.FINISHED if ran.error is None else TaskState.FAILED
         known = self._known(
             ran.owner,
             ran,
             state,
-            self.actor,
+            self._actor_of(ran.number),
             ran.resources,
             began_at=offset + ran.began_at if ran.began_at else 0.0,
             ended_at=offset + ran.ended_at,

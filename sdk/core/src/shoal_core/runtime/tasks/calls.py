@@ -17,9 +17,10 @@ To an actor that runs one call after the other, at most ``WINDOW`` calls are in 
 their memory is their caller's. To one that runs several at once all are sent: any of them may be what others wait for.
 
 What the control store says comes as hints (``changed``) and as answers to ``questions``; an actor that somebody waits
-for is asked about again and again. What is to be sent collects in ``outgoing``, what failed in ``failed``, and of calls
+for is asked about again and again. What is to be sent collects in ``outgoing``, what failed in ``failed``; of calls
 that are traced ``pushed`` says which are among what is to be sent, and to whom, and ``again`` which wait once more, and
-what ended their last attempt if no process tells of it; whoever calls the core empties all five.
+which others do of whose last attempt no process tells what ended it, with that. Whoever calls the core empties all of
+these.
 """
 
 from __future__ import annotations
@@ -418,8 +419,8 @@ class Calls:
         callee.queue.extendleft(reversed(again))
 
     def _note_again(self, call: PendingCall, failure: Failed | None) -> None:
-        """Say of a call that is traced that it waits once more."""
-        if call.queueing is not None:
+        """Say of a call that is traced, or whose attempt nobody else tells of, that it waits once more."""
+        if call.queueing is not None or failure is not None:
             self.again.append((call, failure))
 
     def _ask(self, callee: Callee, now: float) -> None:

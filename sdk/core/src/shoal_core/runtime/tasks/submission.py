@@ -20,9 +20,9 @@ if it wants one. Otherwise work without end under one key would hold all there i
 never have its turn. Where that does not help, it happens half as often each time.
 
 A slot is the id of one lease asked for. A grant for a slot that is no longer wanted goes back at once. The core
-collects what is to be sent in ``outgoing``, what has failed in ``failed``, and of tasks that are traced in ``pushed``
-which are among what is to be sent, and to whom, and in ``again`` which wait once more, with what ended their last
-attempt if no process tells of it; whoever calls it empties all four.
+collects what is to be sent in ``outgoing``, what has failed in ``failed``, of tasks that are traced in ``pushed`` which
+are among what is to be sent, and to whom, and in ``again`` which wait once more, those that are traced and those of
+whose last attempt no process tells what ended it, with that; whoever calls it empties all four.
 """
 
 from __future__ import annotations
@@ -556,10 +556,11 @@ class Submission:
                     self._return(place)
 
     def _note_again(self, tasks: Sequence[PendingTask], failure: Failed | None = None) -> None:
-        """Say of those that are traced that they wait once more."""
+        """Say of those that are traced, or whose attempt nobody else tells of, that they wait once more."""
         for task in tasks:
             if task.queueing is not None:
                 task.key.traced = task.key.traced or task
+            if task.queueing is not None or failure is not None:
                 self.again.append((task, failure))
 
     def _try_again(self, task: PendingTask) -> None:
