@@ -204,8 +204,10 @@ class Runtime:
         return future.result()
 
     def send_now(self) -> None:
-        """Return when what this thread has left for the I/O thread is sent (user threads only)."""
-        if self.reactor.closed is None and not run_here(self.loop, self.reactor.drain):
+        """Return when what this thread has left for the I/O thread is sent; where it runs the loop itself, at once."""
+        if is_here(self.loop) or self.reactor.closed is not None:
+            return
+        if not run_here(self.loop, self.reactor.drain):
             asyncio.run_coroutine_threadsafe(self._drain(), self.loop).result()
 
     async def send_soon(self) -> None:

@@ -522,7 +522,6 @@ async def test_a_generator_that_yields_more_than_keys_can_count_fails_in_words(
     lone: LoneRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "MOST_ITEMS", 3)
-    monkeypatch.setattr(lone.runtime, "send_now", lambda: None)  # this is the thread that would have to
     accepted = work.Accepted(a_task(2, returns=STREAMING), WORKER, [], 1, Producer(0))
     with work.Work(lone.runtime, accepted, None) as running:
         running.succeed(iter(range(10)))
