@@ -8,10 +8,12 @@ its number is nobody else's; that it has none any more is seen ``LOOK_SECONDS`` 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 GRACE_SECONDS = 5.0
 LOOK_SECONDS = 0.1
@@ -45,11 +47,25 @@ class Remnants:
 
 def end(groups: Iterable[int]) -> None:
     """End what is left of groups whose worker processes have ended, and return when it has."""
-    left = [group for group in groups if _send(group, signal.SIGTERM)]
+    left = _living({group for group in groups if _send(group, signal.SIGTERM)})
     kill_at = time.monotonic() + LAST_SECONDS
     while left and (now := time.monotonic()) < kill_at + LAST_SECONDS:
+        if now >= kill_at:
+            for group in left:
+                _send(group, signal.SIGKILL)
         time.sleep(0.01)
-        left = [group for group in left if _send(group, signal.SIGKILL if now >= kill_at else 0)]
+        left = _living(left)
+
+
+def _living(groups: set[int]) -> set[int]:
+    """Return the groups in which somebody lives: the worker processes themselves may not have been reaped yet."""
+    living = set()
+    for process in Path("/proc").glob("[0-9]*/stat") if groups else ():
+        with contextlib.suppress(OSError):
+            state, _, group = process.read_text().rpartition(")")[2].split()[:3]
+            if state not in "ZX" and int(group) in groups:
+                living.add(int(group))
+    return living
 
 
 def _send(group: int, number: int) -> bool:
