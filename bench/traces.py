@@ -6,7 +6,9 @@ both down alike. While one has its turn all processes of the other are stopped: 
 what it has not sent by then it has to send when it goes on, in time of its own. Two processes of the same program may
 differ by a few percent for as long as they live, so each sample is of two fresh ones.
 
-A turn is shorter than the time after which a worker process takes itself to be idle and has its spans sent
+A turn is the same work for both. To wake up takes some percent of it, and by turns of the same time the slower program
+did less work in many of its turns, since its next batch just did not begin any more: it looked slower by a few percent
+than it was. A turn is shorter than the time after which a worker process takes itself to be idle and has its spans sent
 (``telemetry.IDLE_SECONDS``): to stop would look like that, and to send a few costs nearly what hundreds cost. A sample
 takes so many turns that each process has full requests to send (``telemetry.MOST_SPANS``) meanwhile.
 """
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 SHARE = "0.01"
 TASKS = 1000
 WARM_BATCHES = 20
-TURN_SECONDS = 0.03
+TURN_BATCHES = 1
+TURNS_PER_SECOND = 60
+"""So many turns each program has for each second that a sample is to take."""
 END_SECONDS = 20.0
 
 
@@ -78,21 +82,20 @@ class Program:
         self._process = process
         self._batches_done(WARM_BATCHES)
         self._processes = _processes(process.pid)
-        self._batches = 0
+        self.tasks = 0
         self._seconds = 0.0
         self._stop()
 
     @property
     def tasks_per_second(self) -> float:
         """How many it did in all of its turns."""
-        return TASKS * self._batches / self._seconds
+        return self.tasks / self._seconds
 
     def take_turn(self) -> None:
-        """Go on for ``TURN_SECONDS``, and to the end of the batch."""
+        """Go on for ``TURN_BATCHES``."""
         began = time.perf_counter()
         self.go_on()
-        while time.perf_counter() - began < TURN_SECONDS:
-            self._batches += self._batches_done(1)
+        self.tasks += TASKS * self._batches_done(TURN_BATCHES)
         self._stop()
         self._seconds += time.perf_counter() - began
 
@@ -149,7 +152,7 @@ def traced_tasks(system: str, effort: Effort) -> Measured:
         }
         for _ in range(effort.repetitions):
             with running(system, own) as plain, running(system, own | tracing) as traced:
-                for _ in range(max(1, round(effort.seconds / TURN_SECONDS))):
+                for _ in range(max(1, round(effort.seconds * TURNS_PER_SECOND))):
                     plain.take_turn()
                     traced.take_turn()
                 rates.append((plain.tasks_per_second, traced.tasks_per_second))
