@@ -54,6 +54,11 @@ def test_bytes_are_whole_and_there_are_some(name: str, value: float) -> None:
         HostOptions.of(**{name: value})  # type: ignore[arg-type]
 
 
+def test_a_node_has_no_part_of_a_gpu() -> None:
+    with pytest.raises(ValueError, match="num_gpus of a node must be a whole number"):
+        HostOptions.of(num_gpus=1.5)
+
+
 @pytest.mark.parametrize(
     ("resource", "parameter"),
     [

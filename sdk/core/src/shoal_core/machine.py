@@ -130,7 +130,9 @@ def visible_gpus() -> list[str] | None:
 
 
 def check_gpus(wanted: float | None) -> None:
-    """Raise ``ValueError`` where a node is to offer more GPUs than its environment shows it."""
+    """Raise ``ValueError`` where a node is to offer part of a GPU, or more of them than its environment shows it."""
+    if wanted is not None and wanted % 1:
+        raise ValueError(f"num_gpus of a node must be a whole number, got {wanted:g}; tasks and actors may take parts")
     shown = visible_gpus()
     if wanted is not None and shown is not None and wanted > len(shown):
         raise ValueError(f"num_gpus is {wanted:g}, but {CUDA_VISIBLE} shows {len(shown)}: {os.environ[CUDA_VISIBLE]!r}")
