@@ -74,7 +74,7 @@ def spin() -> Spin:
     return Spin(0.0)
 
 
-def wait_for(hosted: Hosted, event: threading.Event) -> None:
+def wait_for(hosted: Hosted, event: threading.Event | Come) -> None:
     """Wait as a user thread does: visit, and sleep where somebody else runs the loop."""
     visit(hosted.loop, event.is_set, LONG_SECONDS, spin())
     assert event.wait(LONG_SECONDS)
@@ -472,6 +472,21 @@ def test_a_visit_goes_on_after_a_handler_that_does_not_raise(hosted: Hosted) -> 
         signal.signal(signal.SIGUSR1, before)
 
 
+class Come:
+    """An event whose ``wait`` a handler may leave by an exception; one of ``threading`` may stay locked by that."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self.set = self._lock.release
+
+    def is_set(self) -> bool:
+        return not self._lock.locked()
+
+    def wait(self, timeout: float) -> bool:
+        return self._lock.acquire(timeout=timeout)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may hit a finalizer, too
 def test_signals_at_any_moment_leave_nothing_behind(hosted: Hosted) -> None:
     """A handler that raises at random moments, thousands of times: the loop is always run by somebody afterwards."""
@@ -483,7 +498,7 @@ def test_signals_at_any_moment_leave_nothing_behind(hosted: Hosted) -> None:
     hits = 0
     try:
         for index in range(6000):
-            came = threading.Event()
+            came = Come()
             try:
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 + index % 300 * 1e-6)
                 leave(hosted.loop, came.set, CONTEXT)
