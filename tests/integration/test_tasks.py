@@ -146,6 +146,16 @@ def test_an_error_with_an_odd_constructor_survives() -> None:
         shoal.get(strange.remote())
 
 
+def test_an_error_whose_text_is_no_unicode_arrives() -> None:
+    def complain() -> None:
+        raise ValueError("no \udcff file")
+
+    with pytest.raises(ValueError, match=r"ValueError: no \\udcff file") as caught:
+        shoal.get(shoal.remote(complain).remote(), timeout=30)
+    assert isinstance(caught.value, exceptions.TaskError)
+    assert str(caught.value.cause) == "no \udcff file"
+
+
 def test_an_error_passes_through_dependent_tasks() -> None:
     with pytest.raises(KeyError):
         shoal.get(add.remote(fail.remote("first")))

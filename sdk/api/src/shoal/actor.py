@@ -154,13 +154,14 @@ class ActorClass(Generic[T, P]):
         Raises ``ValueError`` for a method in a concurrency group that there is not.
         """
         if self._members is None:
-            self._members = _members(self._cls)
-            for name, method in self._members[0].items():
+            methods, signatures = _members(self._cls)
+            for name, method in methods.items():
                 if method.group and method.group not in self._resolved.groups:
                     raise ValueError(
                         f"The method {name} of {self._cls.__name__} is in the concurrency group {method.group!r}, "
                         f"which there is not; declare it: @remote(concurrency_groups={{{method.group!r}: 1}})."
                     )
+            self._members = methods, signatures
         return self._members
 
     def packed(self) -> Packed:

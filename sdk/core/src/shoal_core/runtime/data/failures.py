@@ -49,7 +49,7 @@ def _text(name: str, error: BaseException) -> str:
     """Return where the exception was raised and its traceback, as far as it is of the user's code."""
     shown = traceback.TracebackException(type(error), error, _user_frames(error))
     _leave_out_ours(shown, error)
-    return _cut(f"{name}() (pid={os.getpid()}, ip={_address()})\n{''.join(shown.format()).rstrip()}")
+    return sendable(_cut(f"{name}() (pid={os.getpid()}, ip={_address()})\n{''.join(shown.format()).rstrip()}"))
 
 
 def _pickle(name: str, text: str, error: BaseException, dump: Callable[[Any], Serialized]) -> Serialized:
@@ -75,6 +75,11 @@ def said(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception as reason:
         return f"{type(error).__name__} (whose text raises {type(reason).__name__})"
+
+
+def sendable(text: str) -> str:
+    """Return a text with escapes in place of surrogates, as in names of files that are not UTF-8: else none is sent."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _cut(text: str) -> str:

@@ -44,7 +44,7 @@ from shoal_core.bus.tracing import ENABLED
 from shoal_core.protocol.actors import MOST_ERROR_BYTES, MOST_REPR_CHARACTERS, ActorRecord
 from shoal_core.protocol.ids import FunctionId
 from shoal_core.protocol.records import ActorAssigned, InGroup, Inline, LeaseAssigned, Reference
-from shoal_core.runtime.data.failures import lasting_failure
+from shoal_core.runtime.data.failures import lasting_failure, sendable
 from shoal_core.runtime.loop.turns import attended
 from shoal_core.runtime.worker.work import Accepted, Work, begin, fill_in
 
@@ -318,8 +318,7 @@ class Hosting:
 
 def one_line(text: str) -> str:
     """Return a text as one line of what can be sent, cut where it is long: it stands in front of others' lines."""
-    line = " ".join(text.splitlines())[:MOST_REPR_CHARACTERS]
-    return line.encode(errors="backslashreplace").decode()
+    return sendable(" ".join(text.splitlines())[:MOST_REPR_CHARACTERS])
 
 
 def _status(error: BaseException) -> int:
