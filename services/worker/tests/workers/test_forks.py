@@ -203,6 +203,16 @@ async def test_what_workers_have_started_ends_with_the_node(tmp_path: Path) -> N
         assert is_alive(apart)
 
 
+async def test_what_a_worker_has_left_ends_with_the_node(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as entered:
+        async with nursery(tmp_path) as one:
+            process, sleeper, stubborn, _ = await entered.enter_async_context(started(one, 0))
+            await one.end_of(process)
+            await until(lambda: not is_alive(sleeper))
+            assert is_alive(stubborn), "it has a while to end"
+        assert not is_alive(stubborn)
+
+
 async def test_a_worker_that_is_killed_before_its_birth_dies_at_birth(tmp_path: Path) -> None:
     async with nursery(tmp_path) as one:
         process = one.start("sleep")

@@ -50,6 +50,7 @@ class Forks:
         self._asked: dict[ProcessId, WorkerConfig] = {}
         self._pids: dict[ProcessId, int] = {}
         self._doomed: set[ProcessId] = set()
+        self._left: set[int] = set()
         self._socket: socket.socket | None = None
         self._unsent = bytearray()
         self._unread = b""
@@ -145,8 +146,9 @@ class Forks:
             _kill(pid)
         for pid in self._pids.values():
             _await_end(pid)
-        remnants.end(self._pids.values())
+        remnants.end([*self._pids.values(), *self._left])
         self._pids.clear()
+        self._left.clear()
         return status
 
     # ------------------------------------------------------------------------------- speaking with the template
@@ -189,6 +191,10 @@ class Forks:
             self._born(ProcessId(str(told["born"])), int(told["pid"]))
         elif "ended" in told:
             self._gone(ProcessId(str(told["ended"])), str(told["reason"]), bool(told.get("in_order")))
+        elif "left" in told:
+            self._left.add(int(told["left"]))
+        elif "over" in told:
+            self._left.discard(int(told["over"]))
         else:
             self._pause_seconds = 0.0
 

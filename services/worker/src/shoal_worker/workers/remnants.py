@@ -2,8 +2,9 @@
 
 A worker process leads a process group of its own. In that is all that it starts, and what these start, unless they ask
 for a session of their own (``start_new_session=True``). When the worker process has ended, however that came, the
-others are asked to end (SIGTERM); who has not done so ``GRACE_SECONDS`` later is killed. As long as a group has members
-its number is nobody else's; that it has none any more is seen ``LOOK_SECONDS`` later at most.
+others are asked to end (SIGTERM); who has not done so ``GRACE_SECONDS`` later is killed, and sooner where the node
+ends. As long as a group has members its number is nobody else's; that it has none any more is seen ``LOOK_SECONDS``
+later at most.
 """
 
 from __future__ import annotations
@@ -30,19 +31,20 @@ class Remnants:
     def __len__(self) -> int:
         return len(self._kill_at)
 
-    def ended(self, group: int, now: float) -> None:
-        """The worker process that led a group has ended."""
-        if _send(group, signal.SIGTERM):
-            self._kill_at[group] = now + GRACE_SECONDS
+    def ended(self, group: int, now: float) -> bool:
+        """The worker process that led a group has ended; tell whether somebody is left in it."""
+        if not _send(group, signal.SIGTERM):
+            return False
+        self._kill_at[group] = now + GRACE_SECONDS
+        return True
 
-    def look(self, now: float) -> None:
-        """Forget those that have ended, and kill those whose time is over."""
-        for group, kill_at in [*self._kill_at.items()]:
-            if not _send(group, 0):
-                del self._kill_at[group]
-            elif now >= kill_at:
+    def look(self, now: float) -> list[int]:
+        """Forget those that have ended, and kill and forget those whose time is over; return which."""
+        over = [group for group, kill_at in self._kill_at.items() if now >= kill_at or not _send(group, 0)]
+        for group in over:
+            if now >= self._kill_at.pop(group):  # where nobody reaps orphans, their group stays for ever
                 _send(group, signal.SIGKILL)
-                del self._kill_at[group]  # where nobody reaps orphans, their group stays for ever
+        return over
 
 
 def end(groups: Iterable[int]) -> None:

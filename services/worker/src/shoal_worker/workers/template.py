@@ -2,8 +2,8 @@
 
 It imports once what every worker needs, and rehearses how one starts; its children share that memory. It speaks with
 its node service over a socket that it inherits: each line it reads is the birth certificate of a worker (a
-``WorkerConfig`` as JSON), each line it writes tells of a birth or a death. With a birth it sends the read ends of the
-worker's output pipes.
+``WorkerConfig`` as JSON), each line it writes tells of a birth, of a death, or of what a worker has left. With a birth
+it sends the read ends of the worker's output pipes.
 
 The chain of death: the kernel kills the template when the node service dies, and each worker when the template does.
 What a worker has started, and left behind when it ended, the template ends (``remnants``).
@@ -75,8 +75,8 @@ class Template:
             if self._wake_reader in readable:
                 os.read(self._wake_reader, 4096)
             self._reap()
-            if self._remnants:
-                self._remnants.look(time.monotonic())
+            for group in self._remnants.look(time.monotonic()):
+                self._tell({"over": group})
             if self._node.fileno() in readable and not self._read():
                 return
 
@@ -136,11 +136,12 @@ class Template:
             if pid == 0:
                 return
             process = self._births.pop(pid, None)
-            self._remnants.ended(pid, time.monotonic())
+            if self._remnants.ended(pid, time.monotonic()):
+                self._tell({"left": pid})
             if process is not None:
                 self._tell({"ended": process, "reason": describe(pid, status), "in_order": status == 0})
 
-    def _tell(self, told: dict[str, str | bool]) -> None:
+    def _tell(self, told: dict[str, str | int]) -> None:
         self._node.sendall(json.dumps(told).encode() + b"\n")
 
 
