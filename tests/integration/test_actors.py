@@ -187,20 +187,26 @@ class TestCalls:
         get(late)
         assert get(counter.all.remote()) == [1, 0]
 
-    @pytest.mark.parametrize("kind", ["async", "threaded", "groups"])
+    @pytest.mark.parametrize("kind", ["async", "threaded"])
     def test_calls_that_run_at_once_do_not_wait_for_the_arguments_of_others(self, kind: str) -> None:
-        options: dict[str, Any] = {
-            "async": {},
-            "threaded": {"max_concurrency": 2},
-            "groups": {"concurrency_groups": {"io": 1}},
-        }
         gate = Gate.remote()
-        cls = AsyncEchoClass if kind == "async" else EchoClass
-        actor: Any = ActorClass(cls, options[kind]).remote()
+        cls, options = (AsyncEchoClass, {}) if kind == "async" else (EchoClass, {"max_concurrency": 2})
+        actor: Any = ActorClass(cls, options).remote()
         late = actor.echo.remote(closed.remote(gate, 0))
         assert get(actor.echo.remote(1)) == 1
         gate.open.remote()
         assert get(late) == 0
+
+    def test_concurrency_groups_alone_keep_the_order_of_calls(self) -> None:
+        gate = Gate.remote()
+        counter: Any = ActorClass(CounterClass, {"concurrency_groups": {"io": 1}}).remote()
+        counter.append.remote(closed.remote(gate, 0))
+        counter.append.remote(1)
+        seen = counter.all.options(concurrency_group="io").remote()
+        assert shoal.wait([seen], timeout=0.1)[0] == []
+        gate.open.remote()
+        get(seen)
+        assert get(counter.all.remote()) == [0, 1]
 
     def test_calls_that_run_at_once_cannot_be_told_to_keep_their_order(self) -> None:
         for cls, options in ((AsyncEchoClass, {}), (EchoClass, {"max_concurrency": 2})):

@@ -253,7 +253,8 @@ def _create(
 
 def _concurrency(options: ActorOptions, cls: type[Any]) -> tuple[bool, bool]:
     """Return whether an actor runs one call after the other, and whether its calls need not wait for each other's
-    arguments: as a rule those of actors that run several at once, for which nothing else is possible, as in Ray.
+    arguments: as a rule those of async and threaded actors, for which nothing else is possible, as in Ray. With
+    concurrency groups alone they keep their order, in which each group runs its own.
     """
     at_once = options.concurrency > 1 or is_async(cls)
     if at_once and options.unordered is False:
@@ -262,7 +263,7 @@ def _concurrency(options: ActorOptions, cls: type[Any]) -> tuple[bool, bool]:
             "allow_out_of_order_execution cannot be False; leave it out."
         )
     sequential = not (at_once or options.groups)
-    return sequential, not sequential if options.unordered is None else options.unordered
+    return sequential, at_once if options.unordered is None else options.unordered
 
 
 def _request(

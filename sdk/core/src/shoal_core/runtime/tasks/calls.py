@@ -1,8 +1,8 @@
 """What this process asks of actors, as a pure core: calls wait in order, go to the actor's process, and come back.
 
 The calls of one process to one actor keep their order. They wait for the actor to be ALIVE, and for the arguments of
-those before them; from then on the channel keeps the order. Of an actor that runs several calls at once, or is told to,
-they are ``unordered``: none waits for the arguments of another. What is in flight when the actor's process ends is
+those before them; from then on the channel keeps the order. Of an actor that is async or threaded, or is told to, they
+are ``unordered``: none waits for the arguments of another. What is in flight when the actor's process ends is
 settled by what the control store says of the actor next::
 
     waiting ── ALIVE, its turn, its arguments are there ──► in flight ── TaskDone ──► ended
