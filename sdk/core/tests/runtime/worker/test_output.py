@@ -60,6 +60,14 @@ def test_where_an_attempt_begins_to_print_is_told_also_to_who_sees_one_name() ->
     assert unmarked(b"no mark\n") == (b"no mark\n", [])
 
 
+def test_a_name_of_several_lines_is_told_on_one() -> None:
+    printer = Printer()
+    printer.name, printer.attempt = "first\nsecond", "a.0"
+    print("one", file=printer.stream)
+    assert printer.begun() == (b"one\n", [(0, "a.0")])
+    assert printer.groups() == [("first second", ["one"])]
+
+
 def test_a_name_is_told_only_where_something_is_printed() -> None:
     printer = Printer()
     for name in ("a", "b", "c"):

@@ -42,8 +42,8 @@ class MarkedStream(io.TextIOWrapper):
 
 
 def marked(name: str, attempt: str = "") -> str:
-    """Return what a mark says: who prints for people, and in which attempt to run a task, "" outside of any."""
-    return f"{name}{SEPARATOR}{attempt}"
+    """Return what a mark says, on one line: who prints, for people, and in which attempt to run a task ("": none)."""
+    return f"{' '.join(name.splitlines())}{SEPARATOR}{attempt}"
 
 
 def by_name(lines: Iterable[str], name: str) -> Iterator[tuple[str, list[str]]]:
