@@ -32,7 +32,13 @@ from shoal_core.protocol.records import (
     TaskDone,
     WorkerLost,
 )
-from shoal_core.runtime.ownership.streams import STREAMING, ObjectRefGenerator, Producer
+from shoal_core.runtime.ownership.streams import (
+    MOST_AHEAD_OF_PACE,
+    PACE_SECONDS,
+    STREAMING,
+    ObjectRefGenerator,
+    Producer,
+)
 from shoal_core.runtime.runtime import Call
 from shoal_core.runtime.tasks.submission import SchedulingClass, cancelled
 from shoal_core.runtime.worker import work
@@ -476,11 +482,12 @@ def test_a_producer_goes_on_as_far_as_its_user_lets_it() -> None:
 
 def test_an_item_is_sent_at_once_unless_many_come_at_once() -> None:
     producer = Producer(ahead=0)
-    due = [producer.is_due(100.0) for _ in range(20)]
-    assert due[:15] == [True] * 15
-    assert not any(due[16:])
-    assert producer.is_due(100.0015), "so often"
-    assert all(producer.is_due(101.0 + 0.0015 * number) for number in range(100))
+    due = [producer.is_due(100.0) for _ in range(MOST_AHEAD_OF_PACE + 4)]
+    assert due[: MOST_AHEAD_OF_PACE - 1] == [True] * (MOST_AHEAD_OF_PACE - 1)
+    assert not any(due[MOST_AHEAD_OF_PACE:])
+    step = 1.5 * PACE_SECONDS
+    assert producer.is_due(100.0 + step), "so often"
+    assert all(producer.is_due(101.0 + step * number) for number in range(100))
 
 
 def test_a_thread_that_waits_is_woken_by_an_advance_and_by_the_end() -> None:

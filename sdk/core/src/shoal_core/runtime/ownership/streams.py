@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PACE_SECONDS = 0.001
+PACE_SECONDS = 0.004
 MOST_AHEAD_OF_PACE = 16
 """A generator goes on when its item is sent, since its process may end in what follows: so often, and as often at once.
 
-Items that come faster are sent together, which costs a tenth of that.
+Items that come faster are sent together, which costs a tenth of that: a long stream is slowed by a few percent.
 """
 STREAMING = -1
 """In place of a number of return values: a stream of them."""
