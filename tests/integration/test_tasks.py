@@ -273,6 +273,14 @@ def test_the_traceback_of_a_task_that_read_a_failed_one_shows_the_code_of_both_a
     assert frames == ["read_failed", "fail"]
 
 
+def test_a_function_whose_name_is_no_unicode_runs() -> None:
+    def named() -> int:
+        return 1
+
+    named.__name__ = "\udc80"
+    assert get(shoal.remote(named).remote()) == 1
+
+
 @pytest.mark.parametrize("read", [shoal.get, lambda ref: shoal.get([ref, ref]), lambda ref: ref.future().result()])
 def test_an_error_is_raised_with_little_of_how_it_was_read(read: Callable[[ObjectRef[Any]], Any]) -> None:
     ref = fail.remote("no such")

@@ -17,6 +17,7 @@ from shoal.session import runtime
 from shoal.signature import Arguments
 from shoal_core.protocol.records import InGroup
 from shoal_core.protocol.resources import to_amounts
+from shoal_core.runtime.data.failures import sendable
 from shoal_core.runtime.ownership.objects import ObjectRef
 from shoal_core.runtime.ownership.streams import ObjectRefGenerator
 from shoal_core.runtime.runtime import Call, Runtime
@@ -157,4 +158,4 @@ def _resolve(function: Callable[..., Any], options: dict[str, Any]) -> option_ta
 
 
 def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", repr(function))
+    return sendable(getattr(function, "__name__", repr(function)))
