@@ -83,6 +83,7 @@ def test_a_resource_with_a_parameter_of_its_own_is_refused_with_its_name(resourc
         ({"licence": None}, TypeError),
         ({"licence": -1}, ValueError),
         ({"licence": 0.00001}, ValueError),
+        ({"\udc80": 1}, ValueError),
         ({"licence": math.nan}, ValueError),
     ],
 )

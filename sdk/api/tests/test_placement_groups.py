@@ -49,7 +49,7 @@ def bundles_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"bundles": [{"CPU": True}]}, r"bundles\[0\]\['CPU'\] is bool"),
         ({"bundles": [{"CPU": -1}]}, r"bundles\[0\]\['CPU'\] is wrong: .* not be negative"),
         ({"bundles": [{"GPU": 1.5}]}, r"bundles\[0\]\['GPU'\] is 1.5; above 1"),
-        ({"bundles": [{"CPU": 1}, {"\udc80": 1}]}, r"bundles\[1\] has the name .*cannot be sent"),
+        ({"bundles": [{"CPU": 1}, {"\udc80": 1}]}, r"bundles\[1\] is .*cannot be sent"),
         ({"bundles": [{}]}, "cannot be an empty dictionary"),
         ({"bundles": [{"CPU": 0}]}, "only 0 values"),
         ({"bundles": [{"object_store_memory": 1}]}, r"bundles\[0\] cannot reserve object_store_memory"),

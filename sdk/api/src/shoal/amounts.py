@@ -1,10 +1,18 @@
-"""Amounts of resources as programs state them: what is none is an error that says why."""
+"""Amounts and names as programs state them: what is none, or cannot be sent, is an error that says why."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from shoal_core.protocol.resources import UNIT, to_units
+
+
+def check_sendable(what: str, text: str) -> None:
+    """Raise ``ValueError`` for a text that cannot be sent, since it is no Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is {text!r}, which cannot be sent: {error.reason}.") from None
 
 
 def check_amount(what: str, value: Any, *, devices: bool = False) -> None:

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shoal.amounts import check_sendable
 from shoal_core.bus.broker_directory import sweep as remove_brokers_of_the_dead
 from shoal_core.machine import check_gpus, environment_for_copies, remove_stores
 from shoal_core.protocol.errors import ClusterUnreachableError
@@ -118,6 +119,7 @@ def _check_resources(resources: Any) -> None:
     for name, amount in resources.items():
         if not isinstance(name, str):
             raise TypeError(f"resources must have names of type str, got {name!r}.")
+        check_sendable("A name in resources", name)
         if name in _PARAMETERS:
             raise ValueError(f"Use {_PARAMETERS[name]} instead of {name!r} in resources.")
         if amount is None:

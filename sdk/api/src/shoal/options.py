@@ -13,7 +13,7 @@ from typing import Any
 
 import cloudpickle
 
-from shoal.amounts import check_amount
+from shoal.amounts import check_amount, check_sendable
 from shoal.placement import (
     GroupWish,
     check_bundle_index,
@@ -86,10 +86,7 @@ def text(name: str, value: Any) -> None:
     """Check a text."""
     if not isinstance(value, str):
         raise TypeError(f"The type of option {name} is {type(value).__name__}; it must be a str.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"The value of option {name} is {value!r}, which cannot be sent: {error.reason}.") from None
+    check_sendable(f"The value of option {name}", value)
 
 
 def ahead(name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from shoal.amounts import check_amount
+from shoal.amounts import check_amount, check_sendable
 from shoal.session import runtime
 from shoal_core.protocol.errors import BusError, NotFoundError
 from shoal_core.protocol.groups import (
@@ -29,7 +29,6 @@ from shoal_core.protocol.ids import NodeId, PlacementGroupId
 from shoal_core.protocol.labels import parse_selector
 from shoal_core.protocol.placement import Conditions
 from shoal_core.protocol.resources import GPU, OBJECT_STORE_MEMORY, Resources, to_amounts, to_resources
-from shoal_core.runtime.data.failures import sendable
 from shoal_core.runtime.ownership.identities import PlacementGroupID
 from shoal_core.runtime.ownership.objects import ObjectRef
 from shoal_core.runtime.runtime import REQUEST_SECONDS, Runtime
@@ -350,8 +349,7 @@ def _bundle(index: int, bundle: Any) -> Resources:
             f"bundles[{index}] cannot reserve {OBJECT_STORE_MEMORY}: all of a node share its object store."
         )
     for name, amount in bundle.items():
-        if name != sendable(name):
-            raise ValueError(f"bundles[{index}] has the name {name!r}, which cannot be sent: it is no Unicode.")
+        check_sendable(f"A name in bundles[{index}]", name)
         try:
             check_amount(f"bundles[{index}][{name!r}]", amount, devices=name == GPU)
         except TypeError as error:
