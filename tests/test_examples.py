@@ -112,6 +112,7 @@ SAYS = {
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_example_runs(path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+    environment["SHOAL_DEDUP_LOGS"] = "0"  # or a line that two processes print alike may be shown by one of them
     done = subprocess.run(
         [sys.executable, "-W", "error", str(path)], env=environment, capture_output=True, text=True, timeout=50
     )
