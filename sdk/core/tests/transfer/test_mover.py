@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from shoal_core.bus.broker import EmbeddedBroker, find_server, free_port, launch_broker
-from shoal_core.bus.bulk import BulkAddress
+from shoal_core.bus.bulk import PIECE_BYTES, BulkAddress
 from shoal_core.bus.connection import connect
 from shoal_core.bus.credentials import Credentials, TlsFiles
 from shoal_core.protocol.errors import AuthenticationError
@@ -30,7 +30,7 @@ from shoal_core.transfer.pulling import Ended
 
 SUBJECTS = Subjects("c")
 MIB = 1 << 20
-CHUNK = 256 * 1024
+CHUNK = 2 * PIECE_BYTES + 100 * 1024  # what is read in one piece, in several, and with what follows
 SECONDS = 40.0
 TLS = Path(__file__).parent / "tls"
 
@@ -155,6 +155,23 @@ async def test_any_size_arrives(join: Join, size: int) -> None:
     there = away.pull(home, "o1", size)
     assert (await away.end()).code == ""
     assert bytes(there) == data
+
+
+@pytest.mark.parametrize("place", [0, CHUNK - 1, CHUNK + PIECE_BYTES, 3 * CHUNK - 1])
+async def test_a_chunk_whose_bytes_are_not_those_that_were_summed_is_asked_for_again(join: Join, place: int) -> None:
+    data = bytearray(os.urandom(3 * CHUNK))
+    home, away = join(node_id(1)), join(node_id(2))
+    home.mover.order(Offer("o1", memoryview(data), len(data), CHUNK))
+    away.pull(home, "o1", len(data))
+    assert (await away.end()).code == "", "by now the source knows the checksums"
+    data[place] ^= 1
+    there = away.pull(home, "o1", len(data))
+    await until(lambda: away.mover.moved.received_bytes >= 2 * len(data))
+    assert away.ended.empty()
+    data[place] ^= 1
+    assert (await away.end()).code == ""
+    assert bytes(there) == data
+    assert away.mover.moved.received_bytes < 3 * len(data), "the chunks that were good did not come again"
 
 
 async def test_those_who_pull_at_once_share_the_chunks(join: Join) -> None:

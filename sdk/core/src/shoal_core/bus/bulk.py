@@ -23,8 +23,10 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
+
+from zlib_ng.zlib_ng import crc32
 
 from shoal_core import __version__
 from shoal_core.bus.backoff import Backoff
@@ -38,8 +40,12 @@ PING_SECONDS = 5.0
 MOST_QUEUED_BYTES = 1024 * 1024
 MOST_VIEWS = 64
 BUFFER_BYTES = 64 * 1024
+PIECE_BYTES = 256 * 1024
+"""So much of a payload is read at once: few enough that its checksum is taken before it leaves the processor's cache,
+which takes a tenth as long.
+"""
 LONGEST_WAIT_SECONDS = PING_SECONDS
-LOW_WATER_BYTES = 256 * 1024
+LOW_WATER_BYTES = 1024 * 1024
 """In the middle of a payload the thread is not woken for less: of a chunk it would else be told eight times."""
 DEFAULT_PORT = 4222
 
@@ -56,8 +62,7 @@ class BulkAddress:
     tls: TlsFiles | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What stands before a payload: its subject, our number of the subscription, its label (the reply subject)."""
 
     subject: str
@@ -87,8 +92,8 @@ class Handler(Protocol):
     def memory(self, header: Header) -> memoryview:
         """Return where a payload is to be written, as many bytes as it has."""
 
-    def arrived(self, header: Header, data: memoryview) -> None:
-        """A payload is there, in the memory that ``memory`` returned for it."""
+    def arrived(self, header: Header, data: memoryview, checksum: int) -> None:
+        """A payload is there, in the memory that ``memory`` returned for it, and this is its crc32."""
 
 
 class BulkConnection:
@@ -111,6 +116,7 @@ class BulkConnection:
         self._header: Header | None = None
         self._body = memoryview(b"")
         self._filled = 0
+        self._checksum = 0
         self._low_water = 1
         self._heard_at = 0.0
         self._asked_at = 0.0
@@ -206,6 +212,7 @@ class BulkConnection:
         self._out_bytes = 0
         self._header = None
         self._body = memoryview(b"")
+        self._filled = 0
 
     # ------------------------------------------------------------------------------- the handshake
 
@@ -305,9 +312,11 @@ class BulkConnection:
         """Read and write until the connection is lost (raises) or closed."""
         connection = self._socket
         assert connection is not None
+        secured = connection if isinstance(connection, ssl.SSLSocket) else None
+        ours, awake = connection.fileno(), self._awake.fileno()
         poll = select.poll()
-        poll.register(self._awake, select.POLLIN)
-        poll.register(connection, select.POLLIN)
+        poll.register(awake, select.POLLIN)
+        poll.register(ours, select.POLLIN)
         self._parse(handler)
         while not self._closed:
             if self._out_bytes < MOST_QUEUED_BYTES:
@@ -315,18 +324,21 @@ class BulkConnection:
             wrote_all = bool(self._out) and self._send(connection)
             self._keep_alive()
             wait_seconds = handler.turn()
-            if wrote_all or (isinstance(connection, ssl.SSLSocket) and connection.pending()):
+            if wrote_all or (secured is not None and secured.pending()):
                 wait_seconds = 0.0
-            self._expect(connection)
-            poll.modify(connection, select.POLLIN | select.POLLOUT if self._out else select.POLLIN)
-            poll.poll(1000 * max(0.0, min(wait_seconds, LONGEST_WAIT_SECONDS)))
-            self._drain_waker()
-            self._receive(connection, handler)
+            if secured is None:
+                self._expect(connection)
+            poll.modify(ours, select.POLLIN | select.POLLOUT if self._out else select.POLLIN)
+            events = dict(poll.poll(1000 * max(0.0, min(wait_seconds, LONGEST_WAIT_SECONDS))))
+            if awake in events:
+                self._drain_waker()
+            if not events or events.get(ours, 0) & ~select.POLLOUT or (secured is not None and secured.pending()):
+                self._receive(connection, handler)
 
     def _expect(self, connection: socket.socket) -> None:
         """Have the system wake the thread only when much of what is still to come of a payload is there."""
         low_water = min(max(1, len(self._body) - self._filled), LOW_WATER_BYTES)
-        if low_water != self._low_water and not isinstance(connection, ssl.SSLSocket):
+        if low_water != self._low_water:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
             self._low_water = low_water
 
@@ -358,26 +370,35 @@ class BulkConnection:
         return True
 
     def _receive(self, connection: socket.socket, handler: Handler) -> None:
-        """Take what one read of the socket brings."""
-        rest = self._body[self._filled :]
+        """Take what the socket has: the rest of a payload, piece by piece, with what follows, or else one buffer."""
         try:
-            if not len(rest):
-                count = connection.recv_into(self._room())
+            while (left := len(self._body) - self._filled) > PIECE_BYTES:
+                self._fill(self._came(connection.recv_into(self._body[self._filled : self._filled + PIECE_BYTES])))
+            if not left:
+                count = self._came(connection.recv_into(self._room()))
+                self._end += count
             elif isinstance(connection, ssl.SSLSocket):
-                count = connection.recv_into(rest)
+                self._fill(self._came(connection.recv_into(self._body[self._filled :])))
             else:
-                count = connection.recvmsg_into([rest, self._buffer])[0]
+                count = self._came(connection.recvmsg_into([self._body[self._filled :], self._buffer])[0])
+                self._fill(min(count, left))
+                self._begin, self._end = 0, max(0, count - left)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
+        self._parse(handler)
+
+    def _came(self, count: int) -> int:
+        """Return how much a read has brought; it is nothing where the broker has closed the connection."""
         if not count:
             raise EOFError("the broker closed the connection")
         self._heard_at = time.monotonic()
-        if len(rest):
-            self._filled += min(count, len(rest))
-            self._begin, self._end = 0, max(0, count - len(rest))
-        else:
-            self._end += count
-        self._parse(handler)
+        return count
+
+    def _fill(self, count: int) -> None:
+        """Count in what has come of a payload, into its memory."""
+        filled = self._filled + count
+        self._checksum = crc32(self._body[self._filled : filled], self._checksum)
+        self._filled = filled
 
     def _room(self) -> memoryview:
         """Return the free end of the buffer, after what is in it was moved to the front."""
@@ -397,7 +418,7 @@ class BulkConnection:
                     return
                 header, body, self._header, self._body = self._header, self._body, None, memoryview(b"")
                 self._filled = 0
-                handler.arrived(header, body)
+                handler.arrived(header, body, self._checksum)
                 continue
             line = self._take_line()
             if line is None:
@@ -413,14 +434,14 @@ class BulkConnection:
         self._body = handler.memory(header)
         if len(self._body) != header.size_bytes:
             raise WireProtocolError(f"{len(self._body)} bytes of memory for a message of {header.size_bytes}")
-        self._header, self._filled = header, 0
+        self._header, self._filled, self._checksum = header, 0, 0
 
     def _take_body(self) -> bool:
         """Move what the buffer has of the payload into its memory; tell whether all of it is there, and its end."""
         count = min(len(self._body) - self._filled, self._end - self._begin)
         if count:
             self._body[self._filled : self._filled + count] = self._buffer[self._begin : self._begin + count]
-            self._filled += count
+            self._fill(count)
             self._begin += count
         if self._filled < len(self._body) or self._end - self._begin < 2:
             return False

@@ -109,6 +109,7 @@ class Mover:
         self._subscriptions: dict[str, int] = {}
         self._drawn = CONTROL
         self._scratch = bytearray(0)
+        self._takes: int | None = None  # the chunk that is being read into its object
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -279,13 +280,14 @@ class Mover:
         """Obey, and do what is due."""
         self._obey()
         now = time.monotonic()
-        if now >= self.pulling.wake_at():
+        wake_at = self.pulling.wake_at()
+        if now >= wake_at:
             self._perform(self.pulling.tick(now))
-        mappers = (self._sources, self._destinations)
-        for mapper in mappers:
+            wake_at = self.pulling.wake_at()
+        for mapper in (self._sources, self._destinations):
             mapper.tick(now)
-        wake_at = min(self.pulling.wake_at(), self.sending.wake_at, *(mapper.wake_at for mapper in mappers))
-        return min(IDLE_SECONDS, wake_at - now)
+            wake_at = min(wake_at, mapper.wake_at)
+        return min(IDLE_SECONDS, self.sending.wake_at - now, wake_at - now)
 
     def more(self) -> None:
         """Publish chunks until enough waits to be written."""
@@ -303,32 +305,33 @@ class Mover:
     def memory(self, header: Header) -> memoryview:
         """Return where a payload goes: into the object, where it is a chunk that is missing."""
         listening = self._listening.get(header.subscription)
+        self._takes = None
         if listening is not None:
-            place = self.pulling.place(listening[0], _index(header), header.size_bytes)
+            name, index = listening[0], _index(header)
+            place = self.pulling.place(name, index, header.size_bytes)
             if place is not None:
-                target = self._targets[listening[0]]
+                self._takes = index
+                target = self._targets[name]
                 target.enter(*place)
                 return target.view[place[0] : place[1]]
         if header.size_bytes > len(self._scratch):
             self._scratch = bytearray(header.size_bytes)
         return memoryview(self._scratch)[: header.size_bytes]
 
-    def arrived(self, header: Header, data: memoryview) -> None:
+    def arrived(self, header: Header, data: memoryview, checksum: int) -> None:
         """Take in a message: a chunk, or what a peer says."""
         if header.subscription == CONTROL:
             self._obey()  # what was ordered before a peer spoke is known before it is heeded: it may ask for just that
             self._heard(header, bytes(data), time.monotonic())
             return
-        now = time.monotonic()
         listening = self._listening.get(header.subscription)
         if listening is None:
             return
-        self.moved.received_bytes += len(data)
-        index = _index(header)
-        wanted = self.pulling.place(listening[0], index, header.size_bytes) is not None
-        checksum = crc32(data) if wanted else 0
-        good = wanted and header.label == f"{index}.{checksum}"
-        self._perform(self.pulling.arrived(*listening, index, checksum if good else None, now))
+        self.moved.received_bytes += header.size_bytes
+        index = self._takes
+        good = index is not None and header.label == f"{index}.{checksum}"
+        now = time.monotonic()
+        self._perform(self.pulling.arrived(*listening, -1 if index is None else index, checksum if good else None, now))
 
     def _heard(self, header: Header, data: bytes, now: float) -> None:
         role, sender = parse_channel(header.subject)

@@ -105,7 +105,7 @@ class Pull:
     @property
     def complete(self) -> bool:
         """Whether all chunks are there."""
-        return self.have == (1 << self.chunks) - 1
+        return len(self.checksums) == self.chunks
 
     def digest(self) -> int:
         """Return the digest of what is there."""
@@ -191,7 +191,7 @@ class Pulling:
     def place(self, name: str, index: int, size_bytes: int) -> tuple[int, int] | None:
         """Return from where to where a chunk that comes belongs; None where it is not wanted."""
         pull = self._pulls.get(name)
-        if pull is None or not 0 <= index < pull.chunks or pull.have >> index & 1:
+        if pull is None or not 0 <= index < pull.chunks or index in pull.checksums:
             return None
         begin, end = pull.extent(index)
         return (begin, end) if end - begin == size_bytes else None
