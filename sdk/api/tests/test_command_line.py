@@ -220,3 +220,9 @@ def test_the_command_is_installed() -> None:
 def test_an_address_of_another_kind_is_a_wrong_flag(machine: Machine, command: list[str]) -> None:
     code, text = run(*command, "--address", "ray://head:10001")
     assert (code, "--address" in text, "nats://" in text) == (2, True, True)
+
+
+def test_a_program_does_not_import_what_only_the_command_line_needs() -> None:
+    code = "import sys, shoal; print([name for name in ('rich', 'typer', 'shoal.cli') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from shoal.reasons import Reasons, print_reasons, task_words, words
+from shoal.cli.reasons import print_reasons
+from shoal.reasons import Reasons, task_words, words
 from shoal_core.protocol.actors import ActorState, ActorSummary
 from shoal_core.protocol.ids import ActorId, JobId, NodeId, ProcessId
 from shoal_core.protocol.scheduling import (

@@ -26,12 +26,13 @@ from shoal.cli.jobs import job
 from shoal.cli.listing import Listed, fetch_timeline, filter_of, print_rows, read_rows
 from shoal.cli.logs import logs
 from shoal.cli.memory import print_memory
+from shoal.cli.reasons import print_reasons
 from shoal.cli.security import security
 from shoal.cli.status import print_status
 from shoal.cluster import HostInfo, HostOptions, check_metrics_port, read_current, start_host, stop_host
 from shoal.draining import drain as drain_nodes
 from shoal.memory import read_memory
-from shoal.reasons import print_reasons, read_reasons
+from shoal.reasons import read_reasons
 from shoal.rows import MOST_ROWS
 from shoal.status import Target, read_status
 from shoal_core import __version__
