@@ -243,6 +243,33 @@ async def test_a_stream_is_asked_for_again_where_there_is_no_answer(
     assert (found["name"], asked) == (stream, 3)
 
 
+async def test_a_watch_begins_again_where_there_is_no_answer(
+    harness: BusHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = await harness.join(Role.GCS, "one")
+    bucket = await bus.key_value(BUCKET)
+    other = await (await harness.join(Role.GCS, "two")).key_value(BUCKET)
+    await other.put("key.1", b"before", revision=0)
+    request, asked = bus.request, 0
+
+    async def lose_two(subject: str, data: bytes, *, timeout_seconds: float, headers: None = None) -> Message:
+        nonlocal asked
+        answer = await request(subject, data, timeout_seconds=timeout_seconds, headers=headers)
+        asked += ".CONSUMER.CREATE." in subject
+        if asked < 3:
+            raise RequestTimeoutError(f"no answer on {subject!r}")
+        return answer
+
+    monkeypatch.setattr(bus, "request", lose_two)
+    seen: list[str] = []
+    watch = await bucket.watch(lambda entry: seen.append(entry.key))
+    await watch.caught_up()
+    await other.put("key.2", b"after", revision=0)
+    await until(lambda: "key.2" in seen)
+    watch.stop()
+    assert (seen, asked) == (["key.1", "key.2"], 3)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 async def test_a_broker_without_jetstream_is_said_to_be_one(implementation: Implementation) -> None:
     async with bus_harness(implementation, jetstream=False) as harness:

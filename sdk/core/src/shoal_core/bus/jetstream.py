@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -28,7 +28,7 @@ from shoal_core.protocol.errors import (
 API = "$JS.API"
 CALL_SECONDS = 10.0
 MAKING_SECONDS = (2.0, 5.0, CALL_SECONDS)
-"""How long a stream that is asked for is waited for, each time that it is."""
+"""How long a stream or a consumer that is asked for is waited for, each time that it is."""
 NOT_FOUND = 404
 NAME_IN_USE = 10058
 WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -46,7 +46,21 @@ class StoredMessage:
     headers: Mapping[str, str]
 
 
+T = TypeVar("T")
+
 Acknowledged = Callable[[int | BusError | JetStreamUnavailableError], None]
+
+
+async def until_answered(ask: Callable[[float], Awaitable[T]]) -> T:
+    """Ask for a stream or a consumer until there is an answer; ``ask`` is given how many seconds to wait for it.
+
+    It is asked for again since the answer is sent once, by the server that comes to lead what is made, and one that is
+    lost does not come again. To ask twice must do no harm.
+    """
+    for seconds in MAKING_SECONDS[:-1]:
+        with contextlib.suppress(RequestTimeoutError):
+            return await ask(seconds)
+    return await ask(MAKING_SECONDS[-1])
 
 
 class JetStream:
@@ -76,23 +90,13 @@ class JetStream:
         """
         name = configuration["name"]
         try:
-            answer = await self._make_stream(name, configuration)
+            answer = await until_answered(lambda seconds: self.call(f"STREAM.CREATE.{name}", configuration, seconds))
         except JetStreamError as error:
             if error.error_code != NAME_IN_USE:
                 raise
             answer = await self.call(f"STREAM.INFO.{name}", {})
         found: dict[str, Any] = answer["config"]
         return found
-
-    async def _make_stream(self, name: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask for a stream until there is an answer; a second one is not made by that.
-
-        It is sent once, by the server that comes to lead the stream: one that is lost does not come again.
-        """
-        for seconds in MAKING_SECONDS[:-1]:
-            with contextlib.suppress(RequestTimeoutError):
-                return await self.call(f"STREAM.CREATE.{name}", configuration, seconds)
-        return await self.call(f"STREAM.CREATE.{name}", configuration, MAKING_SECONDS[-1])
 
     async def stream_exists(self, name: str) -> bool:
         """Tell whether there is a stream of this name."""

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from shoal_core.bus.interface import CONTROL_STATUS, STATUS_HEADER, Message, Subscription, logger
-from shoal_core.bus.jetstream import API
+from shoal_core.bus.jetstream import API, CALL_SECONDS, until_answered
 from shoal_core.bus.keyvalue import Deleted, Entry, WatchCallback
 from shoal_core.protocol.errors import BusError, ConnectionFailedError
 
@@ -64,7 +64,7 @@ class JetStreamWatch(Watch):
     async def begin(self) -> None:
         """Start the first generation; what goes wrong with it is raised to the caller."""
         try:
-            await self._start_generation()
+            await until_answered(self._start_generation)
         except BaseException:
             self.stop()
             raise
@@ -104,7 +104,7 @@ class JetStreamWatch(Watch):
                 self._stale.set()
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _start_generation(self) -> None:
+    async def _start_generation(self, timeout_seconds: float = CALL_SECONDS) -> None:
         """Make a consumer; from here on only its messages count."""
         self._end_generation()
         self._generation += 1
@@ -117,6 +117,7 @@ class JetStreamWatch(Watch):
         answer = await self._key_value.jetstream.call(
             f"CONSUMER.CREATE.{self._key_value.stream}",
             {"stream_name": self._key_value.stream, "config": self._configuration(subject)},
+            timeout_seconds,
         )
         self._consumer = answer["name"]
         nothing_sent = answer["num_pending"] == 0 and answer["delivered"]["consumer_seq"] == 0
