@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import signal
 import stat
 import subprocess
@@ -55,6 +57,19 @@ def join(
     scheme = "nats" if tls is None else "tls"
     address = f"{scheme}://127.0.0.1:{port}"
     return connect(address, role=role, identity=role, cluster="c", credentials=proof, tls=tls, timeout_seconds=seconds)
+
+
+def test_who_is_refused_over_tls_leaves_no_connection(folder: Path) -> None:
+    async def join_once(port: int) -> None:
+        with pytest.raises(AuthenticationError):
+            async with join(port, Credentials(user="gcs", password="guessed"), Role.GCS, tls):
+                pass
+
+    tls = TlsFiles(ca_file=str(folder / "ca.pem"))
+    with broker(folder, tls=True) as (port, _):
+        for _ in range(30):
+            asyncio.run(join_once(port))
+            gc.collect()  # what nobody has closed warns now, and warnings are errors
 
 
 async def test_every_role_joins_with_its_file_over_tls(folder: Path) -> None:
