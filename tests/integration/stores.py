@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -9,6 +12,7 @@ import psutil
 from shoal.util import state
 
 SHARED_MEMORY = Path("/dev/shm")
+APART = "apart-"
 
 
 def used_bytes() -> int:
@@ -19,4 +23,16 @@ def used_bytes() -> int:
 def stores() -> list[Path]:
     """Return the folders of the nodes that descend from this process."""
     mine = {process.pid for process in psutil.Process().children(recursive=True)}
-    return [folder for folder in SHARED_MEMORY.glob("shoal-*") if int(folder.name.split("-")[1]) in mine]
+    folders = [*SHARED_MEMORY.glob("shoal-*"), *SHARED_MEMORY.glob(f"{APART}*/*/shoal-*")]
+    return [folder for folder in folders if int(folder.name.split("-")[1]) in mine]
+
+
+@contextlib.contextmanager
+def apart(nodes: int) -> Iterator[list[str]]:
+    """Make a folder for each node's objects: they lie in no common one, as on machines of their own."""
+    with tempfile.TemporaryDirectory(prefix=APART, dir=SHARED_MEMORY) as base:
+        folders = [Path(base, str(index)) for index in range(nodes)]
+        for folder in folders:
+            folder.mkdir()
+        yield [str(folder) for folder in folders]
+        assert not [left for folder in folders for left in folder.iterdir()], "nodes leave nothing behind"

@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 
 import psutil
+import pytest
 
 import shoal
-from tests.integration.stores import stores
+from tests.integration.stores import SHARED_MEMORY, stores
 
 
 @shoal.remote
@@ -40,16 +41,19 @@ def test_init_and_shutdown_leave_nothing_behind() -> None:
     assert len(used) == 4
 
 
-def test_a_host_that_was_killed_leaves_nothing_behind_either() -> None:
+@pytest.mark.parametrize("in_a_folder_of_ours", [False, True])
+def test_a_host_that_was_killed_leaves_nothing_behind_either(tmp_path: Path, in_a_folder_of_ours: bool) -> None:
+    folder = tmp_path if in_a_folder_of_ours else SHARED_MEMORY
+
     def brokers() -> set[Path]:
         return set(Path(tempfile.gettempdir()).glob("shoal-broker-*"))
 
-    with shoal.init(num_cpus=1) as context:
+    with shoal.init(num_cpus=1, _plasma_directory=str(folder) if in_a_folder_of_ours else None) as context:
         broker_and_workers = psutil.Process().children(recursive=True)
         (host,) = [one for one in psutil.Process().children() if "shoal.host" in one.cmdline()]
         assert shoal.get(double.remote(21)) == 42
         shared = shoal.put(b"x" * 1_000_000)
-        (store,) = Path("/dev/shm").glob(f"shoal-{host.pid}-*")
+        (store,) = folder.glob(f"shoal-{host.pid}-*")
         (mine,) = [one for one in brokers() if _is_of(one, broker_and_workers)]
         session = Path(context["session_dir"])
         assert session.is_dir()

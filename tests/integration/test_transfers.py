@@ -1,18 +1,25 @@
-"""Large objects between nodes, and to and from a driver on another machine: shared, resumed, and nothing left."""
+"""Large objects between nodes, and to and from a driver on another machine: shared, resumed, and nothing left.
+
+The nodes' objects lie in folders of their own, so that they are pulled; but for those that are said to lie beside each
+other.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 
 import shoal
 from shoal import driver
@@ -21,8 +28,10 @@ from shoal.memory import read_memory
 from shoal.status import Target
 from shoal_core.bus.credentials import Credentials
 from shoal_core.protocol.errors import ObjectLostError, ShoalError
-from tests.integration.stores import stores
+from tests.integration.stores import SHARED_MEMORY, apart, stores
 from tests.integration.waiting import get, until
+
+Array = NDArray[np.uint8]
 
 MB = 1_000_000
 SIZE = 40 * MB
@@ -32,41 +41,60 @@ LARGE = 400 * MB
 STORE = 1000 * MB
 
 
-def start(nodes: int) -> Cluster:
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE, "resources": {"n0": 9}}
-    )
-    for index in range(1, nodes):
-        cluster.add_node(num_cpus=1, object_store_memory=STORE, resources={f"n{index}": 9})
-    return cluster
+@contextlib.contextmanager
+def running(folders: Sequence[str]) -> Iterator[Cluster]:
+    """Run a node for each folder in which objects lie."""
+    cluster = Cluster()
+    try:
+        for index, folder in enumerate(folders):
+            cluster.add_node(num_cpus=1, object_store_memory=STORE, resources={f"n{index}": 9}, plasma_directory=folder)
+        yield cluster
+    finally:
+        cluster.shutdown()
 
 
 @pytest.fixture
 def three() -> Iterator[Cluster]:
     """Three nodes, of which the driver belongs to the first."""
-    cluster = start(3)
-    try:
+    with apart(3) as folders, running(folders) as cluster:
         cluster.connect()
         yield cluster
-    finally:
-        cluster.shutdown()
+
+
+@pytest.fixture
+def three_beside() -> Iterator[Cluster]:
+    """The same, but that their objects lie beside each other."""
+    with running(3 * [str(SHARED_MEMORY)]) as cluster:
+        cluster.connect()
+        yield cluster
 
 
 @pytest.fixture
 def from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Two nodes, and a driver that is on another machine than both."""
-    cluster = start(2)
-    try:
+    with apart(2) as folders, running(folders) as cluster:
         monkeypatch.setattr(driver, "machine_id", lambda: "another machine")
         cluster.connect()
         yield cluster
-    finally:
-        cluster.shutdown()
 
 
 @shoal.remote(num_cpus=0)
 def make(size: int) -> bytes:
     return bytes(range(250)) * (size // 250)
+
+
+def array(number: int) -> Array:
+    return np.full(SIZE, number, dtype=np.uint8)
+
+
+@shoal.remote(num_cpus=0)
+def make_array(number: int) -> Array:
+    return array(number)
+
+
+@shoal.remote(num_cpus=0)
+def last(value: Array) -> int:
+    return int(value[-1])
 
 
 @shoal.remote(num_cpus=0)
@@ -97,7 +125,7 @@ def pulled_by(process: psutil.Process) -> int:
     """Return how many bytes of files of shared memory a node's mover has mapped to write into."""
     total = 0
     for mapping in process.memory_maps(grouped=False):
-        if "/dev/shm/shoal-" in mapping.path and "w" in mapping.perms:
+        if mapping.path.startswith("/dev/shm/") and "/shoal-" in mapping.path and "w" in mapping.perms:
             total += mapping.rss
     return total
 
@@ -264,6 +292,47 @@ def test_an_object_that_is_freed_while_it_is_pulled_leaves_nothing(three: Cluste
     shoal.cancel(reading, force=True)
     del ref, reading
     until(lambda: is_empty(three, 0, 2), "the memory of both nodes is free")
+
+
+class TestNodesBesideEachOther:
+    def test_share_the_memory_of_large_objects(self, three_beside: Cluster) -> None:
+        ref = make.options(**on(1)).remote(SIZE)
+        expected = (SIZE, bytes([247, 248, 249]))
+        assert get([tail.options(**on(index)).remote(ref) for index in (0, 1, 2)]) == 3 * [expected]
+        assert len({file.stat().st_ino for file in segments(SIZE)}) == 1
+        assert len(segments(SIZE)) == 3, "it has a name in the folder of each node"
+        used = used_bytes(three_beside)
+        assert used[0] == used[1] == used[2] >= SIZE, "and counts there"
+        del ref
+        until(lambda: is_empty(three_beside, 0, 1, 2), "the memory of all nodes is free")
+
+    def test_what_is_mapped_on_one_is_not_overwritten_by_another(self, three_beside: Cluster) -> None:
+        class Keeper:
+            def keep(self, value: Array) -> None:
+                self.value = value
+
+            def check(self, number: int) -> bool:
+                return bool((self.value == number).all())
+
+        # None of them is where the objects are made, so that nobody there knows who maps them.
+        keepers = [shoal.remote(num_cpus=0)(Keeper).options(**on(index)).remote() for index in (1, 2)]
+        ref = shoal.put(array(0))
+        get([keeper.keep.remote(ref) for keeper in keepers])
+        for number in range(1, 6):
+            ref = shoal.put(array(number))
+            assert get(last.options(**on(2)).remote(ref)) == number
+            assert get([keeper.check.remote(0) for keeper in keepers]) == [True, True]
+
+    def test_a_killed_home_takes_its_objects_but_not_what_is_mapped(self, three_beside: Cluster) -> None:
+        (one, _) = three_beside.worker_nodes
+        ref = make_array.options(max_retries=0, **on(1)).remote(1)
+        mapped = get(ref)
+        three_beside.remove_node(one, allow_graceful=False)
+        assert (mapped == 1).all()
+        del ref
+        assert (mapped == 1).all()
+        del mapped
+        until(lambda: is_empty(three_beside, 0), "its copy has gone with it")
 
 
 DRIVER = """

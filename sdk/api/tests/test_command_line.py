@@ -104,12 +104,15 @@ def test_version() -> None:
 
 def test_up_prints_where_the_cluster_is_and_down_ends_it(machine: Machine) -> None:
     flags = ["--resources", '{"licence": 1.5}', "--labels", '{"zone": "a"}', "--metrics-export-port", "9100"]
+    flags += ["--object-store-folder", str(machine.folder)]
     code, text = run("up", "--num-cpus", "2", *flags)
     assert code == 0
     assert machine.metrics_port == 9100
     assert "nats://127.0.0.1:4222" in text
     assert str(machine.folder / "process.json") in text
-    assert machine.options == HostOptions(num_cpus=2, resources={"licence": 1.5}, labels={"zone": "a"})
+    assert machine.options == HostOptions(
+        num_cpus=2, resources={"licence": 1.5}, labels={"zone": "a"}, object_store_folder=str(machine.folder)
+    )
     assert run("down")[0] == 0
     assert machine.running is None
     assert "No cluster" in run("down")[1]

@@ -54,6 +54,12 @@ def test_bytes_are_whole_and_there_are_some(name: str, value: float) -> None:
         HostOptions.of(**{name: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("folder", "error"), [(7, TypeError), ("/nowhere", ValueError), (__file__, ValueError)])
+def test_a_folder_for_objects_that_is_none_is_named(folder: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="plasma_directory"):
+        HostOptions.of(object_store_folder=folder)
+
+
 def test_a_node_has_no_part_of_a_gpu() -> None:
     with pytest.raises(ValueError, match="num_gpus of a node must be a whole number"):
         HostOptions.of(num_gpus=1.5)

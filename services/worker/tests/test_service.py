@@ -20,7 +20,7 @@ from services.worker.tests.nvml import Gpu, Library, installed
 from shoal_core.bus.interface import Bus, Message
 from shoal_core.bus.memory import MemoryBroker
 from shoal_core.bus.requests import ask
-from shoal_core.machine import CUDA_VISIBLE
+from shoal_core.machine import CUDA_VISIBLE, store_name
 from shoal_core.protocol.ids import JobId, SlotId
 from shoal_core.protocol.labels import as_value
 from shoal_core.protocol.messages import (
@@ -49,14 +49,22 @@ from shoal_worker import machine
 from shoal_worker.inputs import DriverEnded, UnwatchDriver, WatchDriver
 from shoal_worker.liveness import REREAD_SECONDS
 from shoal_worker.objects.durable import DurableTier
-from shoal_worker.objects.files import SLAB_BYTES, CreateFile, DropDurable, FileCreated, RemoveFile
+from shoal_worker.objects.files import (
+    SLAB_BYTES,
+    CreateFile,
+    DropDurable,
+    FileCreated,
+    FileLinked,
+    LinkFile,
+    RemoveFile,
+)
 from shoal_worker.objects.storage import LARGE_BYTES, Storage
 from shoal_worker.service import Hands, LeaveError, WorkerSettings, serve
 from shoal_worker.workers.log_files import LogFiles
 from shoal_worker.workers.logs import Logs
 from shoal_worker.workers.output import Outputs
 
-NODE = node_id(1)
+NODE, THERE = node_id(1), node_id(2)
 DRIVER = process_id(9)
 CLUSTER = "test"
 SUBJECTS = Subjects(CLUSTER)
@@ -135,6 +143,45 @@ async def test_a_warm_file_that_a_process_still_maps_is_left_to_it(tmp_path: Pat
         (tmp_path / "o2").write_bytes(b"other" + bytes(8187))
         assert memory is not None
         assert bytes(memory[:5]) == b"value"
+
+
+async def test_a_warm_file_that_another_node_has_linked_is_left_to_it(tmp_path: Path) -> None:
+    async with hands(tmp_path) as (one, inputs):
+        one.perform(CreateFile("o1", 8192))
+        os.link(tmp_path / "o1", tmp_path / "linked")
+        (tmp_path / "o1").write_bytes(b"value" + bytes(8187))
+        one.perform(CreateFile("o2", 8192, "o1"))
+        assert inputs == [FileCreated("o1"), FileCreated("o2")]
+        assert sorted(os.listdir(tmp_path)) == ["linked", "o2"]
+        assert (tmp_path / "o2").stat().st_ino != (tmp_path / "linked").stat().st_ino
+        assert (tmp_path / "linked").read_bytes()[:5] == b"value"
+
+
+async def test_a_file_of_a_node_beside_gets_a_name_here(tmp_path: Path) -> None:
+    home, folder = (tmp_path / store_name(pid, node) for pid, node in ((1, THERE), (2, NODE)))
+    home.mkdir()
+    folder.mkdir()
+    (home / "o7").write_bytes(b"value")
+    async with hands(folder) as (one, inputs):
+        one.perform(LinkFile("o1", THERE, "o7"))
+        assert inputs == [FileLinked("o1")]
+        assert (folder / "o1").samefile(home / "o7")
+        one.perform(RemoveFile("o1"))
+        assert (home / "o7").read_bytes() == b"value"
+
+
+async def test_what_cannot_be_linked_is_told_with_the_reason(tmp_path: Path) -> None:
+    home, folder = (tmp_path / store_name(pid, node) for pid, node in ((1, THERE), (2, NODE)))
+    home.mkdir()
+    folder.mkdir()
+    async with hands(folder) as (one, inputs):
+        one.perform(LinkFile("o1", THERE, "o7"))
+        one.perform(LinkFile("o2", node_id(9), "o7"))
+        missing, elsewhere = inputs
+        assert (missing.name, elsewhere.name) == ("o1", "o2")
+        assert "No such file" in missing.error
+        assert "does not lie beside" in elsewhere.error
+        assert os.listdir(folder) == []
 
 
 async def test_a_file_that_cannot_be_made_is_told_with_the_reason_and_leaves_nothing(tmp_path: Path) -> None:

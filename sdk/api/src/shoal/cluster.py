@@ -52,6 +52,7 @@ class HostOptions:
     object_store_memory: int | None = None
     memory: int | None = None
     node_name: str | None = None
+    object_store_folder: str | None = None
 
     @classmethod
     def of(
@@ -63,6 +64,7 @@ class HostOptions:
         object_store_memory: int | None = None,
         memory: int | None = None,
         node_name: str | None = None,
+        object_store_folder: str | None = None,
     ) -> HostOptions:
         """Check the parameters that describe a node; ``TypeError`` and ``ValueError`` name the wrong one."""
         _check_amount("num_cpus", num_cpus)
@@ -72,6 +74,7 @@ class HostOptions:
         check_labels({} if labels is None else labels)
         if node_name is not None and not isinstance(node_name, str):
             raise TypeError(f"node_name must be a str, got {type(node_name).__name__}.")
+        _check_folder(object_store_folder)
         return cls(
             num_cpus,
             num_gpus,
@@ -80,6 +83,7 @@ class HostOptions:
             _bytes("object_store_memory", object_store_memory),
             _bytes("memory", memory),
             node_name,
+            object_store_folder,
         )
 
 
@@ -103,6 +107,16 @@ def _check_amount(name: str, value: Any) -> None:
         to_units(value)
     except ValueError as error:
         raise ValueError(f"{name} is wrong: {error}.") from None
+
+
+def _check_folder(folder: Any) -> None:
+    """Check where objects are to lie; the error has Ray's name of the parameter."""
+    if folder is None:
+        return
+    if not isinstance(folder, str):
+        raise TypeError(f"plasma_directory must be a str, got {type(folder).__name__}.")
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"plasma_directory must be a folder that this user may write to, got {folder!r}.")
 
 
 def _bytes(name: str, value: Any) -> int | None:
@@ -129,13 +143,14 @@ def _check_resources(resources: Any) -> None:
 
 @dataclass(frozen=True)
 class HostInfo:
-    """A running host: where its broker is, and which file lets one in."""
+    """A running host: where its broker is, which file lets one in, and where its objects lie if that was said."""
 
     address: str
     cluster: str
     credentials_path: str
     pid: int
     session_dir: str
+    object_store_folder: str | None = None
 
 
 _hosts: dict[int, subprocess.Popen[bytes]] = {}
@@ -184,7 +199,9 @@ def start_host(options: HostOptions, *, lasting: bool, metrics_port: int = 0) ->
     line = _first_line(process)
     try:
         ready = json.loads(line)
-        info = HostInfo(pid=process.pid, session_dir=str(session_dir), **ready)
+        info = HostInfo(
+            pid=process.pid, session_dir=str(session_dir), object_store_folder=options.object_store_folder, **ready
+        )
     except (ValueError, TypeError):
         ended = process.poll()
         process.kill()
@@ -268,7 +285,7 @@ def stop_host(info: HostInfo) -> None:
         _reap(process)
     if _read(_current_path()) == info:
         _current_path().unlink(missing_ok=True)
-    remove_stores(info.pid)
+    remove_stores(info.pid, info.object_store_folder)
     remove_brokers_of_the_dead()
     _remove(Path(info.session_dir))
 

@@ -41,6 +41,8 @@ LOG_BYTES = 2_000
 
 _IGNORED = frozenset({"_system_config", "dashboard_host", "dashboard_port", "include_dashboard"})
 """Parameters of Ray's nodes that are accepted and mean nothing here."""
+_FOLDER = "plasma_directory"
+"""Ray's name for the folder in which a node's objects lie."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class ClusterNode:
 
     node_id: str
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    plasma_directory: str | None = field(default=None, repr=False)
 
     @property
     def unique_id(self) -> str:
@@ -97,7 +100,9 @@ class Cluster:
         """Start a node, the head first; with ``wait``, return when the cluster places work there. For any thread.
 
         ``options``: ``num_cpus``, ``num_gpus``, ``memory`` and ``object_store_memory`` (bytes), ``resources``,
-        ``labels``, ``node_name`` (what ``nodes()`` shows as ``NodeName``); those not given are what the machine has.
+        ``labels``, ``node_name`` (what ``nodes()`` shows as ``NodeName``), ``plasma_directory`` (the folder in which
+        the node's objects lie, in shared memory by default; nodes whose objects lie in the same folder share the memory
+        of large ones, as if they were one); those not given are what the machine has.
         Raises ``TypeError`` and ``ValueError`` for a wrong one, ``RuntimeError`` with the end of its log where the
         node does not join.
         """
@@ -121,7 +126,7 @@ class Cluster:
         if node not in self.worker_nodes:
             raise ValueError(f"The node {node.node_id} is not of this cluster, or was removed already.")
         self.worker_nodes.remove(node)
-        _end(node.process, in_good_order=allow_graceful)
+        _end(node, in_good_order=allow_graceful)
 
     def wait_for_nodes(self, timeout: float = START_SECONDS) -> None:
         """Return when the cluster has exactly the nodes that were added and not removed; ``TimeoutError``."""
@@ -156,8 +161,7 @@ class Cluster:
             if node.process is not None:
                 node.process.terminate()
         for node in nodes:
-            if node.process is not None:
-                _end(node.process, in_good_order=True)
+            _end(node, in_good_order=True)
         stop_host(self._host)
         self._host = self.head_node = None
 
@@ -243,7 +247,7 @@ class Cluster:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-        return ClusterNode(node_id, process)
+        return ClusterNode(node_id, process, options.object_store_folder)
 
     def _wait_until_joined(self, node: ClusterNode) -> None:
         process = node.process
@@ -251,11 +255,11 @@ class Cluster:
         try:
             joined = self._wait(lambda alive: node.node_id in alive, START_SECONDS, lambda: process.poll() is not None)
         except BaseException:
-            _end(process, in_good_order=False)
+            _end(node, in_good_order=False)
             raise
         if not joined:
             status = process.poll()
-            _end(process, in_good_order=False)
+            _end(node, in_good_order=False)
             how = f"within {START_SECONDS:g} s" if status is None else f"and ended with status {status}"
             log_end = self._log(node.node_id).read_text(errors="replace")[-LOG_BYTES:]
             raise RuntimeError(f"The node {node.node_id} did not join {how}. The end of its log:\n{log_end}")
@@ -266,21 +270,26 @@ class Cluster:
 
 def _describe(options: dict[str, Any]) -> HostOptions:
     """Return what a node offers; an error names the parameter that is wrong."""
-    valid = set(HostOptions.__dataclass_fields__)
+    valid = (set(HostOptions.__dataclass_fields__) | {_FOLDER}) - {"object_store_folder"}
     unknown = set(options) - valid - _IGNORED
     if unknown:
         raise ValueError(f"Unknown option(s) of a node: {sorted(unknown)}. Valid ones are {sorted(valid)}.")
-    return HostOptions.of(**{name: value for name, value in options.items() if name in valid})
+    known = {name: value for name, value in options.items() if name in valid}
+    folder = known.pop(_FOLDER, None)
+    return HostOptions.of(**known, object_store_folder=folder)
 
 
-def _end(process: subprocess.Popen[bytes], *, in_good_order: bool) -> None:
-    """End a node's process and reap it; one that does not end in time is killed."""
+def _end(node: ClusterNode, *, in_good_order: bool) -> None:
+    """End a node's process, where it has one, and reap it; one that does not end in time is killed."""
+    process = node.process
+    if process is None:
+        return
     if in_good_order:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
     process.kill()
     process.wait()
-    remove_stores(process.pid)
+    remove_stores(process.pid, node.plasma_directory)
     if process.stdin is not None:
         process.stdin.close()

@@ -128,6 +128,7 @@ def init(
     weight: float = 1.0,
     quotas: Mapping[str, float] | None = None,
     _metrics_export_port: int | None = None,
+    _plasma_directory: str | None = None,
     **others: Any,
 ) -> Context:
     """Join a cluster, or start one on this machine, and return its addresses.
@@ -135,7 +136,8 @@ def init(
     ``address``: None tries ``SHOAL_ADDRESS``, then the cluster that ``shoal up`` started, then starts one that ends
     with this process; "local" always starts one; "auto" must find one; "nats://host:port" joins that one. ``num_cpus``,
     ``num_gpus``, ``resources``, ``labels`` and ``object_store_memory`` (bytes) describe the node of a cluster that is
-    started, and are an error when joining. ``namespace`` is where the job's actors are named. ``runtime_env`` is
+    started, and are an error when joining; so does ``_plasma_directory``, the folder in which its objects lie, which is
+    in shared memory by default. ``namespace`` is where the job's actors are named. ``runtime_env`` is
     what worker processes are to have (see ``shoal.runtime_env``). ``job_config`` (a ``JobConfig``) says both in one
     object; what is said here comes first. ``logging_config`` is how all processes of the job write log lines. Programs
     with a higher ``priority`` go first, those of the same one share the cluster by ``weight``, and this one never holds
@@ -162,7 +164,9 @@ def init(
                 "shutdown() first, or pass ignore_reinit_error=True."
             )
         _membership.pid = os.getpid()
-        options = HostOptions.of(num_cpus, num_gpus, resources, labels, object_store_memory)
+        options = HostOptions.of(
+            num_cpus, num_gpus, resources, labels, object_store_memory, object_store_folder=_plasma_directory
+        )
         metrics_port = check_metrics_port("_metrics_export_port", _metrics_export_port)
         terms = terms_of(priority, weight, quotas)
         part_of = submitted(address)
@@ -223,8 +227,8 @@ def _find(address: str | None, options: HostOptions, metrics_port: int, undo: co
         return Address(host.address, host.cluster, Credentials.from_file(host.credentials_path))
     if options != HostOptions():
         raise ValueError(
-            "num_cpus, num_gpus, resources, labels and object_store_memory describe a cluster that init() starts; they "
-            f"cannot be given when joining the running one at {where.address}."
+            "num_cpus, num_gpus, resources, labels, object_store_memory and _plasma_directory describe a cluster that "
+            f"init() starts; they cannot be given when joining the running one at {where.address}."
         )
     return where
 

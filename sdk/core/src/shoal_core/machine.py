@@ -62,18 +62,18 @@ def machine_id() -> str:
     return hashlib.blake2b(f"{boot} {namespace}".encode(), digest_size=8).hexdigest()
 
 
-def store_name(pid: int, node: str) -> str:
-    """Return the name of the folder of a node's segments there; ``pid`` is the node service's, "*" is any node."""
+def store_name(pid: int | str, node: str) -> str:
+    """Return the name of the folder of a node's segments; ``pid`` is the node service's, and "*" in a pattern any."""
     return f"shoal-{pid}-{node}"
 
 
-def remove_stores(pid: int, base: Path | None = None) -> None:
-    """Remove what a node service of this user left that had this pid and could not tidy up: in shared memory, or files.
+def remove_stores(pid: int, base: str | Path | None = None) -> None:
+    """Remove what a node service of this user left that had this pid and could not tidy up, in all places or in one.
 
     It must have ended. Pids may mean others too where containers share the memory but not the pids, so that what
     somebody still holds by its file ``lock`` stays.
     """
-    bases = {SHARED_MEMORY, Path(tempfile.gettempdir())} if base is None else {base}
+    bases = {SHARED_MEMORY, Path(tempfile.gettempdir())} | (set() if base is None else {Path(base)})
     for folder in (folder for one in bases for folder in one.glob(store_name(pid, "*"))):
         with contextlib.suppress(OSError):
             if folder.stat().st_uid == os.geteuid() and not _is_held(folder / "lock"):

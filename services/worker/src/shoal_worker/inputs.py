@@ -11,7 +11,7 @@ from shoal_core.protocol.errors import ShoalError
 from shoal_core.protocol.ids import ActorId, JobId, PeerId, ProcessId
 from shoal_core.protocol.logs import ListLogs, ReadLog
 from shoal_core.protocol.messages import Message
-from shoal_worker.objects.files import StoreInput
+from shoal_worker.objects.files import FileLinked, StoreInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,4 +174,4 @@ NodeCommand = (
     | TransferCommand
     | Leave
 )
-NodeInput = ProcessEnded | DriverEnded | StoreInput | Pulled | LogsFetched | Suspected
+NodeInput = ProcessEnded | DriverEnded | StoreInput | FileLinked | Pulled | LogsFetched | Suspected

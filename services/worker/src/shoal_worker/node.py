@@ -93,7 +93,7 @@ from shoal_worker.inquiries import Inquiries, Topic
 from shoal_worker.leases import Lease, LeaseTable
 from shoal_worker.liveness import Ends, Liveness
 from shoal_worker.objects.copies import AboutLoan
-from shoal_worker.objects.files import StoreInput
+from shoal_worker.objects.files import FileLinked, StoreInput
 from shoal_worker.objects.holdings import DRIVER, WORKER, Holdings
 from shoal_worker.objects.shared_memory import SegmentRecord, SharedMemory
 from shoal_worker.objects.store import ObjectStore
@@ -423,7 +423,7 @@ class NodeCore:
             self._driver_ended(message.driver, now)
         elif isinstance(message, MemoryShort):
             self.workforce.relieve(message, now)
-        elif isinstance(message, StoreInput | Pulled):
+        elif isinstance(message, StoreInput | FileLinked | Pulled):
             self.memory.take(message, now)
         elif isinstance(message, LogsFetched):
             self._effects.append(Reply(message.token, message.answer))

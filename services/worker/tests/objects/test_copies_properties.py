@@ -2,7 +2,7 @@
 
 Each node has less room than there are objects, so that whatever can make room does: copies go, and segments are
 written to the durable tier and come back, for readers of their own node and for pullers. A driver without a node pulls
-and gives.
+and gives. In half of the histories the nodes' folders lie beside each other, so that copies share the files of homes.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ from shoal_worker.objects.files import (
     DropDurable,
     FileCreated,
     FileFilled,
+    FileLinked,
     FileSpilled,
     FillFile,
+    LinkFile,
     RemoveFile,
     ShelveFile,
     SpillFile,
@@ -114,16 +116,26 @@ class Object:
     content: str
 
 
+@dataclass(eq=False)
+class File:
+    """What names in nodes' folders lead to: ``content`` is "" where it is not whole."""
+
+    content: str = ""
+
+
 @dataclass
 class Node:
     """A node's core, and what it has to do with the machine and others."""
 
     core: NodeCore
     alive: bool = True
-    files: dict[str, str] = field(default_factory=dict)
-    """What is in each file, "" where it is not whole."""
+    files: dict[str, File] = field(default_factory=dict)
     creating: list[CreateFile] = field(default_factory=list)
     moving: list[SpillFile | FillFile] = field(default_factory=list)
+    links: set[str] = field(default_factory=set)
+    """The names that were given to other nodes' files."""
+    linking: list[FileLinked] = field(default_factory=list)
+    """What came of links, and was not told yet."""
     asks: list[Ask] = field(default_factory=list)
     offered: dict[str, str] = field(default_factory=dict)
     pulls: dict[str, PullSegment] = field(default_factory=dict)
@@ -133,23 +145,28 @@ class Node:
 class World:
     """Two nodes with processes, the durable tier, and a driver elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: bool = False, shared_bytes: int = 0) -> None:
         self.now = 100.0
+        self.beside = beside
         self.tokens = 0
         self.serial = 0
-        self.nodes = {node: Node(NodeCore(description(node), SUBJECTS, warm_bytes=2 * PAGE_BYTES)) for node in NODES}
+        shared = {HERE: shared_bytes, THERE: 0}
+        self.nodes = {
+            node: Node(NodeCore(description(node), SUBJECTS, warm_bytes=2 * PAGE_BYTES, shared_bytes=shared[node]))
+            for node in NODES
+        }
         self.durable: dict[tuple[str, str], str] = {}
         self.objects: list[Object] = []
         self.freed: set[Object] = set()
         self.asked: dict[int, Message] = {}
         self.heard: list[Message | ShoalError] = []
         self.lending: dict[int, tuple[NodeId, Any]] = {}
-        self.maps: dict[tuple[ProcessId, int], tuple[str, str]] = {}
+        self.maps: dict[tuple[ProcessId, int], tuple[str, str, File]] = {}
         self.loans: dict[int, Object] = {}
         self.given: dict[str, NodeId] = {}
         self.ended: set[tuple[ProcessId, int]] = set()
         self.dead: set[PeerId] = set()
-        self.spilled = self.returned = self.copied = 0
+        self.spilled = self.returned = self.copied = self.linked = 0
         for process in PROCESSES:
             attach = AttachDriver(driver=process, job_id=JobId(process[-8:]), machine_id="machine", pid=1)
             self.ask(node_of(process), attach)
@@ -186,12 +203,20 @@ class World:
     def started(self, at: NodeId, node: Node, command: object) -> None:
         match command:
             case CreateFile(name, _, reused, filled):
+                assert name + PART * filled not in node.files
+                file = File()
                 if reused:
                     self.untouched(at, reused)
-                    del node.files[reused]
-                assert name + PART * filled not in node.files
-                node.files[name + PART * filled] = ""
+                    assert reused not in node.links, "only its home uses a file again"
+                    warm = node.files.pop(reused)
+                    if not self.is_used_elsewhere(warm):
+                        file = warm
+                        file.content = ""
+                node.files[name + PART * filled] = file
                 node.creating.append(command)
+            case LinkFile(name, home, origin):
+                assert name not in node.files
+                self.link(node, name, self.nodes[home].files.get(origin))
             case RemoveFile(name):
                 assert name not in node.offered
                 node.files.pop(name + PART, None)
@@ -205,20 +230,35 @@ class World:
                 del self.durable[object_id, holder]
             case OfferSegment(name, _, size_bytes):
                 assert size_bytes == PAGE_BYTES
-                assert node.files[name], "only what is whole is offered"
-                node.offered[name] = node.files[name]
+                assert node.files[name].content, "only what is whole is offered"
+                node.offered[name] = node.files[name].content
             case WithdrawSegment(name):
                 del node.offered[name]
             case PullSegment(name):
                 assert name not in node.pulls
-                assert node.files[name] == ""
+                assert not node.files[name].content
+                assert name not in node.links
                 node.pulls[name] = command
             case CancelPull(name):
                 del node.pulls[name]
 
+    def link(self, node: Node, name: str, file: File | None) -> None:
+        error = "they do not lie beside each other" * (not self.beside or file is None)
+        if file is not None and not error:
+            assert file.content, "only what is whole is linked"
+            node.files[name] = file
+            node.links.add(name)
+            self.linked += 1
+        node.linking.append(FileLinked(name, error))
+
+    def is_used_elsewhere(self, file: File) -> bool:
+        """Tell whether a file has another name, or is locked, which is what a node finds out before it uses it."""
+        named = any(file in node.files.values() for node in self.nodes.values())
+        return named or any(mapped is file for _, _, mapped in self.maps.values())
+
     def untouched(self, at: NodeId, name: str) -> None:
         """See that nobody uses a file that gets another name."""
-        mapped = [file for (process, _), (file, _) in self.maps.items() if node_of(process) == at]
+        mapped = [file for (process, _), (file, _, _) in self.maps.items() if node_of(process) == at]
         assert name not in mapped, "what is mapped keeps its file"
         assert name not in self.nodes[at].pulls, "nor is used what a mover may write into"
         assert name not in self.nodes[at].offered, "nor what is sent"
@@ -254,7 +294,7 @@ class World:
     def write(self, at: NodeId, process: ProcessId, serial: int, name: str) -> None:
         assert process not in self.dead, "nothing is promised to the dead"
         one = Object(at, name, process, f"{at}:{name}")
-        self.nodes[at].files[name] = one.content
+        self.nodes[at].files[name].content = one.content
         self.objects.append(one)
         self.say(at, process, SegmentSealed(name, process, ObjectKey(serial)))
 
@@ -262,7 +302,8 @@ class World:
         if request.stream in self.given and REMOTE not in self.dead:
             del self.given[request.stream]
             content = f"{REMOTE}:{request.stream}"
-            assert self.nodes[at].files.get(name, content) == content, "what was given is whole"
+            file = self.nodes[at].files.get(name)
+            assert file is None or file.content == content, "what was given is whole"
             self.objects.append(Object(at, name, REMOTE, content))
 
     def pinned(self, at: NodeId, request: PinSegment, name: str) -> None:
@@ -270,10 +311,10 @@ class World:
         if place in self.ended or request.process in self.dead:
             return
         home = request.home or at
-        content = self.nodes[at].files[name]
+        content = self.nodes[at].files[name].content
         wanted = next(one.content for one in self.objects if (one.home, one.name) == (home, request.segment))
         assert content == wanted, "a reader gets the object that it asked for"
-        self.maps[place] = (name, content)
+        self.maps[place] = (name, content, self.nodes[at].files[name])
 
     # -------------------------------------------------------------------------- what processes do
 
@@ -316,7 +357,7 @@ class World:
     def unpin(self, which: int) -> None:
         if self.maps:
             place = list(self.maps)[which % len(self.maps)]
-            name, _ = self.maps.pop(place)
+            name, _, _ = self.maps.pop(place)
             self.ended.add(place)
             self.say(node_of(place[0]), place[0], SegmentUnpinned(name, place[1]))
 
@@ -417,6 +458,11 @@ class World:
                 del self.nodes[node].files[command.name + PART * command.filled]
             self.inject(node, FileCreated(command.name, error))
 
+    def hear_of_link(self, node: NodeId, which: int = 0) -> None:
+        linking = self.nodes[node].linking
+        if linking:
+            self.inject(node, linking.pop(which % len(linking)))
+
     def move(self, at: NodeId, which: int, fate: str = "done") -> None:
         """Have a segment spilled, or filled again; or not."""
         node = self.nodes[at]
@@ -425,18 +471,18 @@ class World:
         command = node.moving.pop(which % len(node.moving))
         error = ObjectStoreFullError("the tier is full") if fate == "full" else ServiceError("the tier is away")
         if isinstance(command, SpillFile):
-            assert node.files[command.name], "only what is whole is spilled"
+            assert node.files[command.name].content, "only what is whole is spilled"
             if fate == "done":
                 self.spilled += 1
-                self.durable[command.object_id, command.holder] = node.files[command.name]
+                self.durable[command.object_id, command.holder] = node.files[command.name].content
             self.inject(at, FileSpilled(command.name, command.holder, None if fate == "done" else error))
         else:
             contents = [content for (name, _), content in self.durable.items() if name == command.object_id]
             part = command.name + PART
             if fate == "done" and contents and part in node.files:
                 self.returned += 1
-                del node.files[part]
-                node.files[command.name] = contents[0]
+                node.files[command.name] = node.files.pop(part)
+                node.files[command.name].content = contents[0]
                 self.inject(at, FileFilled(command.name))
             else:
                 node.files.pop(part, None)
@@ -477,7 +523,7 @@ class World:
             error = "not_found"
         if not error:
             self.copied += 1
-            node.files[name] = content
+            node.files[name].content = content
         self.inject(at, Pulled(name, error, error))
 
     def deliver(self, node: NodeId, count: int = 1) -> None:
@@ -501,9 +547,10 @@ class World:
                 node.core.sanity_check()
                 assert len(node.files) <= STORE_PAGES, "there is never more than there is room for"
                 for name, content in node.offered.items():
-                    assert node.files[name] == content, "what is sent does not change"
-        for (process, _), (name, content) in self.maps.items():
-            assert self.nodes[node_of(process)].files[name] == content, "what is mapped does not change"
+                    assert node.files[name].content == content, "what is sent does not change"
+        for (process, _), (name, content, file) in self.maps.items():
+            assert self.nodes[node_of(process)].files[name] is file, "what is mapped keeps its file"
+            assert file.content == content, "what is mapped does not change"
         for one in self.living():
             if one.owner not in self.dead:
                 self.check_kept(one)
@@ -513,7 +560,8 @@ class World:
         segment = node.core.segments.get(one.name)
         assert segment is not None, "an object is kept until it is freed"
         in_tier = self.durable.get((segment.object_id, segment.holder)) == one.content
-        assert node.files.get(one.name) == one.content or in_tier, "nothing acknowledged is lost"
+        file = node.files.get(one.name)
+        assert in_tier or (file is not None and file.content == one.content), "nothing acknowledged is lost"
 
     def settle(self) -> None:
         """Let everything come to its end."""
@@ -528,6 +576,8 @@ class World:
                 self.deliver(node, 1000)
                 while self.nodes[node].asks:
                     self.answer(node, 0, lost=False)
+                while self.nodes[node].linking:
+                    self.hear_of_link(node)
                 for _ in range(len(self.nodes[node].pulls)):
                     self.finish_pull(node, 0)
             self.check()
@@ -576,6 +626,7 @@ class World:
         assert not node.core.memory.jobs()
         assert not node.offered
         assert not node.pulls
+        assert not node.links & {*node.files}
         assert len(node.files) * PAGE_BYTES == node.core.segments.warm_bytes, "only warm files are left"
 
 
@@ -588,9 +639,9 @@ FATES = ["done", "done", "done", "full", "away"]
 class SharedMemories(RuleBasedStateMachine):
     """Any history."""
 
-    @initialize(made=st.integers(0, 2 * STORE_PAGES))
-    def start(self, made: int) -> None:
-        self.world = World()
+    @initialize(made=st.integers(0, 2 * STORE_PAGES), beside=st.booleans())
+    def start(self, made: int, beside: bool) -> None:
+        self.world = World(beside)
         for _ in range(made):
             self.world.make(PROCESSES[made % 2 * 3])
         if made > STORE_PAGES:
@@ -648,6 +699,10 @@ class SharedMemories(RuleBasedStateMachine):
     def a_file_is_made(self, node: NodeId, which: int, error: str) -> None:
         self.world.create(node, which, error)
 
+    @rule(node=node, which=which)
+    def a_file_is_linked(self, node: NodeId, which: int) -> None:
+        self.world.hear_of_link(node, which)
+
     @rule(node=node, which=which, fate=st.sampled_from(FATES))
     def bytes_are_moved(self, node: NodeId, which: int, fate: str) -> None:
         self.world.move(node, which, fate)
@@ -691,8 +746,9 @@ TestSharedMemories = SharedMemories.TestCase
 TestSharedMemories.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("seed", range(30))
+def test_long_histories_in_which_much_is_going_on(seed: int, beside: bool) -> None:
     """Walk at random, deaths being rarer than work; hypothesis finds small cases, this finds crowded ones."""
     random = Random(seed)
 
@@ -705,7 +761,7 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
     def process() -> ProcessId:
         return random.choice(PROCESSES)
 
-    world = World()
+    world = World(beside)
     actions: dict[Callable[[], None], float] = {
         lambda: world.make(process()): 5,
         lambda: world.free(which()): 2,
@@ -721,6 +777,7 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         lambda: world.end_process(random.choice([PROCESSES[1], PROCESSES[4], REMOTE])): 0.05,
         lambda: world.end_node(node()): 0.005,
         lambda: world.create(node(), which(), "no memory" * (random.random() < 0.05)): 12,
+        lambda: world.hear_of_link(node(), which()): 12,
         lambda: world.move(node(), which(), random.choice(FATES)): 12,
         lambda: world.answer(node(), which(), random.random() < 0.1): 8,
         lambda: world.answer_is_lost(which()): 0.3,
@@ -733,7 +790,8 @@ def test_long_histories_in_which_much_is_going_on(seed: int) -> None:
         action()
         world.check()
     assert world.spilled or world.dead & {*NODES}, "something was spilled in this history"
-    assert world.copied or world.dead & {*NODES}, "something was copied in this history"
+    assert world.copied or world.linked or world.dead & {*NODES}, "something was copied in this history"
+    assert world.linked or not beside or world.dead & {*NODES}, "something was linked in this history"
     world.finish()
 
 
@@ -851,3 +909,36 @@ def test_a_home_that_has_died_is_named_in_the_error() -> None:
     answer = world.heard[-1]
     assert isinstance(answer, NodeDiedError)
     assert HERE in str(answer)
+
+
+def test_a_copy_of_a_node_beside_shares_its_file_and_nothing_is_pulled() -> None:
+    world = World(beside=True)
+    made(world, PROCESSES[0], 1)
+    name = mapped(world, PROCESSES[3], 0)
+    assert world.nodes[THERE].files[name] is world.nodes[HERE].files["o1"]
+    assert (world.linked, world.copied) == (1, 0)
+    world.free(0)
+    world.settle()
+    assert "o1" in world.nodes[HERE].files, "it is kept warm"
+    assert world.nodes[THERE].files[name].content == f"{HERE}:o1"
+    world.unpin(0)
+    world.settle()
+    assert world.nodes[THERE].files == {}, "only its home uses it again"
+
+
+def test_only_the_first_copy_of_a_node_elsewhere_is_tried_to_be_linked() -> None:
+    world = World()
+    made(world, PROCESSES[0], 2)
+    for index, asked in enumerate((2, 1)):
+        world.pin(PROCESSES[3], index)
+        before = world.tokens
+        world.settle()
+        assert world.tokens - before == asked
+    assert (world.linked, world.copied) == (0, 2)
+
+
+def test_what_lies_in_a_file_with_others_at_home_is_pulled_also_from_a_node_beside() -> None:
+    world = World(beside=True, shared_bytes=PAGE_BYTES)
+    made(world, PROCESSES[0], 1)
+    mapped(world, PROCESSES[3], 0)
+    assert (world.linked, world.copied) == (0, 1)

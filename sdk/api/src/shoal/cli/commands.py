@@ -89,6 +89,9 @@ def up(
     resources: Annotated[str | None, typer.Option(help='Resources of your own, as JSON: {"licence": 2}.')] = None,
     labels: Annotated[str | None, typer.Option(help='Labels of the node, as JSON: {"zone": "a"}.')] = None,
     object_store_memory: Annotated[int | None, typer.Option(min=1, help="Bytes of shared memory for objects.")] = None,
+    object_store_folder: Annotated[
+        str | None, typer.Option(help="Where objects lie; in shared memory by default.")
+    ] = None,
     metrics_export_port: Annotated[
         int | None, typer.Option(help="Show metrics on this port of 127.0.0.1 and the three behind it.")
     ] = None,
@@ -97,7 +100,14 @@ def up(
     custom = json_object("--resources", resources)
     words = {name: str(value) for name, value in json_object("--labels", labels).items()}
     try:
-        options = HostOptions.of(num_cpus, num_gpus, custom or None, words or None, object_store_memory)
+        options = HostOptions.of(
+            num_cpus,
+            num_gpus,
+            custom or None,
+            words or None,
+            object_store_memory,
+            object_store_folder=object_store_folder,
+        )
         metrics_port = check_metrics_port("--metrics-export-port", metrics_export_port)
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from None

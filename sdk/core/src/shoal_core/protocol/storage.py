@@ -97,12 +97,18 @@ class LendSegment(Message):
     size_bytes: int = Field(ge=1)
     serial: int = Field(description="Of this puller's requests, another number for each.")
     job_id: JobId = Field(default=JobId(""), description="The puller's job, if it is a driver: its end ends the loan.")
+    links: bool = Field(
+        default=False, description="The puller, a node, tries to give the segment's file a name in its own folder too."
+    )
 
 
 class SegmentLent(Message):
     """The segment's chunks can be pulled."""
 
     chunk_bytes: int = Field(description="The size of all chunks but the last.")
+    linkable: bool = Field(
+        default=False, description="It has a file of its own, where nothing else is written while that has two names."
+    )
 
 
 class TakeObject(Message):

@@ -145,6 +145,18 @@ def test_what_is_mapped_unasked_is_locked_until_its_last_buffer_is_gone(folder: 
     assert folder.ended == [("o1", 7)]
 
 
+def test_what_is_pinned_is_locked_as_well_for_another_node_may_have_the_file_too(folder: Folder) -> None:
+    place = folder.write(0, numpy.arange(20_000))
+    (folder.path / "o1").write_bytes((folder.path / "s1").read_bytes())
+    value = folder.reader.read("o1", "o1", place[1], 7)[0]
+    assert is_locked(folder.path / "o1")
+    assert int(value[-1]) == 19_999
+    del value
+    gc.collect()
+    assert not is_locked(folder.path / "o1")
+    assert folder.ended == [("o1", 7)]
+
+
 def test_nothing_is_mapped_unasked_that_is_about_to_be_used_again(folder: Folder) -> None:
     path = folder.path / "o1"
     assert folder.reader.map_unasked("o1", 5, 7) is None, "it has another name already"

@@ -3,8 +3,10 @@
 A copy's life::
 
     QUEUED ──► WAITING (for its file) ──► ASKING (its home lends) ──► PULLING ──► HERE ── dropped, freed, home dead
-       ▲────────────────────────────────────────────────────────────────┘ (not offered any more)
-       └────────────┴───────────────────────┴─────────────────────────┴──► failed: all who wait are told why
+       ▲                                    │                           │ │          ▲
+       │────────────────────────────────────┼── (not offered any more) ─┘ │          │
+       └─────────── (cannot be linked) ─────┼────────────────► LINKING ───┼──────────┘
+                                            └─────────────────────────────┴──► failed: all who wait are told why
 
 One copy is pulled however many processes wait for it; they are answered together. It belongs to nobody: unpinned, it is
 the first thing that goes where room is needed. It waits for its own file like everything that needs room (see
@@ -12,6 +14,10 @@ the first thing that goes where room is needed. It waits for its own file like e
 Its home remembers that it is here, and says when the object goes. What a driver without a node gives (``taken``) takes
 the same way without ASKING, and is the driver's own afterwards. At most ``PULLS_AT_ONCE`` are pulled at a time, so that
 what is in flight is bounded; others wait in order.
+
+Each copy is tried to be *linked* first (see ``segments``): it waits for room, but makes no file, since its home's has
+its bytes. Where that cannot be, as for the first copy from each node that is on another machine, it begins anew, and is
+pulled.
 
 A segment whose pull fails is removed, never used again: the mover may still be writing into it. Where a pull ends
 because what was lent is not offered (any more), that says nothing about the object, of which only its home knows: the
@@ -42,6 +48,7 @@ from shoal_core.protocol.records import CopyDropped, SegmentUnpinned, SegmentWan
 from shoal_core.protocol.storage import LendSegment, PinSegment, SegmentGranted, SegmentLent, SegmentPinned, TakeObject
 from shoal_core.protocol.subjects import Subjects
 from shoal_worker.inputs import CancelPull, Pulled, PullSegment
+from shoal_worker.objects.files import FileLinked
 from shoal_worker.objects.pins import MOST_ENDED
 from shoal_worker.objects.store import ObjectStore
 from shoal_worker.objects.waiting import Incoming
@@ -59,6 +66,7 @@ class CopyState(Enum):
     QUEUED = "queued"
     WAITING = "waiting"
     ASKING = "asking"
+    LINKING = "linking"
     PULLING = "pulling"
     HERE = "here"
 
@@ -81,12 +89,16 @@ class Waiting:
 
 @dataclass(slots=True)
 class Copy:
-    """An object that comes or came from ``source``, which calls it ``origin``; ``name`` is its segment here."""
+    """An object that comes or came from ``source``, which calls it ``origin``; ``name`` is its segment here.
+
+    ``links``: it is to be linked rather than pulled.
+    """
 
     source: PeerId
     origin: str
     size_bytes: int
     taken: TakeObject | None = None
+    links: bool = False
     state: CopyState = CopyState.QUEUED
     incoming: Incoming | None = None
     name: str = ""
@@ -114,6 +126,8 @@ class Copies:
         self._expected: dict[Incoming, Copy] = {}
         self._by_name: dict[str, Copy] = {}
         self._given_up: dict[ProcessId, dict[int, None]] = {}
+        self._apart: set[PeerId] = set()
+        """The nodes whose files cannot be linked here."""
         self._serials = 0
 
     def __len__(self) -> int:
@@ -140,7 +154,7 @@ class Copies:
         if self._is_dead(request.home):
             raise _home_died(request.home)
         if copy is None:
-            copy = self._enter(Copy(request.home, request.segment, request.size_bytes))
+            copy = self._enter_copy(request.home, request.segment, request.size_bytes)
         copy.waiting.append(Waiting(request.process, request.serial, token))
         return None
 
@@ -150,7 +164,7 @@ class Copies:
         if (wanted.home, wanted.segment) in self._copies or self._is_dead(wanted.home) or ahead >= MOST_PREFETCHED:
             return
         if self._store.has_room(wanted.size_bytes):
-            self._enter(Copy(wanted.home, wanted.segment, wanted.size_bytes))
+            self._enter_copy(wanted.home, wanted.segment, wanted.size_bytes)
 
     def take(self, request: TakeObject, token: int) -> Message | None:
         """Pull an object from a driver into a segment that will be its own; asked again, the answer is the same."""
@@ -185,6 +199,10 @@ class Copies:
 
     # ------------------------------------------------------------------------------- the way of a copy
 
+    def _enter_copy(self, home: NodeId, origin: str, size_bytes: int) -> Copy:
+        links = home not in self._apart and not self._segments.is_shared(size_bytes)
+        return self._enter(Copy(home, origin, size_bytes, links=links))
+
     def _enter(self, copy: Copy) -> Copy:
         self._copies[copy.source, copy.origin] = self._coming[copy.source, copy.origin] = copy
         return copy
@@ -208,7 +226,9 @@ class Copies:
         """Let a copy wait for its file; False where it will never have one."""
         job = None if copy.taken is None else copy.taken.job_id
         try:
-            copy.incoming = self._store.expect(copy.source, copy.size_bytes, job, is_copy=copy.taken is None, now=now)
+            copy.incoming = self._store.expect(
+                copy.source, copy.size_bytes, job, is_copy=copy.taken is None, linked=copy.links, now=now
+            )
         except ShoalError as error:
             self._fail(copy, error)
             return False
@@ -236,7 +256,13 @@ class Copies:
 
     def _ask(self, copy: Copy) -> None:
         copy.ask_at = None
-        request = LendSegment(puller=self._node_id, segment=copy.origin, serial=copy.serial, size_bytes=copy.size_bytes)
+        request = LendSegment(
+            puller=self._node_id,
+            segment=copy.origin,
+            serial=copy.serial,
+            size_bytes=copy.size_bytes,
+            links=copy.links,
+        )
         subject = self._subjects.node_from_process(NodeId(copy.source), "lend")
         self.effects.append(Ask(subject, request, AboutLoan(copy.name)))
 
@@ -246,8 +272,13 @@ class Copies:
         if copy is None or copy.state is not CopyState.ASKING:
             return
         answer = answered.answer
-        if isinstance(answer, SegmentLent):
+        if isinstance(answer, SegmentLent) and not copy.links:
             self._pull(copy, answer.chunk_bytes)
+        elif isinstance(answer, SegmentLent) and answer.linkable:
+            copy.state = CopyState.LINKING
+            self._segments.link(copy.name, NodeId(copy.source), copy.origin)
+        elif isinstance(answer, SegmentLent):
+            self._begin_pulling(copy)
         elif isinstance(answer, BusError | ServiceError) and now < copy.ask_until:
             copy.ask_at = now + ASK_AGAIN_SECONDS
         elif isinstance(answer, BusError | ServiceError):
@@ -256,6 +287,21 @@ class Copies:
         else:
             assert isinstance(answer, ShoalError)
             self._fail(copy, answer)
+
+    def linked(self, linked: FileLinked) -> None:
+        """A copy has its home's file, or cannot have it."""
+        copy = self._by_name.get(linked.name)
+        if copy is None or copy.state is not CopyState.LINKING:
+            return
+        if linked.error:
+            self._apart.add(copy.source)
+            self._begin_pulling(copy)
+        else:
+            self._is_here(copy)
+
+    def _begin_pulling(self, copy: Copy) -> None:
+        copy.links = False
+        self._begin_anew(copy)
 
     def _pull(self, copy: Copy, chunk_bytes: int) -> None:
         copy.state = CopyState.PULLING
@@ -269,7 +315,10 @@ class Copies:
             return
         if pulled.code:
             self._not_pulled(copy, pulled)
-            return
+        else:
+            self._is_here(copy)
+
+    def _is_here(self, copy: Copy) -> None:
         owner = ProcessId(copy.source)
         copy.state = CopyState.HERE
         del self._coming[copy.source, copy.origin]
@@ -292,8 +341,11 @@ class Copies:
         elif copy.pulls == MOST_PULLS:
             self._fail(copy, ObjectFetchTimedOutError(f"{error}, {MOST_PULLS} times"), cancel=False)
         else:
-            self._let_go(copy)
-            copy.state, copy.name = CopyState.QUEUED, ""
+            self._begin_anew(copy)
+
+    def _begin_anew(self, copy: Copy) -> None:
+        self._let_go(copy)
+        copy.state, copy.name = CopyState.QUEUED, ""
 
     def _pinned(self, copy: Copy, one: Waiting) -> Message | ShoalError:
         try:
@@ -365,6 +417,7 @@ class Copies:
             if gone:
                 self._give_up_unwanted(copy)
         self._given_up.pop(ProcessId(peer), None)
+        self._apart.discard(peer)
 
     def tick(self, now: float) -> None:
         """Ask again where it is time."""

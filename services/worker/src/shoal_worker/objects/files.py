@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoal_core.protocol.errors import ShoalError
-from shoal_core.protocol.ids import JobId
+from shoal_core.protocol.ids import JobId, NodeId
 from shoal_worker.objects.restoring import Restoration
 
 PAGE_BYTES = 4096
@@ -35,6 +35,15 @@ class CreateFile:
     reused: str = ""
     filled: bool = False
     part: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFile:
+    """Give a file of another node, whose folder lies beside ours, a name here as well; ``FileLinked`` comes back."""
+
+    name: str
+    home: NodeId
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,7 @@ class DropDurable:
     holder: str
 
 
-FileCommand = CreateFile | RemoveFile | ShelveFile | FillFile | SpillFile | DropDurable
+FileCommand = CreateFile | LinkFile | RemoveFile | ShelveFile | FillFile | SpillFile | DropDurable
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +112,14 @@ class FileCreated:
     name: str
     error: str = ""
     no_space: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileLinked:
+    """Input: a file of another node has a name here as well; ``error`` says why not."""
+
+    name: str
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ A loan pins a segment for its puller, so that it stays where it is until it is p
 first, and is offered then. It ends when the puller says so, or is dead. A node that has pulled keeps a copy beyond
 that: it is told when the object goes, unless it says before that it has dropped the copy. Each copy is known by the
 serial of its loan, since what is said of one may be overtaken by the request for the next.
+
+What is lent to be linked (see ``segments``) is not offered to be pulled.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from shoal_core.protocol.effects import Effect, Send, Start
 from shoal_core.protocol.errors import NotFoundError
 from shoal_core.protocol.ids import JobId, NodeId, PeerId, ProcessId
+from shoal_core.protocol.places import is_part
 from shoal_core.protocol.records import SegmentFreed
 from shoal_core.protocol.storage import LendSegment, SegmentLent
 from shoal_worker.inputs import OfferSegment, WithdrawSegment
@@ -26,6 +29,8 @@ class Loans:
         self._chunk_bytes = chunk_bytes
         self._lent: dict[str, set[tuple[PeerId, int]]] = {}
         self._holders: dict[str, dict[NodeId, int]] = {}
+        self._pulled: set[str] = set()
+        """What is to be offered, once it lies in memory."""
         self._offered: set[str] = set()
         self._jobs: dict[PeerId, JobId] = {}
 
@@ -51,7 +56,9 @@ class Loans:
         segment = self._segments.pin(request.segment, ProcessId(request.puller), request.serial)
         lent = self._lent.setdefault(segment.name, set())
         lent.add((request.puller, request.serial))
-        if segment.in_memory():
+        linkable = request.links and not is_part(segment.place)
+        if not linkable:
+            self._pulled.add(segment.name)
             self._offer(segment)
         if request.job_id:
             self._jobs[request.puller] = request.job_id
@@ -59,21 +66,22 @@ class Loans:
             holders = self._holders.setdefault(segment.name, {})
             holder = NodeId(request.puller)
             holders[holder] = max(request.serial, holders.get(holder, 0))
-        return segment, SegmentLent(chunk_bytes=self._chunk_bytes)
+        return segment, SegmentLent(chunk_bytes=self._chunk_bytes, linkable=linkable)
 
     def returned(self, name: str) -> None:
         """A segment lies in memory again: who waited for it can pull it."""
         segment = self._segments.get(name)
-        if name in self._lent and segment is not None and segment.in_memory():
+        if name in self._pulled and segment is not None:
             self._offer(segment)
 
     def _offer(self, segment: Segment) -> None:
-        if segment.name not in self._offered:
+        if segment.in_memory() and segment.name not in self._offered:
             self._offered.add(segment.name)
             self.effects.append(Start(OfferSegment(segment.name, segment.place, segment.size_bytes, self._chunk_bytes)))
 
     def _withdraw(self, name: str) -> None:
         del self._lent[name]
+        self._pulled.discard(name)
         if name in self._offered:
             self._offered.remove(name)
             self.effects.append(Start(WithdrawSegment(name)))
@@ -126,6 +134,6 @@ class Loans:
             assert segment is not None, "what is lent is kept"
             for puller, serial in lent:
                 assert serial in segment.pins[ProcessId(puller)].held
-        assert self._offered <= {*self._lent}
+        assert self._offered <= self._pulled <= {*self._lent}
         for name in self._holders:
             assert self._segments.get(name) is not None, "who has a copy is told when the object goes"

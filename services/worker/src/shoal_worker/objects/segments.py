@@ -25,10 +25,14 @@ durable: what was spilled once can be spilled again without moving a byte. What 
 A *copy* is a segment with the object of another node's (see ``copies``). Its home is written down as its process. It is
 never spilled, and dropped where room is needed: its home has the object.
 
+Where the other node's folder lies beside ours, a copy need not have bytes of its own: it is *linked*. The file has a
+name in either folder, and its pages go with the last name. It counts as used in both. Only its home uses it again, when
+it has no other name and nobody has locked it: no node knows who maps what elsewhere, but readers lock what they map.
+
 A pin is held for a process of this node, or for a puller elsewhere to which the segment is lent (see ``loans``).
 
-A reader may map a segment first and tell of its pin then. Until that is heard, only its lock on the file keeps that
-from being used again (see ``shoal_core.runtime.data.segments``), which whoever makes the files sees to.
+A reader may map a segment first and tell of its pin then. Until that is heard, too, only its lock on the file keeps
+that from being used again (see ``shoal_core.runtime.data.segments``), which whoever makes the files sees to.
 
 Writer, owner and readers speak to the node over different channels, so a reader's pin and even the owner's "freed" may
 overtake the writer's "sealed". Both are taken: a writer reveals a name only after it has written. Whoever asks for a
@@ -51,6 +55,7 @@ from shoal_worker.objects.files import (
     DropDurable,
     FileCommand,
     FillFile,
+    LinkFile,
     RemoveFile,
     ShelveFile,
     SpillFile,
@@ -217,10 +222,27 @@ class SegmentTable:
         self._order_file(segment, reused, filled=filled)
         return segment
 
+    def allocate_link(self, home: ProcessId, size_bytes: int) -> Segment | None:
+        """Promise room for a copy that shares its file with its home; None where there is none now."""
+        capacity = size_class(size_bytes)
+        if not self._make_room(capacity):
+            return None
+        segment = self._new(capacity, home, None, size_bytes, is_copy=True)
+        segment.state, segment.spoiled = SegmentState.WRITING, True
+        return segment
+
+    def link(self, name: str, home: NodeId, origin: str) -> None:
+        """Order the file of a copy for which there is room: its home's."""
+        self.commands.append(LinkFile(name, home, origin))
+
+    def is_shared(self, size_bytes: int) -> bool:
+        """Tell whether an object of this size shares its file with others where a process writes it."""
+        return size_class(size_bytes) <= self._shared_bytes
+
     def allocate_to_writer(self, process: ProcessId, size_bytes: int, job: JobId | None = None) -> Segment | None:
         """Promise a file, or a part of one, to a process of this node; None where there is no room now."""
         capacity = size_class(size_bytes)
-        if capacity > self._shared_bytes:
+        if not self.is_shared(size_bytes):
             return self.allocate(process, size_bytes, job)
         if warm := self._warm_parts.get(capacity):
             self.warm_bytes -= capacity

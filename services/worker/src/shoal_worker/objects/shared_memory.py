@@ -42,7 +42,7 @@ from shoal_core.protocol.subjects import Subjects
 from shoal_worker.inputs import Pulled
 from shoal_worker.liveness import Liveness
 from shoal_worker.objects.copies import Copies
-from shoal_worker.objects.files import StoreInput
+from shoal_worker.objects.files import FileLinked, StoreInput
 from shoal_worker.objects.loans import Loans
 from shoal_worker.objects.store import ObjectStore
 
@@ -184,10 +184,12 @@ class SharedMemory:
             case SegmentWanted():
                 self.copies.want(record)
 
-    def take(self, message: StoreInput | Pulled, now: float) -> None:
+    def take(self, message: StoreInput | FileLinked | Pulled, now: float) -> None:
         """Take in what came of a command."""
         if isinstance(message, Pulled):
             self.copies.pulled(message)
+        elif isinstance(message, FileLinked):
+            self.copies.linked(message)
         else:
             self.store.take(message, now)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from shoal_core.bus import Bus
 from shoal_core.bus.requests import ask
+from shoal_core.machine import store_name
 from shoal_core.protocol.errors import BusError, ShoalError
 from shoal_core.protocol.places import is_part, located
 from shoal_core.protocol.storage import DurableDelete, DurableGet, DurableManifest
@@ -33,9 +34,11 @@ from shoal_worker.objects.files import (
     DurableFound,
     FileCreated,
     FileFilled,
+    FileLinked,
     FileSpilled,
     FillFile,
     FindDurable,
+    LinkFile,
     RemoveFile,
     ShelveFile,
     SpillFile,
@@ -78,6 +81,8 @@ class Storage:
         match command:
             case CreateFile():
                 return self._create(command)
+            case LinkFile():
+                self._inject(self._link(command))
             case RemoveFile(name, part_bytes):
                 return self._remove(name, part_bytes)
             case ShelveFile(name, shelf):
@@ -131,6 +136,16 @@ class Storage:
             path.unlink(missing_ok=True)
             return _no_room(command, error)
         return FileCreated(command.name)
+
+    def _link(self, command: LinkFile) -> FileLinked:
+        homes = [*self._folder.parent.glob(store_name("*", command.home))]
+        if len(homes) != 1:
+            return FileLinked(command.name, f"the folder of node {command.home} does not lie beside this one")
+        try:
+            os.link(homes[0] / command.origin, self._folder / command.name)
+        except OSError as error:
+            return FileLinked(command.name, str(error))
+        return FileLinked(command.name)
 
     def _reserve(self, command: CreateFile) -> FileCreated:
         """Reserve the pages of a part of a file, which is made at its first use."""
@@ -226,21 +241,25 @@ class Storage:
 
 
 def _take_over(warm: Path, path: Path) -> bool:
-    """Give a warm file a new name; one that a process has locked is removed, and so left to that process alone.
+    """Give a warm file a new name; one that is used for something else is removed, and so left to that alone.
 
-    The node may not have heard yet that the process maps it (see ``shoal_core.runtime.data.segments``).
+    A process may have locked it: one of this node that maps it and has not been heard, or one of another node (see
+    ``shoal_core.runtime.data.segments``). Or another node may have linked it, which none can any more under a new name.
     """
     try:
         descriptor = os.open(warm, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.rename(warm, path)
+            if os.fstat(descriptor).st_nlink == 1:
+                return True
         finally:
             os.close(descriptor)
     except OSError:
         warm.unlink(missing_ok=True)
-        return False
-    return True
+    else:
+        path.unlink()
+    return False
 
 
 def _no_room(command: CreateFile, error: OSError) -> FileCreated:

@@ -207,9 +207,14 @@ class ObjectStore:
         """Tell whether a file can be spared for what may be written soon."""
         return not len(self.waiting) and self.segments.used_bytes + capacity <= self.segments.capacity_bytes // 2
 
-    def expect(self, source: PeerId, size_bytes: int, job: JobId | None, *, is_copy: bool, now: float) -> Incoming:
-        """Let an object that is to be pulled wait for its file; ``served`` says when it is there, or why it is not."""
-        incoming = Incoming(size_bytes, self._capacity(size_bytes), source, job, is_copy)
+    def expect(
+        self, source: PeerId, size_bytes: int, job: JobId | None, *, is_copy: bool, linked: bool, now: float
+    ) -> Incoming:
+        """Let an object that is to come wait for its file; ``served`` says when it is there, or why it is not.
+
+        What is to be ``linked`` waits for room only.
+        """
+        incoming = Incoming(size_bytes, self._capacity(size_bytes), source, job, is_copy, linked)
         self._want(incoming)
         self.pump(now)
         return incoming
@@ -422,11 +427,17 @@ class ObjectStore:
                 self.segments.ahead[segment.name] = False
         elif isinstance(wanted, Incoming):
             owner = ProcessId(wanted.source)
-            new = self.segments.allocate(owner, wanted.size_bytes, wanted.job, is_copy=wanted.is_copy)
+            if wanted.linked:
+                new = self.segments.allocate_link(owner, wanted.size_bytes)
+            else:
+                new = self.segments.allocate(owner, wanted.size_bytes, wanted.job, is_copy=wanted.is_copy)
             if new is None:
                 return False
             segment = new
             wanted.name = segment.name
+            if wanted.linked:
+                self.served.append((wanted, None))
+                return True
         else:
             restoration = wanted.restoration
             if self._restorations.find(restoration.request) is not restoration:

@@ -52,13 +52,17 @@ class Arrival:
 
 @dataclass(eq=False, slots=True)
 class Incoming:
-    """An object of ``source`` is to be pulled; ``name`` is its segment, "" until there is room for it."""
+    """An object of ``source`` is to come; ``name`` is its segment, "" until there is room for it.
+
+    What is ``linked`` has its file already, which is another node's, too.
+    """
 
     size_bytes: int
     capacity_bytes: int
     source: PeerId
     job: JobId | None
     is_copy: bool
+    linked: bool = False
     name: str = ""
 
 

@@ -4,11 +4,11 @@ A segment is a file in the node's folder, or a part of one. What is read from it
 any buffer inside it does; then the node is told to unpin the segment. That memory is a mapping of the file; of a part
 it is an array of bytes over the mapping that all parts of the file share.
 
-To ask the node for a pin takes a fifth of the time in which 80 MB are passed to a task. So a reader maps a file of its
-own at once, and tells the node of its pin meanwhile. Until the node hears of it, the reader's *lock* on the file sees
-to it that nothing else is written there: the node uses no file again that it cannot lock for itself, and a file has
-another name before it is; so a reader that finds it under the segment's name, once it has the lock, finds the segment.
-The kernel ends the lock with the mapping, however the process ends.
+A file stays *locked* for as long as it is mapped, and no node uses a file again that it cannot lock for itself. The
+kernel ends the lock with the mapping, however the process ends. Pins alone would not do: a file may be that of another
+node as well, which knows nothing of ours. And to ask the node for a pin takes a fifth of the time in which 80 MB are
+passed to a task. So a reader maps a file at once, and tells the node of its pin meanwhile: a file has another name
+before it is used again; so a reader that finds it under the segment's name, once it has the lock, finds the segment.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Reader:
             keeps, address = self._slabs.get(file)
             memory = _bytes(-(-size_bytes // mmap.PAGESIZE)).from_address(address + offset)
         else:
-            memory = _map(f"{self._folder}/{place}", size_bytes)
+            memory = _map_pinned(f"{self._folder}/{place}", size_bytes)
         self._watch(memory, segment, serial, size_bytes, keeps)
         return read_segment(view(memory)), memory
 
     def map_unasked(self, segment: str, size_bytes: int, serial: int) -> Memory | None:
         """Map a segment that has a file of its own, before the node knows; None where the node has to be asked."""
-        memory = _map_locked(f"{self._folder}/{segment}", size_bytes)
+        memory = _map_unpinned(f"{self._folder}/{segment}", size_bytes)
         if memory is not None:
             self._watch(memory, segment, serial, size_bytes, None)
         return memory
@@ -79,30 +79,34 @@ def view(memory: Memory) -> memoryview:
     return memoryview(memory).cast("B").toreadonly()
 
 
-def _map(path: str, size_bytes: int) -> mmap.mmap:
+def _map_pinned(path: str, size_bytes: int) -> mmap.mmap:
+    """Map a file that keeps its name meanwhile."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        return _map_locked(descriptor, size_bytes, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
 
 
-def _map_locked(path: str, size_bytes: int) -> mmap.mmap | None:
-    """Map a file and keep it locked for as long; None where it has another name by now, or cannot be locked."""
+def _map_unpinned(path: str, size_bytes: int) -> mmap.mmap | None:
+    """Map a file; None where it has another name by now, or is being used again."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            return None
-        # The mapping has a copy of the descriptor, and with it the lock.
-        return mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        mapping = _map_locked(descriptor, size_bytes, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return mapping if os.path.samestat(os.fstat(descriptor), os.stat(path)) else None
     except OSError:
         return None
     finally:
         os.close(descriptor)
+
+
+def _map_locked(descriptor: int, size_bytes: int, lock: int) -> mmap.mmap:
+    """Lock a file, and map it; the mapping has a copy of the descriptor, and with it the lock."""
+    fcntl.flock(descriptor, lock)
+    return mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
 
 
 @functools.cache
