@@ -20,7 +20,7 @@ from bench import objects, secured
 from bench.measuring import Effort, Measured, rate
 from bench.memory import PeakMemory, pss_by_process, wait_until_at_rest
 from bench.traces import traced_tasks
-from bench.transfers import broadcast, transfer
+from bench.transfers import broadcast, broadcast_beside, transfer
 
 CPUS = 2
 SPILLED_BYTES = 64 * 1024 * 1024
@@ -603,7 +603,7 @@ PROGRAMS: dict[str, Callable[..., Measured]] = {
     )
 }
 CLUSTER_PROGRAMS: dict[str, Callable[[str, Effort], Measured]] = {
-    program.__name__: program for program in (transfer, broadcast, traced_tasks)
+    program.__name__: program for program in (transfer, broadcast, broadcast_beside, traced_tasks)
 } | secured.PROGRAMS
 """Programs that start clusters themselves."""
 DASK_PROGRAMS: dict[str, Callable[[Any, Effort], Measured]] = {

@@ -15,10 +15,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.measuring import Effort, Measured
+from bench.transfers import store_folders
 
 CLUSTER = "bench"
 HOST = "127.0.0.1"
@@ -31,8 +32,11 @@ USUAL_STORE_BYTES = 512 * 1024**2
 
 
 @contextlib.contextmanager
-def standing(folder: Path, protected: bool, store_bytes: int) -> Iterator[dict[str, str]]:
-    """Run a cluster of two nodes in a folder, the first for drivers; yield what a driver's environment says of it."""
+def standing(folder: Path, protected: bool, store_bytes: int, stores: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Run a cluster of two nodes in a folder, the first for drivers; yield what a driver's environment says of it.
+
+    The nodes' objects lie in ``stores``.
+    """
     from shoal.security import SecurityFolder
     from shoal_core.bus.broker import find_server, free_port
     from shoal_core.protocol.subjects import Role
@@ -61,8 +65,8 @@ def standing(folder: Path, protected: bool, store_bytes: int) -> Iterator[dict[s
         *(
             [sys.executable, "-m", "shoal_worker", *target, *proof[Role.NODE], *node, *own]
             for own in (
-                ["--num-cpus", "2", "--is-head", "true"],
-                ["--num-cpus", "1", "--resources", json.dumps({"reader0": 1})],
+                ["--object-store-folder", stores[0], "--num-cpus", "2", "--is-head", "true"],
+                ["--object-store-folder", stores[1], "--num-cpus", "1", "--resources", json.dumps({"reader0": 1})],
             )
         ),
     ]
@@ -136,7 +140,8 @@ def secured(row: str) -> Callable[[str, Effort], Measured]:
             clusters = []
             for protected in (False, True):
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                clusters.append(stack.enter_context(standing(folder, protected, store_bytes)))
+                stores = stack.enter_context(store_folders(2))
+                clusters.append(stack.enter_context(standing(folder, protected, store_bytes, stores)))
             rates = [[_rate(row, system, effort, driver) for driver in clusters] for _ in range(effort.repetitions)]
         opened, closed = zip(*rates, strict=True)
         details = {"open": statistics.median(opened), "secured": statistics.median(closed)}

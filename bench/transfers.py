@@ -1,7 +1,8 @@
 """Rows about objects between nodes: several nodes on this machine, each with a store of its own.
 
 The store of a node is large enough that the memory of what was freed is kept warm; the first rounds, which touch it for
-the first time, are not counted.
+the first time, are not counted. The objects of each node lie in a folder of its own, as on a machine of its own: else
+nodes would share the memory of objects, which a row of its own measures.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from bench.measuring import Effort, Measured
@@ -19,36 +22,50 @@ OBJECT_BYTES = 1_000_000_000
 STORE_BYTES = 5 * 1024**3
 READERS = 8
 WARM_ROUNDS = 2
+SHARED_MEMORY = "/dev/shm"
 FREEING_SECONDS = 0.5
 """How long the nodes have to hear that an object was freed, before the next one is made."""
 
 
 @contextlib.contextmanager
-def nodes(system: str, readers: int, store_bytes: int = STORE_BYTES) -> Iterator[Any]:
+def store_folders(count: int) -> Iterator[list[str]]:
+    """Make folders in shared memory, so that the objects of each node of Shoal lie apart."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=SHARED_MEMORY) as base:
+        folders = [Path(base, str(index)) for index in range(count)]
+        for folder in folders:
+            folder.mkdir()
+        yield [str(folder) for folder in folders]
+
+
+@contextlib.contextmanager
+def nodes(system: str, readers: int, *, apart: bool = True) -> Iterator[Any]:
     """Run a head, to which this driver belongs, and nodes that read, each with a resource of its own.
 
-    Where the environment names a cluster of Shoal, that is joined, and has such nodes already.
+    Nodes of Shoal that are not ``apart`` share the memory of large objects; those of Ray never do. Where the
+    environment names a cluster of Shoal, that is joined, and has such nodes already.
     """
     ray: Any = importlib.import_module(system)
     if system == "shoal" and "SHOAL_ADDRESS" in os.environ:
         with ray.init(log_to_driver=False):
             yield ray
         return
-    options = {"num_cpus": 1, "object_store_memory": store_bytes}
-    cluster = importlib.import_module(f"{system}.cluster_utils").Cluster(
-        initialize_head=True, head_node_args=dict(options)
-    )
-    try:
+    options = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    with contextlib.ExitStack() as stack:
+        own: list[dict[str, str]] = [{} for _ in range(1 + readers)]
+        if apart and system == "shoal":
+            own = [{"plasma_directory": folder} for folder in stack.enter_context(store_folders(1 + readers))]
+        cluster = importlib.import_module(f"{system}.cluster_utils").Cluster(
+            initialize_head=True, head_node_args=options | own[0]
+        )
+        stack.callback(cluster.shutdown)
+        stack.callback(ray.shutdown)
         for index in range(readers):
-            cluster.add_node(**options, resources={f"reader{index}": 1})
+            cluster.add_node(**options, **own[1 + index], resources={f"reader{index}": 1})
         if system == "ray":
             ray.init(address=cluster.address, log_to_driver=False)
         else:
             cluster.connect()
         yield ray
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def _reading(ray: Any, readers: int, size_bytes: int) -> Callable[[int], float]:
@@ -97,3 +114,13 @@ def broadcast(system: str, effort: Effort, size_bytes: int = OBJECT_BYTES, reade
         return Measured(
             [seconds / one for seconds in all_of_them], {"one_seconds": one, "all_seconds": min(all_of_them)}
         )
+
+
+def broadcast_beside(system: str, effort: Effort, size_bytes: int = OBJECT_BYTES, readers: int = READERS) -> Measured:
+    """One object of a gigabyte read at once on eight nodes whose objects lie in the same memory."""
+    with nodes(system, readers, apart=False) as ray:
+        read = _reading(ray, readers, size_bytes)
+        for _ in range(WARM_ROUNDS):
+            read(readers)
+        one = min(read(1) for _ in range(effort.repetitions))
+        return Measured([read(readers) for _ in range(effort.repetitions)], {"one_seconds": one})

@@ -26,7 +26,8 @@ def test_nobody_gets_into_the_one_without_a_credential(tmp_path: Path) -> None:
         async with connect(driver["SHOAL_ADDRESS"], role=Role.PROCESS, identity="p", cluster=CLUSTER, tls=tls):
             pass
 
-    with standing(tmp_path, protected=True, store_bytes=USUAL_STORE_BYTES) as driver:
+    stores = [str(tmp_path), str(tmp_path)]
+    with standing(tmp_path, protected=True, store_bytes=USUAL_STORE_BYTES, stores=stores) as driver:
         assert driver["SHOAL_ADDRESS"].startswith("tls://")
         with pytest.raises(AuthenticationError):
             asyncio.run(join(driver))
