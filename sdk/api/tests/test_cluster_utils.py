@@ -136,7 +136,7 @@ def test_a_node_that_dies_alone_is_noticed(cluster: Cluster) -> None:
         ({"memory": 1.5}, ValueError, "memory"),
         ({"resources": {"CPU": 1}}, ValueError, "num_cpus"),
         ({"labels": {"zone": 1}}, TypeError, "zone"),
-        ({"plasma_directory": "/nowhere"}, ValueError, "plasma_directory"),
+        ({"plasma_directory": "/nowhere"}, ValueError, "folder of the object store"),
         ({"object_store_folder": "/dev/shm"}, ValueError, "object_store_folder"),
     ],
 )

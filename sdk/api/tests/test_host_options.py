@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,8 +57,13 @@ def test_bytes_are_whole_and_there_are_some(name: str, value: float) -> None:
 
 @pytest.mark.parametrize(("folder", "error"), [(7, TypeError), ("/nowhere", ValueError), (__file__, ValueError)])
 def test_a_folder_for_objects_that_is_none_is_named(folder: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="plasma_directory"):
+    with pytest.raises(error, match="folder of the object store"):
         HostOptions.of(object_store_folder=folder)
+
+
+def test_the_folder_for_objects_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert HostOptions.of(object_store_folder=".").object_store_folder == str(tmp_path)
 
 
 def test_a_node_has_no_part_of_a_gpu() -> None:

@@ -164,10 +164,28 @@ async def test_a_file_of_a_node_beside_gets_a_name_here(tmp_path: Path) -> None:
     (home / "o7").write_bytes(b"value")
     async with hands(folder) as (one, inputs):
         one.perform(LinkFile("o1", THERE, "o7"))
+        assert inputs == [], "first what was ordered together with it"
+        await asyncio.sleep(0)
         assert inputs == [FileLinked("o1")]
         assert (folder / "o1").samefile(home / "o7")
         one.perform(RemoveFile("o1"))
         assert (home / "o7").read_bytes() == b"value"
+
+
+async def test_nothing_of_another_user_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, folder = (tmp_path / store_name(pid, node) for pid, node in ((1, THERE), (2, NODE)))
+    home.mkdir()
+    folder.mkdir()
+    (home / "o7").write_bytes(b"value")
+    (tmp_path / store_name(3, node_id(3))).symlink_to(home)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    async with hands(folder) as (one, inputs):
+        one.perform(LinkFile("o1", THERE, "o7"))
+        monkeypatch.undo()
+        one.perform(LinkFile("o2", node_id(3), "o7"))
+        await asyncio.sleep(0)
+        assert all("does not lie beside" in linked.error for linked in inputs)
+        assert os.listdir(folder) == []
 
 
 async def test_what_cannot_be_linked_is_told_with_the_reason(tmp_path: Path) -> None:
@@ -177,6 +195,7 @@ async def test_what_cannot_be_linked_is_told_with_the_reason(tmp_path: Path) -> 
     async with hands(folder) as (one, inputs):
         one.perform(LinkFile("o1", THERE, "o7"))
         one.perform(LinkFile("o2", node_id(9), "o7"))
+        await asyncio.sleep(0)
         missing, elsewhere = inputs
         assert (missing.name, elsewhere.name) == ("o1", "o2")
         assert "No such file" in missing.error

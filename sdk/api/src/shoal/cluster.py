@@ -74,7 +74,6 @@ class HostOptions:
         check_labels({} if labels is None else labels)
         if node_name is not None and not isinstance(node_name, str):
             raise TypeError(f"node_name must be a str, got {type(node_name).__name__}.")
-        _check_folder(object_store_folder)
         return cls(
             num_cpus,
             num_gpus,
@@ -83,7 +82,7 @@ class HostOptions:
             _bytes("object_store_memory", object_store_memory),
             _bytes("memory", memory),
             node_name,
-            object_store_folder,
+            _folder(object_store_folder),
         )
 
 
@@ -109,14 +108,15 @@ def _check_amount(name: str, value: Any) -> None:
         raise ValueError(f"{name} is wrong: {error}.") from None
 
 
-def _check_folder(folder: Any) -> None:
-    """Check where objects are to lie; the error has Ray's name of the parameter."""
+def _folder(folder: Any) -> str | None:
+    """Return the whole path of the folder in which objects are to lie."""
     if folder is None:
-        return
+        return None
     if not isinstance(folder, str):
-        raise TypeError(f"plasma_directory must be a str, got {type(folder).__name__}.")
+        raise TypeError(f"The folder of the object store must be a str, got {type(folder).__name__}.")
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"plasma_directory must be a folder that this user may write to, got {folder!r}.")
+        raise ValueError(f"The folder of the object store must be one that this user may write to, got {folder!r}.")
+    return os.path.abspath(folder)
 
 
 def _bytes(name: str, value: Any) -> int | None:

@@ -48,17 +48,27 @@ def environment_for_copies(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, TUNABLES: f"{tunables}:{ours}" if tunables else ours}
 
 
+def boot_id() -> str:
+    """Return a name that two processes have in common exactly if they share a kernel; "" where it has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def machine_id() -> str:
     """Return a name that two processes have in common exactly if they share a kernel and a pid namespace.
 
     Then they can watch each other's pids. Whether they share memory is another question: two containers may share
     ``/dev/shm`` and nothing else; try to open a file.
     """
+    boot = boot_id()
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
-        boot, namespace = str(uuid.getnode()), ""
+        namespace = ""
+    if not boot:
+        boot = str(uuid.getnode())
     return hashlib.blake2b(f"{boot} {namespace}".encode(), digest_size=8).hexdigest()
 
 
@@ -68,10 +78,10 @@ def store_name(pid: int | str, node: str) -> str:
 
 
 def remove_stores(pid: int, base: str | Path | None = None) -> None:
-    """Remove what a node service of this user left that had this pid and could not tidy up, in all places or in one.
+    """Remove what a node service of this user left that had this pid and could not tidy up.
 
-    It must have ended. Pids may mean others too where containers share the memory but not the pids, so that what
-    somebody still holds by its file ``lock`` stays.
+    That lies in shared memory, among temp files, or in ``base``. The service must have ended. Pids may mean others too
+    where containers share the memory but not the pids, so that what somebody still holds by its file ``lock`` stays.
     """
     bases = {SHARED_MEMORY, Path(tempfile.gettempdir())} | (set() if base is None else {Path(base)})
     for folder in (folder for one in bases for folder in one.glob(store_name(pid, "*"))):

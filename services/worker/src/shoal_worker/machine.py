@@ -53,7 +53,7 @@ def store_base(wanted_bytes: int | None, folder: str | None = None) -> Path:
     if folder is not None:
         if not os.access(folder, os.W_OK | os.X_OK) or not os.path.isdir(folder):
             raise SettingsError(f"--object-store-folder: {folder} is not a folder that this user may write to")
-        return Path(folder)
+        return Path(folder).absolute()
     wanted = min(LEAST_BYTES, int(memory_bytes() * STORE_SHARE)) if wanted_bytes is None else wanted_bytes
     if not os.access(SHARED_MEMORY, os.W_OK):
         problem = f"{SHARED_MEMORY} cannot be written"

@@ -122,6 +122,7 @@ class NodeCore:
         warm_bytes: int = 0,
         shared_bytes: int = 0,
         chunk_bytes: int = CHUNK_BYTES,
+        boot_id: str = "",
     ) -> None:
         self.node_id: NodeId = description.node_id
         self.description = description
@@ -130,7 +131,9 @@ class NodeCore:
         self.liveness = Liveness(self.node_id, subjects)
         self.store = ObjectStore(self.node_id, description.object_store_bytes, warm_bytes, shared_bytes)
         self.segments = self.store.segments
-        self.memory = SharedMemory(self.node_id, subjects, self.store, self.liveness, self._require_local, chunk_bytes)
+        self.memory = SharedMemory(
+            self.node_id, subjects, self.store, self.liveness, self._require_local, chunk_bytes, boot_id
+        )
         self.inquiries = Inquiries(self.node_id)
         self.holdings = Holdings(self.node_id, self.segments)
         self.recent_tasks = RecentTasks(self.node_id)

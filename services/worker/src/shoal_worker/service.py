@@ -23,7 +23,7 @@ from shoal_core.bus import Bus, Credentials, connect
 from shoal_core.bus.bulk import BulkAddress
 from shoal_core.bus.peers import Peers
 from shoal_core.bus.requests import ask
-from shoal_core.machine import check_gpus, machine_id, visible_gpus
+from shoal_core.machine import boot_id, check_gpus, machine_id, visible_gpus
 from shoal_core.protocol.actors import ActorChanged
 from shoal_core.protocol.effects import Connected
 from shoal_core.protocol.groups import GroupChanged
@@ -360,6 +360,7 @@ async def serve(bus: Bus, settings: WorkerSettings) -> AsyncIterator[Engine]:
             warm_bytes=min(WARM_BYTES, description.object_store_bytes // 4),
             shared_bytes=MOST_SHARED_BYTES,
             chunk_bytes=min(CHUNK_BYTES, bus.max_payload),
+            boot_id=boot_id(),
         )
         outputs = Outputs(bus, subjects, node, logs)
         async with (

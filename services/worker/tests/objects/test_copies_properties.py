@@ -52,6 +52,7 @@ from shoal_worker.inputs import (
     WithdrawSegment,
 )
 from shoal_worker.node import NodeCore
+from shoal_worker.objects.copies import PULLS_AT_ONCE
 from shoal_worker.objects.files import (
     PAGE_BYTES,
     CreateFile,
@@ -145,15 +146,16 @@ class Node:
 class World:
     """Two nodes with processes, the durable tier, and a driver elsewhere."""
 
-    def __init__(self, beside: bool = False, shared_bytes: int = 0) -> None:
+    def __init__(self, beside: bool = False, shared_bytes: int = 0, other_boot_id: str = "boot") -> None:
         self.now = 100.0
         self.beside = beside
         self.tokens = 0
         self.serial = 0
-        shared = {HERE: shared_bytes, THERE: 0}
         self.nodes = {
-            node: Node(NodeCore(description(node), SUBJECTS, warm_bytes=2 * PAGE_BYTES, shared_bytes=shared[node]))
-            for node in NODES
+            node: Node(
+                NodeCore(description(node), SUBJECTS, warm_bytes=2 * PAGE_BYTES, shared_bytes=shared, boot_id=boot_id)
+            )
+            for node, shared, boot_id in ((HERE, shared_bytes, "boot"), (THERE, 0, other_boot_id))
         }
         self.durable: dict[tuple[str, str], str] = {}
         self.objects: list[Object] = []
@@ -639,9 +641,9 @@ FATES = ["done", "done", "done", "full", "away"]
 class SharedMemories(RuleBasedStateMachine):
     """Any history."""
 
-    @initialize(made=st.integers(0, 2 * STORE_PAGES), beside=st.booleans())
-    def start(self, made: int, beside: bool) -> None:
-        self.world = World(beside)
+    @initialize(made=st.integers(0, 2 * STORE_PAGES), beside=st.booleans(), boot_id=st.sampled_from(["boot", "other"]))
+    def start(self, made: int, beside: bool, boot_id: str) -> None:
+        self.world = World(beside, other_boot_id=boot_id)
         for _ in range(made):
             self.world.make(PROCESSES[made % 2 * 3])
         if made > STORE_PAGES:
@@ -935,6 +937,25 @@ def test_only_the_first_copy_of_a_node_elsewhere_is_tried_to_be_linked() -> None
         world.settle()
         assert world.tokens - before == asked
     assert (world.linked, world.copied) == (0, 2)
+
+
+def test_copies_that_wait_until_others_have_found_that_out_are_pulled_at_once() -> None:
+    world = World()
+    made(world, PROCESSES[0], STORE_PAGES)
+    for index in range(STORE_PAGES):
+        world.pin(PROCESSES[3], index)
+    before = world.tokens
+    world.settle()
+    assert world.tokens - before == STORE_PAGES + PULLS_AT_ONCE
+    assert (world.linked, world.copied) == (0, STORE_PAGES)
+
+
+@pytest.mark.parametrize("other_boot_id", ["another", ""])
+def test_nothing_is_linked_from_another_kernel_whatever_folders_it_shares(other_boot_id: str) -> None:
+    world = World(beside=True, other_boot_id=other_boot_id)
+    made(world, PROCESSES[0], 1)
+    mapped(world, PROCESSES[3], 0)
+    assert (world.linked, world.copied) == (0, 1)
 
 
 def test_what_lies_in_a_file_with_others_at_home_is_pulled_also_from_a_node_beside() -> None:

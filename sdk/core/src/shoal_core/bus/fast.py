@@ -52,7 +52,7 @@ class FastClient(Client):
     async def _process_connect_init(self) -> None:
         """Shake hands; where that fails, cut the connection, which nats-py does not where it reconnects.
 
-        Where the broker refuses the credential nats-py closes it, but nobody waits for that, which takes a while by TLS.
+        Where the broker refuses the credential nats-py closes it, but waits for nothing, and by TLS that takes a while.
         """
         try:
             await self.shake_hands()

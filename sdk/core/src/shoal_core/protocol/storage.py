@@ -86,7 +86,7 @@ class SegmentPinned(Message):
 
 
 class LendSegment(Message):
-    """Ask the home of a segment to keep it for a puller, and to send its chunks (verb ``lend``).
+    """Ask the home of a segment to keep it for a puller, and to send its chunks or share its file (verb ``lend``).
 
     The puller is a node, or a driver without one. It says ``SegmentUnpinned`` with this serial when it has ended. A
     node that has pulled a copy is told ``SegmentFreed`` when the object goes, unless it says ``CopyDropped`` before.
@@ -97,17 +97,21 @@ class LendSegment(Message):
     size_bytes: int = Field(ge=1)
     serial: int = Field(description="Of this puller's requests, another number for each.")
     job_id: JobId = Field(default=JobId(""), description="The puller's job, if it is a driver: its end ends the loan.")
-    links: bool = Field(
-        default=False, description="The puller, a node, tries to give the segment's file a name in its own folder too."
+    boot_id: str = Field(
+        default="",
+        description="The puller's, a node's: it would give the segment's file a name in its own folder, too, rather "
+        "than pull chunks, if the home has the same.",
     )
 
 
 class SegmentLent(Message):
-    """The segment's chunks can be pulled."""
+    """The segment's chunks can be pulled, or its file be shared."""
 
     chunk_bytes: int = Field(description="The size of all chunks but the last.")
     linkable: bool = Field(
-        default=False, description="It has a file of its own, where nothing else is written while that has two names."
+        default=False,
+        description="The file may get another name, and no chunks are sent; nothing else is written there as long as "
+        "it has two, or a reader locks it.",
     )
 
 

@@ -16,8 +16,8 @@ the same way without ASKING, and is the driver's own afterwards. At most ``PULLS
 what is in flight is bounded; others wait in order.
 
 Each copy is tried to be *linked* first (see ``segments``): it waits for room, but makes no file, since its home's has
-its bytes. Where that cannot be, as for the first copy from each node that is on another machine, it begins anew, and is
-pulled.
+its bytes. That cannot be where the home runs on another kernel, whatever folders they share, or its folder does not lie
+beside ours. The first copy from each such home finds that out: it begins anew, and is pulled like all others after it.
 
 A segment whose pull fails is removed, never used again: the mover may still be writing into it. Where a pull ends
 because what was lent is not offered (any more), that says nothing about the object, of which only its home knows: the
@@ -113,7 +113,7 @@ class Copies:
     """All that one node pulls or has pulled. What is to be done is left in ``effects``."""
 
     def __init__(
-        self, node_id: NodeId, store: ObjectStore, subjects: Subjects, is_dead: Callable[[PeerId], bool]
+        self, node_id: NodeId, store: ObjectStore, subjects: Subjects, is_dead: Callable[[PeerId], bool], boot_id: str
     ) -> None:
         self.effects: list[Effect] = []
         self._node_id = node_id
@@ -121,13 +121,14 @@ class Copies:
         self._segments = store.segments
         self._subjects = subjects
         self._is_dead = is_dead
+        self._boot_id = boot_id
         self._copies: dict[tuple[PeerId, str], Copy] = {}
         self._coming: dict[tuple[PeerId, str], Copy] = {}
         self._expected: dict[Incoming, Copy] = {}
         self._by_name: dict[str, Copy] = {}
         self._given_up: dict[ProcessId, dict[int, None]] = {}
         self._apart: set[PeerId] = set()
-        """The nodes whose files cannot be linked here."""
+        """The living nodes whose files cannot be linked here."""
         self._serials = 0
 
     def __len__(self) -> int:
@@ -154,7 +155,7 @@ class Copies:
         if self._is_dead(request.home):
             raise _home_died(request.home)
         if copy is None:
-            copy = self._enter_copy(request.home, request.segment, request.size_bytes)
+            copy = self._enter(Copy(request.home, request.segment, request.size_bytes))
         copy.waiting.append(Waiting(request.process, request.serial, token))
         return None
 
@@ -164,7 +165,7 @@ class Copies:
         if (wanted.home, wanted.segment) in self._copies or self._is_dead(wanted.home) or ahead >= MOST_PREFETCHED:
             return
         if self._store.has_room(wanted.size_bytes):
-            self._enter_copy(wanted.home, wanted.segment, wanted.size_bytes)
+            self._enter(Copy(wanted.home, wanted.segment, wanted.size_bytes))
 
     def take(self, request: TakeObject, token: int) -> Message | None:
         """Pull an object from a driver into a segment that will be its own; asked again, the answer is the same."""
@@ -199,10 +200,6 @@ class Copies:
 
     # ------------------------------------------------------------------------------- the way of a copy
 
-    def _enter_copy(self, home: NodeId, origin: str, size_bytes: int) -> Copy:
-        links = home not in self._apart and not self._segments.is_shared(size_bytes)
-        return self._enter(Copy(home, origin, size_bytes, links=links))
-
     def _enter(self, copy: Copy) -> Copy:
         self._copies[copy.source, copy.origin] = self._coming[copy.source, copy.origin] = copy
         return copy
@@ -223,8 +220,9 @@ class Copies:
                 self._fail(copy, NotFoundError("there is no room to pull what nobody waits for yet"))
 
     def _expect(self, copy: Copy, now: float) -> bool:
-        """Let a copy wait for its file; False where it will never have one."""
+        """Let a copy wait for its file, or for room; False where it will never have one."""
         job = None if copy.taken is None else copy.taken.job_id
+        copy.links = copy.taken is None and self._may_link(copy)
         try:
             copy.incoming = self._store.expect(
                 copy.source, copy.size_bytes, job, is_copy=copy.taken is None, linked=copy.links, now=now
@@ -236,8 +234,12 @@ class Copies:
         self._expected[copy.incoming] = copy
         return True
 
+    def _may_link(self, copy: Copy) -> bool:
+        unheard_of = self._boot_id and copy.source not in self._apart
+        return bool(unheard_of) and not self._segments.is_shared(copy.size_bytes)
+
     def served(self, incoming: Incoming, error: ShoalError | None, now: float) -> None:
-        """The file of a copy is made, or there is no room for it; not of interest where the copy is given up by now."""
+        """A copy has its file, or room; or there is none. Not of interest where the copy is given up by now."""
         copy = self._expected.pop(incoming, None)
         if copy is None:
             return
@@ -261,7 +263,7 @@ class Copies:
             segment=copy.origin,
             serial=copy.serial,
             size_bytes=copy.size_bytes,
-            links=copy.links,
+            boot_id=self._boot_id if copy.links else "",
         )
         subject = self._subjects.node_from_process(NodeId(copy.source), "lend")
         self.effects.append(Ask(subject, request, AboutLoan(copy.name)))
@@ -278,7 +280,7 @@ class Copies:
             copy.state = CopyState.LINKING
             self._segments.link(copy.name, NodeId(copy.source), copy.origin)
         elif isinstance(answer, SegmentLent):
-            self._begin_pulling(copy)
+            self._cannot_link(copy)
         elif isinstance(answer, BusError | ServiceError) and now < copy.ask_until:
             copy.ask_at = now + ASK_AGAIN_SECONDS
         elif isinstance(answer, BusError | ServiceError):
@@ -294,13 +296,13 @@ class Copies:
         if copy is None or copy.state is not CopyState.LINKING:
             return
         if linked.error:
-            self._apart.add(copy.source)
-            self._begin_pulling(copy)
+            self._cannot_link(copy)
         else:
             self._is_here(copy)
 
-    def _begin_pulling(self, copy: Copy) -> None:
-        copy.links = False
+    def _cannot_link(self, copy: Copy) -> None:
+        """Pull a copy, and all others of its home."""
+        self._apart.add(copy.source)
         self._begin_anew(copy)
 
     def _pull(self, copy: Copy, chunk_bytes: int) -> None:

@@ -23,8 +23,9 @@ from shoal_worker.objects.segments import Segment, SegmentTable
 class Loans:
     """All loans of one node. What is to be done is left in ``effects``."""
 
-    def __init__(self, segments: SegmentTable, chunk_bytes: int) -> None:
+    def __init__(self, segments: SegmentTable, chunk_bytes: int, boot_id: str) -> None:
         self.effects: list[Effect] = []
+        self._boot_id = boot_id
         self._segments = segments
         self._chunk_bytes = chunk_bytes
         self._lent: dict[str, set[tuple[PeerId, int]]] = {}
@@ -56,7 +57,7 @@ class Loans:
         segment = self._segments.pin(request.segment, ProcessId(request.puller), request.serial)
         lent = self._lent.setdefault(segment.name, set())
         lent.add((request.puller, request.serial))
-        linkable = request.links and not is_part(segment.place)
+        linkable = request.boot_id != "" and request.boot_id == self._boot_id and not is_part(segment.place)
         if not linkable:
             self._pulled.add(segment.name)
             self._offer(segment)

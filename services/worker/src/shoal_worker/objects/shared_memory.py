@@ -65,10 +65,11 @@ class SharedMemory:
         liveness: Liveness,
         job_of: Callable[[ProcessId], JobId | None],
         chunk_bytes: int,
+        boot_id: str,
     ) -> None:
         self.store = store
-        self.loans = Loans(store.segments, chunk_bytes)
-        self.copies = Copies(node_id, store, subjects, self._is_dead)
+        self.loans = Loans(store.segments, chunk_bytes, boot_id)
+        self.copies = Copies(node_id, store, subjects, self._is_dead, boot_id)
         self.requests: Mapping[type[Message], Handler] = {
             AllocateSegment: self._allocate,
             PinSegment: self._pin,

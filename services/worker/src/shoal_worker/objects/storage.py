@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -82,7 +83,8 @@ class Storage:
             case CreateFile():
                 return self._create(command)
             case LinkFile():
-                self._inject(self._link(command))
+                # Not in this turn: other commands may stand behind this one.
+                asyncio.get_running_loop().call_soon(self._inject, self._link(command))
             case RemoveFile(name, part_bytes):
                 return self._remove(name, part_bytes)
             case ShelveFile(name, shelf):
@@ -138,12 +140,14 @@ class Storage:
         return FileCreated(command.name)
 
     def _link(self, command: LinkFile) -> FileLinked:
-        homes = [*self._folder.parent.glob(store_name("*", command.home))]
-        if len(homes) != 1:
-            return FileLinked(command.name, f"the folder of node {command.home} does not lie beside this one")
+        """Give a file that lies in the folder of a node of this user, beside ours, a name here."""
         try:
-            os.link(homes[0] / command.origin, self._folder / command.name)
+            homes = filter(_is_own_folder, self._folder.parent.glob(store_name("*", command.home)))
+            if (home := next(homes, None)) is None:
+                return FileLinked(command.name, f"the folder of node {command.home} does not lie beside this one")
+            os.link(home / command.origin, self._folder / command.name)
         except OSError as error:
+            logger.info("what lies on node %s is copied, since its files cannot be linked: %s", command.home, error)
             return FileLinked(command.name, str(error))
         return FileLinked(command.name)
 
@@ -238,6 +242,12 @@ class Storage:
                 self._dropped.popleft()
         finally:
             self._dropping = False
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Tell whether a folder is this user's: in shared memory everybody may make one, of whatever name."""
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def _take_over(warm: Path, path: Path) -> bool:

@@ -54,7 +54,7 @@ class Arrival:
 class Incoming:
     """An object of ``source`` is to come; ``name`` is its segment, "" until there is room for it.
 
-    What is ``linked`` has its file already, which is another node's, too.
+    What is to be ``linked`` makes no file: it will have that of ``source``.
     """
 
     size_bytes: int
