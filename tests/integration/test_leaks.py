@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def test_init_and_shutdown_leave_nothing_behind() -> None:
     used: set[Path] = set()
 
     def left() -> tuple[int, int, list[Path]]:
+        gc.collect()  # what tests before left for it, descriptors among it
         return (
             len(psutil.Process().children(recursive=True)),
             psutil.Process().num_fds(),

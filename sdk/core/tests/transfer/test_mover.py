@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import queue
 import signal
@@ -281,6 +282,7 @@ async def test_a_refused_credential_ends_every_pull_and_says_what_to_do(broker: 
 
 async def test_nothing_is_left_of_a_mover_that_was_closed(broker: EmbeddedBroker) -> None:
     def left() -> tuple[int, int]:
+        gc.collect()  # what tests before left for it, descriptors among it
         # But for the threads in which this test waits: one more begins where the last was not idle again in time.
         threads = [thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")]
         return len(threads), psutil.Process().num_fds()
