@@ -132,29 +132,35 @@ async def test_a_warm_file_is_used_again_under_a_new_name(tmp_path: Path) -> Non
         assert inputs == [FileCreated("o1"), FileCreated("o2")]
 
 
-async def test_a_warm_file_that_a_process_still_maps_is_left_to_it(tmp_path: Path) -> None:
+async def test_a_warm_file_that_a_process_still_maps_is_left_as_it_is(tmp_path: Path) -> None:
     async with hands(tmp_path) as (one, inputs):
         one.perform(CreateFile("o1", 8192))
         (tmp_path / "o1").write_bytes(b"value" + bytes(8187))
         memory = Reader(tmp_path, lambda *_: None, lambda *_: None).map_unasked("o1", 8192, 1)
         one.perform(CreateFile("o2", 8192, "o1"))
-        assert inputs == [FileCreated("o1"), FileCreated("o2")]
-        assert os.listdir(tmp_path) == ["o2"]
+        assert inputs == [FileCreated("o1"), FileCreated("o2", busy="o1")]
         (tmp_path / "o2").write_bytes(b"other" + bytes(8187))
         assert memory is not None
         assert bytes(memory[:5]) == b"value"
+        del memory
+        one.perform(CreateFile("o3", 8192, "o1"))
+        assert inputs[-1] == FileCreated("o3")
+        assert sorted(os.listdir(tmp_path)) == ["o2", "o3"]
 
 
-async def test_a_warm_file_that_another_node_has_linked_is_left_to_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [8192, LARGE_BYTES])
+async def test_a_warm_file_that_another_node_has_linked_is_left_as_it_is(tmp_path: Path, size: int) -> None:
     async with hands(tmp_path) as (one, inputs):
-        one.perform(CreateFile("o1", 8192))
+        await performed(one, CreateFile("o1", size))
         os.link(tmp_path / "o1", tmp_path / "linked")
-        (tmp_path / "o1").write_bytes(b"value" + bytes(8187))
-        one.perform(CreateFile("o2", 8192, "o1"))
-        assert inputs == [FileCreated("o1"), FileCreated("o2")]
-        assert sorted(os.listdir(tmp_path)) == ["linked", "o2"]
-        assert (tmp_path / "o2").stat().st_ino != (tmp_path / "linked").stat().st_ino
-        assert (tmp_path / "linked").read_bytes()[:5] == b"value"
+        await performed(one, CreateFile("o2", size, "o1"))
+        assert inputs == [FileCreated("o1"), FileCreated("o2", busy="o1")]
+        assert (tmp_path / "o1").samefile(tmp_path / "linked")
+        assert not (tmp_path / "o2").samefile(tmp_path / "linked")
+        (tmp_path / "linked").unlink()
+        await performed(one, CreateFile("o3", size, "o1"))
+        assert inputs[-1] == FileCreated("o3")
+        assert sorted(os.listdir(tmp_path)) == ["o2", "o3"]
 
 
 async def test_a_file_of_a_node_beside_gets_a_name_here(tmp_path: Path) -> None:

@@ -135,6 +135,8 @@ class Node:
     moving: list[SpillFile | FillFile] = field(default_factory=list)
     links: set[str] = field(default_factory=set)
     """The names that were given to other nodes' files."""
+    busy: dict[str, str] = field(default_factory=dict)
+    """The files that were to be used again for others, which is not known yet."""
     linking: list[FileLinked] = field(default_factory=list)
     """What came of links, and was not told yet."""
     asks: list[Ask] = field(default_factory=list)
@@ -211,7 +213,10 @@ class World:
                     self.untouched(at, reused)
                     assert reused not in node.links, "only its home uses a file again"
                     warm = node.files.pop(reused)
-                    if not self.is_used_elsewhere(warm):
+                    if self.is_used_elsewhere(warm):
+                        node.files[reused] = warm
+                        node.busy[name] = reused
+                    else:
                         file = warm
                         file.content = ""
                 node.files[name + PART * filled] = file
@@ -458,7 +463,8 @@ class World:
             command = creating.pop(which % len(creating))
             if error:
                 del self.nodes[node].files[command.name + PART * command.filled]
-            self.inject(node, FileCreated(command.name, error))
+            busy = self.nodes[node].busy.pop(command.name, "")
+            self.inject(node, FileCreated(command.name, error, busy=busy))
 
     def hear_of_link(self, node: NodeId, which: int = 0) -> None:
         linking = self.nodes[node].linking
@@ -547,7 +553,7 @@ class World:
         for node in self.nodes.values():
             if node.alive:
                 node.core.sanity_check()
-                assert len(node.files) <= STORE_PAGES, "there is never more than there is room for"
+                assert len(node.files) - len(node.busy) <= STORE_PAGES, "there is never more than there is room for"
                 for name, content in node.offered.items():
                     assert node.files[name].content == content, "what is sent does not change"
         for (process, _), (name, content, file) in self.maps.items():

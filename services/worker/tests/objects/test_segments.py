@@ -53,6 +53,42 @@ class Table(SegmentTable):
         return command.reused
 
 
+def test_a_warm_file_that_somebody_else_still_uses_is_warm_as_before_and_the_last_to_be_used() -> None:
+    table = Table()
+    first, second = table.sealed(), table.sealed()
+    table.free(first, OWNER)
+    third = table.promise().name
+    (command,) = table.taken()[2:]
+    assert command == CreateFile(third, PAGE_BYTES, reused=first)
+    table.is_busy(third, first)
+    table.created(third)
+    table.free(second, OWNER)
+    assert table.warm_bytes == 2 * PAGE_BYTES
+    assert [table.reused(), table.reused()] == [second, first]
+
+
+def test_what_is_busy_is_removed_where_there_is_no_room_to_keep_it() -> None:
+    table = Table(capacity_bytes=2 * PAGE_BYTES, warm_bytes=2 * PAGE_BYTES)
+    first, _ = table.sealed(), table.sealed()
+    table.free(first, OWNER)
+    third = table.promise().name
+    table.taken()
+    table.is_busy(third, first)
+    assert table.taken() == [RemoveFile(first)]
+    assert table.warm_bytes == 0
+
+
+def test_what_another_node_may_have_linked_is_the_last_to_be_used_again() -> None:
+    table = Table()
+    first, second = table.sealed(), table.sealed()
+    table.free(first, OWNER)
+    segment = table.get(second)
+    assert segment is not None
+    segment.lent_to_link = True
+    table.free(second, OWNER)
+    assert [table.reused(), table.reused()] == [first, second]
+
+
 def test_a_file_is_at_most_a_quarter_larger_than_its_object() -> None:
     for size in [1, 4096, 4097, 5000, 100_000, 1_000_001, 123_456_789]:
         assert size <= size_class(size) <= max(PAGE_BYTES, size * 1.25 + PAGE_BYTES)

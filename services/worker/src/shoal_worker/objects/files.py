@@ -107,11 +107,15 @@ class FindDurable:
 
 @dataclass(frozen=True, slots=True)
 class FileCreated:
-    """Input: a segment's file is made and its pages are reserved; ``error`` says why not."""
+    """Input: a segment's file is made and its pages are reserved; ``error`` says why not.
+
+    ``busy`` is the warm file that was to be used again, where somebody else uses it still: it is as it was.
+    """
 
     name: str
     error: str = ""
     no_space: bool = False
+    busy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

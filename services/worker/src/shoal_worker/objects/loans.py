@@ -58,7 +58,9 @@ class Loans:
         lent = self._lent.setdefault(segment.name, set())
         lent.add((request.puller, request.serial))
         linkable = request.boot_id != "" and request.boot_id == self._boot_id and not is_part(segment.place)
-        if not linkable:
+        if linkable:
+            segment.lent_to_link = True
+        else:
             self._pulled.add(segment.name)
             self._offer(segment)
         if request.job_id:

@@ -95,7 +95,7 @@ class Segment:
     ``freed_by`` are those who freed it before it was sealed: the owner, if its word overtook the writer's.
     ``object_id`` names the object in the durable tier, and ``holder`` the segment itself, as who holds it there.
     ``ordered``: its file is being made or filled. ``used`` rises with each use of any segment. ``is_copy``: of another
-    node's segment.
+    node's segment. ``lent_to_link``: another node may have linked its file.
     """
 
     name: str
@@ -114,6 +114,7 @@ class Segment:
     ordered: bool = False
     used: int = 0
     is_copy: bool = False
+    lent_to_link: bool = False
     place: str = ""
 
     def __post_init__(self) -> None:
@@ -301,6 +302,10 @@ class SegmentTable:
             segment.state = SegmentState.WRITING
         return segment
 
+    def is_busy(self, name: str, warm: str) -> None:
+        """A file was not made of that warm one, which somebody still uses: it is warm as before."""
+        self._keep_warm(warm, self._segments[name].capacity_bytes, busy=True)
+
     def creation_failed(self, name: str) -> None:
         """A file could not be made: nothing was promised, and what was spilled still is."""
         segment = self._segments[name]
@@ -464,7 +469,8 @@ class SegmentTable:
         self._drawn += 1
         shelf = f"w{self._drawn}"
         self.commands.append(ShelveFile(segment.name, shelf))
-        self._keep_warm(shelf, segment.capacity_bytes)
+        self._keep_warm(shelf, segment.capacity_bytes, busy=segment.lent_to_link)
+        segment.lent_to_link = False
 
     def drop(self, segment: Segment) -> None:
         """Have an idle copy go."""
@@ -611,17 +617,24 @@ class SegmentTable:
             return
         del self._segments[segment.name]
         self.used_bytes -= segment.capacity_bytes
-        self._keep_warm(segment.place, segment.capacity_bytes)
+        self._keep_warm(segment.place, segment.capacity_bytes, busy=segment.lent_to_link)
 
-    def _keep_warm(self, place: str, capacity: int) -> None:
-        """Keep what lies there for the next object of its size, as long as there is room for that."""
+    def _keep_warm(self, place: str, capacity: int, *, busy: bool = False) -> None:
+        """Keep what lies there for the next object of its size, as long as there is room for that.
+
+        What may be ``busy`` elsewhere is the last to be used again.
+        """
         if is_part(place) and self.slabs.is_closed(place):
             self._vacate(place)
             return
         warm = self._warm_parts if is_part(place) else self._warm
         self.warm_bytes += capacity
-        warm.setdefault(capacity, deque()).append(place)
-        while self.warm_bytes > self._most_warm_bytes:
+        places = warm.setdefault(capacity, deque())
+        if busy:
+            places.appendleft(place)
+        else:
+            places.append(place)
+        while self.warm_bytes > self._most_warm_bytes or self.used_bytes + self.warm_bytes > self.capacity_bytes:
             self._cool_largest()
 
     def _cool_largest(self) -> None:

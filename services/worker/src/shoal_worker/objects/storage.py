@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +110,20 @@ class Storage:
             self._inject(FileCreated(command.name) if command.reused else self._reserve(command))
             return None
         path = self._folder / (command.name + PARTIAL * command.filled)
-        if command.reused and _take_over(self._folder / command.reused, path):
-            self._inject(FileCreated(command.name))
-            return None
+        busy = ""
+        if command.reused:
+            try:
+                if _take_over(self._folder / command.reused, path):
+                    self._inject(FileCreated(command.name))
+                    return None
+            except BlockingIOError:
+                busy = command.reused
         if command.capacity_bytes < LARGE_BYTES:
-            self._inject(self._make(path, command))
+            self._inject(replace(self._make(path, command), busy=busy))
             return None
-        return self._create_large(path, command)
+        return self._create_large(path, command, busy)
 
-    async def _create_large(self, path: Path, command: CreateFile) -> None:
+    async def _create_large(self, path: Path, command: CreateFile, busy: str) -> None:
         """Make a file in a thread; the pages of a file that was just removed may come back only in a moment."""
         deadline = time.monotonic() + ROOM_SECONDS
         while True:
@@ -125,7 +131,7 @@ class Storage:
             if not made.no_space or time.monotonic() > deadline:
                 break
             await asyncio.sleep(PAUSE_SECONDS)
-        self._inject(made)
+        self._inject(replace(made, busy=busy))
 
     def _make(self, path: Path, command: CreateFile) -> FileCreated:
         try:
@@ -251,25 +257,24 @@ def _is_own_folder(path: Path) -> bool:
 
 
 def _take_over(warm: Path, path: Path) -> bool:
-    """Give a warm file a new name; one that is used for something else is removed, and so left to that alone.
+    """Give a warm file a new name; ``BlockingIOError`` where somebody still uses it, False where there is none.
 
     A process may have locked it: one of this node that maps it and has not been heard, or one of another node (see
     ``shoal_core.runtime.data.segments``). Or another node may have linked it, which none can any more under a new name.
     """
     try:
         descriptor = os.open(warm, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(warm, path)
-            if os.fstat(descriptor).st_nlink == 1:
-                return True
-        finally:
-            os.close(descriptor)
-    except OSError:
-        warm.unlink(missing_ok=True)
-    else:
-        path.unlink()
-    return False
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(warm, path)
+        if os.fstat(descriptor).st_nlink == 1:
+            return True
+        os.rename(path, warm)
+    finally:
+        os.close(descriptor)
+    raise BlockingIOError
 
 
 def _no_room(command: CreateFile, error: OSError) -> FileCreated:
