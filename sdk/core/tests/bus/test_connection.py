@@ -13,8 +13,9 @@ from typing import Literal
 
 import pytest
 
-from shoal_core.bus.backoff import LONGEST_PAUSE_SECONDS, Backoff
+from shoal_core.bus.backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, STEADY_SECONDS, Backoff
 from shoal_core.bus.broker import EmbeddedBroker, free_port, launch_broker
+from shoal_core.bus.bulk import BulkAddress, BulkConnection, Header
 from shoal_core.bus.connection import connect
 from shoal_core.bus.credentials import Credentials, redacted
 from shoal_core.protocol.errors import AuthenticationError, BufferFullError, ClusterUnreachableError
@@ -218,6 +219,76 @@ def test_attempts_come_at_once_and_then_more_and_more_slowly() -> None:
     assert pauses[0] == 0
     assert 0.01 <= pauses[1] <= 0.02
     assert all(LONGEST_PAUSE_SECONDS / 2 <= pause <= LONGEST_PAUSE_SECONDS for pause in pauses[8:])
+
+
+class Idle:
+    """Whoever has a bulk connection and nothing to move."""
+
+    def connected(self) -> None:
+        pass
+
+    def disconnected(self) -> None:
+        pass
+
+    def refused(self, error: AuthenticationError) -> None:
+        raise AssertionError(error)
+
+    def turn(self) -> float:
+        return 60.0
+
+    def more(self) -> None:
+        pass
+
+    def memory(self, header: Header) -> memoryview:
+        raise AssertionError(header)
+
+    def arrived(self, header: Header, data: memoryview, checksum: int) -> None:
+        raise AssertionError(header)
+
+
+def test_only_a_connection_that_has_lasted_begins_that_anew() -> None:
+    now = 100.0
+    backoff = Backoff(lambda: now)
+    pauses = []
+    for _ in range(9):
+        pauses.append(backoff.pause_seconds())
+        backoff.connected()
+        now += STEADY_SECONDS / 2
+    assert pauses[0] == 0
+    assert pauses[8] >= LONGEST_PAUSE_SECONDS / 2, "it was cut at once each time"
+    now += STEADY_SECONDS / 2
+    assert backoff.pause_seconds() == 0
+    now += 10 * STEADY_SECONDS
+    assert backoff.pause_seconds() > 0, "this attempt has failed"
+
+
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, None])
+async def test_a_broker_that_cuts_every_connection_is_dialled_more_and_more_slowly(implementation: Kind | None) -> None:
+    taken: list[float] = []
+
+    async def hasty_broker(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(asyncio.get_running_loop().time())
+        writer.write(b'INFO {"server_id": "x", "version": "2.10.0", "headers": true, "max_payload": 1048576}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"PONG\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(hasty_broker, "127.0.0.1", 0)
+    address = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    if implementation is None:
+        connection = BulkConnection(BulkAddress(address, "x"))
+        serving = asyncio.create_task(asyncio.to_thread(connection.run, Idle()))
+        await until(lambda: len(taken) >= 7)
+        connection.close()
+        await serving
+        connection.discard()
+    else:
+        async with connect(address, role=Role.GCS, identity="x", cluster=CLUSTER, implementation=implementation):
+            await until(lambda: len(taken) >= 7)
+    server.close()
+    await server.wait_closed()
+    assert taken[6] - taken[0] >= sum(0.5 * FIRST_PAUSE_SECONDS * 2**doublings for doublings in range(5))
 
 
 def test_credentials_are_kept_in_a_private_file(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ class BulkConnection:
                 logger.info("no bulk connection to %s: %s", redacted(self._where.address), error)
                 self._pause(handler)
                 continue
-            self._backoff.attempts = 0
+            self._backoff.connected()
             try:
                 handler.connected()
                 self._serve(handler)
@@ -191,6 +191,7 @@ class BulkConnection:
             finally:
                 self._disconnect()
                 handler.disconnected()
+            self._pause(handler)
 
     def _pause(self, handler: Handler) -> None:
         """Wait before the next attempt; what is due meanwhile is done."""

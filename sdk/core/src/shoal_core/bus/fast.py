@@ -299,7 +299,7 @@ class FastBus(Bus):
         self._transport = transport
         self._writable = True
         self._write_is_due = False
-        self.backoff.attempts = 0
+        self.backoff.connected()
         self._last_refusal = ""
         self.info(info)
         self.connected = True

@@ -256,7 +256,7 @@ class StockBus(Bus):
         # error comes of it.
         info = getattr(self._client, "_server_info", {"jetstream": True})
         self.has_jetstream = bool(info.get("jetstream", False))
-        self._backoff.attempts = 0
+        self._backoff.connected()
 
     async def _disconnected(self) -> None:
         """The connection is gone: drop what waits to be published, fail what is in flight."""
