@@ -265,30 +265,31 @@ def test_only_a_connection_that_has_lasted_begins_that_anew() -> None:
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, None])
 async def test_a_broker_that_cuts_every_connection_is_dialled_more_and_more_slowly(implementation: Kind | None) -> None:
     taken: list[float] = []
+    cut: list[float] = []
 
     async def hasty_broker(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         taken.append(asyncio.get_running_loop().time())
         writer.write(b'INFO {"server_id": "x", "version": "2.10.0", "headers": true, "max_payload": 1048576}\r\n')
         await reader.readuntil(b"PING\r\n")
         writer.write(b"PONG\r\n")
-        await writer.drain()
+        await asyncio.sleep(FIRST_PAUSE_SECONDS / 2)  # the handshake is over by then
         writer.close()
+        cut.append(asyncio.get_running_loop().time())
 
-    server = await asyncio.start_server(hasty_broker, "127.0.0.1", 0)
-    address = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    if implementation is None:
-        connection = BulkConnection(BulkAddress(address, "x"))
-        serving = asyncio.create_task(asyncio.to_thread(connection.run, Idle()))
-        await until(lambda: len(taken) >= 7)
-        connection.close()
-        await serving
-        connection.discard()
-    else:
-        async with connect(address, role=Role.GCS, identity="x", cluster=CLUSTER, implementation=implementation):
+    async with await asyncio.start_server(hasty_broker, "127.0.0.1", 0) as server:
+        address = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        if implementation is None:
+            connection = BulkConnection(BulkAddress(address, "x"))
+            serving = asyncio.create_task(asyncio.to_thread(connection.run, Idle()))
             await until(lambda: len(taken) >= 7)
-    server.close()
-    await server.wait_closed()
-    assert taken[6] - taken[0] >= sum(0.5 * FIRST_PAUSE_SECONDS * 2**doublings for doublings in range(5))
+            connection.close()
+            await serving
+            connection.discard()
+        else:
+            async with connect(address, role=Role.GCS, identity="x", cluster=CLUSTER, implementation=implementation):
+                await until(lambda: len(taken) >= 7)
+        await until(lambda: len(cut) == len(taken))
+    assert taken[6] - taken[0] >= sum(FIRST_PAUSE_SECONDS / 2 * 2**doublings for doublings in range(5))
 
 
 def test_credentials_are_kept_in_a_private_file(tmp_path: Path) -> None:
