@@ -7,6 +7,7 @@ and whether its answer arrives. What a replica that crashed had sent may still b
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -66,6 +67,7 @@ from shoal_objectstore.core import (
     SWEEP_SECONDS,
     SWEEPS_AT_ONCE,
     TICK_SECONDS,
+    TOMBSTONE_SECONDS,
     Begin,
     DurableTier,
     Listed,
@@ -156,6 +158,8 @@ class World:
         self.tokens: dict[tuple[DurableTier, int], Call] = {}
         self.ended_jobs: set[JobId] = set()
         self.cores: list[DurableTier] = []
+        self.lags = False
+        self.unheard: dict[DurableTier, list[Changed]] = defaultdict(list)
         self.cores = [self.begin() for _ in range(replicas)]
 
     def begin(self) -> DurableTier:
@@ -310,13 +314,34 @@ class World:
         self.keys[store.key] = (store.value, self.revision)
         if store.key.endswith(".manifest"):
             for core in self.cores:
-                core.handle(Changed(store.key, store.value or None, self.revision), self.now)
-                core.holdings.sanity_check()
+                self.unheard[core].append(Changed(store.key, store.value or None, self.revision))
+            if not self.lags:
+                self.hear()
         self.note_readable(store.key.partition(".")[0])
 
+    def is_empty_soon(self) -> bool:
+        """Tell whether nothing is left once tombstones have gone."""
+        self.now += TOMBSTONE_SECONDS
+        for replica in range(len(self.cores)):
+            self.tick(replica)
+        self.settle()
+        return not self.keys
+
+    def hear(self) -> None:
+        """Tell all replicas what they have not been told yet."""
+        for core in self.cores:
+            for changed in self.unheard.pop(core, []):
+                core.handle(changed, self.now)
+            core.holdings.sanity_check()
+
     def purge(self, command: Purge) -> None:
+        """Delete keys; nobody is told of a change of theirs any more."""
         limit = self.revision if command.revision is None else command.revision
         prefix = f"{command.place}."
+        for core, unheard in self.unheard.items():
+            self.unheard[core] = [
+                changed for changed in unheard if not changed.key.startswith(prefix) or changed.revision > limit
+            ]
         self.keys = {key: held for key, held in self.keys.items() if not key.startswith(prefix) or held[1] > limit}
 
     def note_readable(self, object_id: str) -> None:
@@ -445,8 +470,17 @@ class Chaos(RuleBasedStateMachine):
     def crash(self, replica: int) -> None:
         self.world.crash(replica)
 
+    @rule(lags=st.booleans())
+    def watch(self, lags: bool) -> None:
+        """Let replicas be behind with what they are told, or catch up."""
+        self.world.lags = lags
+        if not lags:
+            self.world.hear()
+
     @rule(replica=st.integers(0, REPLICAS - 1), seconds=st.sampled_from([0.0, 1.0, ABANDONED_SECONDS + 1]))
     def sweep(self, replica: int, seconds: float) -> None:
+        if seconds:
+            self.world.hear()
         self.world.now += seconds
         self.world.tick(replica)
 
@@ -513,7 +547,8 @@ class Chaos(RuleBasedStateMachine):
         self.promises_are_kept()
         assert not [call for call in self.world.calls if call.open], "every request was answered"
         assert not any(core.under_way for core in self.world.cores)
-        for _ in range(2):  # the first asks which jobs have ended, the second finds what that left
+        self.watch(lags=False)
+        for _ in range(3):  # the first asks which jobs have ended, the second finds what that left, and then it goes
             self.world.now += ABANDONED_SECONDS + 1
             self.world.tick(0)
             self.world.settle()
@@ -527,6 +562,9 @@ class Chaos(RuleBasedStateMachine):
                 assert manifest.job_id not in self.world.ended_jobs, "what is of a job that has ended is removed"
                 expected |= {manifest_key(object_id), *(f"{manifest.place}.{n}" for n in range(len(manifest.digests)))}
         assert set(self.world.keys) == expected, "nothing else is left"
+        there = {key.removesuffix(".manifest") for key in expected if key.endswith(".manifest")}
+        for core in self.world.cores:
+            assert {*core.holdings._objects} == there, "every replica knows what there is"
 
 
 Chaos.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
@@ -548,9 +586,21 @@ def test_a_delete_leaves_nothing() -> None:
     world = stored_world()
     assert world.look("a") == CONTENTS["long"]
     assert world.run(DurableDelete(object_id="a")) == Done()
-    assert world.keys == {}
+    assert [*world.keys] == ["a.manifest"], "the tombstone stays until all replicas have seen it"
+    assert world.run(DurableDelete(object_id="a")) == Done()
+    assert world.is_empty_soon()
     assert world.run(DurableDelete(object_id="a")) == Done()
     assert isinstance(world.run(DurableGet(object_id="a")), NotFoundError)
+
+
+def test_a_replica_that_is_behind_hears_of_a_delete_all_the_same() -> None:
+    world = stored_world()
+    world.lags = True
+    world.run(DurableDelete(object_id="a"))
+    assert len(world.cores[0].holdings) == 1
+    world.hear()
+    assert len(world.cores[0].holdings) == 0
+    assert world.is_empty_soon()
 
 
 def test_a_purge_that_comes_late_spares_what_was_put_since() -> None:
@@ -622,7 +672,7 @@ def test_an_object_stays_until_its_last_holder_lets_go() -> None:
         assert world.run(DurableDelete(object_id="a", holder=holder)) == Done()
         assert world.look("a") == CONTENTS["long"]
     assert world.run(DurableDelete(object_id="a", holder="two")) == Done()
-    assert world.keys == {}
+    assert world.is_empty_soon()
 
 
 def test_all_holders_whose_names_begin_alike_let_go_together() -> None:
@@ -632,7 +682,7 @@ def test_all_holders_whose_names_begin_alike_let_go_together() -> None:
     world.run(DurableDelete(object_id="a", holder="node:"))
     assert world.look("a") == CONTENTS["long"]
     world.run(DurableDelete(object_id="a", holder="one"))
-    assert world.keys == {}
+    assert world.is_empty_soon()
 
 
 def test_what_is_held_for_a_time_goes_with_it() -> None:
@@ -645,7 +695,7 @@ def test_what_is_held_for_a_time_goes_with_it() -> None:
         world.tick(0)
         world.settle()
         assert (world.look("a") is not None) == there
-    assert world.keys == {}
+    assert world.is_empty_soon()
 
 
 def finished(object_id: str) -> Event:
@@ -675,7 +725,7 @@ def test_a_replica_that_was_away_asks_whether_jobs_have_ended() -> None:
             world.take(world.cores[0], world.cores[0].handle(how, world.now), None)
         world.tick(0)
         world.settle()
-        assert world.keys == {}
+        assert world.is_empty_soon()
 
 
 def test_an_object_that_passes_a_bound_is_refused_and_says_who_holds_what() -> None:
@@ -807,7 +857,7 @@ def test_a_replica_counts_what_it_did() -> None:
     world.tick(0)
     world.settle()
     assert (counts.deleted, counts.swept) == (1, 1)
-    assert world.keys == {}
+    assert world.is_empty_soon()
 
 
 def test_a_lost_connection_asks_for_nothing() -> None:

@@ -14,7 +14,7 @@ between any two steps:
 3. **An object stays while anybody holds it and its job runs.** Its last holder lets go of it in one step with its
    removal, so who begins to hold it comes before, or finds nothing.
 4. **A removal is final until a new put.** It replaces the manifest by a tombstone, and then purges, in one step, all of
-   the object up to the tombstone's revision. A new put may replace the tombstone at any time: what it writes has a
+   the object below the tombstone's revision. A new put may replace the tombstone at any time: what it writes has a
    higher revision, and is not purged.
 5. **Nothing is left.** What a crash or a slow writer left behind (tombstones, uploads that nobody ends, chunks of
    uploads that are gone), what nobody holds any longer, and what is of a job that has ended, every replica sweeps from
@@ -22,7 +22,8 @@ between any two steps:
    whose name will never come again.
 
 Replicas watch the manifests, and so see which jobs have objects. They hear of the end of a job; whatever they did not
-hear, they ask the control store from time to time and after each reconnect.
+hear, they ask the control store from time to time and after each reconnect. What is purged before a watch was told of
+it, that never hears of. So whoever has written or found a tombstone sweeps it only after ``TOMBSTONE_SECONDS``.
 
 Memory is bounded: so many requests are under way at most, each of which holds one chunk at most; of each object a
 replica knows its job and its size.
@@ -80,6 +81,7 @@ from shoal_objectstore.operations import (
     OpenUpload,
     Operation,
     Purged,
+    Removal,
     SealObject,
     SweepObject,
     WriteChunk,
@@ -88,9 +90,13 @@ from shoal_objectstore.operations import (
 SWEEP_SECONDS = 600.0
 JOB_SECONDS = 60.0
 TICK_SECONDS = 5.0
+TOMBSTONE_SECONDS = 10.0
+"""So long a replica may be behind with what it is told of."""
 SWEEPS_AT_ONCE = 4
 MOST_REQUESTS = 256
 MOST_ENDED_JOBS = 1024
+MOST_BURIED = 4096
+"""Tombstones of which a replica knows that they have to go; others are found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +144,7 @@ class DurableTier:
         self.holdings = Holdings(quotas or Quotas())
         self._job_question = job_question
         self._ended: dict[JobId, None] = {}
+        self._buried: deque[tuple[float, str]] = deque(maxlen=MOST_BURIED)
         self._unswept: deque[SweepObject] = deque()
         self._sweeping = 0
         self._ask_at = self._sweep_at = float("-inf")
@@ -162,7 +169,7 @@ class DurableTier:
             case Listed():
                 effects = self._sweep(message.places, now)
             case Loaded() | Conflict() | Stored() | StoreRefused() | ChunkRead() | ChunksCounted() | Purged():
-                effects = self._settled(message)
+                effects = self._settled(message, now)
             case _:
                 raise TypeError(f"not an input of the durable tier: {message!r}")
         self.under_way.difference_update(effect.token for effect in effects if isinstance(effect, Reply))
@@ -171,14 +178,22 @@ class DurableTier:
     def tick(self, now: float) -> list[Effect]:
         """Sweep what has expired, and from time to time all there is; ask which jobs run still."""
         effects: list[Effect] = [WakeAt(now + TICK_SECONDS)]
-        effects += self._sweep(dict.fromkeys(self.holdings.expired(now), ()), now)
         if now >= self._ask_at:
             self._ask_at = now + JOB_SECONDS
             effects += self._ask_for_jobs()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
             effects += [] if self._unswept or self._sweeping else [Start(ListPlaces())]
+        effects += self._sweep(dict.fromkeys(self.holdings.expired(now), ()), now)
+        effects += self._sweep(dict.fromkeys(self._seen_by_all(now), ()), now, final=True)
         return effects
+
+    def _seen_by_all(self, now: float) -> list[str]:
+        """Return the removed objects whose tombstones may go."""
+        seen = []
+        while self._buried and self._buried[0][0] <= now:
+            seen.append(self._buried.popleft()[1])
+        return seen
 
     # ------------------------------------------------------------------------------- jobs
 
@@ -212,12 +227,12 @@ class DurableTier:
             raise DeclaredDeadError(f"object {request.object_id} belongs to job {request.job_id}, which has ended")
         self.holdings.check_room(request)
 
-    def _settled(self, outcome: Any) -> list[Effect]:
+    def _settled(self, outcome: Any, now: float) -> list[Effect]:
         """Go on with the operation that an outcome belongs to; a sweep that is over makes room for the next."""
         through_command = isinstance(outcome, ChunkRead | ChunksCounted | Purged)
         operation: Operation = (outcome.command if through_command else outcome).context
         try:
-            effects = self._go_on(operation, outcome)
+            effects = self._go_on(operation, outcome, now)
         except ShoalError as error:
             effects = operation.answer(error)
         if not effects and isinstance(operation, SweepObject):
@@ -225,14 +240,19 @@ class DurableTier:
             return self._sweep_next()
         return effects
 
-    def _go_on(self, operation: Operation, outcome: Any) -> list[Effect]:
+    def _go_on(self, operation: Operation, outcome: Any, now: float) -> list[Effect]:
         match outcome:
             case Loaded():
-                return operation.look(manifests.decode(outcome.value, outcome.revision), outcome.revision)
+                manifest = manifests.decode(outcome.value, outcome.revision)
+                if isinstance(operation, SweepObject) and manifest is None and outcome.revision and not operation.final:
+                    self._buried.append((now + TOMBSTONE_SECONDS, operation.object_id))
+                return operation.look(manifest, outcome.revision)
             case Conflict():
                 return operation.conflicted(outcome)
             case Stored():
                 self._count(operation)
+                if isinstance(operation, Removal) and not operation.kept:
+                    self._buried.append((now + TOMBSTONE_SECONDS, operation.object_id))
                 return operation.stored(outcome.revision)
             case StoreRefused():
                 raise ObjectStoreFullError(
@@ -253,9 +273,9 @@ class DurableTier:
                 return operation.read(data)
         return operation.purged()
 
-    def _sweep(self, places: Mapping[str, Sequence[str]], now: float) -> list[Effect]:
+    def _sweep(self, places: Mapping[str, Sequence[str]], now: float, *, final: bool = False) -> list[Effect]:
         self._unswept.extend(
-            SweepObject(object_id, tuple(found), now, self._ended) for object_id, found in sorted(places.items())
+            SweepObject(object_id, tuple(found), now, self._ended, final) for object_id, found in sorted(places.items())
         )
         return self._sweep_next()
 

@@ -217,15 +217,17 @@ class FetchChunk(Operation):
 
 
 class Removal(Operation):
-    """What ends with a tombstone, and a purge of all up to it."""
+    """What ends with a tombstone, and a purge of all before it; or with less, where the object is ``kept``."""
 
-    def bury(self, manifest: Manifest | None, revision: int) -> list[Effect]:
-        """Write the tombstone in place of what is there, unless it is a tombstone."""
-        return self.stored(revision) if manifest is None else self.write(TOMBSTONE, revision)
+    kept: bool
 
     def stored(self, revision: int) -> list[Effect]:
-        """Purge up to the tombstone."""
-        return [Start(Purge(self.object_id, revision, self))]
+        """Purge all before the tombstone, if one was written."""
+        return self.let_go() if self.kept else [Start(Purge(self.object_id, revision - 1, self))]
+
+    @abstractmethod
+    def let_go(self) -> list[Effect]:
+        """Go on after some have let go of the object that others hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +241,11 @@ class DeleteObject(Removal):
 
     def look(self, manifest: Manifest | None, revision: int) -> list[Effect]:
         """Let go of it, or remove what there is."""
-        left = None if manifest is None else manifests.released(manifest, self.holder)
+        if manifest is None:
+            return self.stored(revision) if revision else self.answer(Done())
+        left = manifests.released(manifest, self.holder)
         if left is None:
-            return self.bury(manifest, revision) if revision else self.answer(Done())
+            return self.write(TOMBSTONE, revision)
         if left == manifest:
             return self.answer(Done())
         return replace(self, kept=True).write(manifests.encode(left), revision)
@@ -250,38 +254,42 @@ class DeleteObject(Removal):
         """Decide anew."""
         return replace(self, kept=False).look(manifests.decode(conflict.value, conflict.revision), conflict.revision)
 
-    def stored(self, revision: int) -> list[Effect]:
-        """Purge up to the tombstone, if one was written."""
-        return self.answer(Done()) if self.kept else [Start(Purge(self.object_id, revision, self))]
+    def let_go(self) -> list[Effect]:
+        """Answer."""
+        return self.answer(Done())
 
 
 @dataclass(frozen=True, slots=True)
 class SweepObject(Removal):
     """Remove what nobody will miss of an object; ``places`` are those where its chunks were seen to lie.
 
-    ``jobs`` are those that have ended, of which nobody will miss anything.
+    ``jobs`` are those that have ended, of which nobody will miss anything. ``final``: a tombstone goes, too.
     """
 
     object_id: str
     places: tuple[str, ...]
     now: float
     jobs: Container[JobId] = ()
+    final: bool = False
     kept: bool = False
     token: None = None
 
     def look(self, manifest: Manifest | None, revision: int) -> list[Effect]:
-        """Remove what is expired, abandoned or deleted; else chunks of earlier uploads, one upload at a time."""
-        left = None if manifest is None or manifest.job_id in self.jobs else manifests.expired(manifest, self.now)
-        if revision and left is None:
-            return replace(self, kept=False).bury(manifest, revision)
-        if left is not None and left != manifest:
-            return replace(self, kept=True).write(manifests.encode(left), revision)
+        """Remove what is expired or abandoned; else chunks of earlier uploads, one upload at a time."""
+        if manifest is not None:
+            left = None if manifest.job_id in self.jobs else manifests.expired(manifest, self.now)
+            if left is None:
+                return replace(self, kept=False).write(TOMBSTONE, revision)
+            if left != manifest:
+                return replace(self, kept=True).write(manifests.encode(left), revision)
+        elif revision and self.final:
+            return [Start(Purge(self.object_id, revision, self))]
         gone = [place for place in self.places if manifest is None or place != manifest.place]
         return [Start(Purge(gone[0], None, replace(self, places=tuple(gone[1:]))))] if gone else []
 
-    def stored(self, revision: int) -> list[Effect]:
-        """Purge up to the tombstone, if one was written; else look again, for what else there may be."""
-        return self.begin() if self.kept else [Start(Purge(self.object_id, revision, self))]
+    def let_go(self) -> list[Effect]:
+        """Look again, for what else there may be."""
+        return self.begin()
 
     def purged(self) -> list[Effect]:
         """Look again if there is more."""
