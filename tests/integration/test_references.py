@@ -22,7 +22,7 @@ from shoal.session import _membership, runtime
 from shoal.util import state
 from shoal.util.queue import Queue
 from tests.integration.stores import used_bytes
-from tests.integration.waiting import get, until
+from tests.integration.waiting import get, has_stopped, until
 
 LARGE = 1_000_000
 """Too large to travel inline."""
@@ -338,6 +338,7 @@ class TestWhoHoldsWhat:
         assert pid in {row.pid for row in known()}
         os.kill(pid, signal.SIGSTOP)
         try:
+            until(lambda: has_stopped(pid), "each of its threads has heard of that: one of them answers")
             with pytest.raises(state.StateUnavailableError, match="did not answer its node in time"):
                 state.list_objects(timeout=3)
             others = state.list_objects(timeout=3, raise_on_missing_output=False)

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -28,6 +29,12 @@ def until(condition: Callable[[], bool], what: str, seconds: float = SECONDS) ->
 def get(refs: Any) -> Any:
     """Return the values of references, or fail."""
     return shoal.get(refs, timeout=SECONDS)
+
+
+def has_stopped(pid: int) -> bool:
+    """Tell whether all threads of a process stand still, which is a while after the signal where others run."""
+    threads = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(threads) == {"T"}
 
 
 def is_gone(pid: int) -> bool:
