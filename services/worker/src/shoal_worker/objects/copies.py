@@ -235,8 +235,8 @@ class Copies:
         return True
 
     def _may_link(self, copy: Copy) -> bool:
-        unheard_of = self._boot_id and copy.source not in self._apart
-        return bool(unheard_of) and not self._segments.is_shared(copy.size_bytes)
+        is_near = self._boot_id != "" and copy.source not in self._apart
+        return is_near and not self._segments.is_shared(copy.size_bytes)
 
     def served(self, incoming: Incoming, error: ShoalError | None, now: float) -> None:
         """A copy has its file, or room; or there is none. Not of interest where the copy is given up by now."""

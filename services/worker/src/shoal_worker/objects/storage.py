@@ -116,7 +116,7 @@ class Storage:
                 if _take_over(self._folder / command.reused, path):
                     self._inject(FileCreated(command.name))
                     return None
-            except BlockingIOError:
+            except OSError:
                 busy = command.reused
         if command.capacity_bytes < LARGE_BYTES:
             self._inject(replace(self._make(path, command), busy=busy))
@@ -257,7 +257,7 @@ def _is_own_folder(path: Path) -> bool:
 
 
 def _take_over(warm: Path, path: Path) -> bool:
-    """Give a warm file a new name; ``BlockingIOError`` where somebody still uses it, False where there is none.
+    """Give a warm file a new name; ``OSError`` where somebody still uses it, False where there is none.
 
     A process may have locked it: one of this node that maps it and has not been heard, or one of another node (see
     ``shoal_core.runtime.data.segments``). Or another node may have linked it, which none can any more under a new name.
