@@ -23,6 +23,8 @@ STORE_BYTES = 5 * 1024**3
 READERS = 8
 WARM_ROUNDS = 2
 SHARED_MEMORY = "/dev/shm"
+APART = "apart-"
+"""What the names of folders begin with in which the folders of nodes lie that share nothing."""
 FREEING_SECONDS = 0.5
 """How long the nodes have to hear that an object was freed, before the next one is made."""
 
@@ -30,7 +32,7 @@ FREEING_SECONDS = 0.5
 @contextlib.contextmanager
 def store_folders(count: int) -> Iterator[list[str]]:
     """Make folders in shared memory, so that the objects of each node of Shoal lie apart."""
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=SHARED_MEMORY) as base:
+    with tempfile.TemporaryDirectory(prefix=APART, dir=SHARED_MEMORY) as base:
         folders = [Path(base, str(index)) for index in range(count)]
         for folder in folders:
             folder.mkdir()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from bench.transfers import APART, store_folders
 from shoal.util import state
 
 SHARED_MEMORY = Path("/dev/shm")
-APART = "apart-"
 
 
 def used_bytes() -> int:
@@ -30,9 +29,6 @@ def stores() -> list[Path]:
 @contextlib.contextmanager
 def apart(nodes: int) -> Iterator[list[str]]:
     """Make a folder for each node's objects: they lie in no common one, as on machines of their own."""
-    with tempfile.TemporaryDirectory(prefix=APART, dir=SHARED_MEMORY) as base:
-        folders = [Path(base, str(index)) for index in range(nodes)]
-        for folder in folders:
-            folder.mkdir()
-        yield [str(folder) for folder in folders]
-        assert not [left for folder in folders for left in folder.iterdir()], "nodes leave nothing behind"
+    with store_folders(nodes) as folders:
+        yield folders
+        assert not [left for folder in folders for left in Path(folder).iterdir()], "nodes leave nothing behind"

@@ -23,7 +23,7 @@ between any two steps:
 
 Replicas watch the manifests, and so see which jobs have objects. They hear of the end of a job; whatever they did not
 hear, they ask the control store from time to time and after each reconnect. What is purged before a watch was told of
-it, that never hears of. So whoever has written or found a tombstone sweeps it only after ``TOMBSTONE_SECONDS``.
+it, that never hears of. So whoever has written or found a tombstone drops it only after ``TOMBSTONE_SECONDS``.
 
 Memory is bounded: so many requests are under way at most, each of which holds one chunk at most; of each object a
 replica knows its job and its size.
@@ -77,6 +77,7 @@ from shoal_objectstore.operations import (
     ChunksCounted,
     DeleteObject,
     DescribeObject,
+    DropTombstone,
     FetchChunk,
     OpenUpload,
     Operation,
@@ -144,8 +145,8 @@ class DurableTier:
         self.holdings = Holdings(quotas or Quotas())
         self._job_question = job_question
         self._ended: dict[JobId, None] = {}
-        self._buried: deque[tuple[float, str]] = deque(maxlen=MOST_BURIED)
-        self._unswept: deque[SweepObject] = deque()
+        self._buried: deque[tuple[float, DropTombstone]] = deque(maxlen=MOST_BURIED)
+        self._unswept: deque[SweepObject | DropTombstone] = deque()
         self._sweeping = 0
         self._ask_at = self._sweep_at = float("-inf")
 
@@ -185,15 +186,9 @@ class DurableTier:
             self._sweep_at = now + SWEEP_SECONDS
             effects += [] if self._unswept or self._sweeping else [Start(ListPlaces())]
         effects += self._sweep(dict.fromkeys(self.holdings.expired(now), ()), now)
-        effects += self._sweep(dict.fromkeys(self._seen_by_all(now), ()), now, final=True)
-        return effects
-
-    def _seen_by_all(self, now: float) -> list[str]:
-        """Return the removed objects whose tombstones may go."""
-        seen = []
         while self._buried and self._buried[0][0] <= now:
-            seen.append(self._buried.popleft()[1])
-        return seen
+            self._unswept.append(self._buried.popleft()[1])
+        return effects + self._sweep_next()
 
     # ------------------------------------------------------------------------------- jobs
 
@@ -235,7 +230,7 @@ class DurableTier:
             effects = self._go_on(operation, outcome, now)
         except ShoalError as error:
             effects = operation.answer(error)
-        if not effects and isinstance(operation, SweepObject):
+        if not effects and isinstance(operation, SweepObject | DropTombstone):
             self._sweeping -= 1
             return self._sweep_next()
         return effects
@@ -244,15 +239,15 @@ class DurableTier:
         match outcome:
             case Loaded():
                 manifest = manifests.decode(outcome.value, outcome.revision)
-                if isinstance(operation, SweepObject) and manifest is None and outcome.revision and not operation.final:
-                    self._buried.append((now + TOMBSTONE_SECONDS, operation.object_id))
+                if isinstance(operation, SweepObject) and manifest is None and outcome.revision:
+                    self._bury(operation.object_id, outcome.revision, now)
                 return operation.look(manifest, outcome.revision)
             case Conflict():
                 return operation.conflicted(outcome)
             case Stored():
                 self._count(operation)
                 if isinstance(operation, Removal) and not operation.kept:
-                    self._buried.append((now + TOMBSTONE_SECONDS, operation.object_id))
+                    self._bury(operation.object_id, outcome.revision, now)
                 return operation.stored(outcome.revision)
             case StoreRefused():
                 raise ObjectStoreFullError(
@@ -273,9 +268,13 @@ class DurableTier:
                 return operation.read(data)
         return operation.purged()
 
-    def _sweep(self, places: Mapping[str, Sequence[str]], now: float, *, final: bool = False) -> list[Effect]:
+    def _bury(self, object_id: str, revision: int, now: float) -> None:
+        """Have a tombstone go when all replicas have seen it."""
+        self._buried.append((now + TOMBSTONE_SECONDS, DropTombstone(object_id, revision)))
+
+    def _sweep(self, places: Mapping[str, Sequence[str]], now: float) -> list[Effect]:
         self._unswept.extend(
-            SweepObject(object_id, tuple(found), now, self._ended, final) for object_id, found in sorted(places.items())
+            SweepObject(object_id, tuple(found), now, self._ended) for object_id, found in sorted(places.items())
         )
         return self._sweep_next()
 

@@ -263,14 +263,13 @@ class DeleteObject(Removal):
 class SweepObject(Removal):
     """Remove what nobody will miss of an object; ``places`` are those where its chunks were seen to lie.
 
-    ``jobs`` are those that have ended, of which nobody will miss anything. ``final``: a tombstone goes, too.
+    ``jobs`` are those that have ended, of which nobody will miss anything.
     """
 
     object_id: str
     places: tuple[str, ...]
     now: float
     jobs: Container[JobId] = ()
-    final: bool = False
     kept: bool = False
     token: None = None
 
@@ -282,8 +281,6 @@ class SweepObject(Removal):
                 return replace(self, kept=False).write(TOMBSTONE, revision)
             if left != manifest:
                 return replace(self, kept=True).write(manifests.encode(left), revision)
-        elif revision and self.final:
-            return [Start(Purge(self.object_id, revision, self))]
         gone = [place for place in self.places if manifest is None or place != manifest.place]
         return [Start(Purge(gone[0], None, replace(self, places=tuple(gone[1:]))))] if gone else []
 
@@ -294,3 +291,20 @@ class SweepObject(Removal):
     def purged(self) -> list[Effect]:
         """Look again if there is more."""
         return self.begin() if self.places else []
+
+
+@dataclass(frozen=True, slots=True)
+class DropTombstone(Operation):
+    """Purge what is left of an object that was removed at this revision: the tombstone."""
+
+    object_id: str
+    revision: int
+    token: None = None
+
+    def begin(self) -> list[Effect]:
+        """Purge; what was put since has a higher revision."""
+        return [Start(Purge(self.object_id, self.revision, self))]
+
+    def look(self, manifest: Manifest | None, revision: int) -> list[Effect]:
+        """Raise: there is nothing to look at."""
+        raise TypeError("a tombstone is dropped without a look")

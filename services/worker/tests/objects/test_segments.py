@@ -60,7 +60,7 @@ def test_a_warm_file_that_somebody_else_still_uses_is_warm_as_before_and_the_las
     third = table.promise().name
     (command,) = table.taken()[2:]
     assert command == CreateFile(third, PAGE_BYTES, reused=first)
-    table.is_busy(third, first)
+    table.stays_warm(first, third)
     table.created(third)
     table.free(second, OWNER)
     assert table.warm_bytes == 2 * PAGE_BYTES
@@ -73,7 +73,7 @@ def test_what_is_busy_is_removed_where_there_is_no_room_to_keep_it() -> None:
     table.free(first, OWNER)
     third = table.promise().name
     table.taken()
-    table.is_busy(third, first)
+    table.stays_warm(first, third)
     assert table.taken() == [RemoveFile(first)]
     assert table.warm_bytes == 0
 

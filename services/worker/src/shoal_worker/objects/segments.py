@@ -302,7 +302,7 @@ class SegmentTable:
             segment.state = SegmentState.WRITING
         return segment
 
-    def is_busy(self, name: str, warm: str) -> None:
+    def stays_warm(self, warm: str, name: str) -> None:
         """A file was not made of that warm one, which somebody still uses: it is warm as before."""
         self._keep_warm(warm, self._segments[name].capacity_bytes, busy=True)
 

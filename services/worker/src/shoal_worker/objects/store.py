@@ -309,7 +309,7 @@ class ObjectStore:
     def _file_created(self, created: FileCreated) -> None:
         wanted = self._creating.pop(created.name)
         if created.busy:
-            self.segments.is_busy(created.name, created.busy)
+            self.segments.stays_warm(created.busy, created.name)
         if created.error:
             self.segments.creation_failed(created.name)
             self._refuse(wanted, ObjectStoreFullError(created.error))
